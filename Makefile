@@ -1,0 +1,83 @@
+# `make` lists the targets. Everything runs in .venv, which the targets make and keep up to date by themselves:
+# `make demo` on a fresh clone installs the base (no torch), `make test` adds the rest to the same environment.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+# An interpreter of your choice: make test PYTHON=/path/to/python3.12
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A stamp is newer than what it was made from for as long as nothing needs to be installed again.
+VENV_MADE := $(VENV)/.made
+BASE := $(VENV)/.installed-base
+ALL := $(VENV)/.installed-all
+REQUIREMENTS := pyproject.toml constraints.txt hatch_build.py
+
+SAMPLE := samples/motorcycle
+FAST := not slow and not gpu
+
+.PHONY: help demo test test-all lint format types clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+demo: $(BASE) ## deblur the sample pair: pictures in demo/, PSNR and SSIM on the screen
+	mkdir -p demo
+	$(BIN)/ldp deblur $(SAMPLE)/left.png $(SAMPLE)/right.png -o demo/restored.png \
+		--blur-map demo/blur-map.png --compare demo/compare.png --target $(SAMPLE)/target.png
+
+test: lint types ## lint, types and the tests that need neither a GPU nor patience
+	$(BIN)/python -m pytest -m "$(FAST)"
+
+test-all: lint types ## lint, types and every test; GPU tests skip where there is none
+	$(BIN)/python -m pytest
+
+lint: $(ALL) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(ALL) ## rewrite the code as lint wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(ALL) ## mypy on both packages
+	$(BIN)/mypy
+
+clean: ## remove what builds, tools and the demo wrote (not .venv)
+	rm -rf build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find ldp_runtime ldp_export tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV_MADE):
+	@python=; \
+	for candidate in $(if $(PYTHON),'$(PYTHON)',python3.11 python3); do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			python=$$candidate; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "error: LDP needs Python 3.11 or newer; tried $(if $(PYTHON),$(PYTHON),python3.11 and python3)" \
+			"($$($(if $(PYTHON),'$(PYTHON)',python3) --version 2>&1 | head -n 1 || true))." \
+			"Install it, or name one: make PYTHON=/path/to/python3.11 ..." >&2; \
+		exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "error: $$python cannot make virtual environments. On Debian and Ubuntu install the package" \
+			"python$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv." >&2; \
+		exit 1; \
+	fi; \
+	echo "making $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv $(VENV)
+	@touch $@
+
+$(BASE): $(VENV_MADE) $(REQUIREMENTS)
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(ALL): $(VENV_MADE) $(REQUIREMENTS)
+	$(PIP) install --quiet -c constraints.txt -e '.[export,dev]'
+	@touch $(BASE) $@

@@ -1,0 +1,89 @@
+"""Reference blur-map estimation in torch (paper, Section 3.1); differentiable. `ldp_runtime.blur_map` is its twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOGIT_LIMIT = 10.0
+
+
+def center_view(left: Tensor, right: Tensor) -> Tensor:
+    """The mean of the views, which is what a regular sensor would have seen; any shape."""
+    return (left + right) * 0.5
+
+
+def stereo_canvas(left: Tensor, right: Tensor) -> Tensor:
+    """eta(L, R^h) of the DP-aware format: `(B, 3, H, W)` twice to `(B, 3, H, 2W)`, L beside the mirrored R.
+
+    Column x of L mirrors to column 2W - 1 - x, where the same column x of R stands.
+    """
+    return torch.cat([left, right.flip(3)], dim=3)
+
+
+def alpha(features: Tensor) -> Tensor:
+    """Eq. 5: averages each position with its mirror image, `(B, gh, ws, c)` to `(B, gh, ws // 2, c)`.
+
+    `alpha(F)[i, j] = (F[i, j] + F[i, ws - 1 - j]) / 2`, counted from 0, for `j < ws // 2`.
+    """
+    half = features.shape[2] // 2
+    return (features[:, :, :half] + features.flip(2)[:, :, :half]) * 0.5
+
+
+def similarity(features: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Cosine similarity `(..., k)` of features `(..., c)` with unit-length text embeddings `(k, c)`."""
+    return F.normalize(features.float(), dim=-1) @ text_embeddings.float().T
+
+
+def prompt_logits(similarities: Tensor, offsets: Tensor, temperatures: Tensor) -> Tensor:
+    """`sigma^-1` of Eq. 4: `z = (100 cos - offset) / temperature`, one offset and temperature a prompt (last axis)."""
+    return (100 * similarities - offsets) / temperatures
+
+
+def ensemble_logits(logits: Tensor) -> Tensor:
+    """The logit of the mean probability of k prompts: `(..., k)` to `(...)`, clipped to +-`LOGIT_LIMIT`.
+
+    `log sum sigmoid(z_k) - log sum sigmoid(-z_k)`, which loses no digits where all probabilities are near 0 or 1.
+    """
+    logits = logits.float()
+    blurred = torch.logsumexp(F.logsigmoid(logits), dim=-1)
+    sharp = torch.logsumexp(F.logsigmoid(-logits), dim=-1)
+    return (blurred - sharp).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def blur_logits(
+    stereo_features: Tensor,
+    center_features: Tensor,
+    text_embeddings: Tensor,
+    dp_aware: Sequence[bool],
+    offsets: Tensor,
+    temperatures: Tensor,
+) -> Tensor:
+    """Unnormalised blur map of an ensemble of prompts (Eq. 4 to 6).
+
+    Args:
+        stereo_features: `(B, gh, 2 gw, c)` of the stereo canvas.
+        center_features: `(B, gh, gw, c)` of the center view.
+        text_embeddings: `(k, c)`, unit length: the prompts to use. All eight of Table 4 are Ens.2; those of one format
+            are Ens.1; one is that prompt alone.
+        dp_aware: For each prompt, whether it is DP-aware (reads alpha of the canvas; true where sharp, so its logit
+            changes sign, Eq. 6) or blur-aware (reads the center view).
+        offsets: `(k,)` of Eq. 4's sigma.
+        temperatures: `(k,)` of Eq. 4's sigma.
+
+    Returns:
+        `(B, 1, gh, gw)` float32 in +-10; its sigmoid is the blur map M_F.
+    """
+    of_canvas = similarity(alpha(stereo_features), text_embeddings)
+    of_center = similarity(center_features, text_embeddings)
+    is_dp_aware = torch.tensor(list(dp_aware), device=of_center.device)
+    z = prompt_logits(torch.where(is_dp_aware, of_canvas, of_center), offsets, temperatures)
+    return ensemble_logits(torch.where(is_dp_aware, -z, z))[:, None]
+
+
+def upsample_map(logits: Tensor, patch: int) -> Tensor:
+    """The blur map M: bilinear upsampling of the sigmoid of `(B, 1, gh, gw)` to `(B, 1, gh * patch, gw * patch)`."""
+    return F.interpolate(torch.sigmoid(logits), scale_factor=patch, mode="bilinear", align_corners=False)

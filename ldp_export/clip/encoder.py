@@ -1,0 +1,91 @@
+"""CLIP's image encoder with the last pooling taken off: one feature a patch (Eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DenseCLIP(nn.Module):
+    """An open_clip vision transformer as a dense encoder.
+
+    All blocks run with the class token; then it is dropped and each patch token goes through the final layer
+    normalisation and the projection into the space that images and texts share.
+    """
+
+    def __init__(self, visual: VisionTransformer) -> None:
+        super().__init__()
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.proj is None:
+            raise TypeError(f"the dense encoder needs a plain vision transformer, got {type(visual).__name__}")
+        self.visual = visual
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.visual.patch_size[0])
+
+    def positional_embedding(self, grid: tuple[int, int]) -> Tensor:
+        """Positional embeddings `(1, 1 + gh * gw, width)` for a grid of patches.
+
+        The trained grid is resized bicubically (a = -0.75, half-pixel centres, no antialias); the class token keeps its
+        own.
+        """
+        table = self.visual.positional_embedding
+        if grid == tuple(self.visual.grid_size):
+            return table[None]
+        trained = table[1:].unflatten(0, self.visual.grid_size).permute(2, 0, 1)[None]  # (1, width, h, w)
+        resized = F.interpolate(trained, size=grid, mode="bicubic", align_corners=False, antialias=False)
+        return torch.cat([table[None, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def forward(self, image: Tensor, positional: Tensor | None = None) -> Tensor:
+        """Dense features of normalised images.
+
+        Args:
+            image: `(B, 3, H, W)`, CLIP-normalised; H and W multiples of the patch.
+            positional: What `positional_embedding` gives for this grid, where it was computed before.
+
+        Returns:
+            Features `(B, H / patch, W / patch, c)`, not normalised.
+        """
+        visual = self.visual
+        tokens = visual.conv1(image)  # (B, width, gh, gw)
+        grid = (tokens.shape[2], tokens.shape[3])
+        tokens = tokens.flatten(2).transpose(1, 2)  # (B, gh * gw, width)
+        cls = visual.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
+        if positional is None:
+            positional = self.positional_embedding(grid)
+        tokens = torch.cat([cls, tokens], dim=1) + positional.to(tokens.dtype)
+        tokens = visual.transformer(visual.ln_pre(tokens))
+        features = visual.ln_post(tokens[:, 1:]) @ visual.proj
+        return features.unflatten(1, grid)
+
+
+class WindowEncoder(nn.Module):
+    """The graph of the bundle's CLIP: features of stereo canvases and center views of windows of fixed size.
+
+    The positional embeddings of both grids are constants, resized once here.
+    """
+
+    def __init__(self, encoder: DenseCLIP, window: int) -> None:
+        super().__init__()
+        side = window // encoder.patch
+        self.encoder = encoder
+        with torch.no_grad():
+            stereo = encoder.positional_embedding((side, 2 * side)).clone()
+            center = encoder.positional_embedding((side, side)).clone()
+        self.register_buffer("stereo_positional", stereo)
+        self.register_buffer("center_positional", center)
+
+    def forward(self, stereo: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of B windows of s x s px.
+
+        Args:
+            stereo: `(B, 3, s, 2s)`, CLIP-normalised: left region beside the mirrored right region.
+            center: `(B, 3, s, s)`, CLIP-normalised.
+
+        Returns:
+            Stereo features `(B, s/p, 2s/p, c)` and center features `(B, s/p, s/p, c)`.
+        """
+        return self.encoder(stereo, self.stereo_positional), self.encoder(center, self.center_positional)

@@ -1,0 +1,116 @@
+"""Configurations of the LDP network: `nano`, `small`, `large`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ldp_runtime.errors import LDPError
+
+
+class ConfigError(LDPError):
+    """A network configuration does not describe a network that can be built."""
+
+
+@dataclass(frozen=True)
+class LDPConfig:
+    """What defines an LDP network; the bundle's manifest stores it.
+
+    Attributes:
+        name: Name of the configuration.
+        width: Channels at the first scale; each scale below has twice as many.
+        stem: Pixel-unshuffle factor before the first convolution; 1 works at full resolution.
+        encoder: NAFBlocks of each encoder level, first to last.
+        middle: NAFBlocks at the deepest scale.
+        decoder: NAFBlocks of each decoder level, deepest to first; as many levels as the encoder.
+        bpa: Where BPA blocks stand: any of "encoder" (after the last encoder level), "middle" (before the middle blocks),
+            "decoder" (before the first decoder level).
+        head_dim: Channels of one attention head.
+        kernel: q, the side of the deblur kernel that BPA predicts for each position (Eq. 10).
+        window: Side of a window of queries, in positions; None is the paper's global attention.
+        kernel_hidden: Hidden channels of FFN_conv.
+        sca_cell: Side in image pixels of one pooling cell of simplified channel attention; a multiple of the deepest
+            scale's stride. None pools over the whole map, as NAFNet does.
+    """
+
+    name: str
+    width: int
+    encoder: tuple[int, ...]
+    middle: int
+    decoder: tuple[int, ...]
+    stem: int = 1
+    bpa: tuple[str, ...] = ("encoder", "middle", "decoder")
+    head_dim: int = 32
+    kernel: int = 7
+    window: int | None = 16
+    kernel_hidden: int = 32
+    sca_cell: int | None = 32
+
+    def __post_init__(self) -> None:
+        for key in ("width", "stem", "head_dim", "kernel", "window", "kernel_hidden", "sca_cell"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} must be at least 1, got {value}")
+        if not self.encoder:
+            raise ConfigError("the network needs at least one level of encoder and decoder")
+        if len(self.encoder) != len(self.decoder):
+            raise ConfigError(f"encoder {self.encoder} and decoder {self.decoder} must have as many levels")
+        unknown = sorted(set(self.bpa) - {"encoder", "middle", "decoder"})
+        if unknown:
+            raise ConfigError(f"bpa may name encoder, middle and decoder, not {', '.join(unknown)}")
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"the BPA kernel's side must be odd, got {self.kernel}")
+        if self.window is not None and self.window < self.kernel - 1:
+            raise ConfigError(
+                f"a window of {self.window} positions is too small for a kernel of {self.kernel}; "
+                f"it needs at least {self.kernel - 1}"
+            )
+        for place in self.bpa:
+            channels = self.width * 2 ** (len(self.encoder) - (place != "middle"))
+            if channels % min(self.head_dim, channels):
+                raise ConfigError(f"head_dim {self.head_dim} must divide the {channels} channels of bpa {place}")
+        if self.sca_cell is not None and self.sca_cell % self.stride:
+            raise ConfigError(f"sca_cell {self.sca_cell} must be a multiple of the network's stride {self.stride}")
+
+    @property
+    def stride(self) -> int:
+        """Image pixels that one position of the deepest scale covers, along one side."""
+        return self.stem * 2 ** len(self.encoder)
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the input must be multiples of this many pixels."""
+        return max(self.stride, self.sca_cell or 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LDPConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: A key is unknown or a required one is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown keys in the network configuration: {', '.join(unknown)}")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        except TypeError as error:
+            raise ConfigError(f"incomplete network configuration: {error}") from error
+
+
+CONFIGS = {
+    config.name: config
+    for config in (
+        LDPConfig(
+            "nano", width=32, stem=2, encoder=(1, 1, 2), middle=2, decoder=(2, 1, 1), bpa=("decoder",), window=8
+        ),
+        LDPConfig("small", width=32, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2)),
+        LDPConfig("large", width=64, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2), head_dim=64),
+    )
+}

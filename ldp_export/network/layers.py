@@ -1,0 +1,91 @@
+"""Layers of the NAFNet backbone (Chen et al. 2022), with channel attention that pools locally."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of `(B, C, H, W)`, with FP32 statistics whatever the input's type.
+
+    The residual stream of a NAFNet reaches |x| ~ 175, and sums of its squares overflow FP16.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape and type."""
+        if torch.compiler.is_exporting():  # no transposes in the graph, and FP32 islands that every runtime keeps
+            wide = x.float()
+            centred = wide - wide.mean(1, keepdim=True)
+            scale = torch.rsqrt((centred * centred).mean(1, keepdim=True) + self.eps)
+            normalised = centred * scale * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]
+            return normalised.to(x.dtype)
+        channels_last = x.permute(0, 2, 3, 1)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(channels_last, (x.shape[1],), weight, bias, self.eps).permute(0, 3, 1, 2)
+
+
+class SimpleGate(nn.Module):
+    """The product of the two halves of the channels: `(B, 2C, H, W)` to `(B, C, H, W)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, 2C, H, W)` to `(B, C, H, W)`."""
+        first, second = x.chunk(2, dim=1)
+        return first * second
+
+
+class SimplifiedChannelAttention(nn.Module):
+    """NAFNet's SCA, `x * conv1x1(pool(x))`, with the pool taken over a local window.
+
+    The map is averaged over cells of `cell` x `cell` positions and those over their 3 x 3 neighbours (fewer at the
+    border), so that a position's statistics come from about three cells around it; the 1x1 convolution runs on that
+    coarse grid and its result is interpolated bilinearly. Training patches, tiles and full frames then see the same
+    statistics. `cell=None` averages the whole map, which is NAFNet's own layer.
+    """
+
+    def __init__(self, channels: int, cell: int | None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)`, H and W multiples of `cell`, to the same shape."""
+        if self.cell is None:
+            return x * self.conv(x.float().mean((2, 3), keepdim=True).to(x.dtype))
+        pooled = F.avg_pool2d(x.float(), self.cell)
+        pooled = F.avg_pool2d(pooled, 3, stride=1, padding=1, count_include_pad=False).to(x.dtype)
+        attention = self.conv(pooled)
+        size = (x.shape[2], x.shape[3])
+        return x * F.interpolate(attention, size=size, mode="bilinear", align_corners=False).to(x.dtype)
+
+
+class NAFBlock(nn.Module):
+    """The block of NAFNet: a gated depthwise convolution with SCA, then a gated pointwise layer, both residual."""
+
+    def __init__(self, channels: int, sca_cell: int | None) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv2 = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.gate = SimpleGate()
+        self.sca = SimplifiedChannelAttention(channels, sca_cell)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.norm2 = LayerNorm2d(channels)
+        self.conv4 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape."""
+        y = self.conv3(self.sca(self.gate(self.conv2(self.conv1(self.norm1(x))))))
+        x = x + y * self.beta.to(x.dtype)
+        y = self.conv5(self.gate(self.conv4(self.norm2(x))))
+        return x + y * self.gamma.to(x.dtype)

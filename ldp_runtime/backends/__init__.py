@@ -1,0 +1,82 @@
+"""The backends by name, and which of them to take. Importing this loads none of their libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ldp_runtime.backends.base import PRECISIONS, Backend, Session, TensorSpec, graph_precision
+from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from ldp_runtime.backends.openvino import OpenVinoBackend
+from ldp_runtime.errors import BackendError
+
+__all__ = [
+    "AUTO_ORDER",
+    "BACKENDS",
+    "PRECISIONS",
+    "Backend",
+    "Session",
+    "TensorSpec",
+    "graph_precision",
+    "select",
+]
+
+BACKENDS: Mapping[str, Backend] = MappingProxyType(
+    {
+        backend.name: backend
+        for backend in (
+            OpenVinoBackend(),
+            OnnxRuntimeBackend("onnxruntime", "CPUExecutionProvider"),
+            OnnxRuntimeBackend("onnxruntime-cuda", "CUDAExecutionProvider"),
+            OnnxRuntimeBackend("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+        )
+    }
+)
+"""Every backend by name."""
+
+AUTO_ORDER = {
+    "openvino": "the fastest on a CPU",
+    "onnxruntime": "runs on any CPU",
+}
+"""The backends that "auto" tries, fastest first, and what speaks for each."""
+
+
+def select(
+    name: str = "auto", precision: str = "auto", *, failed: Mapping[str, str] | None = None
+) -> tuple[Backend, str]:
+    """Picks a backend.
+
+    Args:
+        name: A name of ``BACKENDS``, or ``"auto"`` for the fastest that works here.
+        precision: One of ``PRECISIONS``, or ``"auto"``; a backend without it is passed over.
+        failed: Backends that "auto" must pass over, and why.
+
+    Returns:
+        The backend, and a sentence that says which it is and why.
+
+    Raises:
+        BackendError: An unknown name or precision, or nothing that works here.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError(f"expected a backend, one of auto, {', '.join(BACKENDS)}, came {name!r}")
+    if precision not in ("auto", *PRECISIONS):
+        raise BackendError(f"expected a precision, one of auto, {', '.join(PRECISIONS)}, came {precision!r}")
+    if name != "auto":
+        backend = BACKENDS[name]
+        backend.available()
+        return backend, f"{name} in {backend.resolve(precision)}, as asked"
+    passed = dict(failed or {})
+    for candidate, merit in AUTO_ORDER.items():
+        if candidate in passed:
+            continue
+        backend = BACKENDS[candidate]
+        try:
+            backend.available()
+            chosen = backend.resolve(precision)
+        except BackendError as error:
+            passed[candidate] = str(error)
+            continue
+        without = "".join(f"; {other} was passed over: {why}" for other, why in passed.items())
+        return backend, f"{candidate} in {chosen}: {merit}{without}"
+    reasons = "; ".join(f"{other}: {why}" for other, why in passed.items())
+    raise BackendError(f"no backend works here in precision {precision}: {reasons}")

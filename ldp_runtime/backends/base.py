@@ -1,0 +1,169 @@
+"""What a backend and its sessions promise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldp_runtime.errors import BackendError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+"""Arithmetic of a session. "fp16" needs the bundle's FP16 graphs; the other two run the FP32 graphs."""
+
+Array = NDArray[np.generic]
+
+
+def graph_precision(precision: str) -> str:
+    """Which of a bundle's graphs a precision runs: "fp16" its own, the others the FP32 graph."""
+    return "fp16" if precision == "fp16" else "fp32"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: Its name.
+        shape: One entry an axis: the size, or a name (``"?"`` where the backend keeps none) if it is free.
+        dtype: Its element type.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: np.dtype[np.generic]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}"
+
+    def fits(self, array: Array) -> bool:
+        """Whether an array has this dtype and shape."""
+        return (
+            array.dtype == self.dtype
+            and array.ndim == len(self.shape)
+            and all(
+                isinstance(want, str) or want == have
+                for want, have in zip(self.shape, array.shape, strict=True)
+            )
+        )
+
+
+class Session(ABC):
+    """A graph made ready to run.
+
+    Attributes:
+        inputs: What ``run`` takes.
+        outputs: What ``run`` gives.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph.
+
+        Args:
+            feeds: One array for each of ``inputs``, of its dtype and shape. They are not changed, nor read
+                after the call.
+
+        Returns:
+            One array for each of ``outputs``, owned by the caller.
+
+        Raises:
+            BackendError: The feeds are not what the graph takes, or the backend failed.
+        """
+        wanted = {spec.name: spec for spec in self.inputs}
+        if feeds.keys() != wanted.keys():
+            raise BackendError(f"expected the inputs {', '.join(wanted)}, came {', '.join(feeds) or 'none'}")
+        for name, spec in wanted.items():
+            if not spec.fits(feeds[name]):
+                came = TensorSpec(name, feeds[name].shape, feeds[name].dtype)
+                raise BackendError(f"expected the input {spec}, came {came}")
+        return self.run_impl({name: np.ascontiguousarray(feeds[name]) for name in wanted})
+
+    @abstractmethod
+    def run_impl(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Runs the graph on feeds that are known to be right and contiguous; the rest is as for ``run``."""
+
+
+class Backend(ABC):
+    """Something that executes ONNX graphs.
+
+    Attributes:
+        name: What the user calls it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def available(self) -> None:
+        """Returns if the backend can be used here.
+
+        Raises:
+            BackendError: It cannot; the message says why and the mend.
+        """
+
+    @property
+    @abstractmethod
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that work here, the one that ``"auto"`` means first. Needs an available backend."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The device and the library's version, for people. Needs an available backend."""
+
+    @abstractmethod
+    def open_impl(self, path: Path, precision: str, threads: int | None, content: str | None) -> Session:
+        """Makes a session; any exception means that the graph cannot be run here."""
+
+    def resolve(self, precision: str) -> str:
+        """Turns ``"auto"`` into the precision that it means here, and checks any other.
+
+        Raises:
+            BackendError: The precision does not work here.
+        """
+        if precision == "auto":
+            return self.precisions[0]
+        if precision not in self.precisions:
+            raise BackendError(
+                f"expected a precision of {self.name} on this machine ({', '.join(self.precisions)}), "
+                f"came {precision!r}; choose one of these or auto"
+            )
+        return precision
+
+    def open(
+        self, path: Path, precision: str = "auto", threads: int | None = None, *, content: str | None = None
+    ) -> Session:
+        """Makes a graph ready to run.
+
+        Args:
+            path: An ONNX file; for "fp16" the FP16 graph.
+            precision: One of ``precisions`` or ``"auto"``.
+            threads: CPU threads, at least 1; None leaves it to the backend.
+            content: Hash of the graph and its weights. With it the backend keeps what it compiles in the
+                user's cache, so that a second start is quick.
+
+        Raises:
+            BackendError: The precision does not work here, or the backend refuses the graph.
+        """
+        if threads is not None and threads < 1:
+            raise BackendError(
+                f"expected at least 1 thread, came {threads}; leave it out for the backend's own choice"
+            )
+        precision = self.resolve(precision)
+        try:
+            return self.open_impl(path, precision, threads, content)
+        except BackendError:
+            raise
+        except Exception as error:  # each library has its own exceptions
+            raise BackendError(f"{self.name} cannot open {path} in {precision}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,27 @@
+"""Errors that are meant for the user.
+
+Each message is one line that says what was expected, what came, and the mend. The command line prints it as
+``ldp: error: ...`` and exits with code 2; a traceback is only for bugs.
+"""
+
+from __future__ import annotations
+
+
+class LDPError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ImageError(LDPError):
+    """An image cannot be read, written or used: wrong shape, depth, size or format."""
+
+
+class BundleError(LDPError):
+    """A bundle is missing, damaged, or of a schema this version does not know."""
+
+
+class BackendError(LDPError):
+    """A backend or precision is not available here, or it refused a graph or its feeds."""
+
+
+class NumericsError(LDPError):
+    """A computation gave NaN or Inf, so there is no image to return."""

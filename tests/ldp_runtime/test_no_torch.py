@@ -1,0 +1,141 @@
+"""The runtime imports no torch: proved with imports blocked, and in a virtual environment without it."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ldp_runtime
+from ldp_runtime.image_io import read_photo, write_pixels
+from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import ldp_runtime
+names = ["ldp_runtime"]
+for module in pkgutil.walk_packages(ldp_runtime.__path__, "ldp_runtime."):
+    importlib.import_module(module.name)
+    names.append(module.name)
+ldp_runtime.Deblurrer
+assert "torch" not in sys.modules and "ldp_export" not in sys.modules
+print(*names)
+"""
+
+BLOCK = """
+import sys
+
+BLOCKED = ("torch", "torchvision", "open_clip", "onnx", "scipy", "skimage", "ldp_export")
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def python(
+    code: str, executable: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=300,
+    )
+
+
+def modules() -> set[str]:
+    """Every module of the package, by its files."""
+    found = {"ldp_runtime"}
+    found |= {module.name for module in pkgutil.walk_packages(ldp_runtime.__path__, "ldp_runtime.")}
+    assert {"ldp_runtime.cli", "ldp_runtime.pipeline", "ldp_runtime.backends.openvino"} <= found
+    return found
+
+
+def test_every_module_imports_where_torch_is_blocked() -> None:
+    done = python(BLOCK + IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == modules()
+
+
+@pytest.mark.parametrize("name", ["torch", "ldp_export", "onnx"])
+def test_the_block_blocks(name: str) -> None:
+    done = python(BLOCK + f"import {name}")
+    assert done.returncode == 1
+    assert f"ImportError: {name} is blocked" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["deblur", "--help"], ["--version"]])
+def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from ldp_runtime.cli import main
+assert main({arguments!r}) == 0
+print("loaded:", *sorted({{"cv2", "openvino", "onnxruntime", "PIL", "tifffile", "torch"}} & set(sys.modules)))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of a new virtual environment that holds the base dependencies alone."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=300)
+    executable = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pip = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "--constraint", str(ROOT / "constraints.txt"), *dependencies],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    if done.returncode != 0 and any(
+        sign in done.stderr
+        for sign in ("Failed to establish a new connection", "NameResolutionError", "Network is")
+    ):
+        pytest.skip("pip has no network to install the base dependencies from")
+    assert done.returncode == 0, done.stderr
+    return executable
+
+
+@pytest.mark.slow
+@pytest.mark.bare_venv
+def test_every_module_imports_in_a_bare_venv(bare_python: str) -> None:
+    assert "No module named 'torch'" in python("import torch", bare_python).stderr
+    done = python(IMPORT_ALL, bare_python)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == modules()
+
+
+@pytest.mark.slow
+@pytest.mark.bare_venv
+def test_a_pair_is_restored_in_a_bare_venv(bare_python: str, tmp_path: Path) -> None:
+    make_tiny_bundle(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        write_pixels(tmp_path / f"{name}.png", rng.integers(0, 65536, (20, 30, 3), dtype=np.uint16))
+    arguments = ["deblur", "left.png", "right.png", "-o", "out.tif", "--compare", "c.jpg", "--bundle", "tiny"]
+    code = f"import os, sys; from ldp_runtime.cli import main; os.chdir({str(tmp_path)!r}); "
+    code += f"sys.exit(main({arguments!r}))"
+    done = python(code, bare_python, LDP_BUNDLES=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    restored = read_photo(tmp_path / "out.tif").pixels
+    assert (restored.shape, restored.dtype) == ((20, 30, 3), np.uint16)

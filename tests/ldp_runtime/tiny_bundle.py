@@ -1,0 +1,176 @@
+"""A complete bundle small enough to build in a test: real graphs, hand-set weights, no torch.
+
+The CLIP graph is a strided convolution (the patch embedding) with random weights. The deblur graph adds to
+the center view a small residual: convolutions of the pair at half resolution, shuffled back, times the
+probability of blur, so that both inputs and both views matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ldp_runtime.bundle import TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest, Prompt, write_manifest
+from ldp_runtime.geometry import Padding
+
+OPSET = 20
+IR_VERSION = 10
+PATCH = 16
+WINDOW = 64
+OVERLAP = 16
+EMBED_DIM = 24
+PADDING_MULTIPLE = 32
+MEAN = (0.48, 0.46, 0.41)
+STD = (0.27, 0.26, 0.28)
+
+
+def make_tiny_bundle(folder: Path, name: str = "tiny", *, seed: int = 0) -> Path:
+    """Writes the bundle ``folder / name`` and returns its path.
+
+    Args:
+        folder: Where to put it; made if missing.
+        name: Name of the bundle and of its folder.
+        seed: Of its weights.
+    """
+    path = folder / name
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for kind, graph in (("clip", clip_graph), ("deblur", deblur_graph)):
+        state = rng.bit_generator.state
+        for precision, suffix in ((np.float32, ".onnx"), (np.float16, ".fp16.onnx")):
+            rng.bit_generator.state = state  # the same weights in both precisions
+            onnx.save(graph(rng, np.dtype(precision)), path / f"{kind}{suffix}")
+    embeddings = rng.standard_normal((8, EMBED_DIM)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    np.save(path / TEXT_EMBEDDINGS_FILE, embeddings)
+    write_manifest(path, tiny_manifest(name))
+    return path
+
+
+def tiny_manifest(name: str = "tiny") -> Manifest:
+    """The manifest of the tiny bundle, its files not listed yet."""
+    prompts = [Prompt(f"Blurry {i}.", "blur-aware", 1.0 + i, 9.0 + i) for i in range(4)]
+    prompts += [Prompt(f"Symmetrical {i}.", "dp-aware", 2.0 - i, 8.0 - i) for i in range(3)]
+    prompts += [Prompt("Symmetrical, sign learnt.", "dp-aware", 0.5, -11.0)]
+    return Manifest(
+        name=name,
+        created="2026-01-01T00:00:00Z",
+        network={"config": "tiny"},
+        clip=ClipSpec("tiny-clip", PATCH, WINDOW, OVERLAP, MEAN, STD, EMBED_DIM, False, "random"),
+        prompts=tuple(prompts),
+        ensemble="ens2",
+        padding=Padding(PADDING_MULTIPLE),
+        graphs={
+            "clip": {"fp32": "clip.onnx", "fp16": "clip.fp16.onnx"},
+            "deblur": {"fp32": "deblur.onnx", "fp16": "deblur.fp16.onnx"},
+        },
+        opset=OPSET,
+        tools={"onnx": onnx.__version__},
+        licences={"weights": "Apache-2.0", "data": []},
+    )
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Writes the tiny bundle's manifest again with some fields of ``tiny_manifest`` changed."""
+    write_manifest(path, dataclasses.replace(tiny_manifest(path.name), **changes))  # type: ignore[arg-type]
+
+
+class Graph:
+    """Collects nodes and weights of one precision, and makes them a model."""
+
+    def __init__(self, dtype: np.dtype[np.floating]) -> None:
+        self.dtype = dtype
+        self.element = helper.np_dtype_to_tensor_dtype(dtype)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def constant(self, value: NDArray[np.generic]) -> str:
+        """Adds a constant and returns its name; float64 becomes the graph's precision."""
+        array = value.astype(self.dtype) if value.dtype == np.float64 else value
+        name = f"constant_{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, op: str, *inputs: str, output: str = "", **attributes: object) -> str:
+        """Adds a node with one output and returns its name."""
+        output = output or f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def model(
+        self, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]], io: int
+    ) -> onnx.ModelProto:
+        """The checked model; ``io`` is the element type of its inputs and outputs."""
+        graph = helper.make_graph(
+            self.nodes,
+            "tiny",
+            [helper.make_tensor_value_info(name, io, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info(name, io, shape) for name, shape in outputs.items()],
+            self.weights,
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+        onnx.checker.check_model(model)
+        return model
+
+
+def clip_graph(rng: np.random.Generator, dtype: np.dtype[np.floating]) -> onnx.ModelProto:
+    """A patch embedding: ``(B, 3, y, x)`` to ``(B, y / p, x / p, c)`` for both inputs; I/O in ``dtype``."""
+    g = Graph(dtype)
+    weight = g.constant(rng.standard_normal((EMBED_DIM, 3, PATCH, PATCH)) / PATCH)
+    bias = g.constant(rng.standard_normal(EMBED_DIM))
+    for name in ("stereo", "center"):
+        embedded = g.node("Conv", name, weight, bias, kernel_shape=[PATCH, PATCH], strides=[PATCH, PATCH])
+        g.node("Transpose", embedded, output=f"{name}_features", perm=[0, 2, 3, 1])
+    tokens = WINDOW // PATCH
+    return g.model(
+        {"stereo": ["B", 3, WINDOW, 2 * WINDOW], "center": ["B", 3, WINDOW, WINDOW]},
+        {
+            "stereo_features": ["B", tokens, 2 * tokens, EMBED_DIM],
+            "center_features": ["B", tokens, tokens, EMBED_DIM],
+        },
+        g.element,
+    )
+
+
+def deblur_graph(
+    rng: np.random.Generator, dtype: np.dtype[np.floating], gain: float = 0.02
+) -> onnx.ModelProto:
+    """``center + sigmoid(blur logits) * network(pair)``; I/O and the skip in FP32, the network in ``dtype``.
+
+    Args:
+        rng: Draws the weights.
+        dtype: Of the network.
+        gain: Size of the residual's weights; the residual is some 5 times that.
+    """
+    g = Graph(dtype)
+    bounds = [g.constant(np.array([at])) for at in (0, 3, 6)]
+    axis = g.constant(np.array([1]))
+    left = g.node("Slice", "pair", bounds[0], bounds[1], axis)
+    right = g.node("Slice", "pair", bounds[1], bounds[2], axis)
+    center = g.node("Mul", g.node("Add", left, right), g.constant(np.float32(0.5).reshape(())))
+
+    def conv(x: str, c_in: int, c_out: int, scale: float) -> str:
+        weight = g.constant(rng.standard_normal((c_out, c_in, 3, 3)) * scale)
+        bias = g.constant(rng.standard_normal(c_out) * scale)
+        return g.node("Conv", x, weight, bias, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+    network = g.node("SpaceToDepth", g.node("Cast", "pair", to=g.element), blocksize=2)
+    network = conv(network, 24, 16, 0.1)
+    network = g.node("Mul", network, g.node("Sigmoid", network))
+    network = conv(network, 16, 12, gain)
+    residual = g.node("DepthToSpace", g.node("Cast", network, to=TensorProto.FLOAT), blocksize=2, mode="CRD")
+    scales = g.constant(np.array([1, 1, PATCH, PATCH], np.float32))
+    blurred = g.node("Resize", g.node("Sigmoid", "blur_logits"), "", scales, mode="linear")
+    g.node("Add", center, g.node("Mul", blurred, residual), output="restored")
+    return g.model(
+        {"pair": [1, 6, "H", "W"], "blur_logits": [1, 1, "h", "w"]},
+        {"restored": [1, 3, "H", "W"]},
+        TensorProto.FLOAT,
+    )
