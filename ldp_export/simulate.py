@@ -6,7 +6,8 @@ about one half of the lens aperture. A point out of focus therefore lands as the
 
 Conventions used all over the project:
 
-* the CoC radius is signed and in pixels: positive behind the focal plane (far), negative before it (near), zero in focus;
+* the CoC radius is signed and in pixels: positive behind the focal plane (far), negative before it (near), zero in
+  focus;
 * behind the focal plane the left view's half lies at smaller x, so a positive radius moves content to the left in `L`
   and to the right in `R`;
 * images are `(h, w, 3)`, RGB, float32 in [0, 1]; "linear" means proportional to light, otherwise sRGB-encoded.
@@ -14,7 +15,7 @@ Conventions used all over the project:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -180,31 +181,10 @@ class Layer:
     coc: FloatArray | float
 
 
-def layers_from_image(image: FloatArray, coc: FloatArray, step: float = 0.25, same: float = 1.0) -> Iterator[Layer]:
-    """Cuts an image `(h, w, 3)` (linear) with a CoC map `(h, w)` into layers of constant CoC, far to near.
-
-    A layer covers its own pixels and all nearer ones, so that neighbouring layers of one slanted surface overlap and
-    leave no dark seam between them. Behind a nearer *surface* (|difference of radius| > `same`) the layer's colour is
-    continued from its own nearest pixel, so that no light of an occluder bleeds into what lies behind it.
-    """
-    index = np.rint(coc / step).astype(np.int32)
-    for k in range(int(index.max()), int(index.min()) - 1, -1):
-        if not (index == k).any():
-            continue
-        covered = index <= k
-        own = np.abs(coc - k * step) <= max(same, step)
-        hidden = covered & ~own
-        color = image
-        if hidden.any():
-            rows, columns = ndimage.distance_transform_edt(~own, return_distances=False, return_indices=True)
-            color = np.where(hidden[..., None], image[rows, columns], image)
-        yield Layer(color, covered.astype(np.float32), k * step)
-
-
 def _convolve(image: FloatArray, kernel: FloatArray) -> FloatArray:
     if kernel.size == 1:
         return image
-    return cv2.filter2D(image, -1, kernel[::-1, ::-1], borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(cv2.filter2D(image, -1, kernel[::-1, ::-1], borderType=cv2.BORDER_REFLECT_101), np.float32)
 
 
 def _blur_layer(rgba: FloatArray, coc: FloatArray | float, psf: HalfAperturePSF, step: float) -> list[FloatArray]:
@@ -228,10 +208,10 @@ def render_views(
     """Composites layers, far to near, into noise-free left and right views `(h, w, 3)` in linear light.
 
     Each layer's premultiplied colour and coverage are blurred by the half-aperture PSF of its CoC and laid over what
-    is behind. The farthest layer must cover the frame.
+    is behind. The farthest layer counts as covering the frame, whatever its alpha.
 
     Raises:
-        SimulationError: There is no layer, or the farthest one leaves holes.
+        SimulationError: There is no layer.
     """
     views: list[FloatArray] = []
     for layer in layers:
@@ -246,6 +226,82 @@ def render_views(
     if not views:
         raise SimulationError("a scene needs at least one layer")
     return views[0], views[1]
+
+
+RADIUS_STEP = 0.25
+"""Distance in pixels of the radii that `render_image` renders; between them the views are interpolated."""
+
+SAME_SURFACE = 1.0
+"""Radii that differ by no more, in pixels, belong to one surface for `render_image`."""
+
+
+def render_image(
+    image: FloatArray,
+    coc: FloatArray,
+    psf: HalfAperturePSF,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> tuple[FloatArray, FloatArray]:
+    """Renders an image with a CoC map into noise-free left and right views `(h, w, 3)` in linear light.
+
+    At each pixel three things lie over each other: the light of *nearer* surfaces (radius smaller by more
+    than `SAME_SURFACE`) that spreads over it; its own surface, blurred with its own PSF; and past its own
+    surface's edge, what lies behind. What is hidden in the image is continued from the nearest pixel that shows it. No
+    light of a nearer surface gets into what lies behind it, however the surfaces slant.
+
+    Args:
+        image: `(h, w, 3)` linear light, all in focus.
+        coc: Signed CoC radius `(h, w)` in pixels.
+        psf: PSF of a photodiode.
+        progress: Wraps the levels of depth, far to near, to show how far the rendering is.
+    """
+    position = coc / np.float32(RADIUS_STEP)
+    count = range(int(np.floor(position.min())), int(np.ceil(position.max())) + 1)  # near to far
+    levels = [k for k in count if (np.abs(position - k) < 1).any()]
+    light = np.dstack([image, np.ones_like(coc)]).astype(np.float32)
+
+    in_front = [np.zeros_like(light), np.zeros_like(light)]
+    nearer_light = [np.zeros_like(light), np.zeros_like(light)]
+    spread = 0  # how many levels nearer_light holds
+    for k in levels:
+        while levels[spread] * RADIUS_STEP < k * RADIUS_STEP - SAME_SURFACE:
+            part = light * _near_level(position, levels[spread])
+            for view, kernel in zip(nearer_light, psf.views(levels[spread] * RADIUS_STEP), strict=True):
+                view += _convolve(part, kernel)
+            spread += 1
+        if spread:
+            for view, spread_light in zip(in_front, nearer_light, strict=True):
+                view += _near_level(position, k) * spread_light
+
+    views = [np.zeros(image.shape, dtype=np.float32) for _ in range(2)]  # own surface over what is behind
+    for k in progress(levels[::-1]):
+        radius = k * RADIUS_STEP
+        farther, nearer = coc > radius + SAME_SURFACE, coc < radius - SAME_SURFACE
+        color = image[_nearest(~(farther | nearer))] if nearer.any() else image
+        surface = np.dstack([color, np.ones_like(coc)]) * ~farther[..., None]
+        shown_behind = _nearest(farther) if farther.any() else None
+        for view, kernel in zip(views, psf.views(radius), strict=True):
+            blurred = _convolve(surface.astype(np.float32), kernel)
+            own = blurred[..., :3]
+            if shown_behind is not None:  # the views are complete there
+                own = own + (1 - blurred[..., 3:]) * view[shown_behind]
+            view += _near_level(position, k) * own
+
+    for view, front in zip(views, in_front, strict=True):
+        coverage = front[..., 3:]
+        view *= 1 - np.minimum(coverage, 1)
+        view += front[..., :3] / np.maximum(coverage, 1)
+    return views[0], views[1]
+
+
+def _near_level(position: FloatArray, level: int) -> FloatArray:
+    """Linear weights `(h, w, 1)` of one level; over all levels they add to one."""
+    return np.maximum(0, 1 - np.abs(position - level))[..., None]
+
+
+def _nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Row and column `(h, w)` of the nearest known pixel of each pixel; a known one's own."""
+    rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return rows, columns
 
 
 def _premultiplied(layer: Layer) -> FloatArray:
@@ -282,8 +338,8 @@ def quantise(encoded: FloatArray, bits: int = 8) -> NDArray[np.uint8] | NDArray[
     """Rounds sRGB values in [0, 1] half to even to 8 or 16 bits, clamping what lies outside."""
     if bits not in (8, 16):
         raise SimulationError(f"bits must be 8 or 16, got {bits}")
-    scale = (1 << bits) - 1
-    return np.rint(np.clip(encoded, 0, 1) * scale).astype(np.uint8 if bits == 8 else np.uint16)
+    steps = np.rint(np.clip(encoded, 0, 1) * ((1 << bits) - 1))
+    return steps.astype(np.uint8) if bits == 8 else steps.astype(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -304,6 +360,7 @@ def simulate_pair(
     noise: SensorNoise = NOISE_FREE,
     seed: int = 0,
     bits: int = 8,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> SimulatedPair:
     """Simulates the DP pair that a camera would take of a scene.
 
@@ -314,6 +371,7 @@ def simulate_pair(
         noise: Sensor noise, drawn independently for each view.
         seed: Seed of the noise.
         bits: 8 or 16, of the views and the target.
+        progress: As in `render_image`.
 
     Raises:
         SimulationError: Shapes or types do not fit.
@@ -327,7 +385,7 @@ def simulate_pair(
     if not np.isfinite(coc).all():
         raise SimulationError("the CoC map has NaN or infinite values; fill the holes of the depth map first")
     encoded = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    views = render_views(layers_from_image(srgb_to_linear(encoded), coc), psf or HalfAperturePSF())
+    views = render_image(srgb_to_linear(encoded), coc.astype(np.float32), psf or HalfAperturePSF(), progress)
     rng = np.random.default_rng(seed)
     left, right = (quantise(linear_to_srgb(noise.add(view, rng)), bits) for view in views)
     return SimulatedPair(left, right, quantise(encoded, bits), coc.astype(np.float32))

@@ -60,9 +60,9 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
         seed: Seed of random weights.
 
     Raises:
-        ClipError: Unknown architecture, one that is not a plain vision transformer beside CLIP's own text transformer,
-            a file that is not there or does not fit, or pretrained weights that need QuickGELU (OpenAI's do) with an
-            architecture without it, which would fail silently.
+        ClipError: Unknown architecture, one that is not a plain vision transformer beside CLIP's own text
+            transformer, a file that is not there or does not fit, or pretrained weights that need QuickGELU
+            (OpenAI's do) with an architecture without it, which would fail silently.
     """
     config = _config(architecture)
     tag = weights if weights in _pretrained_tags(architecture) else None
@@ -93,7 +93,7 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
         weights=file.name if file else tag or "random",
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        quick_gelu=any(isinstance(module, QuickGELU) for module in model.visual.modules()),
+        quick_gelu=any(isinstance(module, QuickGELU) for module in model.modules()),
     )
 
 

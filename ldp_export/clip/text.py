@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,4 +15,5 @@ def embed_texts(clip: LoadedClip, texts: Sequence[str]) -> Tensor:
     """Unit-length text embeddings `(len(texts), c)` float32; differentiable in the text tower's weights."""
     device = next(clip.model.parameters()).device
     tokens: Tensor = torch.as_tensor(clip.tokenizer(list(texts))).to(device)
-    return F.normalize(clip.model.encode_text(tokens).float(), dim=-1)
+    encode: Callable[[Tensor], Tensor] = clip.model.encode_text  # type: ignore[assignment]
+    return F.normalize(encode(tokens).float(), dim=-1)

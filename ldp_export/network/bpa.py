@@ -11,10 +11,7 @@ from torch.nn import functional as F
 from ldp_export.network.layers import LayerNorm2d, SimpleGate
 
 OUTSIDE = -(2.0**14)
-"""Stands for -inf in the mask of keys outside the map: exp underflows to 0 in FP16 too, and no row becomes NaN.
-
-A power of two, exact in FP16 and bf16: adding and subtracting it leaves zero.
-"""
+"""Stands for -inf in the mask of keys outside the map: exp underflows to 0 in FP16 too, and no row becomes NaN."""
 
 
 class BlurKernels(nn.Module):
@@ -65,7 +62,7 @@ def query_windows(x: Tensor, side: int) -> Tensor:
 
 
 def merge_windows(windows: Tensor, batch: int, rows: int, columns: int) -> Tensor:
-    """The inverse of `query_windows`: `(B * rows * columns, side, side, C)` to `(B, C, rows * side, columns * side)`."""
+    """Undoes `query_windows`: `(B * rows * columns, side, side, C)` to `(B, C, rows * side, columns * side)`."""
     side, channels = windows.shape[1], windows.shape[3]
     x = windows.reshape(batch, rows, columns, side, side, channels).permute(0, 5, 1, 3, 2, 4)
     return x.reshape(batch, channels, rows * side, columns * side)
@@ -122,7 +119,8 @@ class BlurPriorAttention(nn.Module):
         qkv = self.qkv(x)
         kernels = self.kernels(blur_logits.to(x.dtype), (height, width))
         if self.window is None:
-            attended = self._attend_globally(*qkv.chunk(3, dim=1), kernels)
+            query, key, value = qkv.chunk(3, dim=1)
+            attended = self._attend_globally(query, key, value, kernels)
         else:
             attended = self._attend_in_windows(qkv, kernels, self.window)
         return self.project(attended)
@@ -136,8 +134,8 @@ class BlurPriorAttention(nn.Module):
         bias = place_kernels(square, side).unflatten(2, (side + 2 * reach, -1)).unflatten(1, (side, side))
         bias = bias[:, :height, :width, reach : reach + height, reach : reach + width]
         bias = bias.reshape(batch, 1, height * width, height * width)
-        tokens = (t.flatten(2).transpose(1, 2) for t in (query, key, value))
-        attended = self._attend(*tokens, bias)  # (B, H * W, C)
+        query, key, value = (t.flatten(2).transpose(1, 2) for t in (query, key, value))
+        attended = self._attend(query, key, value, bias)  # (B, H * W, C)
         return attended.transpose(1, 2).reshape(batch, channels, height, width)
 
     def _attend_in_windows(self, qkv: Tensor, kernels: Tensor, side: int) -> Tensor:

@@ -24,8 +24,8 @@ class LDPConfig:
         encoder: NAFBlocks of each encoder level, first to last.
         middle: NAFBlocks at the deepest scale.
         decoder: NAFBlocks of each decoder level, deepest to first; as many levels as the encoder.
-        bpa: Where BPA blocks stand: any of "encoder" (after the last encoder level), "middle" (before the middle blocks),
-            "decoder" (before the first decoder level).
+        bpa: Where BPA blocks stand: any of "encoder" (after the last encoder level), "middle" (before the middle
+            blocks), "decoder" (before the first decoder level).
         head_dim: Channels of one attention head.
         kernel: q, the side of the deblur kernel that BPA predicts for each position (Eq. 10).
         window: Side of a window of queries, in positions; None is the paper's global attention.
@@ -98,8 +98,9 @@ class LDPConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(f"unknown keys in the network configuration: {', '.join(unknown)}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise ConfigError(f"incomplete network configuration: {error}") from error
 
@@ -107,9 +108,7 @@ class LDPConfig:
 CONFIGS = {
     config.name: config
     for config in (
-        LDPConfig(
-            "nano", width=32, stem=2, encoder=(1, 1, 2), middle=2, decoder=(2, 1, 1), bpa=("decoder",), window=8
-        ),
+        LDPConfig("nano", width=32, stem=2, encoder=(1, 1, 2), middle=2, decoder=(2, 1, 1), bpa=("decoder",), window=8),
         LDPConfig("small", width=32, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2)),
         LDPConfig("large", width=64, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2), head_dim=64),
     )

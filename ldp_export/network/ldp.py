@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,7 +56,7 @@ class LDPNet(nn.Module):
         """
         dtype = self.intro.weight.dtype
         x = self.intro(F.pixel_unshuffle(pair.to(dtype), self.config.stem) if self.config.stem > 1 else pair.to(dtype))
-        skips = []
+        skips: list[Tensor] = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)
             if len(skips) == len(self.encoders) - 1:

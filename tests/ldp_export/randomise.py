@@ -1,7 +1,7 @@
 """Random values for every parameter of a module.
 
-NAFNet and BPA blocks start with residual scales of zero, so that a freshly built network does not depend on its
-blocks: a test of parity, of precision or of gradients on it would pass whatever the blocks compute.
+NAFNet and BPA blocks start with residual scales of zero, so that a freshly built network does not depend on
+its blocks: a test of parity, of precision or of gradients on it would pass whatever the blocks compute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def randomise(module: ModuleT, seed: int = 0, residual: float = 0.5) -> ModuleT:
     """Draws all parameters of a module anew and returns it; the same seed gives the same values.
 
     Weights have variance 1 / fan-in, so that activations keep about their size through the layers; biases are
-    small; weights of normalisation layers lie around one and residual scales around `residual`, of either sign.
+    small; weights of normalisation layers lie around one, residual scales around `residual` of either sign.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

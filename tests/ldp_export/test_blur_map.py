@@ -45,7 +45,7 @@ def array(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.detach().double().numpy()
 
 
-# --- the geometry of the canvas -------------------------------------------------------------------------------
+# --- the geometry of the canvas -----------------------------------------------------------------------------
 
 
 def test_center_view_is_the_mean() -> None:
@@ -91,7 +91,7 @@ def test_alpha_is_equation_5(ws: int) -> None:
 
 
 def test_padding_comes_before_the_flip() -> None:
-    """33 px wide views padded to 40: token j of five columns a view must see the places that token 9 - j sees."""
+    """33 px wide views padded to 40: token j of five columns must see the places that token 9 - j sees."""
     view = noise(1, 3, PATCH, 33)
     padded = torch.nn.functional.pad(view, (0, 7, 0, 0), mode="reflect")
     tokens = stereo_canvas(padded, padded).unfold(3, PATCH, PATCH)  # (1, 3, rows, token, column)
@@ -99,7 +99,7 @@ def test_padding_comes_before_the_flip() -> None:
         assert torch.equal(tokens[..., j, :], tokens[..., 9 - j, :].flip(-1))
 
 
-# --- symmetry through the whole chain: a hand-made encoder ----------------------------------------------------
+# --- symmetry through the whole chain: a hand-made encoder --------------------------------------------------
 
 
 def patch_embedding(image: Tensor, filters: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def test_symmetrical_places_have_equal_features_and_others_do_not() -> None:
 
 
 def test_a_symmetry_detector_maps_the_blur() -> None:
-    """A feature that is odd under mirroring cancels in alpha where, and only where, the pair is symmetrical."""
+    """A feature that is odd under mirroring cancels in alpha where, and only where, views are symmetrical."""
     left, right = pair_blurred_on_the_right()
     even = torch.full((1, 3, PATCH, PATCH), 1 / PATCH)
     odd = noise(4, 3, PATCH, PATCH)
@@ -150,7 +150,7 @@ def test_a_symmetry_detector_maps_the_blur() -> None:
     assert float(blur_of(torch.cat([left, right], dim=3)).min()) > 0.9
 
 
-# --- Eq. 4 ----------------------------------------------------------------------------------------------------
+# --- Eq. 4 --------------------------------------------------------------------------------------------------
 
 
 def test_similarity_is_the_cosine() -> None:
@@ -177,11 +177,11 @@ def test_prompt_logits_are_sigmas_inverse() -> None:
     torch.testing.assert_close(z, torch.tensor([[2.0, 4.0], [-2.0, -6.0]]))
 
 
-# --- the ensemble ---------------------------------------------------------------------------------------------
+# --- the ensemble -------------------------------------------------------------------------------------------
 
 
 def slow_ensemble(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The logit of the mean probability, from probabilities of blurred and of sharp, in extended precision."""
+    """The logit of the mean probability, from those of blurred and of sharp, in extended precision."""
     z = z.astype(np.longdouble)
     blurred, sharp = (1 / (1 + np.exp(sign * z)) for sign in (-1, 1))
     return np.clip(np.log(blurred.mean(-1)) - np.log(sharp.mean(-1)), -LOGIT_LIMIT, LOGIT_LIMIT).astype(float)
@@ -220,7 +220,7 @@ def test_ensemble_of_one_is_its_logit() -> None:
     torch.testing.assert_close(ensemble_logits(z), z[:, 0], atol=1e-5, rtol=1e-5)
 
 
-# --- Eq. 6 and the formats of Table 5 -------------------------------------------------------------------------
+# --- Eq. 6 and the formats of Table 5 -----------------------------------------------------------------------
 
 
 def settings(count: int = 8) -> tuple[Tensor, Tensor]:
@@ -242,10 +242,8 @@ def slow_blur_logits(stereo: Tensor, center: Tensor, texts: Tensor, chosen: list
     for b, i, j in np.ndindex(out.shape):
         probabilities = []
         for k in chosen:
-            if DP_AWARE[k]:
-                f = (stereo[b, i, j] + stereo[b, i, 2 * columns - 1 - j]) / 2
-            else:
-                f = center[b, i, j]
+            mirror = stereo[b, i, 2 * columns - 1 - j]
+            f = (stereo[b, i, j] + mirror) / 2 if DP_AWARE[k] else center[b, i, j]
             cosine = f @ texts[k] / np.linalg.norm(f)
             sigma = 1 / (1 + np.exp(-(100 * cosine - offsets[k]) / temperatures[k]))
             probabilities.append(1 - sigma if DP_AWARE[k] else sigma)  # Eq. 6 and Eq. 4
@@ -280,8 +278,7 @@ def test_the_runtimes_twin_agrees(name: str) -> None:
     stereo, center, texts = inputs(seed=10)
     offsets, temperatures = settings()
     prompts = [
-        CalibratedPrompt(prompt.format, float(offsets[k]), float(temperatures[k]))
-        for k, prompt in enumerate(PROMPTS)
+        CalibratedPrompt(prompt.format, float(offsets[k]), float(temperatures[k])) for k, prompt in enumerate(PROMPTS)
     ]
     ours = blur_logits(
         stereo,
@@ -333,7 +330,7 @@ def test_gradients_are_finite_and_reach_both_encoders_outputs() -> None:
     assert torch.isfinite(logits_of_zero).all()
 
 
-# --- the map for people ---------------------------------------------------------------------------------------
+# --- the map for people -------------------------------------------------------------------------------------
 
 
 def test_the_upsampled_map_is_bilinear_with_half_pixel_centres() -> None:

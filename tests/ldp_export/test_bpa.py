@@ -90,10 +90,8 @@ def slow_bias(kernels: Array, q: int, y: int, x: int, v: int, u: int) -> float:
     return float(kernels[a * q + b, y, x]) if 0 <= a < q and 0 <= b < q else 0.0
 
 
-def slow_attention(
-    module: BlurPriorAttention, features: Array, blur_logits: Array, window: int | None
-) -> Array:
-    """Eq. 9 with explicit rows of the attention matrix; with a window, over the keys of the query's window."""
+def slow_attention(module: BlurPriorAttention, features: Array, blur_logits: Array, window: int | None) -> Array:
+    """Eq. 9 with explicit rows of the attention matrix; with a window, over the keys of its window."""
     channels, height, width = features.shape
     q, reach = module.kernel, module.kernel // 2
     qkv = slow_pointwise(features, module.qkv)
@@ -183,9 +181,7 @@ def test_key_windows_reach_further_and_are_zero_outside(side: int, reach: int) -
 # --- Eq. 9 --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kernel", "size", "grid"), [(3, (5, 7), (2, 3)), (7, (6, 4), (6, 4)), (5, (1, 6), (1, 1))]
-)
+@pytest.mark.parametrize(("kernel", "size", "grid"), [(3, (5, 7), (2, 3)), (7, (6, 4), (6, 4)), (5, (1, 6), (1, 1))])
 def test_global_attention_is_equation_9(kernel: int, size: tuple[int, int], grid: tuple[int, int]) -> None:
     module = attention(kernel, None)
     x, blur_logits = noise(2, CHANNELS, *size), 3 * noise(2, 1, *grid, seed=1)
@@ -277,9 +273,7 @@ def test_the_blur_map_moves_the_attention() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_mask_of_outside_keys_is_exact_in_every_type(dtype: torch.dtype) -> None:
-    # key_windows fills with zero, so the mask is shifted there and back: inexact, it would add a constant to
-    # all logits of a window and round the kernels away.
+def test_the_mask_of_outside_keys_is_exact_and_hides_them_in_every_type(dtype: torch.dtype) -> None:
     assert float(torch.tensor(OUTSIDE, dtype=dtype)) == OUTSIDE
     assert float(torch.exp(torch.tensor(OUTSIDE / 2, dtype=dtype))) == 0
 

@@ -74,10 +74,7 @@ def slow_sca(x: Array, conv: nn.Conv2d, cell: int | None) -> Array:
     pooled = np.empty_like(means)
     for i, j in np.ndindex(rows, columns):
         near = [
-            means[:, i + a, j + b]
-            for a in (-1, 0, 1)
-            for b in (-1, 0, 1)
-            if 0 <= i + a < rows and 0 <= j + b < columns
+            means[:, i + a, j + b] for a in (-1, 0, 1) for b in (-1, 0, 1) if 0 <= i + a < rows and 0 <= j + b < columns
         ]
         pooled[:, i, j] = sum(near) / len(near)
     attention = slow_pointwise(pooled, conv)

@@ -1,9 +1,10 @@
 """Renders the training scenes of ldp-nano: random layered scenes from free-licensed photographs, as DP pairs.
 
-Each scene is 256 x 256 px: a background with a slanted or undulating CoC and up to five nearer objects of random shape,
-all cut from photographs (or drawn), rendered with a half-aperture PSF drawn anew, then noise and JPEG compression drawn
-anew. Shards of 64 scenes go to `OUT/scenes-NNNN.npz`; a shard depends on its number alone, so rendering resumes, and
-several processes can share the work. The Middlebury motorcycle scene and `ldp_export.simulate_rays` are never used here.
+Each scene is 256 x 256 px: a background with a slanted or undulating CoC and up to five nearer objects of random
+shape, all cut from photographs (or drawn), rendered with a half-aperture PSF drawn anew, then noise and JPEG
+compression drawn anew. Shards of 64 scenes go to `OUT/scenes-NNNN.npz`; a shard depends on its number alone, so
+rendering resumes, and several processes can share the work. The Middlebury motorcycle scene and
+`ldp_export.simulate_rays` are never used here.
 """
 
 from __future__ import annotations
@@ -37,20 +38,46 @@ MAX_RADIUS = 7.0
 
 # Photographs of Debian's packages lomiri-wallpapers-16.04, lomiri-wallpapers-20.04, mate-backgrounds and
 # plasma-workspace-wallpapers, by the end of their path; licences are in models/ldp-nano/README.md.
-PHOTOS = """
-Bridge_by_Sander_Klootwijk.jpg Dragonfly_by_Bolly.jpg Kleiber_by_Lukas_Baubkus.jpg Picture_0B_by_freespace.jpg
-Picture_1A_by_freespace.jpg Wine_by_Jakkub_Mede.jpg aitzgorri_by_Aitzol_Berasategi.jpg
-friends_by_Aitzol_Berasategi.jpg greentock_by_Peter_Nerlich.jpg life_by_Aitzol_Berasategi.jpg
-picosdeeuropa_by_Aitzol_Berasategi.jpg seeding_by_Clements_Engelhardt.jpg sunset_by_Aitzol_Berasategi.jpg
-nature/Blinds.jpg nature/Dune.jpg nature/FreshFlower.jpg nature/Garden.jpg nature/GreenMeadow.jpg nature/LadyBird.jpg
-nature/RainDrops.jpg nature/Wood.jpg nature/YellowFlower.jpg abstract/Elephants_3840x2160.jpg
-Altai/contents/images/5120x2880.png BytheWater/contents/images/2560x1600.jpg Canopee/contents/images/3840x2160.png
-ColdRipple/contents/images/2560x1600.jpg ColorfulCups/contents/images/2560x1600.jpg
-EveningGlow/contents/images/2560x1600.jpg FallenLeaf/contents/images/2560x1600.jpg
-Flow/contents/images/5120x2880.jpg Grey/contents/images/2560x1600.jpg Honeywave/contents/images/5120x2880.jpg
-IceCold/contents/images/5120x2880.png OneStandsOut/contents/images/2560x1600.jpg
-Patak/contents/images/5120x2880.png Path/contents/images/2560x1600.jpg SafeLanding/contents/images/5120x2880.jpg
-""".split()
+PHOTOS = (
+    "Bridge_by_Sander_Klootwijk.jpg",
+    "Dragonfly_by_Bolly.jpg",
+    "Kleiber_by_Lukas_Baubkus.jpg",
+    "Picture_0B_by_freespace.jpg",
+    "Picture_1A_by_freespace.jpg",
+    "Wine_by_Jakkub_Mede.jpg",
+    "aitzgorri_by_Aitzol_Berasategi.jpg",
+    "friends_by_Aitzol_Berasategi.jpg",
+    "greentock_by_Peter_Nerlich.jpg",
+    "life_by_Aitzol_Berasategi.jpg",
+    "picosdeeuropa_by_Aitzol_Berasategi.jpg",
+    "seeding_by_Clements_Engelhardt.jpg",
+    "sunset_by_Aitzol_Berasategi.jpg",
+    "nature/Blinds.jpg",
+    "nature/Dune.jpg",
+    "nature/FreshFlower.jpg",
+    "nature/Garden.jpg",
+    "nature/GreenMeadow.jpg",
+    "nature/LadyBird.jpg",
+    "nature/RainDrops.jpg",
+    "nature/Wood.jpg",
+    "nature/YellowFlower.jpg",
+    "abstract/Elephants_3840x2160.jpg",
+    "Altai/contents/images/5120x2880.png",
+    "BytheWater/contents/images/2560x1600.jpg",
+    "Canopee/contents/images/3840x2160.png",
+    "ColdRipple/contents/images/2560x1600.jpg",
+    "ColorfulCups/contents/images/2560x1600.jpg",
+    "EveningGlow/contents/images/2560x1600.jpg",
+    "FallenLeaf/contents/images/2560x1600.jpg",
+    "Flow/contents/images/5120x2880.jpg",
+    "Grey/contents/images/2560x1600.jpg",
+    "Honeywave/contents/images/5120x2880.jpg",
+    "IceCold/contents/images/5120x2880.png",
+    "OneStandsOut/contents/images/2560x1600.jpg",
+    "Patak/contents/images/5120x2880.png",
+    "Path/contents/images/2560x1600.jpg",
+    "SafeLanding/contents/images/5120x2880.jpg",
+)
 SKIMAGE_PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "brick", "grass", "gravel", "page", "text")
 
 
@@ -183,11 +210,13 @@ def random_shape(rng: np.random.Generator) -> FloatArray:
         for _ in range(int(rng.integers(1, 4))):
             centre, axes = rng.integers(0, FRAME, 2), rng.integers(10, 110, 2)
             thickness = -1 if rng.random() < 0.6 else int(rng.integers(3, 20))
-            cv2.ellipse(mask, tuple(centre), tuple(axes), float(rng.uniform(0, 180)), 0, 360, 255, thickness, cv2.LINE_AA)
+            angle = float(rng.uniform(0, 180))
+            cv2.ellipse(mask, tuple(centre), tuple(axes), angle, 0, 360, 255, thickness, cv2.LINE_AA)
     else:
         text = "".join(chr(c) for c in rng.integers(33, 126, 4))
         origin = (int(rng.integers(-20, 120)), int(rng.integers(80, FRAME)))
-        cv2.putText(mask, text, origin, int(rng.integers(8)), float(rng.uniform(2, 6)), 255, int(rng.integers(4, 18)), 16)
+        font, scale, thickness = int(rng.integers(8)), float(rng.uniform(2, 6)), int(rng.integers(4, 18))
+        cv2.putText(mask, text, origin, font, scale, 255, thickness, cv2.LINE_AA)
     return mask.astype(np.float32) / 255
 
 
@@ -239,7 +268,7 @@ def degrade(rng: np.random.Generator, views: tuple[FloatArray, FloatArray]) -> l
 
 
 def render_shard(number: int, photos: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Renders one shard: `left`, `right`, `target` `(n, 256, 256, 3)` uint8; `coc`, `disparity` `(n, 256, 256)` float16."""
+    """One shard: `left`, `right`, `target` `(n, 256, 256, 3)` uint8; `coc`, `disparity` `(n, 256, 256)` float16."""
     scenes: dict[str, list[np.ndarray]] = {key: [] for key in ("left", "right", "target", "coc", "disparity")}
     crop = np.s_[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
     for index in range(SCENES_A_SHARD):

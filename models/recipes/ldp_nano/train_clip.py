@@ -1,10 +1,10 @@
 """Trains ldp-nano's CLIP contrastively on simulated DP pairs and captions.
 
-Every patch token meets sixteen captions: the eight prompts of the paper's Table 4 and their opposites. Token and caption
-form a positive pair in the measure in which the caption is true there, and the loss is the sigmoid contrastive loss of
-SigLIP over all such pairs. Blur-aware captions read the center view; DP-aware captions read alpha of the stereo canvas
-(Eq. 5). A token's blur is the mean over its pixels of `sigmoid((|disparity| - 1 px) / 0.5 px)`, so 1/2 at the paper's
-threshold.
+Every patch token meets sixteen captions: the eight prompts of the paper's Table 4 and their opposites. Token and
+caption form a positive pair in the measure in which the caption is true there, and the loss is the sigmoid contrastive
+loss of SigLIP over all such pairs. Blur-aware captions read the center view; DP-aware captions read alpha of the
+stereo canvas (Eq. 5). A token's blur is the mean over its pixels of `sigmoid((|disparity| - 1 px) / 0.5 px)`, so 1/2 at
+the paper's threshold.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ TRUE_WHERE_BLURRED = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 
 def start_comparing_mirror_images(encoder: DenseCLIP, sharp: Tensor) -> None:
     """Starts an ordinary ViT where symmetry is easy to learn; all weights are trained from there.
 
-    A small transformer finds "this patch equals its mirror image over there" only after very long training, so the first
-    block starts as that comparison. Channels: 80 cosine patterns of the patch's luminance (as in JPEG's transform), the
-    same again, and 32 for the position. The attention of block 0 looks from each token of the canvas at its mirror image
-    and subtracts it from the second 80 channels; mirroring a patch only flips signs of its coefficients. The MLP starts
-    as the magnitudes of all of them.
+    A small transformer finds "this patch equals its mirror image over there" only after very long training, so the
+    first block starts as that comparison. Channels: 80 cosine patterns of the patch's luminance (as in JPEG's
+    transform), the same again, and 32 for the position. The attention of block 0 looks from each token of the canvas
+    at its mirror image and subtracts it from the second 80 channels; mirroring a patch only flips signs of its
+    coefficients. The MLP starts as the magnitudes of all of them.
 
     Args:
         encoder: The encoder to initialise; its width is 192.
@@ -83,8 +83,10 @@ def start_comparing_mirror_images(encoder: DenseCLIP, sharp: Tensor) -> None:
     value[:count, :count] += torch.diag(mirror_sign)
     block.attn.out_proj.weight.mul_(0.1)
     block.attn.out_proj.weight[count : 2 * count, :count] -= torch.eye(count)
-    block.mlp.c_fc.weight[: 2 * count, : 2 * count] += torch.eye(2 * count)
-    block.mlp.c_fc.weight[2 * count : 4 * count, : 2 * count] -= torch.eye(2 * count)
+    block.mlp.c_fc.weight[: 2 * count, : 2 * count] += 4 * torch.eye(2 * count)
+    block.mlp.c_fc.weight[2 * count : 4 * count, : 2 * count] -= 4 * torch.eye(2 * count)
+    for norm in [visual.ln_post, *(n for b in visual.transformer.resblocks[1:] for n in (b.ln_1, b.ln_2))]:
+        norm.weight[2 * count :] = 0.1
 
 
 def blur_of_tokens(disparity: Tensor, patch: int) -> Tensor:
@@ -99,31 +101,30 @@ def token_similarities(encoder: DenseCLIP, left: Tensor, right: Tensor, texts: T
     return torch.where(IS_DP_AWARE, of_canvas, of_center)
 
 
-def batch_of(bank: dict[str, np.ndarray], index: np.ndarray, clip: LoadedClip) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows of scenes: normalised left and right views `(B, 3, s, s)` and disparity `(B, s, s)`."""
+def batch_of(
+    bank: dict[str, np.ndarray], index: np.ndarray, clip: LoadedClip, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One random window of each scene: normalised left and right views `(B, 3, s, s)` and disparity `(B, s, s)`."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (clip.mean, clip.std))
+    corners = rng.integers(bank["left"].shape[1] - WINDOW + 1, size=(len(index), 2))
+    crops = [np.s_[scene, y : y + WINDOW, x : x + WINDOW] for scene, (y, x) in zip(index, corners, strict=True)]
     left, right = (
-        windows((torch.from_numpy(bank[key][index]).permute(0, 3, 1, 2).float() / 255 - mean) / std)
+        (torch.from_numpy(np.stack([bank[key][crop] for crop in crops])).permute(0, 3, 1, 2).float() / 255 - mean) / std
         for key in ("left", "right")
     )
-    disparity = torch.from_numpy(bank["disparity"][index].astype(np.float32))
-    return left, right, windows(disparity[:, None])[:, 0]
-
-
-def windows(images: Tensor) -> Tensor:
-    """`(B, C, H, W)` to the windows `(B * n, C, WINDOW, WINDOW)` that tile it."""
-    batch, channels, height, width = images.shape
-    tiled = images.reshape(batch, channels, height // WINDOW, WINDOW, width // WINDOW, WINDOW)
-    return tiled.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, WINDOW, WINDOW)
+    disparity = np.stack([bank["disparity"][crop] for crop in crops]).astype(np.float32)
+    return left, right, torch.from_numpy(disparity)
 
 
 def validate(clip: LoadedClip, bank: dict[str, np.ndarray]) -> dict[str, float]:
     """Balanced accuracy over tokens of each format at the threshold, from the trained scale and bias."""
     encoder, votes, truth = clip.encoder, [], []
+    rng = np.random.default_rng(0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         texts = embed_texts(clip, TEXTS)
         for start in range(0, len(bank["left"]), 16):
-            left, right, disparity = batch_of(bank, np.arange(start, min(start + 16, len(bank["left"]))), clip)
+            index = np.arange(start, min(start + 16, len(bank["left"])))
+            left, right, disparity = batch_of(bank, index, clip, rng)
             cosines = token_similarities(encoder, left, right, texts).float()
             z = cosines * clip.model.logit_scale.exp() + clip.model.logit_bias
             votes.append(torch.stack([z[..., 0:4].mean(-1), -z[..., 4:8].mean(-1)], -1))
@@ -132,7 +133,8 @@ def validate(clip: LoadedClip, bank: dict[str, np.ndarray]) -> dict[str, float]:
     ensemble = torch.cat(votes).mean(-1) > 0
     scores = {}
     for name, guess in (("blur", predicted[..., 0]), ("dp", predicted[..., 1]), ("ens2", ensemble)):
-        scores[name] = 0.5 * float((guess & blurred).sum() / blurred.sum() + (~guess & ~blurred).sum() / (~blurred).sum())
+        found, kept = (guess & blurred).sum() / blurred.sum(), (~guess & ~blurred).sum() / (~blurred).sum()
+        scores[name] = 0.5 * float(found + kept)
     return scores
 
 
@@ -142,17 +144,19 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for clip.safetensors and clip.log.jsonl")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=8, help="scenes of four windows")
+    parser.add_argument("--batch", type=int, default=20, help="windows, each of another scene")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="weights of an earlier run to go on from, with a new cosine")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    clip = load_clip(str(HERE / "clip.json"), seed=args.seed)
+    clip = load_clip(str(HERE / "clip.json"), args.start and str(args.start), seed=args.seed)
     encoder = clip.encoder
     held_out = load(shards(args.scenes, held_out=True))
-    sharp, _, _ = batch_of({**held_out, "left": held_out["target"]}, np.arange(64), clip)
-    start_comparing_mirror_images(encoder, sharp)
+    if args.start is None:
+        sharp, _, _ = batch_of({**held_out, "left": held_out["target"]}, np.arange(64), clip, rng)
+        start_comparing_mirror_images(encoder, sharp)
     model = clip.model.train()
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
@@ -172,7 +176,7 @@ def main() -> None:
         lr = args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        left, right, disparity = batch_of(bank, rng.integers(len(bank["left"]), size=args.batch), clip)
+        left, right, disparity = batch_of(bank, rng.integers(len(bank["left"]), size=args.batch), clip, rng)
         if rng.random() < 0.5:  # a mirrored scene swaps the views
             left, right, disparity = right.flip(3), left.flip(3), disparity.flip(2)
         if rng.random() < 0.5:
@@ -194,7 +198,7 @@ def main() -> None:
             log.write(json.dumps(record) + "\n")
             log.flush()
         if step % 500 == 499 or step == args.steps - 1:
-            state = {key: value.contiguous().clone() for key, value in model.state_dict().items() if "attn_mask" not in key}
+            state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
             save_file(state, args.out / "clip.safetensors")
 
 

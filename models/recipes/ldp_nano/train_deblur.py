@@ -1,8 +1,8 @@
 """Trains ldp-nano's deblurring network on the rendered scenes, with blur logits from the trained CLIP.
 
-Charbonnier loss (Eq. 11), AdamW with warm-up and cosine decay, bf16 autocast, EMA. CLIP sees each scene once; its logits
-are cached and cropped with the patches, which lie on the patch grid. A horizontal flip swaps the views. Training resumes
-from `OUT/deblur.state.pt` and splits each batch over `WORLD_SIZE` processes (torchrun) of one thread each.
+Charbonnier loss (Eq. 11), AdamW with warm-up and cosine decay, bf16 autocast, EMA. CLIP sees each scene once; its
+logits are cached and cropped with the patches, which lie on the patch grid. A horizontal flip swaps the views. Training
+resumes from `OUT/deblur.state.pt` and splits each batch over `WORLD_SIZE` processes (torchrun) of one thread each.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, required=True, help="folder with clip.safetensors and calibration.json")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default="nano", choices=sorted(CONFIGS))
-    parser.add_argument("--until", type=float, required=True, help="Unix time at which the learning rate reaches its end")
+    parser.add_argument("--until", type=float, required=True, help="Unix time at which training ends")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +126,8 @@ def main() -> None:
     if world > 1:
         dist.init_process_group("gloo")
         os.sched_setaffinity(0, {rank})
-    held_out, bank = (load(shards(args.scenes, held_out=flag), ("left", "right", "target")) for flag in (True, False))
+    keys = ("left", "right", "target")
+    held_out, bank = (load(shards(args.scenes, held_out=flag), keys) for flag in (True, False))
     args.out.mkdir(parents=True, exist_ok=True)
     cache = args.out / f"logits-{len(bank['left'])}.npy"
     if rank == 0 and not cache.exists():
@@ -157,9 +158,9 @@ def main() -> None:
     losses: list[float] = []
 
     def save() -> None:
-        state = {"net": net.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        weights = {"net": net.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
         temporary = state_file.with_suffix(".tmp")
-        torch.save(state | {"seconds": spent + time.time() - started}, temporary)
+        torch.save(weights | {"step": step, "seconds": spent + time.time() - started}, temporary)
         os.replace(temporary, state_file)
         save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, args.out / "deblur.safetensors")
 
@@ -173,7 +174,8 @@ def main() -> None:
         if clock.item() >= args.until:
             break
         progress = (spent + clock.item() - started) / (spent + args.until - started)
-        lr = args.lr * min(1, (step + 1) / 200) * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1, progress)))
+        lr = args.lr * min(1, (step + 1) / 200) * (0.005 + 0.995 * cosine)
         for group in optimizer.param_groups:
             group["lr"] = lr
         pair, z, target = draw(bank, logits, rng, args.batch // world)
@@ -192,7 +194,8 @@ def main() -> None:
         if rank == 0 and step % 250 == 0:
             seconds = time.time() - started
             record = {"step": step, "loss": round(float(np.mean(losses)), 5), "lr": round(lr, 7)}
-            record |= {"patches_s": round((step - first) * args.batch / seconds, 1), "seconds": round(spent + seconds)}
+            rate = (step - first) * args.batch / seconds
+            record |= {"patches_s": round(rate, 1), "seconds": round(spent + seconds)}
             losses.clear()
             if step % 1000 == 0:
                 record |= validate(ema, held_out, held_out_logits)
