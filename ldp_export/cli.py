@@ -502,10 +502,11 @@ def _check_folder(folder: Path, marker: str) -> None:
     """Refuses, before anything is computed, a folder that cannot be written or that holds something else.
 
     Raises:
-        ArgumentError: It is a file, it is not empty and lacks the file `marker`, or it cannot be written.
+        ArgumentError: It is a file, it lacks the file `marker` and holds more than notes (.md), or is not writable.
     """
     existing = folder.absolute()
-    if existing.is_dir() and any(existing.iterdir()) and not (existing / marker).is_file():
+    holds_more = existing.is_dir() and any(path.suffix != ".md" for path in existing.iterdir())
+    if holds_more and not (existing / marker).is_file():
         raise ArgumentError(f"expected a new folder, an empty one or one with {marker}, came {folder}; choose another")
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

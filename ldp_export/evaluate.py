@@ -68,7 +68,7 @@ WANTED = {
     "blur_map_balanced_accuracy": Want("blur map, balanced accuracy", 0.85),
     "blur_map_spearman": Want("blur map, Spearman with |CoC|", 0.6),
 }
-"""What section 4 of the plan asks of each focus setting. It gives no number for swapped views ("costs little") and for
+"""What ldp-nano has to reach at each focus setting. The aims give no number for swapped views ("costs little") and for
 noise-free pairs ("deblurring, not denoising"): a swap may cost half a dB, and a noise-free pair must gain as much."""
 
 

@@ -14,8 +14,8 @@ from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.network import LDPNet
 from ldp_runtime.bundle import Prompt
 from ldp_runtime.errors import LDPError
-from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 from tests.ldp_export.randomise import randomise
+from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 
 CALIBRATED = [Prompt(p.text, p.format, 20.0 + i, (-1) ** i * 0.5) for i, p in enumerate(PROMPTS)]
 
@@ -175,7 +175,7 @@ def test_a_calibration_must_be_that_of_table_4(folder: Path, change: dict[str, o
     values = [asdict(prompt) for prompt in CALIBRATED]
     values[1] |= change
     (folder / "calibration.json").write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="prompt 1|finite"):
+    with pytest.raises(CheckpointError, match=r"prompt 1|finite"):
         Checkpoint.open(folder).prompts()
 
 
