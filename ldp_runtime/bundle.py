@@ -386,16 +386,13 @@ def _external_names(folder: Path, graph: str) -> set[str]:
     try:
         locations = external_files(path)
     except ValueError as error:
-        raise BundleError(
-            f"{path}: expected an ONNX graph, came something else ({error}); {_MEND_FILES}"
-        ) from error
+        raise BundleError(f"{path}: expected an ONNX graph, came something else ({error}); {_MEND_FILES}") from error
     names = set()
     for location in locations:
         name = str(PurePosixPath(graph).parent / location)
         if (reason := _unsafe(location)) is not None:
             raise BundleError(
-                f"{path}: expected weights in a file inside the bundle, came {location!r} ({reason}); "
-                f"{_MEND_MANIFEST}"
+                f"{path}: expected weights in a file inside the bundle, came {location!r} ({reason}); {_MEND_MANIFEST}"
             )
         names.add(name)
     return names
@@ -439,8 +436,7 @@ class _Object:
 
     def error(self, name: str, expected: str, came: object) -> BundleError:
         return BundleError(
-            f"{self.where}: field {self.prefix + name!r}: expected {expected}, came {_shown(came)}; "
-            f"{_MEND_MANIFEST}"
+            f"{self.where}: field {self.prefix + name!r}: expected {expected}, came {_shown(came)}; {_MEND_MANIFEST}"
         )
 
     def take(self, name: str, check: Callable[[object], Any]) -> Any:
@@ -467,8 +463,7 @@ class _Object:
         if self._left:
             unknown = self.prefix + next(iter(self._left))
             raise BundleError(
-                f"{self.where}: field {unknown!r} is not part of schema version {SCHEMA_VERSION}; "
-                f"{_MEND_MANIFEST}"
+                f"{self.where}: field {unknown!r} is not part of schema version {SCHEMA_VERSION}; {_MEND_MANIFEST}"
             )
 
 
@@ -601,9 +596,7 @@ def _clip(fields: _Object) -> ClipSpec:
     if spec.window % spec.patch:
         raise fields.error("window", f"a multiple of the patch, {spec.patch}", spec.window)
     if -(-spec.overlap // spec.patch) >= spec.window // spec.patch:
-        raise fields.error(
-            "overlap", f"at most {spec.window - spec.patch}, a patch less than a window", spec.overlap
-        )
+        raise fields.error("overlap", f"at most {spec.window - spec.patch}, a patch less than a window", spec.overlap)
     return spec
 
 
@@ -631,9 +624,7 @@ def _graphs(fields: _Object) -> dict[str, dict[str, str]]:
     graphs: dict[str, dict[str, str]] = {}
     for kind in GRAPHS:
         child = fields.child(kind)
-        present = [
-            precision for precision in GRAPH_PRECISIONS if precision == "fp32" or precision in child.value
-        ]
+        present = [precision for precision in GRAPH_PRECISIONS if precision == "fp32" or precision in child.value]
         graphs[kind] = {precision: child.take(precision, _file_name) for precision in present}
         child.close()
     fields.close()
@@ -661,9 +652,7 @@ def _check_whole(manifest: Manifest, top: _Object) -> None:
         raise top.error("prompts", f"{PROMPTS} prompts", len(manifest.prompts))
     for name in FORMATS:
         if not any(prompt.format == name for prompt in manifest.prompts):
-            raise top.error(
-                "prompts", f"at least one prompt of format {name}", [p.format for p in manifest.prompts]
-            )
+            raise top.error("prompts", f"at least one prompt of format {name}", [p.format for p in manifest.prompts])
     multiple = math.lcm(_NETWORK_MULTIPLE, manifest.clip.patch)
     if manifest.padding.multiple % multiple:
         raise top.error("padding.multiple", f"a multiple of {multiple}", manifest.padding.multiple)
@@ -673,6 +662,5 @@ def _check_whole(manifest: Manifest, top: _Object) -> None:
     for name, what in needed.items():
         if name not in manifest.files:
             raise BundleError(
-                f"{top.where}: field 'files': expected an entry for {name!r} ({what}), came none; "
-                f"{_MEND_MANIFEST}"
+                f"{top.where}: field 'files': expected an entry for {name!r} ({what}), came none; {_MEND_MANIFEST}"
             )

@@ -147,9 +147,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(command=run)
-        added.add_argument(
-            "--json", action="store_true", help="print one JSON object on stdout and nothing else"
-        )
+        added.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
         return added
 
     def pair_command(name: str, run: Callable[[argparse.Namespace], None], help: str, examples: str) -> Any:
@@ -175,9 +173,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=("auto", *PRECISIONS),
             help="arithmetic of the networks (default: auto, the backend's own)",
         )
-        added.add_argument(
-            "--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)"
-        )
+        added.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
         added.add_argument(
             "--axis",
             default="horizontal",
@@ -185,17 +181,13 @@ def _parser() -> argparse.ArgumentParser:
             help="how the sensor splits its pixels: vertical for top (LEFT) and bottom (RIGHT); a camera "
             "that was turned is known from EXIF (default: %(default)s)",
         )
-        added.add_argument(
-            "--swap", action="store_true", help="take LEFT for the right view and RIGHT for the left"
-        )
+        added.add_argument("--swap", action="store_true", help="take LEFT for the right view and RIGHT for the left")
         added.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
         return added
 
     deblur = pair_command("deblur", _deblur, "Restores a pair: everything in focus.", _DEBLUR_EXAMPLES)
     deblur.add_argument("--blur-map", metavar="PATH", help="also write the blur map (picture or .npy)")
-    deblur.add_argument(
-        "--compare", metavar="PATH", help="also write a picture of before, after and blur map"
-    )
+    deblur.add_argument("--compare", metavar="PATH", help="also write a picture of before, after and blur map")
     deblur.add_argument(
         "--target",
         metavar="PATH",
@@ -236,15 +228,11 @@ def _deblur(arguments: argparse.Namespace) -> None:
 
     quality = _quality(left, right, result.restored, target) if target is not None else None
     with report.stage("write"):
-        contents = {
-            arguments.output: image_io.encode_photo(arguments.output, replace(left, pixels=result.restored))
-        }
+        contents = {arguments.output: image_io.encode_photo(arguments.output, replace(left, pixels=result.restored))}
         if arguments.blur_map is not None:
             contents[arguments.blur_map] = _encode_blur_map(arguments.blur_map, result.blur_map)
         if arguments.compare is not None:
-            contents[arguments.compare] = _encode_comparison(
-                arguments.compare, left, right, result, target, quality
-            )
+            contents[arguments.compare] = _encode_comparison(arguments.compare, left, right, result, target, quality)
         image_io.write_files(contents)
     written = {"restored": arguments.output, "blur_map": arguments.blur_map, "compare": arguments.compare}
     report.fields["outputs"] = {name: path for name, path in written.items() if path is not None}
@@ -434,9 +422,7 @@ def _check_outputs(inputs: list[str], outputs: list[str]) -> None:
     for output in outputs:
         for name in inputs:
             if os.path.exists(output) and os.path.exists(name) and os.path.samefile(output, name):
-                raise ImageError(
-                    f"{output} is an input, which would be lost; choose another name to write to"
-                )
+                raise ImageError(f"{output} is an input, which would be lost; choose another name to write to")
         real = os.path.realpath(output)
         if real in seen:
             raise ImageError(f"{output} and {seen[real]} are one file; choose a name for each output")
@@ -503,9 +489,7 @@ def _check_like(name: str, photo: Photo, other: str, expected: Photo) -> None:
         )
     if photo.pixels.dtype != expected.pixels.dtype:
         bits, expected_bits = (8 * p.pixels.dtype.itemsize for p in (photo, expected))
-        raise ImageError(
-            f"{name} has {bits} bits; expected {expected_bits} as {other}: export all with the same depth"
-        )
+        raise ImageError(f"{name} has {bits} bits; expected {expected_bits} as {other}: export all with the same depth")
 
 
 def _quality(left: Photo, right: Photo, restored: np.ndarray, target: Photo) -> _Quality:

@@ -115,8 +115,7 @@ class WindowAxis:
         """
         if not 0 <= overlap < window <= grid:
             raise ValueError(
-                f"expected 0 <= overlap < window <= grid, "
-                f"came overlap {overlap}, window {window}, grid {grid}"
+                f"expected 0 <= overlap < window <= grid, came overlap {overlap}, window {window}, grid {grid}"
             )
         count = -(-(grid - overlap) // (window - overlap))
         origins = tuple(i * (grid - window) // (count - 1) for i in range(count)) if count > 1 else (0,)

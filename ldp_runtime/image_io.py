@@ -144,9 +144,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
 def _read_bytes(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(
-                f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; give an image file"
-            )
+            raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; give an image file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; check the name and the folder") from None
@@ -166,23 +164,17 @@ def _decoding(path: Path) -> Iterator[None]:
         yield
     except (ImageError, MemoryError):
         raise
-    except (
-        Image.DecompressionBombError
-    ) as error:  # Pillow's own limit, for kinds of TIFF that only it decodes
+    except Image.DecompressionBombError as error:  # Pillow's own limit, for kinds of TIFF that only it decodes
         raise ImageError(f"{path} is too large for this kind of TIFF ({error}); save it as PNG") from error
     except Exception as error:
-        raise ImageError(
-            f"{path} is damaged or truncated ({one_line(error)}); copy or export it again"
-        ) from error
+        raise ImageError(f"{path} is damaged or truncated ({one_line(error)}); copy or export it again") from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height == 0:
         raise ValueError(f"it claims {width} x {height} pixels")
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{path} claims {width} x {height} pixels; expected at most {MAX_PIXELS}: crop or scale it"
-        )
+        raise ImageError(f"{path} claims {width} x {height} pixels; expected at most {MAX_PIXELS}: crop or scale it")
 
 
 def _read_png(path: Path, data: bytes) -> _Decoded:
@@ -297,30 +289,19 @@ def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray
         tifffile.PHOTOMETRIC.RGB,
     )
     contiguous = page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-    if (
-        page.bitspersample in (8, 16)
-        and direct
-        and not premultiplied
-        and page.compression in _TIFFFILE_UNPACKS
-    ):
+    if page.bitspersample in (8, 16) and direct and not premultiplied and page.compression in _TIFFFILE_UNPACKS:
         array = page.asarray()
         if not contiguous:
             array = np.moveaxis(array, 0, -1)  # (c, h, w) -> (h, w, c)
     elif page.bitspersample < 16:
-        return _decode_pillow(
-            path, TiffImagePlugin.TiffImageFile(io.BytesIO(_without_tiff_orientation(data, page)))
-        )
+        return _decode_pillow(path, TiffImagePlugin.TiffImageFile(io.BytesIO(_without_tiff_orientation(data, page))))
     elif premultiplied:
-        raise ImageError(
-            f"{path} is 16-bit with premultiplied alpha; save it with straight alpha, or without"
-        )
+        raise ImageError(f"{path} is 16-bit with premultiplied alpha; save it with straight alpha, or without")
     elif page.compression == tifffile.COMPRESSION.LZW and contiguous and page.samplesperpixel != 2:
         array = _decode_cv2(_without_tiff_orientation(data, page))
     else:
         name = tifffile.COMPRESSION(page.compression).name
-        raise ImageError(
-            f"{path} is 16-bit TIFF with {name} compression; save it with deflate or no compression"
-        )
+        raise ImageError(f"{path} is 16-bit TIFF with {name} compression; save it with deflate or no compression")
     array = array.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         array = array.copy()
@@ -370,9 +351,7 @@ def _decode_pillow(path: Path, image: Image.Image) -> np.ndarray:
         "YCbCr": "RGB",
     }
     if image.mode not in targets:
-        raise ImageError(
-            f"{path} stores {image.mode} pixels; expected 8- or 16-bit grey or RGB: convert it to RGB"
-        )
+        raise ImageError(f"{path} stores {image.mode} pixels; expected 8- or 16-bit grey or RGB: convert it to RGB")
     # Pillow has no direct way from La to LA.
     image = image.convert("RGBA").convert("LA") if image.mode == "La" else image.convert(targets[image.mode])
     array = np.asarray(image)
@@ -436,11 +415,7 @@ def check_format(path: str | os.PathLike[str], photo: Photo) -> None:
     """
     path = Path(path)
     kind = image_format(path)
-    if (
-        photo.pixels.ndim != 3
-        or photo.pixels.shape[2] != 3
-        or photo.pixels.dtype not in (np.uint8, np.uint16)
-    ):
+    if photo.pixels.ndim != 3 or photo.pixels.shape[2] != 3 or photo.pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
             f"{path}: expected pixels (h, w, 3) of uint8 or uint16, came {photo.pixels.shape} of "
             f"{photo.pixels.dtype}; convert them"
@@ -453,17 +428,11 @@ def check_format(path: str | os.PathLike[str], photo: Photo) -> None:
         if photo.alpha is not None and photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
             raise ImageError(f"{path}: JPEG holds no alpha and the photo has some; {alternatives}")
         if max(height, width) > _JPEG_MAX_SIDE:
-            raise ImageError(
-                f"{path}: JPEG holds {_JPEG_MAX_SIDE} px a side, not {width} x {height}; {alternatives}"
-            )
+            raise ImageError(f"{path}: JPEG holds {_JPEG_MAX_SIDE} px a side, not {width} x {height}; {alternatives}")
         if photo.exif is not None and len(photo.exif) > _JPEG_MAX_EXIF:
-            raise ImageError(
-                f"{path}: JPEG holds 64 KiB of EXIF, not {len(photo.exif)} bytes; {alternatives}"
-            )
+            raise ImageError(f"{path}: JPEG holds 64 KiB of EXIF, not {len(photo.exif)} bytes; {alternatives}")
     if kind == "TIFF" and photo.pixels.nbytes > _TIFF_MAX_BYTES:
-        raise ImageError(
-            f"{path}: {width} x {height} pixels are too many for TIFF (4 GiB); choose a .png name"
-        )
+        raise ImageError(f"{path}: {width} x {height} pixels are too many for TIFF (4 GiB); choose a .png name")
 
 
 def image_format(path: str | os.PathLike[str]) -> str:
@@ -474,9 +443,7 @@ def image_format(path: str | os.PathLike[str]) -> str:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise ImageError(
-            f"{path}: expected a name that ends in {', '.join(_FORMATS)}, not {suffix or 'no suffix'!r}"
-        )
+        raise ImageError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}, not {suffix or 'no suffix'!r}")
     return _FORMATS[suffix]
 
 
@@ -509,9 +476,7 @@ def encode_photo(path: str | os.PathLike[str], photo: Photo, quality: int = JPEG
 def _encode_png(array: np.ndarray, photo: Photo) -> bytes:
     """Encodes ``(h, w, c)`` uint8 or uint16, c from 1 to 4; rows as what they add to the one above."""
     height, width, channels = array.shape
-    rows = (
-        np.ascontiguousarray(array.astype(array.dtype.newbyteorder(">"))).view(np.uint8).reshape(height, -1)
-    )
+    rows = np.ascontiguousarray(array.astype(array.dtype.newbyteorder(">"))).view(np.uint8).reshape(height, -1)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = 2  # filter type "Up"
     filtered[0, 1:] = rows[0]
@@ -532,8 +497,7 @@ def _encode_png(array: np.ndarray, photo: Photo) -> bytes:
     chunks += [(b"IDAT", packed[start : start + step]) for start in range(0, len(packed), step)]
     chunks.append((b"IEND", b""))
     return _PNG_SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
 
 
@@ -605,14 +569,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise ImageError(f"{path} is a folder; give a file name in it")
     if not target.parent.is_dir():
-        raise ImageError(
-            f"{path} cannot be written: the folder {target.parent} does not exist; make it first"
-        )
+        raise ImageError(f"{path} cannot be written: the folder {target.parent} does not exist; make it first")
     probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ImageError(
-            f"{path} cannot be written: {error.strerror or error}; choose another folder"
-        ) from error
+        raise ImageError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error

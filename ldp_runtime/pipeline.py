@@ -238,9 +238,7 @@ class Deblurrer:
         fields = []
         for first in range(0, len(origins), CLIP_BATCH):
             with clock("prepare"):
-                regions = [
-                    source[:, y * p : y * p + s, x * p : x * p + s] for y, x in origins[first:][:CLIP_BATCH]
-                ]
+                regions = [source[:, y * p : y * p + s, x * p : x * p + s] for y, x in origins[first:][:CLIP_BATCH]]
                 stereo, center = _canvases(regions, manifest.clip.mean, manifest.clip.std)
                 feeds = {"stereo": stereo, "center": center}
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}

@@ -45,10 +45,7 @@ class TensorSpec:
         return (
             array.dtype == self.dtype
             and array.ndim == len(self.shape)
-            and all(
-                isinstance(want, str) or want == have
-                for want, have in zip(self.shape, array.shape, strict=True)
-            )
+            and all(isinstance(want, str) or want == have for want, have in zip(self.shape, array.shape, strict=True))
         )
 
 
@@ -151,9 +148,7 @@ class Backend(ABC):
             BackendError: The precision does not work here, or the backend refuses the graph.
         """
         if threads is not None and threads < 1:
-            raise BackendError(
-                f"expected at least 1 thread, came {threads}; leave it out for the backend's own choice"
-            )
+            raise BackendError(f"expected at least 1 thread, came {threads}; leave it out for the backend's own choice")
         precision = self.resolve(precision)
         try:
             return self.open_impl(path, precision, threads, content)

@@ -59,8 +59,7 @@ class OnnxRuntimeBackend(Backend):
             import onnxruntime as ort
         except Exception as error:  # a broken native library raises more than ImportError
             raise BackendError(
-                f"{self.name} needs the package onnxruntime, which does not load ({one_line(error)}); "
-                "install it"
+                f"{self.name} needs the package onnxruntime, which does not load ({one_line(error)}); install it"
             ) from error
         have = ort.get_available_providers()
         if self._provider not in have:
@@ -113,7 +112,5 @@ class OnnxRuntimeBackend(Backend):
 def _spec(value: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else size or "?" for size in value.shape)
     if value.type not in _DTYPES:
-        raise BackendError(
-            f"expected the type of {value.name} to be one of {', '.join(_DTYPES)}, came {value.type}"
-        )
+        raise BackendError(f"expected the type of {value.name} to be one of {', '.join(_DTYPES)}, came {value.type}")
     return TensorSpec(value.name, shape, np.dtype(_DTYPES[value.type]))

@@ -63,9 +63,7 @@ def test_session_states_its_tensors(name: str, bundle: Path) -> None:
     assert clip.inputs[0].shape[1:] == (3, WINDOW, 2 * WINDOW)
     assert isinstance(clip.inputs[0].shape[0], str)
     assert {spec.dtype for spec in clip.inputs + clip.outputs} == {np.dtype(np.float32)}
-    assert {spec.dtype for spec in open_graph(name, bundle / "clip.fp16.onnx", "fp16").inputs} == {
-        np.dtype(np.float16)
-    }
+    assert {spec.dtype for spec in open_graph(name, bundle / "clip.fp16.onnx", "fp16").inputs} == {np.dtype(np.float16)}
     deblur = open_graph(name, bundle / "deblur.onnx")
     assert [spec.name for spec in deblur.inputs] == ["pair", "blur_logits"]
     assert [spec.name for spec in deblur.outputs] == ["restored"]
@@ -190,9 +188,7 @@ def test_a_run_that_onnxruntime_refuses_is_a_backend_error(bundle: Path) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_that_openvino_refuses_is_a_backend_error(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_openvino_refuses_is_a_backend_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refuses:
         def infer(self, feeds: object, share_inputs: bool) -> None:
             raise RuntimeError("Exception from src:1\n  shapes differ")
@@ -312,9 +308,7 @@ def test_auto_goes_on_when_openvino_does_not_load(monkeypatch: pytest.MonkeyPatc
     )
     with pytest.raises(BackendError, match=r"^openvino needs the package openvino"):
         select("openvino")
-    with pytest.raises(
-        BackendError, match=r"no backend works here in precision bf16: openvino: .*; onnxruntime: "
-    ):
+    with pytest.raises(BackendError, match=r"no backend works here in precision bf16: openvino: .*; onnxruntime: "):
         select("auto", "bf16")
 
 
@@ -349,9 +343,7 @@ def test_gpu_providers_say_what_is_missing(name: str) -> None:
     )
 
 
-def test_a_provider_that_onnxruntime_drops_silently_is_an_error(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_provider_that_onnxruntime_drops_silently_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime as ort
 
     real = ort.InferenceSession

@@ -328,8 +328,7 @@ def test_embeddings_of_another_shape(bundle: Path, array: np.ndarray, came: str)
     np.save(bundle / "text_embeddings.npy", array)
     rewrite(bundle)
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / 'text_embeddings.npy'}: expected shape (8, {EMBED_DIM}) float32, "
-        f"came {came}; {MEND_FILES}"
+        f"{bundle / 'text_embeddings.npy'}: expected shape (8, {EMBED_DIM}) float32, came {came}; {MEND_FILES}"
     )
 
 
@@ -347,10 +346,7 @@ def test_pickled_or_broken_embeddings_are_not_loaded(bundle: Path) -> None:
         assert message.endswith(MEND_FILES)
     np.save(path, np.full((8, EMBED_DIM), np.nan, np.float32))
     rewrite(bundle)
-    assert (
-        error_of(lambda: Bundle.load(bundle))
-        == f"{path}: expected finite numbers, came NaN or Inf; {MEND_FILES}"
-    )
+    assert error_of(lambda: Bundle.load(bundle)) == f"{path}: expected finite numbers, came NaN or Inf; {MEND_FILES}"
 
 
 def test_a_precision_that_the_bundle_lacks(bundle: Path) -> None:
@@ -366,9 +362,7 @@ def test_a_precision_that_the_bundle_lacks(bundle: Path) -> None:
 
 def with_external_data(bundle: Path, location: str = "deblur.onnx.data") -> None:
     model = onnx.load(bundle / "deblur.onnx")
-    onnx.save_model(
-        model, bundle / "deblur.onnx", save_as_external_data=True, location=location, size_threshold=0
-    )
+    onnx.save_model(model, bundle / "deblur.onnx", save_as_external_data=True, location=location, size_threshold=0)
 
 
 def test_external_data_is_listed_and_verified(bundle: Path) -> None:
@@ -432,9 +426,7 @@ def test_external_files_are_found_wherever_a_graph_can_hold_a_tensor(tmp_path: P
     }
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x0a\xff\xff\xff\x0f", b"\x3a\x05\x01", b"\xff" * 30, b"no graph"]
-)
+@pytest.mark.parametrize("content", [b"", b"\x0a\xff\xff\xff\x0f", b"\x3a\x05\x01", b"\xff" * 30, b"no graph"])
 def test_what_is_no_protobuf_is_refused(bundle: Path, content: bytes) -> None:
     (bundle / "deblur.onnx").write_bytes(content)
     message = error_of(lambda: rewrite(bundle))

@@ -106,9 +106,7 @@ def test_deblur_writes_what_the_deblurrer_restores(
         assert f"\n  {stage} " in out
 
 
-def test_all_outputs_and_the_json_report(
-    run: Run, pair: tuple[str, str], tmp_path: Path, deblurrer: Deblurrer
-) -> None:
+def test_all_outputs_and_the_json_report(run: Run, pair: tuple[str, str], tmp_path: Path, deblurrer: Deblurrer) -> None:
     target = scene()
     write_photo(tmp_path / "target.png", Photo(target))
     names = {"restored": "out.png", "blur_map": "map.npy", "compare": "compare.jpg"}
@@ -278,12 +276,8 @@ def test_views_of_unequal_size_or_depth(run: Run, pair: tuple[str, str], tmp_pat
     write_photo(tmp_path / "deep.png", Photo(scene(np.uint16)))
     before = files(tmp_path)
     out = tmp_path / "out.png"
-    check_error(
-        run("deblur", pair[0], tmp_path / "small.png", "-o", out), f"50 x {H} px", f"{W} x {H} px", "crop"
-    )
-    check_error(
-        run("deblur", pair[0], tmp_path / "deep.png", "-o", out), "16 bits", "expected 8", "same depth"
-    )
+    check_error(run("deblur", pair[0], tmp_path / "small.png", "-o", out), f"50 x {H} px", f"{W} x {H} px", "crop")
+    check_error(run("deblur", pair[0], tmp_path / "deep.png", "-o", out), "16 bits", "expected 8", "same depth")
     check_error(run("deblur", *pair, "-o", out, "--target", tmp_path / "small.png"), "small.png is 50 x")
     check_error(run("blur-map", pair[0], tmp_path / "small.png", "-o", out), "small.png is 50 x")
     assert files(tmp_path) == before
@@ -304,9 +298,7 @@ def test_views_of_unequal_orientation(run: Run, pair: tuple[str, str], tmp_path:
         (b"no picture", "not a PNG, TIFF or JPEG"),
     ],
 )
-def test_unreadable_views(
-    run: Run, pair: tuple[str, str], tmp_path: Path, content: bytes | None, words: str
-) -> None:
+def test_unreadable_views(run: Run, pair: tuple[str, str], tmp_path: Path, content: bytes | None, words: str) -> None:
     bad = tmp_path / "bad.png"
     if content is not None:
         bad.write_bytes(content)
@@ -378,9 +370,7 @@ def test_bundle_and_backend_errors(run: Run, pair: tuple[str, str], tmp_path: Pa
     check_error(run("deblur", *pair, "-o", out, "--bundle", damaged), "deblur.onnx")
     check_error(run("deblur", *pair, "-o", out, "--bundle", bundle, "--threads", "0"), "at least 1 thread")
     check_error(
-        run(
-            "deblur", *pair, "-o", out, "--bundle", bundle, "--backend", "onnxruntime", "--precision", "bf16"
-        ),
+        run("deblur", *pair, "-o", out, "--bundle", bundle, "--backend", "onnxruntime", "--precision", "bf16"),
         "bf16",
     )
     assert not out.exists()
@@ -506,9 +496,7 @@ def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
-def test_a_process_restores_a_pair(
-    pair: tuple[str, str], tmp_path: Path, bundle: Path, deblurrer: Deblurrer
-) -> None:
+def test_a_process_restores_a_pair(pair: tuple[str, str], tmp_path: Path, bundle: Path, deblurrer: Deblurrer) -> None:
     done = process("deblur", *pair, "-o", tmp_path / "out.png", "--bundle", bundle, *BACKEND, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["bundle"] == "tiny"
@@ -517,9 +505,7 @@ def test_a_process_restores_a_pair(
 
 
 @pytest.mark.parametrize("kind", ["lzw", "deflate", "tags", "png"])
-def test_a_process_says_one_line_about_a_damaged_file(
-    tmp_path: Path, pair: tuple[str, str], kind: str
-) -> None:
+def test_a_process_says_one_line_about_a_damaged_file(tmp_path: Path, pair: tuple[str, str], kind: str) -> None:
     """OpenCV and tifffile write remarks of their own to stderr, which only a process shows."""
     deep = scene(np.uint16)
     if kind == "lzw":
@@ -560,9 +546,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     os.close(reader)
     command = [sys.executable, "-m", "ldp_runtime", "info"]
     try:
-        done = subprocess.run(
-            command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120
-        )
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")

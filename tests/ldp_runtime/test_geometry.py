@@ -17,9 +17,7 @@ def test_padded_size_is_the_next_multiple(size: tuple[int, int], padded: tuple[i
 @pytest.mark.parametrize("n", [2, 3, 5, 17, 32])
 def test_reflection_equals_numpy_also_when_iterated(n: int) -> None:
     for size in (n, n + 1, 2 * n - 1, 2 * n, 5 * n + 3):
-        np.testing.assert_array_equal(
-            reflect_indices(n, size), np.pad(np.arange(n), (0, size - n), mode="reflect")
-        )
+        np.testing.assert_array_equal(reflect_indices(n, size), np.pad(np.arange(n), (0, size - n), mode="reflect"))
 
 
 def test_reflection_by_hand() -> None:

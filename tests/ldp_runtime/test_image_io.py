@@ -351,9 +351,7 @@ BILEVEL = np.where(G8 > 127, 255, 0).astype(np.uint8)
         pytest.param(tiff(G16, photometric="minisblack"), G16, None, id="tiff16 grey"),
         pytest.param(tiff(G16, photometric="miniswhite"), 65535 - G16, None, id="tiff16 white is zero"),
         pytest.param(
-            tiff(
-                RGBA16[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]
-            ),
+            tiff(RGBA16[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]),
             RGBA16[..., 0],
             RGBA16[..., 1],
             id="tiff16 grey alpha",
@@ -444,9 +442,7 @@ def animation(kind: str) -> bytes:
         ),
         pytest.param(tiff(G16.astype(np.uint32)), ["32-bit UINT", "16-bit TIFF or PNG"], id="32-bit tiff"),
         pytest.param(tiff(G16.astype(np.int16)), ["16-bit INT", "16-bit TIFF or PNG"], id="signed tiff"),
-        pytest.param(
-            tiff(noise(6, 9, 6), photometric="rgb", planarconfig="contig"), ["6 channels"], id="six channels"
-        ),
+        pytest.param(tiff(noise(6, 9, 6), photometric="rgb", planarconfig="contig"), ["6 channels"], id="six channels"),
         pytest.param(
             tiff(RGBA16, photometric="rgb", extrasamples=["assocalpha"]),
             ["premultiplied", "straight"],
@@ -541,9 +537,7 @@ def test_refuses_a_tiff_with_a_missing_strip_or_size(tmp_path: Path) -> None:
 
 
 TAGGED = Photo(noise(9, 9, 3), False, None, ICC, exif_block(6), (300.0, 300.0))
-WITH_METADATA = {
-    f"tagged{suffix}": image_io.encode_photo(f"a{suffix}", TAGGED) for suffix in (".png", ".tif", ".jpg")
-}
+WITH_METADATA = {f"tagged{suffix}": image_io.encode_photo(f"a{suffix}", TAGGED) for suffix in (".png", ".tif", ".jpg")}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -633,9 +627,7 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"first": b"old"}
 
 
-def test_write_follows_a_link_and_replaces_in_one_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_follows_a_link_and_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real.png").write_bytes(b"old")
     (tmp_path / "link.png").symlink_to("real.png")
     replaced = []

@@ -44,9 +44,7 @@ sys.meta_path.insert(0, Block())
 """
 
 
-def python(
-    code: str, executable: str = sys.executable, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def python(code: str, executable: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [executable, "-c", code],
         capture_output=True,
@@ -108,8 +106,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
         timeout=900,
     )
     if done.returncode != 0 and any(
-        sign in done.stderr
-        for sign in ("Failed to establish a new connection", "NameResolutionError", "Network is")
+        sign in done.stderr for sign in ("Failed to establish a new connection", "NameResolutionError", "Network is")
     ):
         pytest.skip("pip has no network to install the base dependencies from")
     assert done.returncode == 0, done.stderr

@@ -132,9 +132,7 @@ def transcribed(folder: Path, left: np.ndarray, right: np.ndarray) -> tuple[np.n
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize(
-    "size", [(64, 64), (33, 33), (50, 100), (100, 210), (1, 1), (1, 70), (70, 1), (2, 3)]
-)
+@pytest.mark.parametrize("size", [(64, 64), (33, 33), (50, 100), (100, 210), (1, 1), (1, 70), (70, 1), (2, 3)])
 def test_pipeline_is_the_design(exact: Deblurrer, bundle: Path, size: tuple[int, int], dtype: type) -> None:
     left, right = a_pair(*size, dtype)
     result = exact(left, right)
@@ -203,9 +201,7 @@ def test_the_pair_is_padded_first_and_then_flipped() -> None:
     np.testing.assert_array_equal(stereo[0, :20, :33], left[..., 0] / np.float32(255))
     np.testing.assert_array_equal(center, stereo[:, :, :64])
     flipped_first = pipeline._prepare(left, left[:, ::-1], (64, 64))[0, 3:]
-    assert not np.array_equal(stereo[:, :, 64:], flipped_first), (
-        "the other order must differ, or this is no test"
-    )
+    assert not np.array_equal(stereo[:, :, 64:], flipped_first), "the other order must differ, or this is no test"
 
 
 def test_token_j_mirrors_to_the_last_minus_j() -> None:
@@ -402,9 +398,7 @@ def test_a_clip_gone_wrong_gives_no_blur_map(spoilt: Path, bad: float) -> None:
     for action in (deblurrer, deblurrer.blur_map):
         with pytest.raises(NumericsError) as caught:
             action(*a_pair(40, 50))
-        assert (
-            str(caught.value) == f"expected finite blur logits, came NaN or Inf in 16 of 16; {MEND_NUMERICS}"
-        )
+        assert str(caught.value) == f"expected finite blur logits, came NaN or Inf in 16 of 16; {MEND_NUMERICS}"
 
 
 # --- sessions and choices
@@ -486,9 +480,7 @@ def test_a_graph_that_no_backend_opens_names_them_all(spoilt: Path) -> None:
     (spoilt / "deblur.onnx").write_bytes(b"\x08\x0a")
     rewrite(spoilt)
     deblurrer = Deblurrer.from_bundle(spoilt, threads=1)
-    with pytest.raises(
-        BackendError, match=r"^no backend works here in precision auto: openvino: .*; onnxruntime: "
-    ):
+    with pytest.raises(BackendError, match=r"^no backend works here in precision auto: openvino: .*; onnxruntime: "):
         deblurrer(*a_pair(40, 50))
 
 

@@ -23,9 +23,7 @@ def images(dtype: Any, shape: tuple[int, ...] = (23, 31, 3)) -> tuple[np.ndarray
 @pytest.mark.parametrize("shape", [(23, 31, 3), (7, 7, 1), (7, 40, 3)])
 def test_as_scikit_image(dtype: Any, shape: tuple[int, ...]) -> None:
     a, b, peak = images(dtype, shape)
-    assert psnr(a, b, data_range=peak) == pytest.approx(
-        peak_signal_noise_ratio(a, b, data_range=peak), rel=1e-12
-    )
+    assert psnr(a, b, data_range=peak) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=peak), rel=1e-12)
     reference = structural_similarity(a, b, channel_axis=2, data_range=peak)
     assert 0 < reference < 0.9
     assert ssim(a, b, data_range=peak) == pytest.approx(reference, abs=1e-10)

@@ -13,9 +13,7 @@ def find(canvas: np.ndarray, panel: np.ndarray) -> list[tuple[int, int]]:
     """Where a panel stands in a canvas, as (y, x)."""
     h, w = panel.shape[:2]
     windows = np.lib.stride_tricks.sliding_window_view(canvas, panel.shape)[:, :, 0]
-    return (
-        [(int(y), int(x)) for y, x in np.argwhere((windows == panel).all(axis=(2, 3, 4)))] if h and w else []
-    )
+    return [(int(y), int(x)) for y, x in np.argwhere((windows == panel).all(axis=(2, 3, 4)))] if h and w else []
 
 
 def panel(seed: int, h: int = 12, w: int = 16) -> np.ndarray:

@@ -113,9 +113,7 @@ class Graph:
             [helper.make_tensor_value_info(name, io, shape) for name, shape in outputs.items()],
             self.weights,
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         onnx.checker.check_model(model)
         return model
 
@@ -139,9 +137,7 @@ def clip_graph(rng: np.random.Generator, dtype: np.dtype[np.floating]) -> onnx.M
     )
 
 
-def deblur_graph(
-    rng: np.random.Generator, dtype: np.dtype[np.floating], gain: float = 0.02
-) -> onnx.ModelProto:
+def deblur_graph(rng: np.random.Generator, dtype: np.dtype[np.floating], gain: float = 0.02) -> onnx.ModelProto:
     """``center + sigmoid(blur logits) * network(pair)``; I/O and the skip in FP32, the network in ``dtype``.
 
     Args:
