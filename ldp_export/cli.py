@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -181,10 +181,14 @@ def _onnx(arguments: argparse.Namespace) -> None:
         manifest = export_bundle(model, arguments.output, str(name), report=_say)
     except ParityError as error:
         raise GateError(f"{error}; nothing was written") from error
-    for gate in manifest.parity["gates"]:
-        print(f"{gate['name']:44}{gate['value']:<14.5g}{gate['is']} {gate['limit']:g}")
+    _print_gates(manifest.parity)
     size = sum(entry.size for entry in manifest.files.values()) / 2**20
     print(f"{arguments.output}: {len(manifest.files)} files, {size:.1f} MiB")
+
+
+def _print_gates(parity: Mapping[str, Any]) -> None:
+    for gate in parity.get("gates", ()):
+        print(f"{gate['name']:44}{gate['value']:<14.5g}{gate['is']} {gate['limit']:g}")
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------
@@ -232,6 +236,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     evaluation = evaluate(deblurrer, pictures=arguments.pictures, report=_say)
     print(f"{deblurrer.bundle.manifest.name} on {evaluation.backend}, {evaluation.precision}")
     print(evaluation.table())
+    print("parity with torch, measured at export:")
+    _print_gates(deblurrer.bundle.manifest.parity)
     if arguments.json is not None:
         text = json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n"
         write_files({arguments.json: text.encode()})

@@ -10,5 +10,15 @@ TINY_CLIP = {
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 TINY_CONFIG = LDPConfig(
-    "tiny", width=8, encoder=(1,), middle=1, decoder=(1,), bpa=("decoder",), head_dim=4, kernel=3, window=4, sca_cell=8
+    "tiny",
+    width=8,
+    stem=8,
+    encoder=(1,),
+    middle=1,
+    decoder=(1,),
+    bpa=("middle",),
+    head_dim=4,
+    kernel=3,
+    window=4,
+    sca_cell=16,
 )

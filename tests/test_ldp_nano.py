@@ -1,0 +1,94 @@
+"""The committed model: what its card says of it holds, through the runtime that people use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldp_export.checkpoint import Checkpoint
+from ldp_export.clip import PROMPTS, embed_texts
+from ldp_export.evaluate import WANTED
+from ldp_export.metrics import balanced_accuracy, psnr, spearman
+from ldp_export.network import CONFIGS
+from ldp_export.samples import disparity_in_pixels, focus_setting
+from ldp_runtime import Deblurrer
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.image_io import read_photo
+
+ROOT = Path(__file__).parents[1]
+BUNDLE, CHECKPOINT, SAMPLE = ROOT / "models/ldp-nano", ROOT / "models/checkpoints/ldp-nano", ROOT / "samples/motorcycle"
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def deblurrer() -> Deblurrer:
+    """ldp-nano on the backend that `auto` picks here."""
+    return Deblurrer.from_bundle(BUNDLE)
+
+
+def center(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The mean of the views, float64."""
+    return (left.astype(np.float64) + right) / 2
+
+
+@pytest.mark.parametrize("focus", ["near", "far"])
+def test_the_held_out_scene_gets_sharper_and_its_blur_is_found(deblurrer: Deblurrer, focus: str) -> None:
+    pair = focus_setting(focus)
+    result = deblurrer(pair.left, pair.right)
+    before = psnr(center(pair.left, pair.right), pair.target, data_range=255.0)
+    gain = psnr(result.restored, pair.target, data_range=255.0) - before
+    assert gain >= WANTED["gain_db"].limit, f"gain {gain:.2f} dB over {before:.2f} dB"
+    blurred = disparity_in_pixels(pair.coc) > 1
+    assert 0.3 <= 1 - blurred.mean() <= 0.7
+    assert balanced_accuracy(result.blur_map > 0.5, blurred) >= WANTED["blur_map_balanced_accuracy"].limit
+    assert spearman(result.blur_map, np.abs(pair.coc)) >= WANTED["blur_map_spearman"].limit
+
+
+@pytest.mark.parametrize("variant", ["mild", "noise3", "jpeg90"])
+def test_what_is_hardly_blurred_gets_no_worse(deblurrer: Deblurrer, variant: str) -> None:
+    pair = focus_setting("near", variant)
+    restored = deblurrer(pair.left, pair.right).restored
+    change = psnr(restored, pair.target, data_range=255.0) - psnr(
+        center(pair.left, pair.right), pair.target, data_range=255.0
+    )
+    assert change >= WANTED[f"{variant}_change_db"].limit, f"{change:.2f} dB"
+
+
+def test_both_views_are_used(deblurrer: Deblurrer) -> None:
+    pair = focus_setting("near")
+    middle = np.rint(center(pair.left, pair.right)).astype(np.uint8)
+    with_both = psnr(deblurrer(pair.left, pair.right).restored, pair.target, data_range=255.0)
+    with_one = psnr(deblurrer(middle, middle).restored, pair.target, data_range=255.0)
+    assert with_both - with_one >= WANTED["center_as_both_costs_db"].limit
+
+
+def test_the_sample_files_are_the_near_setting() -> None:
+    pair = focus_setting("near")
+    for name, pixels in (("left", pair.left), ("right", pair.right), ("target", pair.target)):
+        np.testing.assert_array_equal(read_photo(SAMPLE / f"{name}.png").pixels, pixels)
+    np.testing.assert_array_equal(np.load(SAMPLE / "coc.npy"), pair.coc)
+
+
+def test_the_bundle_comes_from_the_checkpoint() -> None:
+    bundle, checkpoint = Bundle.load(BUNDLE), Checkpoint.open(CHECKPOINT)
+    assert checkpoint.config() == CONFIGS["nano"]
+    assert dict(bundle.manifest.network) == CONFIGS["nano"].to_dict()
+    assert [prompt.text for prompt in bundle.manifest.prompts] == [prompt.text for prompt in PROMPTS]
+    assert tuple(bundle.manifest.prompts) == checkpoint.prompts()
+    embeddings = embed_texts(checkpoint.clip(), [prompt.text for prompt in PROMPTS])
+    np.testing.assert_allclose(bundle.text_embeddings, embeddings.detach().numpy(), atol=1e-6)
+    checkpoint.network()  # the weights fit
+
+
+def test_the_manifest_holds_figures_that_passed() -> None:
+    manifest = json.loads((BUNDLE / "bundle.json").read_text())
+    assert manifest["evaluation"]["passed"] is True
+    assert all(gate["passed"] for gate in manifest["parity"]["gates"])
+    assert manifest["parity"]["weights"] == "trained"
+
+
+def test_the_bundle_is_small() -> None:
+    assert sum(path.stat().st_size for path in BUNDLE.rglob("*")) < 40 * MIB
