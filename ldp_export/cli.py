@@ -9,12 +9,12 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldp_runtime import __version__
+from ldp_runtime.command import CheckFailedError, run
 from ldp_runtime.errors import LDPError
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from ldp_export.simulate import FloatArray, HalfAperturePSF, SensorNoise
 
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 CONFIG_NAMES = ("nano", "small", "large")
 FOCUS_NAMES = ("near", "far")
@@ -49,10 +45,6 @@ class ArgumentError(LDPError):
     """Options that do not fit together."""
 
 
-class GateError(Exception):
-    """A check failed; the message says which."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -62,29 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    try:
-        arguments = _parser().parse_args(argv)
-        arguments.command(arguments)
-        sys.stdout.flush()
-        return EXIT_OK
-    except SystemExit as stop:  # argparse: after help or version, or for wrong arguments
-        return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
-    except LDPError as error:
-        print(f"ldp-export: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except GateError as error:
-        print(f"ldp-export: failed: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except MemoryError:
-        print("ldp-export: error: out of memory; close other programs or take less", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("ldp-export: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        print("ldp-export: this is a bug; please report the lines above", file=sys.stderr)
-        return EXIT_FAILED
+    return run("ldp-export", _parser, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,7 +150,7 @@ def _onnx(arguments: argparse.Namespace) -> None:
     try:
         manifest = export_bundle(model, arguments.output, str(name), report=_say)
     except ParityError as error:
-        raise GateError(f"{error}; nothing was written") from error
+        raise CheckFailedError(f"{error}; nothing was written") from error
     _print_gates(manifest.parity)
     size = sum(entry.size for entry in manifest.files.values()) / 2**20
     print(f"{arguments.output}: {len(manifest.files)} files, {size:.1f} MiB")
@@ -244,7 +214,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.store:
         store(deblurrer.bundle.path, evaluation)
     if not evaluation.passed:
-        raise GateError(f"not as wanted: {', '.join(evaluation.to_json()['missed'])}")
+        raise CheckFailedError(f"not as wanted: {', '.join(evaluation.to_json()['missed'])}")
 
 
 # --- calibrate ------------------------------------------------------------------------------------------------

@@ -66,12 +66,12 @@ class Parity:
     failures: tuple[str, ...]
 
 
-def randomise(module: ModuleT, seed: int) -> ModuleT:
+def randomise(module: ModuleT, seed: int = 0, residual: float = RANDOM_RESIDUAL_SCALE) -> ModuleT:
     """Draws all parameters of a module anew, in place, and returns it.
 
     Weights have variance 1 / fan-in, so that activations keep about their size from layer to layer; biases are small;
     scales of normalisation layers lie around one, and residual scales (`beta`, `gamma`), which start at zero, around
-    one half, of either sign.
+    `residual`, of either sign.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def randomise(module: ModuleT, seed: int) -> ModuleT:
             values = torch.randn(parameter.shape, generator=generator)
             last = name.split(".")[-1]
             if last in ("beta", "gamma") and parameter.ndim == 4:
-                values = RANDOM_RESIDUAL_SCALE * (values.sign() + 0.2 * values)
+                values = residual * (values.sign() + 0.2 * values)
             elif last.endswith("bias") or parameter.ndim == 0:
                 values = 0.1 * values
             elif last == "weight" and parameter.ndim == 1:

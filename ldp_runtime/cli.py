@@ -13,13 +13,13 @@ import math
 import os
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
+from ldp_runtime.command import run
 from ldp_runtime.errors import ImageError, LDPError
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
 _Quality = dict[str, dict[str, float | None]]
 """Image -> "psnr_db" (None: infinite, the images are equal) and "ssim" (None: the images are too small)."""
-
-EXIT_OK = 0
-EXIT_BUG = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_CLOSED_PIPE = 141
 
 MATCH_THRESHOLD = 0.5
 """Views that correlate less are taken for different photos. Of 380 pairs of unrelated photos (scikit-image's)
@@ -97,33 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
-        try:
-            arguments = _parser().parse_args(argv)
-            arguments.command(arguments)
-            sys.stdout.flush()
-            return EXIT_OK
-        except SystemExit as stop:  # argparse: after help or version, or for wrong arguments
-            return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
-        except LDPError as error:
-            print(f"ldp: error: {error}", file=sys.stderr)
-            return EXIT_USER_ERROR
-        except MemoryError:
-            print("ldp: error: out of memory; give smaller images or close other programs", file=sys.stderr)
-            return EXIT_USER_ERROR
-        except KeyboardInterrupt:
-            print("ldp: interrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read our output left; without this Python would complain while it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_CLOSED_PIPE
-        except Exception:
-            traceback.print_exc()
-            print(
-                "ldp: this is a bug; please report the lines above and the output of `ldp info`",
-                file=sys.stderr,
-            )
-            return EXIT_BUG
+        return run("ldp", _parser, argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from ldp_export.network.bpa import (
     place_kernels,
     query_windows,
 )
-from tests.ldp_export.randomise import randomise
+from ldp_export.parity import randomise
 
 Array = NDArray[np.float64]
 CHANNELS = 8

@@ -12,9 +12,9 @@ from ldp_export import checkpoint as checkpoint_module
 from ldp_export.checkpoint import Checkpoint, CheckpointError, choose_windows, save_checkpoint, staged_folder
 from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.network import LDPNet
+from ldp_export.parity import randomise
 from ldp_runtime.bundle import Prompt
 from ldp_runtime.errors import LDPError
-from tests.ldp_export.randomise import randomise
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 
 CALIBRATED = [Prompt(p.text, p.format, 20.0 + i, (-1) ** i * 0.5) for i, p in enumerate(PROMPTS)]

@@ -25,8 +25,8 @@ from ldp_export.clip import (
     embed_texts,
     load_clip,
 )
+from ldp_export.parity import randomise
 from ldp_runtime.errors import LDPError
-from tests.ldp_export.randomise import randomise
 
 PATCH = 8
 TINY: dict[str, Any] = {

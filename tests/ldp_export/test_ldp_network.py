@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ldp_export.network import CONFIGS, LDPConfig, LDPNet
-from tests.ldp_export.randomise import randomise
+from ldp_export.parity import randomise
 
 PATCH = 16
 TINY = LDPConfig(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldp_export.network.layers import LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
-from tests.ldp_export.randomise import randomise
+from ldp_export.parity import randomise
 
 Array = NDArray[np.float64]
 
