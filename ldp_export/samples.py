@@ -38,9 +38,10 @@ from ldp_runtime.image_io import write_files
 Pixels = NDArray[np.uint8]
 View = NDArray[np.uint8] | NDArray[np.uint16]
 
-VARIANTS = ("standard", "noise_free", "rays", "mild", "noise3", "jpeg90")
+VARIANTS = ("standard", "noise_free", "rays", "mild", "noise3", "jpeg90", "in_focus")
 """`standard` is the sample itself; `rays` is rendered by `simulate_rays`; `mild` is hardly blurred; `noise3` and
-`jpeg90` are `mild` with noise of 3/255 in each view, and with JPEG compression of quality 90."""
+`jpeg90` are `mild` with noise of 3/255 in each view, and with JPEG compression of quality 90; `in_focus` has no blur at
+all, its views differ by the sensor's noise alone."""
 
 
 _NOISE = SensorNoise(shot=5e-5, read=5e-4)
@@ -101,6 +102,8 @@ def focus_setting(focus: str, variant: str = "standard") -> SimulatedPair:
         return _rays(focus)
     image, _ = motorcycle()
     coc = _coc(focus, MOTORCYCLE.max_radius if variant in ("standard", "noise_free") else MOTORCYCLE.mild_radius)
+    if variant == "in_focus":
+        coc = np.zeros_like(coc)
     noise = NOISE_FREE if variant == "noise_free" else MOTORCYCLE.noise
     pair = simulate_pair(image, coc, noise=noise, seed=_seed(focus))
     if variant == "noise3":
