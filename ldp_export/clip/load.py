@@ -86,6 +86,7 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
     mean = pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = pretrained.get("std") or open_clip.OPENAI_DATASET_STD
     model.eval()
+    visual: nn.Module = model.visual  # type: ignore[assignment]
     return LoadedClip(
         model=model,
         tokenizer=open_clip.SimpleTokenizer(context_length=config["text_cfg"].get("context_length", 77)),
@@ -93,7 +94,7 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
         weights=file.name if file else tag or "random",
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        quick_gelu=any(isinstance(module, QuickGELU) for module in model.modules()),
+        quick_gelu=any(isinstance(module, QuickGELU) for module in visual.modules()),
     )
 
 

@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from bank import HELD_OUT_SHARDS, shards
+from bank import shards
 from scenes import PHOTOS, SCENES_A_SHARD, SEED, SKIMAGE_PHOTOS
-from train_deblur import WINDOW
+from train_clip import WINDOW
 
+from ldp_export.calibrate import HELD_OUT_SHARDS
 from ldp_export.network import CONFIGS
 
 HERE = Path(__file__).parent

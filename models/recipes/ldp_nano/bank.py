@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ldp_export.calibrate import HELD_OUT_SHARDS
+
 KEYS = ("left", "right", "target", "disparity")
-HELD_OUT_SHARDS = 2
-"""The first shards validate and calibrate; they are never trained on."""
 
 
 def shards(folder: Path, held_out: bool) -> list[Path]:

@@ -21,13 +21,13 @@ import torch.distributed as dist
 from bank import load, shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from train_clip import WINDOW
 
 from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.clip import PROMPTS, embed_texts, load_clip
 from ldp_export.network import CONFIGS, LDPNet
 
 HERE = Path(__file__).parent
-WINDOW = 128
 PATCH_SIDE = 128
 STEP = 32
 
