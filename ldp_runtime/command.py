@@ -1,13 +1,16 @@
-"""What the command lines have in common: a command runs, and its end becomes an exit code and a line on stderr."""
+"""What the command lines have in common: one module a command, and a command's end as an exit code and a line."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
+from ldp_runtime import __version__
 from ldp_runtime.errors import LDPError
 
 EXIT_OK = 0
@@ -19,6 +22,54 @@ EXIT_CLOSED_PIPE = 141
 
 class CheckFailedError(Exception):
     """A check that the command was asked for did not pass; the message says which."""
+
+
+class Command(Protocol):
+    """A module of a command. It imports what is heavy inside its functions, so that help is instant.
+
+    Attributes:
+        HELP: What the command does, a line.
+        EXAMPLES: Examples and notes, below the options.
+    """
+
+    HELP: str
+    EXAMPLES: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares the options."""
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Does the work; raises `LDPError` for what the user has to mend."""
+
+
+def make_parser(
+    program: str, description: str, package: str, commands: Sequence[str], exit_codes: str
+) -> argparse.ArgumentParser:
+    """The parser of a program.
+
+    Args:
+        program: Its name.
+        description: What it is for.
+        package: Package of the command modules.
+        commands: Names of the commands; that of `import-release` is in the module `import_release`.
+        exit_codes: Closes the help of the program and of each command.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=exit_codes, formatter_class=form)
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in commands:
+        command = cast(Command, importlib.import_module(f"{package}.{name.replace('-', '_')}"))
+        subparser = added.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=f"{command.EXAMPLES}\n{exit_codes}",
+            formatter_class=form,
+        )
+        subparser.set_defaults(command=command.run)
+        command.add_arguments(subparser)
+    return parser
 
 
 def run(program: str, parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:

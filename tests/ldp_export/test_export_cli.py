@@ -11,6 +11,7 @@ import tifffile
 
 from ldp_export import cli, samples
 from ldp_export.cli import main
+from ldp_export.commands import onnx, sample
 from ldp_export.maps import fill_depth_holes, read_map
 from ldp_export.network import CONFIGS
 from ldp_export.simulate import SimulatedPair, SimulationError, ThinLens, coc_from_disparity, simulate_pair
@@ -63,8 +64,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_choices_are_those_of_the_code() -> None:
-    assert tuple(CONFIGS) == cli.CONFIG_NAMES
-    assert samples.MOTORCYCLE.focus == cli.FOCUS_NAMES
+    assert tuple(CONFIGS) == onnx.CONFIG_NAMES
+    assert samples.MOTORCYCLE.focus == sample.FOCUS_NAMES
 
 
 def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +267,7 @@ def test_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         focus: SimulatedPair(
             *(rng.integers(0, 256, (H, W, 3)).astype(np.uint8) for _ in range(3)), rng.random((H, W), np.float32)
         )
-        for focus in cli.FOCUS_NAMES
+        for focus in sample.FOCUS_NAMES
     }
     monkeypatch.setattr(samples, "focus_setting", made.__getitem__)
     for focus, options in (("near", []), ("far", ["--focus", "far"])):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldp_runtime import Deblurrer, __version__, cli, image_io
+from ldp_runtime import Deblurrer, __version__, image_io
 from ldp_runtime.cli import main
+from ldp_runtime.commands import deblur as deblur_command
 from ldp_runtime.errors import ImageError
 from ldp_runtime.image_io import Photo, read_photo, write_photo
 from ldp_runtime.quality import psnr, ssim
@@ -354,7 +355,7 @@ def test_no_output_is_left_when_a_later_one_fails(
     def fail(*_: object) -> bytes:
         raise ImageError("cannot draw")
 
-    monkeypatch.setattr(cli, "_encode_comparison", fail)
+    monkeypatch.setattr(deblur_command, "_encode_comparison", fail)
     before = files(tmp_path)
     outputs = ("-o", tmp_path / "out.png", "--blur-map", tmp_path / "m.png", "--compare", tmp_path / "c.png")
     check_error(run("deblur", *pair, *outputs), "cannot draw")

@@ -227,9 +227,17 @@ def smooth_field(rng: np.random.Generator, cells: int) -> FloatArray:
     return (field / max(float(field.std()), 1e-3)).astype(np.float32)
 
 
+def random_limit(rng: np.random.Generator) -> float:
+    """The scene's depth of blur in px: one scene in eight is exactly sharp, one in eight hardly blurred."""
+    kind = rng.random()
+    if kind < 0.125:
+        return 0.0
+    return float(rng.uniform(0.0, 0.8) if kind < 0.25 else rng.uniform(1.5, MAX_RADIUS))
+
+
 def random_scene(rng: np.random.Generator, photos: list[np.ndarray]) -> list[Layer]:
-    """Layers far to near, with |CoC radius| up to `MAX_RADIUS` px; one scene in six is hardly blurred."""
-    limit = rng.uniform(0.0, 0.8) if rng.random() < 0.15 else rng.uniform(1.5, MAX_RADIUS)
+    """Layers far to near, with |CoC radius| up to `MAX_RADIUS` px; see `random_limit`."""
+    limit = random_limit(rng)
     count = int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.2, 0.2, 0.2, 0.15, 0.15, 0.1]))
     depths = np.sort(rng.uniform(-limit, limit, count + 1))[::-1]
     y, x = np.mgrid[0:FRAME, 0:FRAME].astype(np.float32) / FRAME - 0.5

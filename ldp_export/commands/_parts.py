@@ -1,0 +1,98 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ldp_runtime.errors import LDPError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ldp_export.simulate import FloatArray
+
+WINDOW_HELP = "side of CLIP's windows (default: the checkpoint's, or 448)"
+
+T = TypeVar("T")
+
+
+class ArgumentError(LDPError):
+    """Options that do not fit together."""
+
+
+def write_pair(
+    folder: Path,
+    left: np.ndarray,
+    right: np.ndarray,
+    target: np.ndarray,
+    coc: FloatArray,
+    record_name: str,
+    record: dict[str, Any],
+) -> None:
+    import io
+
+    import numpy as np
+
+    from ldp_runtime.image_io import Photo, encode_photo, write_files
+
+    buffer = io.BytesIO()
+    np.save(buffer, coc)
+    contents: dict[str | os.PathLike[str], bytes] = {
+        folder / f"{name}.png": encode_photo(f"{name}.png", Photo(pixels))
+        for name, pixels in (("left", left), ("right", right), ("target", target))
+    }
+    contents[folder / "coc.npy"] = buffer.getvalue()
+    contents[folder / record_name] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    make_folder(folder)
+    write_files(contents)
+
+
+def print_gates(parity: Mapping[str, Any]) -> None:
+    """Prints the parity figures of a manifest, a line a gate."""
+    for gate in parity.get("gates", ()):
+        print(f"{gate['name']:44}{gate['value']:<14.5g}{gate['is']} {gate['limit']:g}")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it; raises `ArgumentError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{folder} cannot be made: {error.strerror or error}; choose another folder") from error
+
+
+def check_folder(folder: Path, marker: str) -> None:
+    """Refuses, before anything is computed, a folder that cannot be written or that holds something else.
+
+    Raises:
+        ArgumentError: It is a file, it lacks the file `marker` and holds more than notes (.md), or is not writable.
+    """
+    existing = folder.absolute()
+    holds_more = existing.is_dir() and any(path.suffix != ".md" for path in existing.iterdir())
+    if holds_more and not (existing / marker).is_file():
+        raise ArgumentError(f"expected a new folder, an empty one or one with {marker}, came {folder}; choose another")
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ArgumentError(f"{folder} cannot be written: {existing} is no folder to write to; choose another")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class Progress:
+    """A progress bar on stderr around any iterable, where somebody can see it."""
+
+    def __init__(self, unit: str, total: int | None = None) -> None:
+        self._unit, self._total = unit, total
+
+    def __call__(self, items: Iterable[T]) -> Iterator[T]:
+        from tqdm import tqdm
+
+        return iter(tqdm(items, total=self._total, unit=f" {self._unit}", disable=None, leave=False))

@@ -1,0 +1,50 @@
+"""`ldp-export calibrate`: calibrates the prompts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ldp_export.commands._parts import (
+    WINDOW_HELP,
+    Progress,
+)
+
+HELP = "Fits offset and temperature of each prompt."
+EXAMPLES = """\
+examples:
+  ldp-export calibrate runs/clip --scenes runs/scenes
+  ldp-export calibrate my-checkpoint --simulate
+
+CHECKPOINT needs clip.json and clip.safetensors alone; calibration.json is
+written there. --scenes reads the first shards scenes-NNNN.npz, which ldp-nano's
+training holds out; --simulate renders pairs from scikit-image's photographs.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `ldp_runtime.command.Command`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with CLIP")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--scenes", type=Path, metavar="DIR", help="rendered scenes (models/recipes/ldp_nano/scenes.py)"
+    )
+    source.add_argument("--simulate", action="store_true", help="simulate pairs here")
+    parser.add_argument("--window", type=int, metavar="PX", help=WINDOW_HELP)
+    parser.add_argument("--seed", type=int, default=0, help="with --simulate: of the pairs (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See `ldp_runtime.command.Command`."""
+    from ldp_export.calibrate import calibrate, load_scenes, simulate_scenes, token_similarities
+    from ldp_export.checkpoint import Checkpoint, choose_windows
+
+    checkpoint = Checkpoint.open(arguments.checkpoint)
+    clip = checkpoint.clip()
+    patch = clip.encoder.patch
+    windows = checkpoint.windows(patch) if arguments.window is None else choose_windows(patch, arguments.window)
+    scenes = simulate_scenes(seed=arguments.seed) if arguments.simulate else load_scenes(arguments.scenes)
+    count = None if arguments.simulate else len(scenes)  # type: ignore[arg-type]
+    calibration = calibrate(*token_similarities(clip, windows, scenes, Progress("scenes", count)))
+    checkpoint.write_prompts(calibration.prompts)
+    print(calibration.table())

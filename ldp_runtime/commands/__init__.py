@@ -1,0 +1,1 @@
+"""The commands of ``ldp``, one module each."""

@@ -1,0 +1,55 @@
+"""``ldp blur-map``: shows where a pair is blurred."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ldp_runtime.commands._pair import (
+    PairReport,
+    add_pair_arguments,
+    check_blur_map_name,
+    check_outputs,
+    encode_blur_map,
+    load,
+    read_pair,
+)
+
+if TYPE_CHECKING:
+    pass
+
+HELP = "Shows where a pair is blurred."
+EXAMPLES = """\
+examples:
+  ldp blur-map left.png right.png -o blur.png
+  ldp blur-map left.png right.png -o blur.npy
+
+A picture shows the map in colour, dark where it is sharp and light where it is
+blurred; .npy holds its numbers, an array (h, w) of float32 from 0 (sharp) to 1
+(blurred). An existing OUT is replaced.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    add_pair_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    from ldp_runtime import image_io
+
+    report = PairReport(arguments)
+    check_blur_map_name(arguments.output)
+    check_outputs([arguments.left, arguments.right], [arguments.output])
+    with report.stage("read"):
+        left, right, axis = read_pair(arguments, report)
+    with report.stage("load"):
+        deblurrer = load(arguments)
+    result = deblurrer.blur_map(left.pixels, right.pixels, axis=axis)
+    report.add_result(deblurrer, result)
+    with report.stage("write"):
+        image_io.write_files({arguments.output: encode_blur_map(arguments.output, result.blur_map)})
+    report.fields["outputs"] = {"blur_map": arguments.output}
+    report.print()

@@ -1,0 +1,151 @@
+"""``ldp deblur``: restores a pair."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from ldp_runtime.commands._pair import (
+    PairReport,
+    add_pair_arguments,
+    check_blur_map_name,
+    check_like,
+    check_outputs,
+    encode_blur_map,
+    load,
+    quality_text,
+    read_pair,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ldp_runtime.image_io import Photo
+    from ldp_runtime.pipeline import Result
+
+_Quality = dict[str, dict[str, float | None]]
+"""Image -> "psnr_db" (None: infinite, the images are equal) and "ssim" (None: the images are too small)."""
+
+HELP = "Restores a pair: everything in focus."
+EXAMPLES = """\
+examples:
+  ldp deblur left.png right.png -o sharp.png
+  ldp deblur left.tif right.tif -o sharp.tif --blur-map blur.png --compare before-after.jpg
+  ldp deblur left.png right.png -o sharp.png --target truth.png --json
+  ldp deblur top.png bottom.png -o sharp.png --axis vertical
+
+OUT has the format of its suffix (.png, .tif, .tiff, .jpg, .jpeg) and the
+depth, ICC profile, EXIF data, alpha and greyness of LEFT; it is upright (the
+EXIF orientation is applied). An existing OUT is replaced.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    add_pair_arguments(parser)
+    parser.add_argument("--blur-map", metavar="PATH", help="also write the blur map (picture or .npy)")
+    parser.add_argument("--compare", metavar="PATH", help="also write a picture of before, after and blur map")
+    parser.add_argument(
+        "--target",
+        metavar="PATH",
+        help="the sharp photo; prints PSNR and SSIM of the center view (the mean of both views) and of the "
+        "restored image against it",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    from dataclasses import replace
+
+    from ldp_runtime import image_io
+
+    report = PairReport(arguments)
+    inputs = [arguments.left, arguments.right, *([arguments.target] if arguments.target else [])]
+    outputs = [p for p in (arguments.output, arguments.blur_map, arguments.compare) if p is not None]
+    image_io.image_format(arguments.output)
+    if arguments.blur_map is not None:
+        check_blur_map_name(arguments.blur_map)
+    if arguments.compare is not None:
+        image_io.image_format(arguments.compare)
+    check_outputs(inputs, outputs)
+
+    with report.stage("read"):
+        left, right, axis = read_pair(arguments, report)
+        image_io.check_format(arguments.output, left)
+        target = _read_target(arguments.target, left) if arguments.target else None
+    with report.stage("load"):
+        deblurrer = load(arguments)
+    result = deblurrer(left.pixels, right.pixels, axis=axis)
+    report.add_result(deblurrer, result)
+
+    quality = _quality(left, right, result.restored, target) if target is not None else None
+    with report.stage("write"):
+        contents = {arguments.output: image_io.encode_photo(arguments.output, replace(left, pixels=result.restored))}
+        if arguments.blur_map is not None:
+            contents[arguments.blur_map] = encode_blur_map(arguments.blur_map, result.blur_map)
+        if arguments.compare is not None:
+            contents[arguments.compare] = _encode_comparison(arguments.compare, left, right, result, target, quality)
+        image_io.write_files(contents)
+    written = {"restored": arguments.output, "blur_map": arguments.blur_map, "compare": arguments.compare}
+    report.fields["outputs"] = {name: path for name, path in written.items() if path is not None}
+    if quality is not None:
+        report.fields["quality"] = quality
+    report.print()
+
+
+def _read_target(name: str, left: Photo) -> Photo:
+    from ldp_runtime.image_io import read_photo
+
+    target = read_photo(name)
+    check_like(name, target, "the views", left)
+    return target
+
+
+def _quality(left: Photo, right: Photo, restored: np.ndarray, target: Photo) -> _Quality:
+    """PSNR and SSIM of the center view and of the restored image."""
+    import numpy as np
+
+    from ldp_runtime import quality
+
+    data_range = float(np.iinfo(restored.dtype).max)
+    images = {"center_view": quality.center_view(left.pixels, right.pixels), "restored": restored}
+    values: _Quality = {}
+    for name, image in images.items():
+        psnr = quality.psnr(image, target.pixels, data_range=data_range)
+        large = min(restored.shape[:2]) >= quality.SSIM_WINDOW
+        values[name] = {
+            "psnr_db": psnr if math.isfinite(psnr) else None,
+            "ssim": quality.ssim(image, target.pixels, data_range=data_range) if large else None,
+        }
+    return values
+
+
+def _encode_comparison(
+    path: str,
+    left: Photo,
+    right: Photo,
+    result: Result,
+    target: Photo | None,
+    quality: _Quality | None,
+) -> bytes:
+    import numpy as np
+
+    from ldp_runtime.image_io import Photo, encode_photo
+    from ldp_runtime.quality import center_view
+    from ldp_runtime.visualize import colour_blur_map, comparison
+
+    def label(name: str, key: str) -> str:
+        return name if quality is None else f"{name}: {quality_text(quality[key])}"
+
+    center = np.rint(center_view(left.pixels, right.pixels)).astype(left.pixels.dtype)
+    panels = {
+        label("Center view", "center_view"): center,
+        label("Restored", "restored"): result.restored,
+        "Blur map (light: blurred)": colour_blur_map(result.blur_map),
+    }
+    if target is not None:
+        panels["Target"] = target.pixels
+    # The profile of a grey photo does not fit a colour picture.
+    return encode_photo(path, Photo(comparison(panels), icc_profile=None if left.grey else left.icc_profile))

@@ -1,0 +1,137 @@
+"""``ldp info``: lists what is here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldp_runtime import __version__
+from ldp_runtime.commands._pair import (
+    add_json_argument,
+)
+from ldp_runtime.errors import LDPError
+
+if TYPE_CHECKING:
+    pass
+
+HELP = "Lists versions, CPU, backends and bundles."
+EXAMPLES = """\
+examples:
+  ldp info
+  ldp info --json
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    import platform
+    from importlib import metadata
+
+    from ldp_runtime.backends import BACKENDS, select
+    from ldp_runtime.bundle import list_bundles, read_manifest, search_folders
+
+    versions = {"ldp": __version__, "python": platform.python_version()}
+    for package in ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "pillow", "tifffile"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+
+    backends: dict[str, dict[str, Any]] = {}
+    for name, backend in BACKENDS.items():
+        try:
+            backend.available()
+            backends[name] = {
+                "available": True,
+                "device": backend.describe(),
+                "precisions": list(backend.precisions),
+            }
+        except LDPError as error:
+            backends[name] = {"available": False, "reason": str(error)}
+    try:
+        auto = select()[1]
+    except LDPError as error:
+        auto = str(error)
+
+    bundles: dict[str, dict[str, Any]] = {}
+    for name, folder in list_bundles().items():
+        try:
+            manifest = read_manifest(folder)
+        except LDPError as error:
+            bundles[name] = {"path": str(folder), "error": str(error)}
+        else:
+            bundles[name] = {
+                "path": str(folder),
+                "created": manifest.created,
+                "clip": manifest.clip.architecture,
+                "graphs": sorted({p for graphs in manifest.graphs.values() for p in graphs}),
+            }
+
+    cpu = _cpu()
+    fields = {
+        "versions": versions,
+        "system": platform.platform(),
+        "cpu": cpu,
+        "backends": backends,
+        "auto": auto,
+        "bundles": bundles,
+        "bundle_folders": [str(folder) for folder in search_folders()],
+    }
+    if arguments.json:
+        print(json.dumps(fields, indent=2))
+        return
+    print("versions   " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(f"system     {fields['system']}")
+    print(f"cpu        {cpu['name']}, {cpu['threads']} threads; {', '.join(cpu['features']) or 'unknown'}")
+    print("backends")
+    for name, found in backends.items():
+        if found["available"]:
+            print(f"  {name:21}{found['device']}; {', '.join(found['precisions'])}")
+        else:
+            print(f"  {name:21}not available: {found['reason']}")
+    print(f"  {'auto':21}{auto}")
+    print("bundles" if bundles else f"bundles    none in {', '.join(fields['bundle_folders'])}")
+    for name, found in bundles.items():
+        print(f"  {name:21}{found['path']}" + (f": {found['error']}" if "error" in found else ""))
+
+
+def _cpu() -> dict[str, Any]:
+    """Name, threads, and those features that matter to the backends, as far as the system tells."""
+    import platform
+
+    name, flags = platform.processor() or platform.machine(), set()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+    wanted = (
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "amx_bf16",
+        "asimd",
+        "bf16",
+    )
+    return {
+        "name": name,
+        "threads": os.cpu_count(),
+        "features": [flag for flag in wanted if flag in flags],
+    }
