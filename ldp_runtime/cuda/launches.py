@@ -1,0 +1,561 @@
+"""The kernels' calls as plain values, so that a CUDA device and the host run the very same ones.
+
+A function here checks its arguments, works out the grid and gives a ``Launch``: the name of a kernel of
+``kernels/*.cu`` and its arguments with their exact C types. Nothing runs. Addresses are plain integers (0 is
+null): device memory for a CUDA device, host memory for the host build of the tests. All launches of a frame
+belong on one stream, in order. Arrays are C-contiguous unless strides are named.
+
+Sizes are ``(height, width)`` in px, with the paper's names: ``(h, w)`` is the photo, ``(H, W)`` the padded pair,
+``p`` CLIP's patch, ``s = g p`` the side of a window, ``c`` the width of CLIP's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from ldp_runtime.blur_map import BLUR_AWARE, DP_AWARE, PromptLike, select_prompts
+from ldp_runtime.geometry import WindowAxis, WindowGrid
+
+MAX_PROMPTS = 7
+"""Prompts of one format that ``blur_logits`` takes at most (a warp sums them and one length in 8 slots)."""
+
+STRIP = 4
+"""Px along x that a thread of the pixel kernels handles: one 128-bit store of FP32."""
+
+_THREADS = 256  # of a block of the pixel kernels, as their launch bounds
+_TOKEN_THREADS = 128  # of blur_logits
+_GRID_Y = 65535  # CUDA's limit; the kernels loop over what is left
+_WARP = 32
+_WALK = 8  # rows that a thread of blur_map walks down
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call.
+
+    Attributes:
+        kernel: Its ``extern "C"`` name.
+        grid: Blocks along x, y, z.
+        block: Threads of a block along x, y, z.
+        arguments: NumPy scalars of the parameters' exact types; ``np.uintp`` is an address.
+        minimum_bytes: Bytes that the call cannot but read and write: every input once, every output once.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[np.generic, ...]
+    minimum_bytes: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Where an image ``(height, width, 3)`` of uint8 or uint16 lies; the three channels are neighbours.
+
+    Attributes:
+        address: Of the top left pixel, a multiple of the element's size.
+        row_stride: Elements from a pixel to the one below.
+        column_stride: Elements from a pixel to the one on its right: 3, or for a pair of ``axis="vertical"``
+            (whose views are read transposed) the stride of the photo's rows, while ``row_stride`` is 3.
+    """
+
+    address: int
+    row_stride: int
+    column_stride: int = 3
+
+    @classmethod
+    def of(cls, image: NDArray[np.generic], address: int | None = None) -> Pixels:
+        """The pixels of an array ``(height, width, 3)``, or of a copy of its memory at ``address``.
+
+        Raises:
+            ValueError: The channels are not neighbours, or a stride is no multiple of the element's size.
+        """
+        size = image.itemsize
+        if image.ndim != 3 or image.shape[2] != 3 or image.strides[2] != size or any(n % size for n in image.strides):
+            raise ValueError(f"expected (h, w, 3) with channels side by side, came {image.shape}, {image.strides} B")
+        start = int(image.__array_interface__["data"][0]) if address is None else address
+        return cls(start, image.strides[0] // size, image.strides[1] // size)
+
+
+@dataclass(frozen=True)
+class PairRegion:
+    """Where ``prepare`` writes the pair: a rectangle of the padded frame, whole or one tile.
+
+    Attributes:
+        address: Of ``(6, rows, columns)`` float32 in [0, 1].
+        origin: ``(y, x)`` of the rectangle in the padded frame.
+        size: ``(rows, columns)`` of the rectangle, inside the padded frame.
+    """
+
+    address: int
+    origin: Size
+    size: Size
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """Where ``prepare`` writes what CLIP sees of the windows ``first .. first + count`` of a grid.
+
+    Attributes:
+        stereo: Address of ``(count, 3, s, 2 s)``: L beside the flipped R, normalised.
+        center: Address of ``(count, 3, s, s)``: the mean of L and R, normalised.
+        dtype: float16 or float32, of both.
+        grid: The windows over the padded frame (``WindowGrid.cover``).
+        patch: p in px.
+        mean: Mean of R, G, B that CLIP wants subtracted.
+        std: Standard deviation of R, G, B that CLIP wants divided by.
+        first: Index of the first window, in the order of ``grid.origins()``.
+        count: Windows; None for all from ``first`` on.
+    """
+
+    stereo: int
+    center: int
+    dtype: DTypeLike
+    grid: WindowGrid
+    patch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    first: int = 0
+    count: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTable:
+    """The prompts that take part, as ``blur_logits`` reads them; ``array`` is to be copied to the device.
+
+    Attributes:
+        array: ``(k, stride)`` float32. A row is a text embedding of length one ``(c,)``, zeros up to a
+            multiple of 4, then offset, temperature and two zeros. Blur-aware prompts come first.
+        channels: c.
+        blur_aware: Rows that query the center view.
+        dp_aware: Rows that query the stereo canvas.
+    """
+
+    array: NDArray[np.float32]
+    channels: int
+    blur_aware: int
+    dp_aware: int
+
+    @classmethod
+    def of(cls, text_embeddings: ArrayLike, prompts: Sequence[PromptLike], ensemble: str | int = "ens2") -> PromptTable:
+        """Normalises the embeddings of the chosen prompts and lays them out; arguments as for ``blur_map.blur_logits``.
+
+        Raises:
+            ValueError: No such ensemble or prompt, or more than ``MAX_PROMPTS`` of a format.
+        """
+        embeddings = np.asarray(text_embeddings, dtype=np.float32)
+        chosen = select_prompts(prompts, ensemble)
+        rows = {name: [k for k in chosen if prompts[k].format == name] for name in (BLUR_AWARE, DP_AWARE)}
+        for name, members in rows.items():
+            if len(members) > MAX_PROMPTS:
+                raise ValueError(f"expected at most {MAX_PROMPTS} {name} prompts, came {len(members)}")
+        order = rows[BLUR_AWARE] + rows[DP_AWARE]
+        c = embeddings.shape[1]
+        padded = _ceil(c, 4) * 4
+        array = np.zeros((len(order), padded + 4), dtype=np.float32)
+        length = np.linalg.norm(embeddings[order], axis=1, keepdims=True)
+        array[:, :c] = embeddings[order] / np.maximum(length, np.finfo(np.float32).tiny)
+        array[:, padded] = [prompts[k].offset for k in order]
+        array[:, padded + 1] = [prompts[k].temperature for k in order]
+        return cls(array, c, len(rows[BLUR_AWARE]), len(rows[DP_AWARE]))
+
+
+def prepare(
+    left: Pixels,
+    right: Pixels,
+    dtype: DTypeLike,
+    size: Size,
+    padded_size: Size,
+    *,
+    pair: PairRegion | None = None,
+    canvases: Canvases | None = None,
+) -> Launch:
+    """Scales, pads, flips and normalises a pair in one read of it: the network's input, CLIP's, or both.
+
+    The twin of ``pipeline._prepare``, ``geometry.pad_reflect`` and ``pipeline._canvases``, bit for bit (FP16:
+    their FP32 rounded once). For vertical pairs give the transposed views' strides.
+
+    Fewest bytes: the photo's pixels under the outputs once (6 or 12 B a px), 24 B a px of the pair, and 18 B
+    (FP16) or 36 B (FP32) a px of each window.
+
+    Args:
+        left: The left view, ``size``.
+        right: The right view, ``size``, its own strides.
+        dtype: uint8 or uint16, of both views, in the machine's byte order.
+        size: ``(h, w)``.
+        padded_size: ``(H, W)``, neither smaller.
+        pair: Where the network's input goes; None leaves it out.
+        canvases: Where CLIP's input goes; None leaves it out.
+
+    Raises:
+        ValueError: Nothing to write, or arguments that contradict each other.
+    """
+    h, w = size
+    H, W = padded_size
+    kind = _pixel_type(dtype)
+    if not (0 < h <= H and 0 < w <= W):
+        raise ValueError(f"expected a padded size that holds {h} x {w} px, came {H} x {W}")
+    if pair is None and canvases is None:
+        raise ValueError("expected a pair, canvases or both to prepare, came neither")
+    boxes: list[tuple[int, int, int, int]] = []  # top, left, bottom, right of what is written
+    region, canvas_arguments, suffix, written = _NO_PAIR, _NO_CANVASES, "f16", 0
+    if pair is not None:
+        (y, x), (rows, columns) = pair.origin, pair.size
+        if not (y >= 0 and x >= 0 and 0 < rows <= H - y and 0 < columns <= W - x):
+            raise ValueError(f"expected a region inside {H} x {W} px, came {rows} x {columns} px at ({y}, {x})")
+        boxes.append((y, x, y + rows, x + columns))
+        region = (_address(pair.address), *_ints(y, x, rows, columns))
+        written += 24 * rows * columns
+    if canvases is not None:
+        suffix, box, canvas_arguments, pixels = _canvas_arguments(canvases, padded_size)
+        boxes.append(box)
+        written += (18 if suffix == "f16" else 36) * pixels
+    top, bottom = min(box[0] for box in boxes), max(box[2] for box in boxes)
+    start, end = min(box[1] for box in boxes) // STRIP * STRIP, max(box[3] for box in boxes)
+    strips = _ceil(end - start, STRIP)
+    turned = left.column_stride != 3 or right.column_stride != 3
+    # Views read transposed: 32 rows a block, so that the bytes beside a pixel, which are those of the rows below,
+    # are still in L1 when they are wanted.
+    block = (8, 32, 1) if turned else (64, 4, 1)
+    read = 6 * np.dtype(dtype).itemsize * min(bottom - top, h) * min(end - start, w)
+    return Launch(
+        kernel=f"prepare_{kind}_{suffix}",
+        grid=_grid(strips, bottom - top, block),
+        block=block,
+        arguments=(
+            *_pixels(left, dtype),
+            *_pixels(right, dtype),
+            *_ints(h, w, H, W, top, start, bottom - top, strips),
+            *region,
+            *canvas_arguments,
+        ),
+        minimum_bytes=read + written,
+    )
+
+
+def blur_logits(
+    stereo: int,
+    center: int,
+    dtype: DTypeLike,
+    table: PromptTable,
+    table_address: int,
+    grid: WindowGrid,
+    logits: int,
+    size: Size,
+    bad: int,
+) -> Launch:
+    """The blur logits of the frame from the features of all its windows (Eq. 4 to 6, ensemble, blending).
+
+    The twin of ``blur_map.blur_logits`` and ``WindowGrid.blend``, to within FP32 rounding of the sums. One
+    warp computes one token: it gathers the token from each window over it, so the result never depends on the
+    order of blocks. NaN and Inf stay what they are.
+
+    Fewest bytes: ``3 c`` features of each window's token inside ``size``, the table, 4 B a token.
+
+    Args:
+        stereo: Address of ``(len(grid), g, 2 g, c)``; may be 0 if the table has no DP-aware prompt.
+        center: Address of ``(len(grid), g, g, c)``; may be 0 if the table has no blur-aware prompt.
+        dtype: float16 or float32, of both.
+        table: The prompts.
+        table_address: Address of a copy of ``table.array``.
+        grid: The windows.
+        logits: Address of ``size`` float32, written in full: in [-10, 10], larger where more blurred.
+        size: ``(H / p, W / p)``, the tokens of the padded pair (of a small pair fewer than the grid's).
+        bad: Address of an int32 to which the number of tokens with NaN or Inf is added.
+
+    Raises:
+        ValueError: Arguments that contradict each other.
+    """
+    element = _float_type(dtype)
+    rows, columns = size
+    if not (0 < rows <= grid.rows.grid and 0 < columns <= grid.columns.grid):
+        raise ValueError(f"expected at most {grid.rows.grid} x {grid.columns.grid} tokens, came {rows} x {columns}")
+    warps = _TOKEN_THREADS // _WARP
+    looks = _covered(grid.rows, rows) * _covered(grid.columns, columns)
+    vectors = (1 if table.blur_aware else 0) + (2 if table.dp_aware else 0)
+    return Launch(
+        kernel=f"blur_logits_{element}",
+        grid=(_ceil(rows * columns, warps), 1, 1),
+        block=(_TOKEN_THREADS, 1, 1),
+        arguments=(
+            *(_address(at) for at in (stereo, center, table_address)),
+            *_ints(table.array.shape[1], table.channels, table.blur_aware, table.dp_aware),
+            *_axes(grid),
+            _address(logits),
+            *_ints(rows, columns),
+            _address(bad),
+        ),
+        minimum_bytes=looks * vectors * table.channels * np.dtype(dtype).itemsize
+        + table.array.nbytes
+        + 4 * rows * columns,
+    )
+
+
+def blur_map(
+    logits: int,
+    grid: Size,
+    patch: int,
+    out: int,
+    size: Size,
+    *,
+    strides: Size | None = None,
+    first_row: int = 0,
+) -> Launch:
+    """The blur map for people: ``sigmoid(logits)``, bilinear at full size. The twin of ``blur_map.upsample_map``.
+
+    Fewest bytes: 4 B a px written and 4 B a token read.
+
+    Args:
+        logits: Address of ``grid`` float32.
+        grid: Tokens ``(rows, columns)``, of the map that is written.
+        patch: p in px.
+        out: Address of ``size`` float32 in [0, 1].
+        size: ``(rows, columns)`` px to write.
+        strides: Elements between logits along the map's rows and columns; None for contiguous rows. A vertical
+            pair's map is written upright with ``grid=(W / p, H / p)`` and ``strides=(1, W / p)``.
+        first_row: Row of the full map that ``out`` begins with (to make a large map in bands).
+
+    Raises:
+        ValueError: Arguments that contradict each other.
+    """
+    rows, columns = size
+    if rows < 1 or columns < 1 or first_row < 0:
+        raise ValueError(f"expected at least 1 x 1 px from row 0 on, came {rows} x {columns} px from row {first_row}")
+    if grid[0] < 1 or grid[1] < 1 or patch < 1:
+        raise ValueError(f"expected at least one token and a patch of 1 px, came {grid} and {patch}")
+    row_stride, column_stride = (grid[1], 1) if strides is None else strides
+    block = (_WARP, _THREADS // _WARP, 1)
+    return Launch(
+        kernel="blur_map",
+        grid=_grid(_ceil(columns, STRIP) + 1, _ceil(rows, _WALK), block),
+        block=block,
+        arguments=(
+            _address(logits),
+            *_longs(row_stride, column_stride),
+            *_ints(*grid, patch),
+            _address(out),
+            *_ints(rows, columns, first_row),
+        ),
+        minimum_bytes=4 * rows * columns + 4 * _ceil(rows, patch) * _ceil(columns, patch),
+    )
+
+
+def blend(
+    tile: int,
+    tile_size: Size,
+    weight_y: int,
+    weight_x: int,
+    band: int,
+    band_size: Size,
+    at: Size,
+) -> Launch:
+    """Adds ``weight_y[i] weight_x[j] tile[:, i, j]`` to a band of the restored frame.
+
+    Where a weight is exactly one no other tile reaches (weights sum to one), so the value is stored without
+    reading the band; elsewhere the caller has zeroed the band before the first tile.
+
+    Fewest bytes: 12 B a px of tile read, 12 B written, and 12 B read back where tiles overlap.
+
+    Args:
+        tile: Address of ``(3, *tile_size)`` float32.
+        tile_size: ``(rows, columns)``.
+        weight_y: Address of ``(rows,)`` float32.
+        weight_x: Address of ``(columns,)`` float32.
+        band: Address of ``(3, *band_size)`` float32.
+        band_size: ``(rows, columns)``.
+        at: ``(y, x)`` of the tile's corner in the band; what sticks out (negative, or too far) is left out.
+
+    Raises:
+        ValueError: Nothing of the tile lies inside the band.
+    """
+    (y, x), (rows, columns), (band_rows, band_columns) = at, tile_size, band_size
+    top, bottom = max(y, 0), min(y + rows, band_rows)
+    start, end = max(x, 0), min(x + columns, band_columns)
+    if top >= bottom or start >= end:
+        raise ValueError(
+            f"expected a tile over a band of {band_rows} x {band_columns} px, came {rows} x {columns} px at ({y}, {x})"
+        )
+    first = start // STRIP * STRIP
+    strips = _ceil(end - first, STRIP)
+    block = (64, _THREADS // 64, 1)
+    return Launch(
+        kernel="blend",
+        grid=_grid(strips, bottom - top, block),
+        block=block,
+        arguments=(
+            _address(tile),
+            *_ints(rows, columns),
+            _address(weight_y),
+            _address(weight_x),
+            _address(band),
+            *_ints(band_rows, band_columns, y, x, top, bottom, strips, first),
+        ),
+        minimum_bytes=24 * (bottom - top) * (end - start),
+    )
+
+
+def finish(
+    restored: int,
+    padded_size: Size,
+    image: Pixels,
+    dtype: DTypeLike,
+    size: Size,
+    bad: int,
+    *,
+    plane: int | None = None,
+) -> Launch:
+    """Crops, clamps, rounds half to even and writes the image's pixels. The twin of ``pipeline._to_image``.
+
+    Fewest bytes: 12 B a padded px read, 3 or 6 B a px written.
+
+    Args:
+        restored: Address of ``(3, H, W)`` float32; the padding is read too, to find NaN in it.
+        padded_size: ``(H, W)``.
+        image: Where the pixels go, ``size``; transposed strides for a vertical pair.
+        dtype: uint8 or uint16.
+        size: ``(h, w)``.
+        bad: Address of an int32 to which the number of NaN and Inf in ``restored`` is added.
+        plane: Elements from a channel of ``restored`` to the next; None for ``H * W``.
+
+    Raises:
+        ValueError: Arguments that contradict each other.
+    """
+    (h, w), (H, W) = size, padded_size
+    kind = _pixel_type(dtype)
+    if not (0 < h <= H and 0 < w <= W):
+        raise ValueError(f"expected a padded size that holds {h} x {w} px, came {H} x {W}")
+    if plane is not None and plane < H * W:
+        raise ValueError(f"expected planes of at least {H * W} elements, came {plane}")
+    turned = image.column_stride != 3
+    if turned:
+        block = (_WARP, _THREADS // _WARP, 1)
+        grid = _grid(W, _ceil(H, STRIP) + 1, block)
+    else:
+        block = (64, _THREADS // 64, 1)
+        grid = _grid(_ceil(W, STRIP) + 1, H, block)
+    return Launch(
+        kernel=f"finish_{kind}_turned" if turned else f"finish_{kind}",
+        grid=grid,
+        block=block,
+        arguments=(
+            _address(restored),
+            *_longs(H * W if plane is None else plane),
+            *_ints(H, W),
+            *_pixels(image, dtype),
+            *_ints(h, w),
+            _address(bad),
+        ),
+        minimum_bytes=12 * H * W + 3 * np.dtype(dtype).itemsize * h * w,
+    )
+
+
+_NO_PAIR: tuple[np.generic, ...] = (np.uintp(0), *[np.int32(0)] * 4)
+_NO_CANVASES: tuple[np.generic, ...] = (
+    *[np.uintp(0)] * 2,
+    *(np.int32(n) for n in (1, 0, 0, 1, 1, 0, 1, 0)),  # no window, of one token of one px
+    *[np.float32(0)] * 3,
+    *[np.float32(1)] * 6,
+)
+
+
+def _canvas_arguments(
+    canvases: Canvases, padded_size: Size
+) -> tuple[str, tuple[int, int, int, int], tuple[np.generic, ...], int]:
+    """The canvases' element type, the rectangle that their windows span, their arguments and how many px they have."""
+    grid, p, first = canvases.grid, canvases.patch, canvases.first
+    total, across, g = len(grid), len(grid.columns.origins), grid.rows.window
+    count = total - first if canvases.count is None else canvases.count
+    if not (first >= 0 and 0 < count <= total - first):
+        raise ValueError(f"expected windows among the grid's {total}, came {count} from {first} on")
+    for axis, side in ((grid.rows, padded_size[0]), (grid.columns, padded_size[1])):
+        if axis.grid * p != max(side, g * p):
+            raise ValueError(f"expected a grid of windows over {side} px, came {axis.grid} tokens of {p} px")
+    if len(canvases.mean) != 3 or len(canvases.std) != 3:
+        raise ValueError(f"expected mean and std of R, G, B, came {canvases.mean} and {canvases.std}")
+    last = first + count - 1
+    rows = first // across, last // across
+    columns = (first % across, last % across) if rows[0] == rows[1] else (0, across - 1)
+    box = (
+        grid.rows.origins[rows[0]] * p,
+        grid.columns.origins[columns[0]] * p,
+        (grid.rows.origins[rows[1]] + g) * p,
+        (grid.columns.origins[columns[1]] + g) * p,
+    )
+    std = np.asarray(canvases.std, dtype=np.float32)
+    arguments = (
+        _address(canvases.stereo),
+        _address(canvases.center),
+        *_ints(p, first, count),
+        *_axes(grid),
+        *np.asarray(canvases.mean, dtype=np.float32),
+        *std,
+        *(np.float32(1) / std),
+    )
+    return _float_type(canvases.dtype), box, arguments, count * (g * p) ** 2
+
+
+def _axes(grid: WindowGrid) -> tuple[np.generic, ...]:
+    """The side of a window in tokens; for rows and columns the number of windows and the last one's origin."""
+    if grid.rows.window != grid.columns.window:
+        raise ValueError(f"expected square windows, came {grid.rows.window} x {grid.columns.window} tokens")
+    numbers = [grid.rows.window]
+    for axis in (grid.rows, grid.columns):
+        count, span = len(axis.origins), axis.grid - axis.window
+        if axis.origins != tuple(i * span // max(count - 1, 1) for i in range(count)):
+            raise ValueError(f"expected windows spread evenly, as WindowAxis.spread does it, came {axis.origins}")
+        if (axis.grid + 1) * count >= 2**31:  # the kernels find windows in 32-bit integers
+            raise ValueError(f"expected a shorter axis, came {axis.grid} tokens with {count} windows")
+        numbers += [count, span]
+    return _ints(*numbers)
+
+
+def _covered(axis: WindowAxis, tokens: int) -> int:
+    """Tokens of the first ``tokens`` that the windows of an axis see, each as often as it is seen."""
+    return sum(max(min(origin + axis.window, tokens) - origin, 0) for origin in axis.origins)
+
+
+def _pixels(pixels: Pixels, dtype: DTypeLike) -> tuple[np.generic, ...]:
+    if pixels.address % np.dtype(dtype).itemsize:
+        raise ValueError(f"expected pixels at a multiple of {np.dtype(dtype).itemsize} B, came {pixels.address:#x}")
+    return _address(pixels.address), *_longs(pixels.row_stride, pixels.column_stride)
+
+
+def _pixel_type(dtype: DTypeLike) -> str:
+    return _name_of(dtype, {"u8": np.uint8, "u16": np.uint16})
+
+
+def _float_type(dtype: DTypeLike) -> str:
+    return _name_of(dtype, {"f16": np.float16, "f32": np.float32})
+
+
+def _name_of(dtype: DTypeLike, names: dict[str, type[np.generic]]) -> str:
+    for name, known in names.items():
+        if np.dtype(dtype) == np.dtype(known):
+            return name
+    raise ValueError(f"expected {' or '.join(t.__name__ for t in names.values())}, came {np.dtype(dtype)}")
+
+
+def _grid(across: int, down: int, block: tuple[int, int, int]) -> tuple[int, int, int]:
+    return _ceil(across, block[0]), min(_ceil(down, block[1]), _GRID_Y), 1
+
+
+def _address(address: int) -> np.generic:
+    return np.uintp(address)
+
+
+def _ints(*numbers: int) -> tuple[np.generic, ...]:
+    return tuple(np.int32(n) for n in numbers)
+
+
+def _longs(*numbers: int) -> tuple[np.generic, ...]:
+    return tuple(np.int64(n) for n in numbers)
+
+
+def _ceil(n: int, d: int) -> int:
+    return -(-n // d)
