@@ -19,7 +19,9 @@ from skimage import data
 from ldp_export.blur_map import alpha, center_view, similarity, stereo_canvas
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import PROMPTS, LoadedClip, WindowEncoder, embed_texts
+from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.metrics import balanced_accuracy
+from ldp_export.score import SHARP_DISPARITY
 from ldp_export.simulate import (
     FloatArray,
     HalfAperturePSF,
@@ -31,10 +33,7 @@ from ldp_runtime.bundle import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.geometry import WindowGrid, pad_reflect
 
-SHARP_DISPARITY = 1.0
 SHARP_SOFTNESS = 0.5
-HELD_OUT_SHARDS = 2
-"""So many first shards of rendered scenes validate and calibrate; the recipe never trains on them."""
 
 RIDGE = 1e-4
 _SMALLEST_SLOPE = 1e-4

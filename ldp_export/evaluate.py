@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ldp_export.metrics import accuracy, balanced_accuracy, masked_psnr, psnr, spearman, ssim
 from ldp_export.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
+from ldp_export.score import SHARP_DISPARITY, Restorer
 from ldp_runtime.bundle import read_manifest, write_manifest
 from ldp_runtime.image_io import Photo, encode_photo, write_files
 from ldp_runtime.quality import center_view
@@ -21,10 +22,7 @@ from ldp_runtime.visualize import colour_blur_map, comparison
 
 if TYPE_CHECKING:
     from ldp_export.simulate import FloatArray, SimulatedPair
-    from ldp_runtime.pipeline import Deblurrer, Result
-
-SHARP_DISPARITY = 1.0
-"""Up to this |DP disparity| in px a place counts as sharp: the paper's threshold for blur maps."""
+    from ldp_runtime.pipeline import Result
 
 SHARP_RADIUS = 0.5
 """Below this radius of the circle of confusion in px, and nothing blurred near, a place must not lose."""
@@ -139,7 +137,7 @@ class Evaluation:
 
 
 def evaluate(
-    deblurrer: Deblurrer, *, pictures: Path | None = None, report: Callable[[str], None] = lambda line: None
+    deblurrer: Restorer, *, pictures: Path | None = None, report: Callable[[str], None] = lambda line: None
 ) -> Evaluation:
     """Runs a bundle on the sample.
 
@@ -167,7 +165,7 @@ def store(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _evaluate_focus(
-    deblurrer: Deblurrer, focus: str, pictures: Path | None, report: Callable[[str], None]
+    deblurrer: Restorer, focus: str, pictures: Path | None, report: Callable[[str], None]
 ) -> dict[str, float]:
     figures: dict[str, float] = {}
     for variant in VARIANTS:
@@ -193,7 +191,7 @@ def _evaluate_focus(
 
 
 def _standard_figures(
-    deblurrer: Deblurrer, pair: SimulatedPair, result: Result, center: FloatArray, restored_psnr: float
+    deblurrer: Restorer, pair: SimulatedPair, result: Result, center: FloatArray, restored_psnr: float
 ) -> dict[str, float]:
     """The figures of one focus setting that need more than a gain."""
     target = pair.target

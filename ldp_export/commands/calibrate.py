@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with CLIP")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--scenes", type=Path, metavar="DIR", help="rendered scenes (models/recipes/ldp_nano/scenes.py)"
+        "--scenes", type=Path, metavar="DIR", help="scenes of ldp-export data render"
     )
     source.add_argument("--simulate", action="store_true", help="simulate pairs here")
     parser.add_argument("--window", type=int, metavar="PX", help=WINDOW_HELP)

@@ -1,28 +1,38 @@
-"""`ldp-export evaluate`: scores a bundle."""
+"""`ldp-export evaluate`: scores a bundle or a checkpoint on the motorcycle sample or on data sets."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ldp_export.commands._parts import (
-    make_folder,
-    print_gates,
-    say,
-)
+from ldp_export.commands._parts import ArgumentError, Progress, make_folder, print_gates, say
 from ldp_runtime.command import CheckFailedError
 
-HELP = "Scores a bundle on the held-out motorcycle sample."
+if TYPE_CHECKING:
+    from ldp_export.data import PairDataset
+    from ldp_export.reference import TorchDeblurrer
+    from ldp_runtime.pipeline import Deblurrer
+
+HELP = "Scores a bundle or a checkpoint, on the held-out motorcycle sample or on data sets."
 EXAMPLES = """\
 examples:
   ldp-export evaluate models/ldp-nano
   ldp-export evaluate models/ldp-nano --pictures looks --json figures.json
   ldp-export evaluate models/ldp-nano --store
+  ldp-export evaluate models/ldp-nano --data dpd-blur=dd_dp_dataset_canon -o runs/scores
+  ldp-export evaluate runs/nafnet --data simulated=runs/scenes --split val -o runs/scores
 
-The first run renders two pairs under the second simulator, half a minute each,
-and keeps them in the cache folder. The exit code is 1 if a figure is not as
-wanted.
+Without --data it scores the motorcycle sample. The first run renders two pairs
+under the second simulator, half a minute each, and keeps them in the cache
+folder. The exit code is 1 if a figure is not as wanted.
+
+With --data it scores every pair of a split and writes a table of the images
+(.csv), a summary beside the paper's figures (.md, .json) and contact sheets
+(.png) into DIR. Data sets: `ldp-export data check` tells their layouts.
+
+A checkpoint folder runs in torch, in FP32, without being exported.
 """
 
 
@@ -30,21 +40,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `ldp_runtime.command.Command`."""
     from ldp_runtime.backends import BACKENDS, PRECISIONS
 
-    parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument(
-        "--backend", default="auto", choices=("auto", *BACKENDS), help="what runs the networks (default: auto)"
+        "bundle", metavar="BUNDLE|CHECKPOINT", help="a name that `ldp info` lists, or a folder of either"
+    )
+    parser.add_argument(
+        "--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a bundle's networks (default: auto)"
     )
     parser.add_argument(
         "--precision", default="auto", choices=("auto", *PRECISIONS), help="their arithmetic (default: its own)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    parser.add_argument("--json", metavar="PATH", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--pictures", metavar="DIR", type=Path, help="also write the images behind the figures")
-    parser.add_argument("--store", action="store_true", help="write the figures into the bundle's manifest")
+    sample = parser.add_argument_group("on the motorcycle sample")
+    sample.add_argument("--json", metavar="PATH", type=Path, help="also write the figures as JSON")
+    sample.add_argument("--pictures", metavar="DIR", type=Path, help="also write the images behind the figures")
+    sample.add_argument("--store", action="store_true", help="write the figures into the bundle's manifest")
+    data = parser.add_argument_group("on data sets")
+    data.add_argument(
+        "--data", metavar="NAME=DIR", action="append", default=[], help="score a data set; may be given several times"
+    )
+    data.add_argument("--split", metavar="SPLIT", help="train, val or test (default: test, or val where there is none)")
+    data.add_argument("-o", "--output", metavar="DIR", type=Path, help="with --data: folder of the report")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """See `ldp_runtime.command.Command`."""
+    _check(arguments)
+    if arguments.data:
+        _score(arguments)
+    else:
+        _score_sample(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not fit together."""
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ArgumentError(f"expected at least 1 thread, came {arguments.threads}")
+    if not arguments.data:
+        for option, value in (("--split", arguments.split), ("-o", arguments.output)):
+            if value is not None:
+                raise ArgumentError(f"expected --data NAME=DIR with {option}, came none; say which data set to score")
+    else:
+        if arguments.output is None:
+            raise ArgumentError("expected -o DIR with --data, came none; say where the report goes")
+        for option, given in (
+            ("--json", arguments.json),
+            ("--pictures", arguments.pictures),
+            ("--store", arguments.store),
+        ):
+            if given:
+                raise ArgumentError(f"expected {option} without --data, came both; the report in -o has all of it")
+    if _is_checkpoint(arguments):
+        asked = [f"--{name}" for name in ("backend", "precision") if getattr(arguments, name) != "auto"]
+        asked += ["--store"] if arguments.store else []
+        if asked:
+            raise ArgumentError(
+                f"expected {asked[0]} with a bundle, came a checkpoint; export it first, or leave it out"
+            )
+
+
+def _is_checkpoint(arguments: argparse.Namespace) -> bool:
+    from ldp_export.checkpoint import NETWORK_FILE
+    from ldp_runtime.bundle import MANIFEST_FILE
+
+    folder = Path(arguments.bundle)
+    return (folder / NETWORK_FILE).is_file() and not (folder / MANIFEST_FILE).is_file()
+
+
+def _open(arguments: argparse.Namespace) -> tuple[str, Deblurrer | TorchDeblurrer]:
+    """The model's name, and what runs it."""
+    if _is_checkpoint(arguments):
+        from ldp_export.checkpoint import Checkpoint
+        from ldp_export.reference import TorchDeblurrer
+
+        reference = TorchDeblurrer(Checkpoint.open(arguments.bundle), arguments.threads)
+        return reference.name, reference
+    from ldp_runtime.pipeline import Deblurrer
+
+    deblurrer = Deblurrer.from_bundle(
+        arguments.bundle, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads
+    )
+    return deblurrer.bundle.manifest.name, deblurrer
+
+
+def _score_sample(arguments: argparse.Namespace) -> None:
     from ldp_export.evaluate import evaluate, store
     from ldp_runtime.image_io import check_writable, write_files
     from ldp_runtime.pipeline import Deblurrer
@@ -53,18 +131,56 @@ def run(arguments: argparse.Namespace) -> None:
         check_writable(arguments.json)
     if arguments.pictures is not None:
         make_folder(arguments.pictures)
-    deblurrer = Deblurrer.from_bundle(
-        arguments.bundle, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads
-    )
+    name, deblurrer = _open(arguments)
     evaluation = evaluate(deblurrer, pictures=arguments.pictures, report=say)
-    print(f"{deblurrer.bundle.manifest.name} on {evaluation.backend}, {evaluation.precision}")
+    print(f"{name} on {evaluation.backend}, {evaluation.precision}")
     print(evaluation.table())
-    print("parity with torch, measured at export:")
-    print_gates(deblurrer.bundle.manifest.parity)
+    if isinstance(deblurrer, Deblurrer):
+        print("parity with torch, measured at export:")
+        print_gates(deblurrer.bundle.manifest.parity)
+        if arguments.store:
+            store(deblurrer.bundle.path, evaluation)
     if arguments.json is not None:
         text = json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n"
         write_files({arguments.json: text.encode()})
-    if arguments.store:
-        store(deblurrer.bundle.path, evaluation)
     if not evaluation.passed:
         raise CheckFailedError(f"not as wanted: {', '.join(evaluation.to_json()['missed'])}")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ldp_export.score import encode_sheet, score_dataset
+    from ldp_runtime.image_io import write_files
+
+    datasets = [_open_data(given, arguments.split) for given in arguments.data]
+    make_folder(arguments.output)
+    name, deblurrer = _open(arguments)
+    for dataset in datasets:
+        stem = f"{dataset.name}-{dataset.split}"
+
+        def write_sheet(number: int, pixels: NDArray[np.uint8], stem: str = stem) -> None:
+            path = arguments.output / f"{stem}-sheet-{number:02d}.png"
+            write_files({path: encode_sheet(path, pixels)})
+
+        report = score_dataset(
+            deblurrer, dataset, name, sheet=write_sheet, progress=Progress(f"pairs of {stem}", len(dataset))
+        )
+        texts = {
+            "csv": report.to_csv(),
+            "md": report.to_markdown(),
+            "json": json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n",
+        }
+        write_files({arguments.output / f"{stem}.{suffix}": text.encode() for suffix, text in texts.items()})
+        print(texts["md"])
+
+
+def _open_data(given: str, split: str | None) -> PairDataset:
+    from ldp_export.data import find_kind, open_dataset
+
+    name, equals, folder = given.partition("=")
+    if not equals or not folder:
+        raise ArgumentError(f"expected --data NAME=DIR, came {given!r}; for example dpd-blur=dd_dp_dataset_canon")
+    splits = find_kind(name).splits
+    return open_dataset(name, Path(folder), split or ("test" if "test" in splits else "val"))

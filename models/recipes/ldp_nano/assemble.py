@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from bank import shards
-from scenes import PHOTOS, SCENES_A_SHARD, SEED, SKIMAGE_PHOTOS
 from train_clip import WINDOW
 
-from ldp_export.calibrate import HELD_OUT_SHARDS
+from ldp_export.data.scenes import SCENES_A_SHARD, SEED, read_photo_list
+from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.network import CONFIGS
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ def main() -> None:
             "scenes": SCENES_A_SHARD * len(shards(args.scenes, held_out=False)),
             "held_out_scenes": SCENES_A_SHARD * HELD_OUT_SHARDS,
             "seed": SEED,
-            "photographs": [*PHOTOS, *(f"scikit-image {name}" for name in SKIMAGE_PHOTOS)],
+            "photographs": list(read_photo_list(HERE / "photos.txt")),
             "never_seen": "Middlebury motorcycle; ldp_export.simulate_rays",
         },
         "clip": {"runs": [last_records(log) for log in logs], "loss": "SigLIP over patch tokens and 16 captions"},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldp_export.calibrate import HELD_OUT_SHARDS
+from ldp_export.data.simulated import HELD_OUT_SHARDS
 
 KEYS = ("left", "right", "target", "disparity")
 
@@ -20,7 +20,7 @@ def shards(folder: Path, held_out: bool) -> list[Path]:
 def load(paths: list[Path], keys: tuple[str, ...] = KEYS) -> dict[str, np.ndarray]:
     """Reads shards as `(n, 256, 256, ...)` arrays by key."""
     if not paths:
-        raise SystemExit("no rendered scenes found; run scenes.py first")
+        raise SystemExit("no rendered scenes found; render some with ldp-export data render")
     loaded = []
     for path in paths:
         with np.load(path) as file:
