@@ -20,8 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.blur_map import ENSEMBLES, FORMATS
-from ldp_runtime.errors import BundleError
+from ldp_runtime.blur_map import DP_AWARE, ENSEMBLES, FORMATS
+from ldp_runtime.engines import (
+    ENGINE_FOLDER,
+    ENGINE_PRECISION,
+    FLAVOURS,
+    EngineEntry,
+    Shape,
+    ShapeRange,
+    architecture_number,
+    nearest,
+)
+from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.geometry import PADDING_MODE, Padding
 from ldp_runtime.onnx_files import external_files
 
@@ -32,6 +42,8 @@ TEXT_EMBEDDINGS_FILE = "text_embeddings.npy"
 PROMPTS = 8
 GRAPHS = ("clip", "deblur")
 GRAPH_PRECISIONS = ("fp32", "fp16")
+BLUR_METHODS = ("dense", "patch")
+NETWORK_INPUTS = ("logits", "map")
 ENV_BUNDLES = "LDP_BUNDLES"
 
 _MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
@@ -84,6 +96,26 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class BlurMapSpec:
+    """How the blur map is estimated and in which form the deblur graph takes it.
+
+    A manifest without the field ``blur_map`` has these defaults, the paper's.
+
+    Attributes:
+        method: One of ``BLUR_METHODS``. "dense": a value a token, from CLIP's dense features of windows (Eq. 4 to 6).
+            "patch": a value a patch of the image, from CLIP's pooled feature, as the authors' released code has it
+            (``patch_blur_map``); then ``clip.window`` is the side of the image that CLIP sees of a patch.
+        network_input: One of ``NETWORK_INPUTS``. "logits": ``blur_logits (1, 1, any, any)``, unnormalised. "map":
+            ``blur_map (1, 1, H, W)`` in [0, 1], at the size of the padded pair.
+        patch: Side in px of a patch of the image with method "patch"; None with "dense".
+    """
+
+    method: str = "dense"
+    network_input: str = "logits"
+    patch: int | None = None
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """The SHA-256 (64 hexadecimal digits, lower case) and size in bytes of a file of the bundle."""
 
@@ -100,17 +132,20 @@ class Manifest:
         created: Time of the export, ISO 8601.
         network: Config of the deblur network.
         clip: The CLIP image encoder.
-        prompts: The eight prompts, in the order of the rows of ``text_embeddings.npy``.
-        ensemble: The ensemble that the network was trained with, a name of ``blur_map.ENSEMBLES``.
+        prompts: The eight prompts, in the order of the rows of ``text_embeddings.npy``; with ``blur_map.method``
+            "patch" one.
+        ensemble: The ensemble that the network was trained with: a name of ``blur_map.ENSEMBLES``, or the index of a
+            single prompt.
         padding: The size rule of the pair.
         graphs: ``{"clip" | "deblur": {"fp32" | "fp16": file}}``; "fp32" is always there.
         opset: ONNX opset of the graphs.
         tools: Versions of what exported the bundle.
+        blur_map: How the blur map is estimated and given to the network.
         training: Provenance of the weights.
         parity: Figures measured at export.
         evaluation: Figures of ``ldp-export evaluate``.
         licences: Licences of weights and data.
-        engines: Built TensorRT engines.
+        engines: Built TensorRT engines. They carry their own hashes: one for another GPU need not be here.
         files: Hash and size of every file, by its path inside the bundle with forward slashes.
     """
 
@@ -119,21 +154,38 @@ class Manifest:
     network: Mapping[str, Any]
     clip: ClipSpec
     prompts: tuple[Prompt, ...]
-    ensemble: str
+    ensemble: str | int
     padding: Padding
     graphs: Mapping[str, Mapping[str, str]]
     opset: int
     tools: Mapping[str, str]
+    blur_map: BlurMapSpec = BlurMapSpec()
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     licences: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    engines: tuple[Mapping[str, Any], ...] = ()
+    engines: tuple[EngineEntry, ...] = ()
     files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, in the order of the schema."""
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        if self.blur_map == BlurMapSpec():
+            del value["blur_map"]
+        return value
+
+    @property
+    def blur_cell(self) -> int:
+        """Side in px of the square of the image that one blur logit stands for."""
+        return self.blur_map.patch or self.clip.patch
+
+    def graph_names(self, kind: str) -> tuple[set[str], set[str]]:
+        """Names of the inputs and of the outputs of a graph, ``"clip"`` or ``"deblur"``."""
+        if kind == "deblur":
+            return {"pair", f"blur_{self.blur_map.network_input}"}, {"restored"}
+        if self.blur_map.method == "patch":
+            return {"patches"}, {"features"}
+        return {"stereo", "center"}, {"stereo_features", "center_features"}
 
     @classmethod
     def from_json(cls, value: object, where: str = MANIFEST_FILE) -> Manifest:
@@ -161,16 +213,17 @@ class Manifest:
             network=top.take("network", _mapping),
             clip=_clip(top.child("clip")),
             prompts=tuple(_prompt(child) for child in top.children("prompts")),
-            ensemble=top.take("ensemble", _one_of(tuple(ENSEMBLES))),
+            ensemble=top.take("ensemble", _ensemble),
             padding=_padding(top.child("padding")),
             graphs=_graphs(top.child("graphs")),
             opset=top.take("opset", _integer(1)),
             tools=top.take("tools", _texts),
+            blur_map=_blur_map(top.child("blur_map")) if "blur_map" in top.value else BlurMapSpec(),
             training=top.take("training", _mapping),
             parity=top.take("parity", _mapping),
             evaluation=top.take("evaluation", _mapping),
             licences=top.take("licences", _mapping),
-            engines=tuple(child.free() for child in top.children("engines")),
+            engines=tuple(_engine(child) for child in top.children("engines")),
             files=_files(top.child("files")),
         )
         top.close()
@@ -185,7 +238,7 @@ class Bundle:
     Attributes:
         path: Its folder, absolute: graphs are opened later, from wherever the process is by then.
         manifest: Its manifest.
-        text_embeddings: ``(8, embed_dim)`` float32, one row a prompt.
+        text_embeddings: ``(prompts, embed_dim)`` float32, one row a prompt.
     """
 
     path: Path
@@ -214,7 +267,7 @@ class Bundle:
                             f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, "
                             f"among 'files', came no such entry; {_MEND_MANIFEST}"
                         )
-        return cls(folder.absolute(), manifest, _load_text_embeddings(folder, manifest.clip.embed_dim))
+        return cls(folder.absolute(), manifest, _load_text_embeddings(folder, manifest))
 
     def graph(self, kind: str, precision: str = "fp32") -> Path:
         """The ONNX file of a graph.
@@ -233,6 +286,74 @@ class Bundle:
                 f"came {', '.join(files)}; choose that precision or {_MEND_MANIFEST}"
             )
         return self.path / files[precision]
+
+    def graph_hash(self, kind: str, precision: str = "fp32") -> str:
+        """SHA-256 over a graph and the files that it keeps weights in, from the hashes of the manifest.
+
+        Args:
+            kind: ``"clip"`` or ``"deblur"``.
+            precision: ``"fp32"`` or ``"fp16"``.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+        """
+        name = self.graph(kind, precision).relative_to(self.path).as_posix()
+        names = (name, *sorted(_external_names(self.path, name)))
+        return hashlib.sha256("".join(f"{self.manifest.files[n].sha256}\n" for n in names).encode()).hexdigest()
+
+    def find_engine(
+        self, kind: str, *, flavour: str, version: str, arch: str, shapes: Mapping[str, Shape]
+    ) -> EngineEntry:
+        """The engine to run; one made from another graph than the bundle has now never comes.
+
+        Args:
+            kind: ``"clip"`` or ``"deblur"``.
+            flavour: A name of ``engines.FLAVOURS``.
+            version: Version of the TensorRT that will run it.
+            arch: Architecture of the GPU that will run it, such as ``"sm_89"``.
+            shapes: The shape of each input, as from ``engines.deblur_shapes`` and ``engines.clip_shapes``.
+
+        Raises:
+            BackendError: There is none; the message says what there is and how to build one.
+            BundleError: The bundle has no FP16 graph.
+        """
+        graph = self.graph_hash(kind, ENGINE_PRECISION)
+        fresh = [e for e in self.manifest.engines if e.kind == kind and e.made_from(graph)]
+        same = [e for e in fresh if (e.flavour, e.version) == (flavour, version) and arch in e.targets]
+        if (found := nearest(same, shapes)) is not None:
+            return found
+        wanted = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        have = "; ".join(map(str, fresh)) or "no engine of its graph"
+        raise BackendError(
+            f"expected an engine of bundle {self.manifest.name!r}: {kind} by {FLAVOURS[flavour]} {version} for {arch} "
+            f"that takes {wanted}; came {have}; build one with ldp-export engine {self.path} --flavour {flavour} "
+            f"--arch {arch}"
+        )
+
+    def read_engine(self, entry: EngineEntry) -> bytes:
+        """The bytes of an engine, which are those that were built.
+
+        Args:
+            entry: One of the manifest's ``engines``.
+
+        Raises:
+            BundleError: The file is missing or damaged.
+        """
+        path = self.path / entry.file
+        mend = f"build it again with ldp-export engine {self.path}"
+        try:
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                raise BundleError(f"{path}: expected an engine inside the bundle, came a link to elsewhere; {mend}")
+            content = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path}: the engine cannot be read ({error.strerror}); {mend}") from error
+        digest = hashlib.sha256(content).hexdigest()
+        if (len(content), digest) != (entry.size, entry.sha256):
+            raise BundleError(
+                f"{path}: expected an engine of {entry.size} bytes with SHA-256 {entry.sha256}, came {len(content)} "
+                f"bytes with {digest}; {mend}"
+            )
+        return content
 
     @property
     def content(self) -> str:
@@ -332,9 +453,25 @@ def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] 
     for name in sorted(names):
         path = _inside(folder, name)
         files[name] = FileEntry(sha256_file(path), path.stat().st_size)
-    written = dataclasses.replace(manifest, files=files)
+    return save_manifest(folder, dataclasses.replace(manifest, files=files))
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes ``bundle.json`` in one step; the hashes of ``files`` stay what ``manifest`` says.
+
+    Args:
+        folder: The bundle's folder.
+        manifest: What to write.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: A field would not load again.
+        OSError: The folder cannot be written.
+    """
     try:
-        text = json.dumps(written.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise BundleError(
             f"{folder / MANIFEST_FILE}: expected plain JSON values, came {error}; convert them"
@@ -398,7 +535,8 @@ def _external_names(folder: Path, graph: str) -> set[str]:
     return names
 
 
-def _load_text_embeddings(folder: Path, embed_dim: int) -> NDArray[np.float32]:
+def _load_text_embeddings(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+    shape = (len(manifest.prompts), manifest.clip.embed_dim)
     path = folder / TEXT_EMBEDDINGS_FILE
     try:
         embeddings = np.load(path, allow_pickle=False)
@@ -406,10 +544,9 @@ def _load_text_embeddings(folder: Path, embed_dim: int) -> NDArray[np.float32]:
         raise BundleError(
             f"{path}: expected a plain NumPy array, came something else ({error}); {_MEND_FILES}"
         ) from error
-    if embeddings.shape != (PROMPTS, embed_dim) or embeddings.dtype != np.float32:
+    if embeddings.shape != shape or embeddings.dtype != np.float32:
         raise BundleError(
-            f"{path}: expected shape ({PROMPTS}, {embed_dim}) float32, "
-            f"came {embeddings.shape} {embeddings.dtype}; {_MEND_FILES}"
+            f"{path}: expected shape {shape} float32, came {embeddings.shape} {embeddings.dtype}; {_MEND_FILES}"
         )
     if not np.isfinite(embeddings).all():
         raise BundleError(f"{path}: expected finite numbers, came NaN or Inf; {_MEND_FILES}")
@@ -454,10 +591,6 @@ class _Object:
     def children(self, name: str) -> list[_Object]:
         items = self.take(name, _list)
         return [_Object(item, self.where, f"{self.prefix}{name}[{i}].") for i, item in enumerate(items)]
-
-    def free(self) -> dict[str, Any]:
-        """The whole object, whatever it holds."""
-        return self.value
 
     def close(self) -> None:
         if self._left:
@@ -505,6 +638,11 @@ def _number(value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise _UnfitError("a finite number")
     return float(value)
+
+
+def _null(value: object) -> None:
+    if value is not None:
+        raise _UnfitError("null")
 
 
 def _not_zero(value: object) -> float:
@@ -611,6 +749,25 @@ def _prompt(fields: _Object) -> Prompt:
     return prompt
 
 
+def _ensemble(value: object) -> str | int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < PROMPTS:
+        return value
+    if isinstance(value, int):
+        raise _UnfitError(f"a prompt from 0 to {PROMPTS - 1}")
+    return _one_of(tuple(ENSEMBLES))(value)
+
+
+def _blur_map(fields: _Object) -> BlurMapSpec:
+    method = fields.take("method", _one_of(BLUR_METHODS))
+    spec = BlurMapSpec(
+        method=method,
+        network_input=fields.take("network_input", _one_of(NETWORK_INPUTS)),
+        patch=fields.take("patch", _integer(1) if method == "patch" else _null),
+    )
+    fields.close()
+    return spec
+
+
 def _padding(fields: _Object) -> Padding:
     padding = Padding(
         multiple=fields.take("multiple", _integer(1)),
@@ -631,6 +788,61 @@ def _graphs(fields: _Object) -> dict[str, dict[str, str]]:
     return graphs
 
 
+def _targets(value: object) -> tuple[str, ...]:
+    expected = _UnfitError("architectures such as sm_89, rising")
+    try:
+        targets = tuple(_text(item) for item in _list(value))
+        numbers = [architecture_number(target) for target in targets]
+    except (ValueError, _UnfitError):
+        raise expected from None
+    if not numbers or numbers != sorted(set(numbers)):
+        raise expected
+    return targets
+
+
+def _shape(value: object) -> Shape:
+    sizes = tuple(_list(value))
+    if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise _UnfitError("a list of sizes, integers of at least 1")
+    return sizes
+
+
+def _shape_range(fields: _Object) -> ShapeRange:
+    shapes = ShapeRange(*(fields.take(name, _shape) for name in ("min", "opt", "max")))
+    fields.close()
+    if not (shapes.holds(shapes.opt) and shapes.holds(shapes.min)):
+        raise fields.error("opt", "sizes from those of min to those of max", list(shapes.opt))
+    return shapes
+
+
+def _engine(fields: _Object) -> EngineEntry:
+    profile = fields.child("profile")
+    entry = EngineEntry(
+        kind=fields.take("kind", _one_of(GRAPHS)),
+        flavour=fields.take("flavour", _one_of(tuple(FLAVOURS))),
+        version=fields.take("version", _text),
+        targets=fields.take("targets", _targets),
+        precision=fields.take("precision", _one_of(GRAPH_PRECISIONS)),
+        profile={name: _shape_range(profile.child(name)) for name in profile.value},
+        key=fields.take("key", _sha256),
+        file=fields.take("file", _engine_file),
+        sha256=fields.take("sha256", _sha256),
+        size=fields.take("size", _integer(1)),
+    )
+    profile.close()
+    fields.close()
+    if not entry.profile:
+        raise fields.error("profile", "the shapes of each input", {})
+    return entry
+
+
+def _engine_file(value: object) -> str:
+    name = _file_name(value)
+    if not name.startswith(f"{ENGINE_FOLDER}/"):
+        raise _UnfitError(f"a file in {ENGINE_FOLDER}/")
+    return name
+
+
 def _files(fields: _Object) -> dict[str, FileEntry]:
     files = {}
     for name in fields.value:
@@ -648,12 +860,13 @@ def _files(fields: _Object) -> dict[str, FileEntry]:
 
 def _check_whole(manifest: Manifest, top: _Object) -> None:
     """The rules that tie several fields together."""
-    if len(manifest.prompts) != PROMPTS:
-        raise top.error("prompts", f"{PROMPTS} prompts", len(manifest.prompts))
-    for name in FORMATS:
+    dense = manifest.blur_map.method == "dense"
+    if len(manifest.prompts) != (PROMPTS if dense else 1):
+        raise top.error("prompts", f"{PROMPTS} prompts" if dense else "one prompt", len(manifest.prompts))
+    for name in FORMATS if dense else (DP_AWARE,):
         if not any(prompt.format == name for prompt in manifest.prompts):
             raise top.error("prompts", f"at least one prompt of format {name}", [p.format for p in manifest.prompts])
-    multiple = math.lcm(_NETWORK_MULTIPLE, manifest.clip.patch)
+    multiple = math.lcm(_NETWORK_MULTIPLE, manifest.clip.patch) if dense else _NETWORK_MULTIPLE
     if manifest.padding.multiple % multiple:
         raise top.error("padding.multiple", f"a multiple of {multiple}", manifest.padding.multiple)
     needed = {TEXT_EMBEDDINGS_FILE: "text embeddings"}

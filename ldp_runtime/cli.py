@@ -14,6 +14,8 @@ COMMANDS = (
     "deblur",
     "blur-map",
     "info",
+    "trust",
+    "bench",
 )
 
 _EXIT_CODES = """\

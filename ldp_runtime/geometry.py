@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 PADDING_MODE = "reflect-101"
 
+ENGINE_CLIP_BATCH = 64
+"""The most windows that a CLIP engine runs at once."""
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -185,3 +188,19 @@ class WindowGrid:
         for (y, x), field, weight in zip(self.origins(), fields, weights, strict=True):
             blended[y : y + g, x : x + g] += weight * field
         return blended
+
+
+def clip_batch(windows: int, limit: int = ENGINE_CLIP_BATCH) -> int:
+    """Windows in a batch where they are run in the fewest equal batches; the last one may have a few to spare.
+
+    Args:
+        windows: Windows in all, at least 1.
+        limit: The most that one batch may hold, at least 1.
+
+    Raises:
+        ValueError: A number is below 1.
+    """
+    if windows < 1 or limit < 1:
+        raise ValueError(f"expected at least 1 window and 1 a batch, came {windows} and {limit}")
+    batches = -(-windows // limit)
+    return -(-windows // batches)

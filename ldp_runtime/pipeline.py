@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.backends import graph_precision, select
-from ldp_runtime.backends.base import Session
+from ldp_runtime.backends.base import EngineBackend, Session
 from ldp_runtime.blur_map import blur_logits, upsample_map
 from ldp_runtime.bundle import Bundle
+from ldp_runtime.cuda.arrays import DeviceView, is_device_array
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
 from ldp_runtime.geometry import WindowGrid, fill_reflect, pad_reflect
+from ldp_runtime.patch_blur_map import cut_patches, map_logits, patch_values, stretch
+
+if TYPE_CHECKING:
+    from ldp_runtime.cuda.runner import Runner, Running
 
 AXES = ("horizontal", "vertical")
 DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 CLIP_BATCH = 8
 """Windows that CLIP sees at a time, at most: bounds the memory that a large photo takes."""
 
+_IN_FLIGHT = 2
+"""Pairs that ``map`` has started on at a time: one is worked on while the result of the other is taken."""
+
+PATCH_BATCH = 32
+"""Patches that CLIP sees at a time, at most, where the blur map comes from patches."""
+
 _MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
-_GRAPH_IO = {
-    "clip": ({"stereo", "center"}, {"stereo_features", "center_features"}),
-    "deblur": ({"pair", "blur_logits"}, {"restored"}),
-}
 
 Image = NDArray[Any]
 
@@ -39,11 +48,13 @@ class BlurMapResult:
 
     Attributes:
         blur_map: ``(h, w)`` float32 in [0, 1], larger where it is more blurred.
-        blur_logits: ``(H / p, W / p)`` float32 in [-10, 10], over the padded pair; p is CLIP's patch.
+        blur_logits: ``(H / p, W / p)`` float32 in [-10, 10], over the padded pair; p is CLIP's patch. Where the
+            bundle's blur map comes from patches of the image, one value a patch.
         timings: Seconds by stage: ``open`` (near zero once the graphs are open), ``prepare``, ``clip``,
-            ``blur_logits``, ``finish``.
+            ``blur_logits``, ``finish``. On a GPU these are times of the device, ``upload`` and ``download`` too.
         backend: Name of the backend that ran the graphs.
         precision: Precision that they ran in.
+        notes: What to know of how the result was made, such as that it took tiles; sentences for people.
     """
 
     blur_map: NDArray[np.float32]
@@ -51,6 +62,7 @@ class BlurMapResult:
     timings: dict[str, float]
     backend: str
     precision: str
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +96,7 @@ class Deblurrer:
         self._threads = threads
         self._failed: dict[str, str] = {}
         self._open: dict[str, Session] = {}
+        self._runner: Runner | None = None
         self._pick()
 
     @classmethod
@@ -137,22 +150,38 @@ class Deblurrer:
             BundleError: The bundle's graphs are not those of the pipeline.
             BackendError: The backend failed.
         """
-        left, right = _along_x(left, right, axis)
-        clock = _Clock()
-        with clock("open"):
-            clip, deblur = self._sessions("clip", "deblur")
-        pair, logits = self._blur_logits(clip, left, right, clock)
-        with clock("deblur"):
-            restored = deblur.run({"pair": pair, "blur_logits": logits[None, None]})["restored"]
-        with clock("finish"):
-            if restored.shape != (1, 3, *pair.shape[2:]):
-                raise BundleError(
-                    f"expected restored (1, 3, {pair.shape[2]}, {pair.shape[3]}) of the deblur graph, "
-                    f"came {restored.shape}; export the bundle again with ldp-export onnx"
-                )
-            image = _to_image(restored[0], left, axis)
-            fields = self._map_fields(logits, image.shape[:2], axis)
-        return Result(restored=image, timings=clock.seconds, **fields)
+        return cast(Result, self._start(left, right, axis, restore=True).take())
+
+    def map(self, pairs: Iterable[tuple[Image, Image]], *, axis: str = "horizontal") -> Iterator[Result]:
+        """Restores a sequence of pairs; what reads them, the copies, the GPU and what is done with a result overlap.
+
+        ``pairs`` is read in a thread of its own, one pair ahead. On a GPU the work on a pair goes on while the caller
+        has the result of the one before. Errors come in the place of the result, and end the sequence.
+
+        Args:
+            pairs: The left and right view of each, as for a call; sizes may differ.
+            axis: As for a call.
+
+        Yields:
+            The results, in order.
+
+        Raises:
+            ImageError: The views are not a pair.
+            NumericsError: NaN or Inf came up.
+            BundleError: The bundle's graphs are not those of the pipeline.
+            BackendError: The backend failed.
+        """
+        started: deque[_OnCpu | _OnGpu] = deque()
+        try:
+            for left, right in _ahead(pairs):
+                started.append(self._start(left, right, axis, restore=True))
+                if len(started) > _IN_FLIGHT - 1:
+                    yield cast(Result, started.popleft().take())
+            while started:
+                yield cast(Result, started.popleft().take())
+        finally:
+            for left_over in started:
+                left_over.discard()
 
     def blur_map(self, left: Image, right: Image, *, axis: str = "horizontal") -> BlurMapResult:
         """Estimates the blur map alone; the deblur graph is not opened.
@@ -168,6 +197,49 @@ class Deblurrer:
             BundleError: The bundle's graphs are not those of the pipeline.
             BackendError: The backend failed.
         """
+        return self._start(left, right, axis, restore=False).take()
+
+    def _start(self, left: Image, right: Image, axis: str, *, restore: bool) -> _OnCpu | _OnGpu:
+        """Starts on a pair; "auto" goes on to the next backend when one cannot."""
+        while isinstance(self._backend, EngineBackend):
+            try:
+                return self._start_on_gpu(self._backend, left, right, axis, restore)
+            except BackendError as error:
+                if is_device_array(left):  # no other backend takes it
+                    raise
+                self._pass_over(error)
+        _check_pair(left, right, axis)
+        return _OnCpu((self._restore_on_cpu if restore else self._map_on_cpu), left, right, axis)
+
+    def _start_on_gpu(self, backend: EngineBackend, left: Image, right: Image, axis: str, restore: bool) -> _OnGpu:
+        clock = _Clock()
+        with clock("open"):
+            if self._runner is None:
+                self._runner = backend.open_bundle(self.bundle)
+        runner = self._runner
+        first, second = (runner.view(view) if is_device_array(view) else view for view in (left, right))
+        _check_pair(first, second, axis)
+        return _OnGpu(runner.submit(first, second, axis, restore), runner, clock.seconds, self.precision)
+
+    def _restore_on_cpu(self, left: Image, right: Image, axis: str) -> Result:
+        left, right = _along_x(left, right, axis)
+        clock = _Clock()
+        with clock("open"):
+            clip, deblur = self._sessions("clip", "deblur")
+        pair, logits = self._blur_logits(clip, left, right, clock)
+        with clock("deblur"):
+            restored = deblur.run({"pair": pair, **self._blur_feed(logits, pair.shape[2:])})["restored"]
+        with clock("finish"):
+            if restored.shape != (1, 3, *pair.shape[2:]):
+                raise BundleError(
+                    f"expected restored (1, 3, {pair.shape[2]}, {pair.shape[3]}) of the deblur graph, "
+                    f"came {restored.shape}; export the bundle again with ldp-export onnx"
+                )
+            image = _to_image(restored[0], left, axis)
+            fields = self._map_fields(logits, image.shape[:2], axis)
+        return Result(restored=image, timings=clock.seconds, **fields)
+
+    def _map_on_cpu(self, left: Image, right: Image, axis: str) -> BlurMapResult:
         left, right = _along_x(left, right, axis)
         clock = _Clock()
         with clock("open"):
@@ -182,7 +254,7 @@ class Deblurrer:
         """The fields of a result but ``timings`` and ``restored``; ``size`` is the image's (h, w) in px."""
         logits = logits if axis == "horizontal" else np.ascontiguousarray(logits.T)
         return {
-            "blur_map": upsample_map(logits, (size[0], size[1]), self.bundle.manifest.clip.patch),
+            "blur_map": upsample_map(logits, (size[0], size[1]), self.bundle.manifest.blur_cell),
             "blur_logits": logits,
             "backend": self.backend,
             "precision": self.precision,
@@ -193,6 +265,19 @@ class Deblurrer:
         self._backend, self.reason = select(backend, precision, failed=self._failed)
         self._precision = self._backend.resolve(precision)
 
+    def _pass_over(self, error: BackendError) -> None:
+        """Goes on to the next backend if the choice is ours.
+
+        Raises:
+            BackendError: It is not, or there is none left.
+        """
+        if self._asked[0] != "auto":
+            raise error
+        self._failed[self._backend.name] = str(error)
+        self._open.clear()
+        self._runner = None
+        self._pick()
+
     def _sessions(self, *kinds: str) -> list[Session]:
         """Sessions of these graphs, all on one backend; "auto" goes on to the next when one does not open."""
         while True:
@@ -202,17 +287,16 @@ class Deblurrer:
                         self._open[kind] = self._session(kind)
                 return [self._open[kind] for kind in kinds]
             except BackendError as error:
-                if self._asked[0] != "auto":
-                    raise
-                self._failed[self._backend.name] = str(error)
-                self._open.clear()
-                self._pick()
+                self._pass_over(error)
 
     def _session(self, kind: str) -> Session:
         path = self.bundle.graph(kind, graph_precision(self._precision))
         session = self._backend.open(path, self._precision, self._threads, content=self.bundle.content)
         for what, specs, names in zip(
-            ("inputs", "outputs"), (session.inputs, session.outputs), _GRAPH_IO[kind], strict=True
+            ("inputs", "outputs"),
+            (session.inputs, session.outputs),
+            self.bundle.manifest.graph_names(kind),
+            strict=True,
         ):
             came = {spec.name for spec in specs}
             if came != names:
@@ -225,11 +309,50 @@ class Deblurrer:
     def _blur_logits(
         self, clip: Session, left: Image, right: Image, clock: _Clock
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The padded pair ``(1, 6, H, W)`` and its blur logits ``(H / p, W / p)``, window by window."""
+        """The padded pair ``(1, 6, H, W)`` and its blur logits, one a ``blur_cell``."""
+        manifest = self.bundle.manifest
+        h, w = left.shape[:2]
+        with clock("prepare"):
+            pair = _prepare(left, right, manifest.padding.padded_size(h, w))
+        if manifest.blur_map.patch is None:
+            logits = self._window_logits(clip, pair, clock)
+        else:
+            logits = self._patch_logits(clip, pair[0, :, :h, :w], manifest.blur_map.patch, clock)
+        if not np.isfinite(logits).all():
+            raise NumericsError(
+                f"expected finite blur logits, came NaN or Inf in {np.sum(~np.isfinite(logits))} of "
+                f"{logits.size}; {_MEND_NUMERICS}"
+            )
+        return pair, logits
+
+    def _blur_feed(self, logits: NDArray[np.float32], size: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
+        """The input of the deblur graph that brings the blur; ``size`` is the padded pair's (H, W) in px."""
+        manifest = self.bundle.manifest
+        if manifest.blur_map.network_input == "logits":
+            return {"blur_logits": logits[None, None]}
+        return {"blur_map": upsample_map(logits, (size[0], size[1]), manifest.blur_cell)[None, None]}
+
+    def _patch_logits(self, clip: Session, pair: NDArray[np.float32], side: int, clock: _Clock) -> NDArray[np.float32]:
+        """Blur logits of patches of ``side`` px of a pair ``(6, h, w)`` without padding, by their pooled features."""
+        (spec,) = clip.inputs
+        with clock("prepare"):
+            patches = cut_patches(pair, side).astype(spec.dtype, copy=False)
+            rows, columns = patches.shape[:2]
+            patches = patches.reshape(rows * columns, *patches.shape[2:])
+        values = []
+        for first in range(0, len(patches), PATCH_BATCH):
+            with clock("clip"):
+                features = clip.run({"patches": patches[first : first + PATCH_BATCH]})["features"]
+            with clock("blur_logits"), np.errstate(all="ignore"):
+                values.append(patch_values(features, self.bundle.text_embeddings, self.bundle.manifest.prompts[0]))
+        with clock("blur_logits"), np.errstate(all="ignore"):
+            return map_logits(stretch(np.concatenate(values).reshape(rows, columns)))
+
+    def _window_logits(self, clip: Session, pair: NDArray[np.float32], clock: _Clock) -> NDArray[np.float32]:
+        """Blur logits ``(H / p, W / p)`` of a padded pair ``(1, 6, H, W)``, window by window."""
         manifest = self.bundle.manifest
         p, s = manifest.clip.patch, manifest.clip.window
         with clock("prepare"):
-            pair = _prepare(left, right, manifest.padding.padded_size(*left.shape[:2]))
             H, W = pair.shape[2:]
             grid = WindowGrid.cover(H, W, window=s, overlap=manifest.clip.overlap, patch=p)
             source = pad_reflect(pair[0], (grid.rows.grid * p, grid.columns.grid * p))
@@ -255,13 +378,59 @@ class Deblurrer:
                     )
                 )
         with clock("blur_logits"):
-            logits = np.ascontiguousarray(grid.blend(np.concatenate(fields))[: H // p, : W // p])
-            if not np.isfinite(logits).all():
-                raise NumericsError(
-                    f"expected finite blur logits, came NaN or Inf in {np.sum(~np.isfinite(logits))} of "
-                    f"{logits.size}; {_MEND_NUMERICS}"
-                )
-        return pair, logits
+            return np.ascontiguousarray(grid.blend(np.concatenate(fields))[: H // p, : W // p])
+
+
+@dataclass(frozen=True, eq=False)
+class _OnCpu:
+    """A pair that is restored when its result is taken."""
+
+    run: Callable[[Image, Image, str], BlurMapResult]
+    left: Image
+    right: Image
+    axis: str
+
+    def take(self) -> BlurMapResult:
+        return self.run(self.left, self.right, self.axis)
+
+    def discard(self) -> None:
+        """There is nothing to stop."""
+
+
+@dataclass(frozen=True, eq=False)
+class _OnGpu:
+    """A pair that the GPU works on."""
+
+    running: Running
+    runner: Runner
+    opened: dict[str, float]
+    precision: str
+
+    def take(self) -> BlurMapResult:
+        outcome, notes = self.running.take()
+        fields: dict[str, Any] = {
+            "blur_map": outcome.blur_map,
+            "blur_logits": outcome.blur_logits,
+            "timings": self.opened | outcome.timings,
+            "backend": self.runner.name,
+            "precision": self.precision,
+            "notes": notes,
+        }
+        return BlurMapResult(**fields) if outcome.image is None else Result(restored=outcome.image, **fields)
+
+    def discard(self) -> None:
+        self.running.discard()
+
+
+def _ahead(pairs: Iterable[tuple[Image, Image]]) -> Iterator[tuple[Image, Image]]:
+    """The same pairs, each read by a thread of its own while the caller is at the one before."""
+    iterator = iter(pairs)
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ldp-read") as thread:
+        following = thread.submit(next, iterator, end)
+        while (pair := following.result()) is not end:
+            following = thread.submit(next, iterator, end)
+            yield cast(tuple[Image, Image], pair)
 
 
 class _Clock:
@@ -279,8 +448,8 @@ class _Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _along_x(left: Image, right: Image, axis: str) -> tuple[Image, Image]:
-    """Checks a pair and turns it, without a copy, so that its disparity runs along x."""
+def _check_pair(left: Any, right: Any, axis: str) -> None:
+    """Raises ImageError unless these are a pair, on the host or on the device."""
     if axis not in AXES:
         raise ImageError(f"expected an axis, one of {', '.join(AXES)}, came {axis!r}")
     for name, view in (("left", left), ("right", right)):
@@ -295,6 +464,12 @@ def _along_x(left: Image, right: Image, axis: str) -> tuple[Image, Image]:
             f"expected two views of one bit depth, came left {left.dtype} and right {right.dtype}; "
             "convert both to the same"
         )
+    if isinstance(left, DeviceView) != isinstance(right, DeviceView):
+        raise ImageError("expected both views on the host or both on the device, came one of each; copy one over")
+
+
+def _along_x(left: Image, right: Image, axis: str) -> tuple[Image, Image]:
+    """Turns a pair, without a copy, so that its disparity runs along x."""
     if axis == "vertical":
         return left.transpose(1, 0, 2), right.transpose(1, 0, 2)
     return left, right
@@ -302,14 +477,16 @@ def _along_x(left: Image, right: Image, axis: str) -> tuple[Image, Image]:
 
 def _check_view(name: str, view: object) -> None:
     expected = f"expected {name} as a NumPy array (h, w, 3) of uint8 or uint16"
-    if not isinstance(view, np.ndarray):
+    if is_device_array(view):
+        raise ImageError(f"{expected}, came one on a device ({type(view).__name__}); choose the backend cuda for it")
+    if not isinstance(view, (np.ndarray, DeviceView)):
         raise ImageError(f"{expected}, came {type(view).__name__}; convert it with numpy.asarray")
     if view.ndim != 3 or view.shape[2] != 3:
         mend = "give RGB: repeat a grey channel three times, drop alpha"
         raise ImageError(f"{expected}, came shape {view.shape}; {mend}")
     if view.dtype.newbyteorder("=") not in DTYPES:
         raise ImageError(f"{expected}, came {view.dtype}; scale it to 0..255 as uint8 or 0..65535 as uint16")
-    if view.size == 0:
+    if 0 in view.shape:
         raise ImageError(f"{expected}, came an empty image {view.shape}; give at least 1 x 1 px")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ldp_runtime.backends.base import PRECISIONS, Backend, Session, TensorSpec, graph_precision
+from ldp_runtime.backends.base import PRECISIONS, Backend, EngineBackend, Session, TensorSpec, graph_precision
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
+from ldp_runtime.backends.tensorrt import CudaBackend, TensorRtBackend
+from ldp_runtime.cuda.device import NoGpuError
 from ldp_runtime.errors import BackendError
 
 __all__ = [
@@ -15,11 +17,14 @@ __all__ = [
     "BACKENDS",
     "PRECISIONS",
     "Backend",
+    "EngineBackend",
     "Session",
     "TensorSpec",
     "graph_precision",
     "select",
 ]
+
+_TENSORRT = (TensorRtBackend("tensorrt-rtx", "rtx"), TensorRtBackend("tensorrt", "tensorrt"))
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {
@@ -29,12 +34,15 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
             OnnxRuntimeBackend("onnxruntime", "CPUExecutionProvider"),
             OnnxRuntimeBackend("onnxruntime-cuda", "CUDAExecutionProvider"),
             OnnxRuntimeBackend("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+            CudaBackend(_TENSORRT),
+            *_TENSORRT,
         )
     }
 )
 """Every backend by name."""
 
 AUTO_ORDER = {
+    "cuda": "the fastest on an NVIDIA GPU",
     "openvino": "the fastest on a CPU",
     "onnxruntime": "runs on any CPU",
 }
@@ -66,6 +74,7 @@ def select(
         backend.available()
         return backend, f"{name} in {backend.resolve(precision)}, as asked"
     passed = dict(failed or {})
+    absent: dict[str, str] = {}  # no reason to speak of it on a machine without a GPU
     for candidate, merit in AUTO_ORDER.items():
         if candidate in passed:
             continue
@@ -73,10 +82,13 @@ def select(
         try:
             backend.available()
             chosen = backend.resolve(precision)
+        except NoGpuError as error:
+            absent[candidate] = str(error)
+            continue
         except BackendError as error:
             passed[candidate] = str(error)
             continue
         without = "".join(f"; {other} was passed over: {why}" for other, why in passed.items())
         return backend, f"{candidate} in {chosen}: {merit}{without}"
-    reasons = "; ".join(f"{other}: {why}" for other, why in passed.items())
+    reasons = "; ".join(f"{other}: {why}" for other, why in (passed | absent).items())
     raise BackendError(f"no backend works here in precision {precision}: {reasons}")

@@ -6,11 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.cuda.runner import Runner
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 """Arithmetic of a session. "fp16" needs the bundle's FP16 graphs; the other two run the FP32 graphs."""
@@ -156,6 +161,24 @@ class Backend(ABC):
             raise
         except Exception as error:  # each library has its own exceptions
             raise BackendError(f"{self.name} cannot open {path} in {precision}: {one_line(error)}") from error
+
+
+class EngineBackend(Backend):
+    """A backend that runs a bundle's engines, all stages on the GPU, in place of single graphs."""
+
+    @abstractmethod
+    def open_bundle(self, bundle: Bundle) -> Runner:
+        """Makes a bundle ready to run; its engines are opened when a pair's size is known.
+
+        Raises:
+            BackendError: The bundle has no engine for this GPU; the message says how to build one.
+        """
+
+    def open_impl(self, path: Path, precision: str, threads: int | None, content: str | None) -> Session:
+        """See ``Backend``; there are no sessions of single graphs."""
+        raise BackendError(
+            f"{self.name} runs the engines of a bundle, not single graphs; choose onnxruntime-cuda for those"
+        )
 
 
 def one_line(error: BaseException) -> str:

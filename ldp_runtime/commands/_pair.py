@@ -96,6 +96,8 @@ class PairReport:
             "reason": deblurrer.reason,
         }
         self._seconds |= result.timings
+        for note in result.notes:
+            self.warn(note)
 
     def print(self) -> None:
         """Prints the report, as the options ask."""

@@ -1,0 +1,76 @@
+"""``ldp trust``: lets the engines of a bundle run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ldp_runtime.errors import BackendError, BundleError
+
+HELP = "Trusts the engines of a bundle, so that they may run here."
+EXAMPLES = """\
+examples:
+  ldp trust my-bundle
+  ldp trust my-bundle --yes
+
+An engine is native code: run only those from people you trust. The command
+shows each engine's hash, to compare with what its maker tells, and asks.
+Engines that were built on this machine are trusted already.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="model bundle: a name that `ldp info` lists, or a folder")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.trust import is_trusted, trust, trust_folder
+
+    bundle = Bundle.load(arguments.bundle)
+    if not bundle.manifest.engines:
+        raise BundleError(
+            f"expected engines in bundle {bundle.manifest.name!r}, came none; build some with ldp-export engine "
+            f"{bundle.path}"
+        )
+    present = [entry for entry in bundle.manifest.engines if (bundle.path / entry.file).exists()]
+    if not present:
+        raise BundleError(
+            f"expected the engine files of bundle {bundle.manifest.name!r} in {bundle.path}, came none; get them or "
+            f"build some with ldp-export engine {bundle.path}"
+        )
+    new = {}
+    for entry in present:
+        bundle.read_engine(entry)  # the file is what the manifest says
+        known = is_trusted(entry.sha256)
+        if not known:
+            new[entry.sha256] = entry.file
+        if not arguments.json:
+            print(f"{'trusted' if known else 'new':8} {entry}\n         {entry.file}\n         SHA-256 {entry.sha256}")
+    if new and not arguments.yes:
+        _ask(len(new), arguments.json)
+    trust(new, reason=f"ldp trust {bundle.manifest.name}")
+    if arguments.json:
+        fields = {"bundle": str(bundle.path), "trusted": new, "record": str(trust_folder())}
+        print(json.dumps(fields, indent=2))
+    else:
+        print(f"trusted {len(new)} engine(s), recorded in {trust_folder()}" if new else "all of them were trusted")
+
+
+def _ask(count: int, json_wanted: bool) -> None:
+    """Returns if the user agrees.
+
+    Raises:
+        BackendError: No, or there is nobody to ask.
+    """
+    if json_wanted or not sys.stdin.isatty():
+        raise BackendError("expected an answer, came no terminal to ask on; check the hashes and give --yes")
+    answer = input(f"Run these {count} new engine(s) as native code on this machine? [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
+        raise BackendError("no engine was trusted; run the command again when you have checked where they come from")

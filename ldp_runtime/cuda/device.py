@@ -1,0 +1,311 @@
+"""A CUDA device through ``cuda.core``: what ``base`` promises, kept with NVIDIA's driver.
+
+Without a driver or a GPU this module imports, and ``open_device`` says what is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ldp_runtime.backends.base import one_line
+from ldp_runtime.cuda.base import Device, Event, Graph, HostMemory, Memory, OutOfDeviceMemoryError, Stream
+from ldp_runtime.cuda.launches import Launch
+from ldp_runtime.engines import Shape
+from ldp_runtime.errors import BackendError
+
+_CAPTURE_MODE = "thread_local"  # other threads' streams may go on while one is captured
+_DLPACK_CUDA = 2  # kDLCUDA
+
+
+class NoGpuError(BackendError):
+    """There is no NVIDIA GPU to use here, or nothing installed to use it with."""
+
+
+@functools.cache
+def open_device(index: int = 0) -> CudaDevice:
+    """The GPU of an index, among those that ``CUDA_VISIBLE_DEVICES`` shows.
+
+    Args:
+        index: 0 for the first.
+
+    Raises:
+        NoGpuError: No cuda-core, no driver or no GPU.
+        BackendError: The GPU cannot be used.
+    """
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
+        raise NoGpuError("CUDA needs the package cuda-core, which is not installed; install ldp[cuda]")
+    from cuda.core import Device as CoreDevice
+
+    try:
+        devices = CoreDevice.get_all_devices()
+    except Exception as error:  # no driver: a RuntimeError of cuda.pathfinder; no device: cuda.core's own
+        raise NoGpuError(
+            f"CUDA needs an NVIDIA driver and a GPU, which do not answer ({one_line(error)}); install the driver, or "
+            "choose a CPU backend"
+        ) from error
+    if index >= len(devices):
+        raise NoGpuError(f"expected {index + 1} NVIDIA GPU(s) or more, came {len(devices)}; check CUDA_VISIBLE_DEVICES")
+    with _translated("the GPU cannot be opened"):
+        return CudaDevice(devices[index])
+
+
+class CudaDevice(Device):
+    """A GPU; it runs in CUDA's primary context, which CuPy and torch share."""
+
+    def __init__(self, device: Any) -> None:
+        """Takes a ``cuda.core.Device`` and makes it the calling thread's."""
+        self._device = device
+        device.set_current()
+        self.name = str(device.name)
+        self.arch = f"sm_{device.arch}"
+        self._kernels: dict[str, Any] = {}
+        self._module: Any = None
+
+    def activate(self) -> None:
+        """See ``Device``."""
+        with _translated("the GPU cannot be used"):
+            self._device.set_current()
+
+    def stream(self) -> CudaStream:
+        """See ``Device``."""
+        with _translated("a stream cannot be made"):
+            return CudaStream(self, self._device.create_stream())
+
+    def event(self) -> CudaEvent:
+        """See ``Device``."""
+        with _translated("an event cannot be made"):
+            return CudaEvent(self._device.create_event({"timing_enabled": True}))
+
+    def allocate(self, size: int) -> Memory:
+        """See ``Device``. Ready for every stream: it comes from CUDA's default stream, which is waited for."""
+        with _translated(f"{size} bytes of GPU memory cannot be had"):
+            stream = self._device.default_stream
+            buffer = self._device.allocate(size, stream=stream)
+            stream.sync()
+            return CudaMemory(buffer)
+
+    def allocate_host(self, size: int) -> HostMemory:
+        """See ``Device``."""
+        from cuda.core import LegacyPinnedMemoryResource
+
+        with _translated(f"{size} bytes of pinned memory cannot be had"):
+            return CudaHostMemory(LegacyPinnedMemoryResource().allocate(size))
+
+    def kernel(self, name: str) -> Any:
+        """A kernel by its name; the first one compiles them all, or takes them from the cache.
+
+        Raises:
+            BackendError: The compiler failed.
+        """
+        if name not in self._kernels:
+            from cuda.core import ObjectCode
+
+            from ldp_runtime.cuda.compile import compile_kernels
+
+            with _translated(f"the kernel {name} cannot be loaded"):
+                if self._module is None:
+                    self._module = ObjectCode.from_cubin(compile_kernels(self.arch))
+                self._kernels[name] = self._module.get_kernel(name)
+        return self._kernels[name]
+
+    def import_dlpack(self, array: object, stream: Stream) -> tuple[int, Shape, Shape, np.dtype[Any]]:
+        """See ``Device``."""
+        from cuda.core.utils import StridedMemoryView
+
+        view = StridedMemoryView.from_dlpack(array, stream_ptr=stream.handle)
+        if view.device_id != self._device.device_id:
+            raise BufferError(f"it lies on device {view.device_id}, not on {self._device.device_id}")
+        shape = tuple(view.shape)
+        strides = view.strides
+        if strides is None:
+            strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+        return int(view.ptr), shape, tuple(strides), np.dtype(view.dtype)
+
+    def export_dlpack(
+        self, memory: Memory, shape: Shape, dtype: np.dtype[np.generic], options: Mapping[str, object]
+    ) -> object:
+        """See ``Device``."""
+        from cuda.core.utils import StridedMemoryView
+
+        assert isinstance(memory, CudaMemory)
+        return StridedMemoryView.from_buffer(memory.buffer, shape, dtype=dtype).__dlpack__(**options)
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        """See ``Device``."""
+        return _DLPACK_CUDA, int(self._device.device_id)
+
+
+class CudaMemory(Memory):
+    """Memory of the GPU."""
+
+    def __init__(self, buffer: Any) -> None:
+        """Takes a ``cuda.core.Buffer``, which gives its memory back when it goes."""
+        self.buffer = buffer
+        self.address, self.size = int(buffer.handle), int(buffer.size)
+
+
+class CudaHostMemory(HostMemory):
+    """Pinned memory."""
+
+    def __init__(self, buffer: Any) -> None:
+        """Takes a ``cuda.core.Buffer`` that the host can access."""
+        self._buffer = buffer
+        self.address, self.size = int(buffer.handle), int(buffer.size)
+        self.array = np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.address))
+
+
+class CudaEvent(Event):
+    """An event."""
+
+    def __init__(self, event: Any) -> None:
+        """Takes a ``cuda.core.Event``."""
+        self.event = event
+
+    def sync(self) -> None:
+        """See ``Event``."""
+        with _translated("the GPU failed"):
+            self.event.sync()
+
+    def seconds_since(self, earlier: Event) -> float:
+        """See ``Event``."""
+        assert isinstance(earlier, CudaEvent)
+        with _translated("the GPU's time cannot be read"):
+            return float(self.event - earlier.event) / 1e3
+
+
+class CudaGraph(Graph):
+    """A CUDA graph."""
+
+    def __init__(self, graph: Any) -> None:
+        """Takes a ``cuda.core.graph.Graph``."""
+        self._graph = graph
+
+    def launch(self, stream: Stream) -> None:
+        """See ``Graph``."""
+        assert isinstance(stream, CudaStream)
+        with _translated("the GPU refused a graph"):
+            self._graph.launch(stream.stream)
+
+
+class CudaStream(Stream):
+    """A stream that does not wait for the default stream by itself."""
+
+    def __init__(self, device: CudaDevice, stream: Any) -> None:
+        """Takes a ``cuda.core.Stream``."""
+        self._device, self.stream = device, stream
+        self.handle = int(stream.handle)
+        self._builder: Any = None
+
+    def launch(self, launch: Launch) -> None:
+        """See ``Stream``."""
+        from cuda.core import LaunchConfig
+        from cuda.core import launch as core_launch
+
+        kernel = self._device.kernel(launch.kernel)
+        with _translated(f"the GPU refused {launch.kernel}"):
+            core_launch(self.stream, LaunchConfig(grid=launch.grid, block=launch.block), kernel, *launch.arguments)
+
+    def copy(self, destination: int, source: int, size: int) -> None:
+        """See ``Stream``."""
+        driver = _driver()
+        with _translated("the GPU refused a copy"):
+            _check(driver.cuMemcpyAsync(destination, source, size, self.handle))
+
+    def copy_rows(
+        self, destination: int, destination_pitch: int, source: int, source_pitch: int, width: int, rows: int
+    ) -> None:
+        """See ``Stream``."""
+        driver = _driver()
+        with _translated("the GPU refused a copy"):
+            copy = driver.CUDA_MEMCPY2D()
+            copy.srcMemoryType = copy.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+            copy.srcDevice, copy.srcPitch = source, source_pitch
+            copy.dstDevice, copy.dstPitch = destination, destination_pitch
+            copy.WidthInBytes, copy.Height = width, rows
+            _check(driver.cuMemcpy2DAsync(copy, self.handle))
+
+    def zero(self, address: int, size: int) -> None:
+        """See ``Stream``."""
+        with _translated("the GPU refused to clear memory"):
+            _check(_driver().cuMemsetD8Async(address, 0, size, self.handle))
+
+    def record(self, event: Event) -> None:
+        """See ``Stream``."""
+        assert isinstance(event, CudaEvent)
+        with _translated("the GPU refused an event"):
+            if self._builder is None:
+                self.stream.record(event.event)
+            else:  # a node of the graph that marks the event at each launch
+                driver = _driver()
+                flag = driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL
+                _check(driver.cuEventRecordWithFlags(int(event.event.handle), self.handle, int(flag)))
+
+    def wait(self, event: Event) -> None:
+        """See ``Stream``."""
+        assert isinstance(event, CudaEvent)
+        with _translated("the GPU refused to wait"):
+            self.stream.wait(event.event)
+
+    def wait_for(self, handle: int) -> None:
+        """See ``Stream``."""
+        from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM
+        from cuda.core import Stream as CoreStream
+
+        named = {1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}  # of the array interface
+        with _translated("the GPU refused to wait"):
+            self.stream.wait(named[handle] if handle in named else CoreStream.from_handle(handle))
+
+    def begin_capture(self) -> None:
+        """See ``Stream``."""
+        with _translated("the GPU refused a capture"):
+            self._builder = self.stream.create_graph_builder().begin_building(mode=_CAPTURE_MODE)
+
+    def end_capture(self) -> Graph:
+        """See ``Stream``."""
+        builder, self._builder = self._builder, None
+        with _translated("the work cannot become a graph"):
+            try:
+                graph = builder.end_building().complete()
+            finally:
+                builder.close()
+            graph.upload(self.stream)
+            return CudaGraph(graph)
+
+    def sync(self) -> None:
+        """See ``Stream``."""
+        with _translated("the GPU failed"):
+            self.stream.sync()
+
+
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _check(status: tuple[Any, ...]) -> None:
+    """Raises what a call of the driver reports."""
+    driver = _driver()
+    if status[0] != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(driver.CUresult(status[0]).name)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turns the errors of cuda.core, which share no base, into ours."""
+    try:
+        yield
+    except (BackendError, AssertionError):
+        raise
+    except Exception as error:
+        if "OUT_OF_MEMORY" in str(error):
+            raise OutOfDeviceMemoryError(f"{what}: out of memory ({one_line(error)})") from error
+        raise BackendError(f"{what}: {one_line(error)}") from error

@@ -1,0 +1,183 @@
+"""Engines in a bundle: what describes one, which key it is stored under, and which one suits a GPU and a size.
+
+An engine is a graph that TensorRT compiled for some GPUs and a range of shapes. Its key hashes all that it was made
+from, so that one whose graph, TensorRT, targets or shapes are no longer those asked for is never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
+"""The two TensorRTs: the one for RTX GPUs, which builds with no GPU, and the enterprise one, which needs the GPU."""
+
+ENGINE_FOLDER = "engines"
+ENGINE_PRECISION = "fp16"
+"""Engines are built from the FP16 graphs."""
+
+_KEY_FORMAT = 1
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes that an engine takes for an input, each axis from ``min`` to ``max``; it is tuned for ``opt``."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    @property
+    def fixed(self) -> bool:
+        """Whether one shape alone fits."""
+        return self.min == self.max
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether an input of this shape fits."""
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+    def __str__(self) -> str:
+        low, high = ("x".join(map(str, shape)) for shape in (self.min, self.max))
+        return low if self.fixed else f"{low} to {high}"
+
+
+Profile = Mapping[str, ShapeRange]
+"""The shapes of each input of a graph."""
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine of a bundle, as its manifest lists it.
+
+    Attributes:
+        kind: The graph that it was built from, ``"clip"`` or ``"deblur"``.
+        flavour: A name of ``FLAVOURS``.
+        version: Version of that TensorRT; no other runs the engine.
+        targets: Architectures of the GPUs that run it, such as ``"sm_89"``, rising.
+        precision: Precision of the graph.
+        profile: The shapes of each input.
+        key: ``engine_key`` of all of the above and the graph, 64 hexadecimal digits.
+        file: Its path inside the bundle with forward slashes.
+        sha256: Hash of the file, 64 hexadecimal digits.
+        size: Bytes of the file.
+    """
+
+    kind: str
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    precision: str
+    profile: Profile
+    key: str
+    file: str
+    sha256: str
+    size: int
+
+    def made_from(self, graph: str) -> bool:
+        """Whether the engine was built from the graph of this hash, with what the entry says.
+
+        Args:
+            graph: ``Bundle.graph_hash`` of the graph as it is now.
+        """
+        return self.key == engine_key(
+            graph, self.kind, self.flavour, self.version, self.targets, self.precision, self.profile
+        )
+
+    def holds(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether inputs of these shapes, one for each input of the graph, fit the profile."""
+        return shapes.keys() == self.profile.keys() and all(
+            self.profile[name].holds(shape) for name, shape in shapes.items()
+        )
+
+    def __str__(self) -> str:
+        inputs = ", ".join(f"{name} {shapes}" for name, shapes in self.profile.items())
+        return f"{self.kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
+
+
+def engine_key(
+    graph: str, kind: str, flavour: str, version: str, targets: Iterable[str], precision: str, profile: Profile
+) -> str:
+    """SHA-256 over all that an engine is made from; all but the graph are fields of ``EngineEntry``.
+
+    Args:
+        graph: ``Bundle.graph_hash`` of the graph.
+        kind: Which graph it is.
+        flavour: The TensorRT.
+        version: Its version.
+        targets: The architectures; their order does not matter.
+        precision: The graph's precision.
+        profile: The shapes of each input; the order of inputs does not matter.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    content = {
+        "format": _KEY_FORMAT,
+        "graph": graph,
+        "kind": kind,
+        "precision": precision,
+        "flavour": flavour,
+        "version": version,
+        "targets": sorted(targets, key=architecture_number),
+        "profile": {name: [list(r.min), list(r.opt), list(r.max)] for name, r in profile.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def architecture_number(architecture: str) -> int:
+    """The number in an architecture's name, such as 89 of ``"sm_89"``.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    prefix, _, number = architecture.partition("_")
+    if prefix != "sm" or not number.isascii() or not number.isdigit():
+        raise ValueError(f"expected an architecture such as sm_89, came {architecture!r}")
+    return int(number)
+
+
+def deblur_shapes(H: int, W: int, patch: int) -> dict[str, Shape]:
+    """Shapes of the deblur graph's inputs.
+
+    Args:
+        H: Height of the padded pair, or of a tile of it, in px; a multiple of ``patch``.
+        W: Width, likewise.
+        patch: Side of CLIP's patch in px; the blur logits hold one value a patch.
+    """
+    return {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // patch, W // patch)}
+
+
+def clip_shapes(batch: int, window: int) -> dict[str, Shape]:
+    """Shapes of the CLIP graph's inputs.
+
+    Args:
+        batch: Windows in a batch.
+        window: Side of a window in px.
+    """
+    return {"stereo": (batch, 3, window, 2 * window), "center": (batch, 3, window, window)}
+
+
+def nearest(entries: Iterable[EngineEntry], shapes: Mapping[str, Shape]) -> EngineEntry | None:
+    """The entry to take for inputs of these shapes: a fixed one first, then the one tuned for the nearest size.
+
+    Args:
+        entries: What there is.
+        shapes: The shape of each input.
+
+    Returns:
+        The entry; None where no profile holds the shapes.
+    """
+
+    def distance(entry: EngineEntry) -> tuple[bool, float, str]:
+        fixed = all(shapes.fixed for shapes in entry.profile.values())
+        ratios = [abs(math.log(math.prod(entry.profile[n].opt) / math.prod(shape))) for n, shape in shapes.items()]
+        return not fixed, max(ratios), entry.key
+
+    return min((entry for entry in entries if entry.holds(shapes)), key=distance, default=None)

@@ -1,0 +1,101 @@
+"""Which engines this machine trusts. An engine is native code, and its hash in the bundle proves integrity, not origin.
+
+A record a hash lies in the user's configuration, outside every bundle, so that a bundle cannot vouch for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ldp_runtime.errors import BackendError
+
+ENV_CONFIG = "LDP_CONFIG"
+_HEX = frozenset("0123456789abcdef")
+
+
+def trust(sha256s: Iterable[str], reason: str) -> None:
+    """Trusts files by their hashes from now on; those trusted already stay so.
+
+    Args:
+        sha256s: SHA-256 of each file, 64 hexadecimal digits in lower case.
+        reason: Why, for people, such as ``"built here"``.
+
+    Raises:
+        BackendError: The record cannot be written.
+        ValueError: That is no such hash.
+    """
+    hashes = [_checked(sha256) for sha256 in sha256s]
+    folder = trust_folder()
+    record = {"reason": reason, "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for sha256 in hashes:
+            temporary = folder / f".{sha256}.{os.getpid()}"
+            try:
+                temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+                os.replace(temporary, folder / sha256)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: the record of trusted engines cannot be written ({error.strerror}); "
+            f"make it writable or set {ENV_CONFIG} to a folder of yours"
+        ) from error
+
+
+def is_trusted(sha256: str) -> bool:
+    """Whether a file of this hash is trusted.
+
+    Args:
+        sha256: 64 hexadecimal digits in lower case.
+
+    Raises:
+        BackendError: Others could write to the record, so that it proves nothing.
+        ValueError: That is no such hash.
+    """
+    folder = trust_folder()
+    trusted = (folder / _checked(sha256)).is_file()
+    if trusted and hasattr(os, "getuid"):
+        status = folder.stat()
+        if status.st_uid not in (0, os.getuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise BackendError(
+                f"{folder}: expected a folder that only you can write to, came owner {status.st_uid} and mode "
+                f"{stat.filemode(status.st_mode)}; mend that (chmod 700) or the record proves nothing"
+            )
+    return trusted
+
+
+def trust_folder() -> Path:
+    """Where the records lie: below ``$LDP_CONFIG``, else the system's usual place for the user's configuration.
+
+    Raises:
+        BackendError: The user has no home folder.
+    """
+    return _root() / "trusted-engines"
+
+
+def _root() -> Path:
+    if chosen := os.environ.get(ENV_CONFIG):
+        return Path(chosen)
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "ldp"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "ldp"
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ldp"
+    except RuntimeError as error:
+        raise BackendError(
+            f"there is no home folder to keep the record of trusted engines in; set {ENV_CONFIG} to a folder of yours"
+        ) from error
+
+
+def _checked(sha256: str) -> str:
+    if len(sha256) != 64 or set(sha256) - _HEX:
+        raise ValueError(f"expected a SHA-256 as 64 hexadecimal digits in lower case, came {sha256!r}")
+    return sha256

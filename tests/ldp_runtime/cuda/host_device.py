@@ -1,0 +1,459 @@
+"""The host as a device: host-built kernels, ONNX Runtime as the engine, and streams that really are asynchronous.
+
+Nothing that is enqueued runs before somebody waits for it, or a seeded scheduler picks it: an event or a wait that
+is missing then gives wrong numbers, and so does staging memory that is used again too early. Memory is poisoned when
+it is allocated and when it is freed; every address is checked against what is allocated when it is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ldp_runtime.backends.base import EngineBackend, TensorSpec
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.cuda.base import (
+    ALIGNMENT,
+    Device,
+    Engine,
+    EngineContext,
+    Event,
+    Graph,
+    HostMemory,
+    Memory,
+    OutOfDeviceMemoryError,
+    Stream,
+)
+from ldp_runtime.cuda.launches import Launch
+from ldp_runtime.cuda.runner import EngineSource, Runner
+from ldp_runtime.engines import EngineEntry, Shape, ShapeRange, nearest
+from ldp_runtime.errors import BackendError
+from tests.ldp_runtime.cuda import host_build
+
+POISON = 0xFF  # NaN as a float, -1 as an integer
+SCRATCH = 4096
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+Operation = Callable[[], None]
+
+
+class HostPiece(HostMemory):
+    """Device memory or pinned memory: both are the host's."""
+
+    def __init__(self, device: HostDevice, size: int, counted: bool) -> None:
+        raw = np.full(size + ALIGNMENT, POISON, dtype=np.uint8)
+        start = -host_build.address(raw) % ALIGNMENT
+        self.array = raw[start : start + size]
+        self.address, self.size = host_build.address(self.array), size
+        device.live[self.address] = size
+        device.used += size if counted else 0
+        device.peak = max(device.peak, device.used)
+        weakref.finalize(self, device.freed, raw, self.address, size, counted)
+
+
+class HostEvent(Event):
+    def __init__(self, device: HostDevice) -> None:
+        self._device = device
+        self.place: tuple[HostStream, int] | None = None  # of the last record: the stream and the operations before it
+        self.time: float | None = None
+
+    def sync(self) -> None:
+        assert self.place is not None, "waited for an event that was never recorded"
+        self._device.check_free("Event.sync")
+        stream, count = self.place
+        stream.run_to(count)
+        self._device.shuffle()
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, HostEvent)
+        assert self.time is not None and earlier.time is not None, "an event was read before it happened"
+        return self.time - earlier.time
+
+
+class HostGraph(Graph):
+    def __init__(self, device: HostDevice, operations: list[Operation]) -> None:
+        self._device, self._operations = device, operations
+
+    def launch(self, stream: Stream) -> None:
+        assert isinstance(stream, HostStream)
+        self._device.log.append("graph")
+
+        def run() -> None:
+            for operation in self._operations:
+                operation()
+
+        stream.enqueue(run)
+
+
+class HostStream(Stream):
+    def __init__(self, device: HostDevice, handle: int) -> None:
+        self.device, self.handle = device, handle
+        self._operations: list[Operation] = []
+        self._waits: dict[int, tuple[HostStream, int]] = {}  # operation -> what it waits for
+        self.done = 0
+        self.captured: list[Operation] | None = None
+
+    def enqueue(self, operation: Operation) -> None:
+        if self.captured is not None:
+            self.captured.append(operation)
+            return
+        self._operations.append(operation)
+        self.device.shuffle()
+
+    def ready(self) -> bool:
+        """Whether its next operation could run now."""
+        if self.done == len(self._operations):
+            return False
+        stream, count = self._waits.get(self.done, (self, 0))
+        return stream.done >= count
+
+    def step(self) -> None:
+        operation = self._operations[self.done]
+        self._operations[self.done] = lambda: None  # what it holds may go
+        self.done += 1
+        operation()
+
+    def run_to(self, count: int) -> None:
+        """Runs its first ``count`` operations, and of other streams what they wait for."""
+        while self.done < count:
+            stream, needed = self._waits.get(self.done, (self, 0))
+            if stream is not self:
+                stream.run_to(needed)
+            self.step()
+
+    # --- what Stream promises
+
+    def launch(self, launch: Launch) -> None:
+        self.device.log.append(launch.kernel)
+        for argument in launch.arguments:
+            if argument.dtype == np.uintp and argument:
+                self.device.check_address(int(argument))
+
+        def run() -> None:
+            for argument in launch.arguments:
+                if argument.dtype == np.uintp and argument:
+                    self.device.check_address(int(argument))
+            host_build.launch(launch)
+
+        self.enqueue(run)
+
+    def copy(self, destination: int, source: int, size: int) -> None:
+        self.device.log.append("copy")
+
+        def run() -> None:
+            self.device.check_address(destination, size)
+            self.device.check_address(source, size)
+            ctypes.memmove(destination, source, size)
+
+        self.enqueue(run)
+
+    def copy_rows(
+        self, destination: int, destination_pitch: int, source: int, source_pitch: int, width: int, rows: int
+    ) -> None:
+        assert width <= min(destination_pitch, source_pitch)
+
+        def run() -> None:
+            for row in range(rows):
+                to, of = destination + row * destination_pitch, source + row * source_pitch
+                self.device.check_address(to, width)
+                self.device.check_address(of, width)
+                ctypes.memmove(to, of, width)
+
+        self.enqueue(run)
+
+    def zero(self, address: int, size: int) -> None:
+        def run() -> None:
+            self.device.check_address(address, size)
+            ctypes.memset(address, 0, size)
+
+        self.enqueue(run)
+
+    def record(self, event: Event) -> None:
+        assert isinstance(event, HostEvent)
+
+        def run() -> None:
+            event.time = time.perf_counter()
+
+        event.time = None
+        self.enqueue(run)
+        if self.captured is None:
+            event.place = self, len(self._operations)
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, HostEvent)
+        assert self.captured is None, "a capture cannot wait for work outside it"
+        assert event.place is not None, "waits for an event that was never recorded"
+        self._waits[len(self._operations)] = event.place
+        self.enqueue(lambda: None)
+
+    def wait_for(self, handle: int) -> None:
+        self.device.log.append(f"wait for {handle}")
+        other = self.device.streams[handle]
+        self._waits[len(self._operations)] = other, len(other._operations)
+        self.enqueue(lambda: None)
+
+    def begin_capture(self) -> None:
+        if not self.device.graphs:
+            raise BackendError("this device has no graphs")
+        assert self.captured is None
+        self.device.log.append("capture")
+        self.captured = []
+
+    def end_capture(self) -> Graph:
+        assert self.captured is not None
+        operations, self.captured = self.captured, None
+        return HostGraph(self.device, operations)
+
+    def sync(self) -> None:
+        self.device.check_free("Stream.sync")
+        self.run_to(len(self._operations))
+        self.device.shuffle()
+
+
+class HostDevice(Device):
+    """The host as a device.
+
+    Args:
+        seed: None runs nothing before somebody waits for it; a number lets a seeded scheduler run what could.
+        limit: Bytes of device memory that there are.
+        graphs: Whether it can capture.
+
+    Attributes:
+        log: Kernels, copies, captures and graphs, in the order in which they were enqueued.
+        used: Bytes of device memory that are allocated.
+        peak: The most that ever were.
+    """
+
+    def __init__(self, *, seed: int | None = None, limit: int | None = None, graphs: bool = True) -> None:
+        self.name, self.arch = "the test's host", "sm_0"
+        self.limit, self.graphs = limit, graphs
+        self.log: list[str] = []
+        self.live: dict[int, int] = {}
+        self.used = self.peak = 0
+        self.streams: dict[int, HostStream] = {1: HostStream(self, 1)}  # 1: the default stream
+        self._random = random.Random(seed) if seed is not None else None
+        self._graveyard: list[np.ndarray] = []
+        self._busy = False
+
+    def activate(self) -> None:
+        pass
+
+    def stream(self) -> HostStream:
+        handle = 100 + len(self.streams)
+        self.streams[handle] = HostStream(self, handle)
+        return self.streams[handle]
+
+    def event(self) -> HostEvent:
+        return HostEvent(self)
+
+    def allocate(self, size: int) -> Memory:
+        self.check_free("Device.allocate")
+        if self.limit is not None and self.used + size > self.limit:
+            raise OutOfDeviceMemoryError(f"{size} bytes cannot be had: {self.used} of {self.limit} are in use")
+        return HostPiece(self, size, True)
+
+    def allocate_host(self, size: int) -> HostMemory:
+        self.check_free("Device.allocate_host")
+        return HostPiece(self, size, False)
+
+    def import_dlpack(self, array: Any, stream: Stream) -> tuple[int, Shape, Shape, np.dtype[Any]]:
+        view = np.from_dlpack(_OnHost(array.__dlpack__(stream=stream.handle)))
+        strides = tuple(n // view.itemsize for n in view.strides)
+        return host_build.address(view), view.shape, strides, view.dtype
+
+    def export_dlpack(
+        self, memory: Memory, shape: Shape, dtype: np.dtype[np.generic], options: Mapping[str, object]
+    ) -> object:
+        return on_device(memory, shape, dtype).__dlpack__()
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        return 2, 0
+
+    # --- what the tests look at
+
+    def freed(self, raw: np.ndarray, address: int, size: int, counted: bool) -> None:
+        raw[:] = POISON
+        self._graveyard.append(raw)  # a late write must not hit what the test process allocates next
+        del self.live[address]
+        self.used -= size if counted else 0
+
+    def check_address(self, address: int, size: int = 1) -> None:
+        inside = any(start <= address and address + size <= start + n for start, n in self.live.items())
+        assert inside, f"{size} bytes at {address:#x} are not allocated (any more)"
+
+    def check_free(self, what: str) -> None:
+        for stream in self.streams.values():
+            assert stream.captured is None, f"{what} during a capture"
+
+    def shuffle(self) -> None:
+        """Lets the scheduler run some of what could run."""
+        if self._random is None or self._busy:
+            return
+        self._busy = True
+        try:
+            while self._random.random() < 0.6:
+                if ready := [stream for stream in self.streams.values() if stream.ready()]:
+                    self._random.choice(ready).step()
+                else:
+                    break
+        finally:
+            self._busy = False
+
+
+def on_device(memory: Memory, shape: Shape, dtype: Any) -> np.ndarray:
+    """An array in the device's memory, which is the host's."""
+    assert isinstance(memory, HostPiece)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return memory.array[:size].view(dtype).reshape(shape)
+
+
+class _OnHost:
+    """A DLPack capsule as numpy takes it."""
+
+    def __init__(self, capsule: object) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: object) -> object:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+class OrtContext(EngineContext):
+    """ONNX Runtime for inputs of one shape. Its scratch memory is overwritten in every run."""
+
+    def __init__(self, engine: OrtEngine, shapes: Mapping[str, Shape]) -> None:
+        self._engine, self._shapes = engine, shapes
+        specs = {spec.name: spec for spec in engine.inputs}
+        zeros = {name: np.zeros(shape, specs[name].dtype) for name, shape in shapes.items()}
+        values = engine.session.run(None, zeros)
+        self.outputs = {spec.name: v.shape for spec, v in zip(engine.outputs, values, strict=True)}
+        self.scratch = SCRATCH
+        self.runs = 0
+
+    def enqueue(self, stream: Stream, addresses: Mapping[str, int], scratch: int) -> None:
+        assert isinstance(stream, HostStream)
+        assert scratch % ALIGNMENT == 0
+        engine, device = self._engine, stream.device
+        device.log.append(engine.name)
+        taken = dict(addresses)
+
+        def at(spec: TensorSpec, shape: Shape) -> np.ndarray:
+            size = int(np.prod(shape)) * spec.dtype.itemsize
+            device.check_address(taken[spec.name], size)
+            return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(taken[spec.name])).view(spec.dtype)
+
+        def run() -> None:
+            device.check_address(scratch, SCRATCH)
+            ctypes.memset(scratch, POISON, SCRATCH)
+            feeds = {
+                spec.name: at(spec, self._shapes[spec.name]).reshape(self._shapes[spec.name]) for spec in engine.inputs
+            }
+            values = engine.session.run([spec.name for spec in engine.outputs], feeds)
+            for spec, value in zip(engine.outputs, values, strict=True):
+                at(spec, value.shape)[:] = value.ravel()
+
+        stream.enqueue(run)
+
+    def capturable(self, stream: Stream) -> bool:
+        return True
+
+    def ran(self) -> None:
+        self.runs += 1
+
+
+class OrtEngine(Engine):
+    """An ONNX graph in ONNX Runtime."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.name = name
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs, self.outputs = (
+            tuple(TensorSpec(v.name, tuple(v.shape), np.dtype(_DTYPES[v.type])) for v in values)
+            for values in (self.session.get_inputs(), self.session.get_outputs())
+        )
+        self.contexts: list[OrtContext] = []
+
+    def context(self, shapes: Mapping[str, Shape]) -> EngineContext:
+        self.contexts.append(OrtContext(self, shapes))
+        return self.contexts[-1]
+
+
+class OrtSource(EngineSource):
+    """The graphs of a bundle as engines.
+
+    Args:
+        bundle: The bundle.
+        precision: Of the graphs.
+        deblur: ``(H, W)`` ranges, smallest and largest, of each deblur engine; one that takes any size if empty.
+    """
+
+    def __init__(
+        self, bundle: Bundle, precision: str, deblur: list[tuple[tuple[int, int], tuple[int, int]]] | None = None
+    ) -> None:
+        self._bundle, self._precision = bundle, precision
+        clip = bundle.manifest.clip
+        s, p = clip.window, clip.patch
+        self.entries = [
+            _entry("clip", {"stereo": ((1, 3, s, 2 * s), (64, 3, s, 2 * s)), "center": ((1, 3, s, s), (64, 3, s, s))})
+        ]
+        for (h, w), (H, W) in deblur or [((16, 16), (8192, 8192))]:
+            blur = ((1, 1, h // p, w // p), (1, 1, H // p, W // p))
+            self.entries.append(_entry("deblur", {"pair": ((1, 6, h, w), (1, 6, H, W)), "blur_logits": blur}))
+        self.opened: dict[str, OrtEngine] = {}
+
+    def find(self, kind: str, shapes: dict[str, Shape]) -> EngineEntry:
+        found = nearest((entry for entry in self.entries if entry.kind == kind), shapes)
+        if found is None:
+            raise BackendError(f"no {kind} engine takes {shapes}; build one")
+        return found
+
+    def open(self, entry: EngineEntry) -> Engine:
+        if entry.kind not in self.opened:
+            self.opened[entry.kind] = OrtEngine(self._bundle.graph(entry.kind, self._precision), entry.kind)
+        return self.opened[entry.kind]
+
+    def fixed_sizes(self) -> list[tuple[int, int]]:
+        pairs = [entry.profile["pair"] for entry in self.entries if entry.kind == "deblur"]
+        return [(pair.max[2], pair.max[3]) for pair in pairs if pair.fixed]
+
+
+def _entry(kind: str, profile: dict[str, tuple[Shape, Shape]]) -> EngineEntry:
+    ranges = {name: ShapeRange(low, high, high) for name, (low, high) in profile.items()}
+    return EngineEntry(kind, "rtx", "0", ("sm_0",), "fp16", ranges, str(ranges), f"engines/{kind}", "0" * 64, 1)
+
+
+class HostBackend(EngineBackend):
+    """A backend whose GPU is the host."""
+
+    def __init__(self, device: HostDevice, precision: str = "fp32", **source: Any) -> None:
+        self.name = "host"
+        self.device, self._precision, self._source = device, precision, source
+        self.runner: Runner | None = None
+
+    def available(self) -> None:
+        pass
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return (self._precision,)
+
+    def describe(self) -> str:
+        return self.device.name
+
+    def open_bundle(self, bundle: Bundle) -> Runner:
+        self.runner = Runner(self.name, self.device, bundle, OrtSource(bundle, self._precision, **self._source))
+        return self.runner

@@ -1,0 +1,125 @@
+"""The CUDA device without a GPU: the names that it uses exist, and what is missing is said."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+
+from ldp_runtime.cuda import device as module
+from ldp_runtime.cuda.base import OutOfDeviceMemoryError
+from ldp_runtime.cuda.device import NoGpuError, open_device
+from ldp_runtime.errors import BackendError
+
+# Class of device.py, and what an expression in it holds -> the module and class whose members it uses.
+OWNERS = {
+    ("CudaDevice", "device"): "cuda.core.Device",
+    ("CudaDevice", "self._device"): "cuda.core.Device",
+    ("CudaDevice", "stream"): "cuda.core.Stream",
+    ("CudaDevice", "self._module"): "cuda.core.ObjectCode",
+    ("CudaDevice", "ObjectCode"): "cuda.core.ObjectCode",
+    ("CudaDevice", "LegacyPinnedMemoryResource()"): "cuda.core.LegacyPinnedMemoryResource",
+    ("CudaDevice", "StridedMemoryView"): "cuda.core.utils.StridedMemoryView",
+    ("CudaDevice", "view"): "cuda.core.utils.StridedMemoryView",
+    ("CudaMemory", "buffer"): "cuda.core.Buffer",
+    ("CudaHostMemory", "buffer"): "cuda.core.Buffer",
+    ("CudaEvent", "self.event"): "cuda.core.Event",
+    ("CudaGraph", "self._graph"): "cuda.core.graph.Graph",
+    ("CudaStream", "stream"): "cuda.core.Stream",
+    ("CudaStream", "self.stream"): "cuda.core.Stream",
+    ("CudaStream", "CoreStream"): "cuda.core.Stream",
+    ("CudaStream", "self.stream.create_graph_builder()"): "cuda.core.graph.GraphBuilder",
+    ("CudaStream", "builder"): "cuda.core.graph.GraphBuilder",
+    ("CudaStream", "graph"): "cuda.core.graph.Graph",
+    ("CudaStream", "event.event"): "cuda.core.Event",
+    ("CudaStream", "driver"): "cuda.bindings.driver",
+    ("CudaStream", "_driver()"): "cuda.bindings.driver",
+    ("CudaStream", "driver.CUmemorytype"): "cuda.bindings.driver.CUmemorytype",
+    ("CudaStream", "driver.CUevent_record_flags"): "cuda.bindings.driver.CUevent_record_flags",
+    ("CudaStream", "copy"): "cuda.bindings.driver.CUDA_MEMCPY2D",
+}
+
+
+def used() -> set[tuple[str, str]]:
+    """Dotted owner and member, for every attribute and import of CUDA's packages in the module's source."""
+    tree = ast.parse(inspect.getsource(module))
+    found = set()
+    for part in tree.body:
+        scope = part.name if isinstance(part, ast.ClassDef) else ""
+        for node in ast.walk(part):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cuda"):
+                found |= {(str(node.module), alias.name) for alias in node.names}
+            elif isinstance(node, ast.Attribute) and (owner := OWNERS.get((scope, ast.unparse(node.value)))):
+                found.add((owner, node.attr))
+    return found
+
+
+def resolve(path: str) -> object:
+    parts = path.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            value: object = importlib.import_module(".".join(parts[:n]))
+        except ImportError:
+            continue
+        for name in parts[n:]:
+            value = getattr(value, name)
+        return value
+    raise AssertionError(path)
+
+
+def test_every_name_exists() -> None:
+    pytest.importorskip("cuda.core")
+    names = used()
+    assert ("cuda.core.Stream", "create_graph_builder") in names
+    assert ("cuda.core.graph.GraphBuilder", "end_building") in names
+    assert ("cuda.bindings.driver", "cuMemcpy2DAsync") in names
+    assert len(names) > 40
+    for owner, name in sorted(names):
+        assert hasattr(resolve(owner), name), f"{owner}.{name}"
+
+
+def test_the_keywords_that_are_given_exist() -> None:
+    core = pytest.importorskip("cuda.core")
+    config = core.LaunchConfig(grid=(3, 2, 1), block=(32, 1, 1))
+    assert (config.grid, config.block) == ((3, 2, 1), (32, 1, 1))
+    assert core.EventOptions(timing_enabled=True).timing_enabled
+    from cuda.core.utils import StridedMemoryView
+
+    view = StridedMemoryView.from_dlpack(np.zeros((2, 5, 3), np.uint8), stream_ptr=-1)
+    assert (view.shape, view.dtype, view.device_id) == ((2, 5, 3), np.uint8, -1)
+
+
+def test_what_is_missing_is_said() -> None:
+    try:
+        device = open_device()
+    except NoGpuError as error:
+        assert "CUDA needs" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert device.arch.startswith("sm_")
+    with pytest.raises(NoGpuError):
+        open_device(99)
+
+
+def test_errors_of_cuda_become_ours() -> None:
+    with (
+        pytest.raises(OutOfDeviceMemoryError, match="10 bytes cannot be had: out of memory"),
+        module._translated("10 bytes cannot be had"),
+    ):
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: the API call failed")
+    with (
+        pytest.raises(BackendError, match=r"^the GPU refused a copy: CUDA_ERROR_INVALID_VALUE$") as caught,
+        module._translated("the GPU refused a copy"),
+    ):
+        raise RuntimeError("CUDA_ERROR_INVALID_VALUE")
+    assert not isinstance(caught.value, OutOfDeviceMemoryError)
+
+
+def test_the_status_of_a_driver_call() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver")
+    module._check((driver.CUresult.CUDA_SUCCESS,))
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        module._check((driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY,))

@@ -1,0 +1,464 @@
+"""The TensorRT adapter without a GPU: the names that it uses exist, and it does the right calls in order."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ldp_runtime.backends.tensorrt as adapter
+from ldp_runtime.backends import BACKENDS, select
+from ldp_runtime.backends.tensorrt import (
+    CudaBackend,
+    RuntimeCache,
+    TensorRtBackend,
+    TensorRtEngine,
+    TensorRtSource,
+    make_logger,
+)
+from ldp_runtime.bundle import BlurMapSpec, Bundle
+from ldp_runtime.cuda.base import OutOfDeviceMemoryError
+from ldp_runtime.cuda.device import NoGpuError
+from ldp_runtime.engines import EngineEntry, ShapeRange, engine_key
+from ldp_runtime.errors import BackendError
+from ldp_runtime.trust import trust
+from tests.ldp_runtime.cuda.host_device import HostDevice
+from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
+
+API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
+
+# What a variable of the adapter holds -> the class of TensorRT whose members it uses.
+CLASSES = {
+    "trt": "module",
+    "self._trt": "module",
+    "engine": "ICudaEngine",
+    "self._engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "self._context": "IExecutionContext",
+    "config": "IRuntimeConfig",
+    "self._runtime": "Runtime",
+    "trt.ILogger": "ILogger",
+    "trt.ILogger.Severity": "ILogger",
+    "trt.ExecutionContextAllocationStrategy": "ExecutionContextAllocationStrategy",
+    "self._trt.TensorIOMode": "TensorIOMode",
+    "trt.CudaGraphStrategy": "CudaGraphStrategy",
+    "trt.DynamicShapesKernelSpecializationStrategy": "DynamicShapesKernelSpecializationStrategy",
+}
+# What TensorRT-RTX alone has; the adapter asks with hasattr before it uses them.
+RTX_ONLY = {
+    ("module", "CudaGraphStrategy"),
+    ("module", "DynamicShapesKernelSpecializationStrategy"),
+    ("CudaGraphStrategy", "DISABLED"),
+    ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
+    ("IRuntimeConfig", "cuda_graph_strategy"),
+    ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
+    ("IRuntimeConfig", "create_runtime_cache"),
+    ("IRuntimeConfig", "set_runtime_cache"),
+    ("IExecutionContext", "is_stream_capturable"),
+}
+
+
+def used() -> set[tuple[str, str]]:
+    """Class and member of TensorRT, for every attribute in the adapter's source."""
+    tree = ast.parse(inspect.getsource(adapter))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (owner := CLASSES.get(ast.unparse(node.value))):
+            found.add((owner, node.attr))
+    return {(owner, name) for owner, name in found if not name.startswith("_") or name == "__version__"}
+
+
+def test_the_search_for_names_finds_them() -> None:
+    names = used()
+    assert ("IExecutionContext", "execute_async_v3") in names
+    assert ("ICudaEngine", "create_runtime_config") in names
+    assert ("Runtime", "deserialize_cuda_engine") in names
+    assert len(names) > 25
+    assert names >= RTX_ONLY
+
+
+def test_every_name_exists_in_tensorrt_rtx() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    for owner, name in used():
+        holder = trt if owner == "module" else getattr(trt, owner)
+        assert hasattr(holder, name), f"{owner}.{name}"
+    for name in ("serialize", "deserialize"):
+        assert hasattr(trt.IRuntimeCache, name)
+    assert all(hasattr(trt.DataType, name) for name in adapter._DTYPES)
+
+
+@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+def test_every_name_exists_in_enterprise_tensorrt(version: str) -> None:
+    api = API[version]
+    for owner, name in used() - RTX_ONLY:
+        assert name in api[owner], f"{owner}.{name} of TensorRT {version}"
+    for owner, name in RTX_ONLY:
+        assert name not in api.get(owner, ()), f"{owner}.{name} is in TensorRT {version} too"
+    assert set(adapter._DTYPES) <= set(api["DataType"])
+
+
+# --- a stand-in for the module
+
+
+class Enum(SimpleNamespace):
+    pass
+
+
+def fake_module(rtx: bool, log: list[Any]) -> ModuleType:
+    """What the adapter uses of TensorRT, writing down the calls; engines are those of ``engine``."""
+    trt = ModuleType("tensorrt")
+    trt.__version__ = "1.2.3"  # type: ignore[attr-defined]
+    trt.ExecutionContextAllocationStrategy = Enum(USER_MANAGED="user managed")  # type: ignore[attr-defined]
+    trt.TensorIOMode = Enum(INPUT="input")  # type: ignore[attr-defined]
+
+    class ILogger:
+        Severity = Enum(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+    class Runtime:
+        result: Any = None
+
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, content: bytes) -> Any:
+            log.append(("deserialize", content))
+            if self.result is None:
+                self.logger.log(1, "built for another GPU")
+            return self.result
+
+    trt.ILogger, trt.Runtime = ILogger, Runtime  # type: ignore[attr-defined]
+    if rtx:
+        trt.CudaGraphStrategy = Enum(DISABLED="no graphs")  # type: ignore[attr-defined]
+        trt.DynamicShapesKernelSpecializationStrategy = Enum(EAGER="eager")  # type: ignore[attr-defined]
+    return trt
+
+
+class FakeCache:
+    def __init__(self, accepts: bool) -> None:
+        self.accepts, self.content = accepts, b"fresh"
+
+    def deserialize(self, content: bytes) -> bool:
+        if self.accepts:
+            self.content = content
+        return self.accepts
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.content)
+
+
+class FakeConfig:
+    def __init__(self) -> None:
+        self.strategy: Any = None
+        self.cache = FakeCache(True)
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeCache:
+        return self.cache
+
+    def set_runtime_cache(self, cache: FakeCache) -> None:
+        assert cache is self.cache
+
+
+class FakeContext:
+    def __init__(self, log: list[Any]) -> None:
+        self._log = log
+        self.fails = False
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._log.append(("profile", index))
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._log.append(("shape", name, shape))
+        return shape[0] <= 64
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (2, 3)
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 512
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._log.append(("address", name, address))
+        return True
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self._log.append(("scratch", address, size))
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self._log.append(("execute", stream))
+        return not self.fails
+
+
+class FakeEngine:
+    num_io_tensors = 2
+
+    def __init__(self, log: list[Any]) -> None:
+        self._log = log
+        self.config = FakeConfig()
+        self.made: FakeContext | None = FakeContext(log)
+
+    def get_tensor_name(self, i: int) -> str:
+        return ("x", "y")[i]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name="HALF")
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, 3)
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name == "x" else "output"
+
+    def create_runtime_config(self) -> FakeConfig:
+        return self.config
+
+    def create_execution_context(self, how: Any) -> FakeContext | None:
+        self._log.append(("context", how))
+        return self.made
+
+
+def an_engine(rtx: bool, log: list[Any], cache: Path | None = None) -> tuple[TensorRtEngine, FakeEngine, Any]:
+    trt, fake = fake_module(rtx, log), FakeEngine(log)
+    logger = make_logger(trt)
+    return TensorRtEngine(trt, logger, fake, HostDevice(), cache), fake, logger
+
+
+def test_the_calls_of_enterprise_tensorrt() -> None:
+    log: list[Any] = []
+    engine, _, _ = an_engine(False, log)
+    assert [str(spec) for spec in engine.inputs + engine.outputs] == ["x (?, 3) float16", "y (?, 3) float16"]
+    context = engine.context({"x": (2, 3)})
+    assert log == [("context", "user managed"), ("profile", 0), ("shape", "x", (2, 3))]
+    assert (context.outputs, context.scratch) == ({"y": (2, 3)}, 512)
+    stream = HostDevice().stream()
+    assert context.capturable(stream)
+    log.clear()
+    context.enqueue(stream, {"x": 10, "y": 20}, 256)
+    addresses = [("address", "x", 10), ("address", "y", 20), ("scratch", 256, 512)]
+    assert log == [*addresses, ("execute", stream.handle)]
+    context.enqueue(stream, {"x": 10, "y": 20}, 256)  # nothing changed: TensorRT need not prepare again
+    assert log[4:] == [("execute", stream.handle)]
+    context.enqueue(stream, {"x": 11, "y": 20}, 256)
+    assert ("address", "x", 11) in log[5:]
+    context.ran()  # keeps nothing
+
+
+def test_the_calls_of_tensorrt_rtx(tmp_path: Path) -> None:
+    log: list[Any] = []
+    engine, fake, _ = an_engine(True, log, tmp_path / "kernels.cache")
+    context = engine.context({"x": (2, 3)})
+    assert log[0] == ("context", fake.config)
+    config: Any = fake.config
+    assert (config.strategy, config.cuda_graph_strategy) == ("user managed", "no graphs")
+    assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    made: Any = fake.made
+    made.is_stream_capturable = lambda stream: False
+    assert not context.capturable(HostDevice().stream())
+    context.ran()
+    assert (tmp_path / "kernels.cache").read_bytes() == b"fresh"
+
+
+def test_the_runtime_cache_is_read_written_and_never_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.cache"
+    path.write_bytes(b"of the last run")
+    config = FakeConfig()
+    cache = RuntimeCache(config, path)
+    assert config.cache.content == b"of the last run"
+    config.cache.content = b"more"
+    cache.save()
+    assert path.read_bytes() == b"more"
+    config = FakeConfig()
+    config.cache.accepts = False  # of another driver
+    RuntimeCache(config, path).save()
+    assert path.read_bytes() == b"fresh"
+    assert [file.name for file in tmp_path.iterdir()] == ["kernels.cache"]
+    RuntimeCache(FakeConfig(), tmp_path / "gone" / "kernels.cache").save()  # no folder: no error
+    RuntimeCache(FakeConfig(), None).save()
+
+
+def test_failures_say_what_tensorrt_says() -> None:
+    log: list[Any] = []
+    engine, fake, logger = an_engine(False, log)
+    with pytest.raises(BackendError, match=r"the engine does not take x \(65, 3\): TensorRT gives no reason"):
+        engine.context({"x": (65, 3)})
+    context = engine.context({"x": (2, 3)})
+    assert fake.made is not None
+    fake.made.fails = True
+    execute = fake.made.execute_async_v3
+    fake.made.execute_async_v3 = lambda stream: (logger.log(1, "a kernel\nfailed"), execute(stream))[1]  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="TensorRT failed: a kernel failed"):
+        context.enqueue(HostDevice().stream(), {"x": 10, "y": 20}, 256)
+    fake.made = None
+    logger.log(1, "stale")
+    with pytest.raises(BackendError, match="cannot make an engine ready: TensorRT gives no reason"):
+        engine.context({"x": (2, 3)})
+    logger.clear()
+    logger.log(1, "Requested amount of GPU memory: out of memory")
+    assert isinstance(logger.error("no context"), OutOfDeviceMemoryError)
+    logger.clear()
+    logger.log(2, "only a warning")
+    assert "gives no reason" in str(logger.error("x"))
+
+
+# --- engines of a bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A tiny bundle with two engines for the host device."""
+    monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
+    path = make_tiny_bundle(tmp_path)
+    (path / "engines").mkdir()
+    plain = Bundle.load(path)
+    entries = []
+    for (H, W), content in (((64, 64), b"fixed"), ((128, 128), b"dynamic engine")):
+        low = (H, W) if content == b"fixed" else (32, 32)
+        profile = {
+            "pair": ShapeRange((1, 6, *low), (1, 6, H, W), (1, 6, H, W)),
+            "blur_logits": ShapeRange(
+                (1, 1, low[0] // 16, low[1] // 16), (1, 1, H // 16, W // 16), (1, 1, H // 16, W // 16)
+            ),
+        }
+        entries.append(_entry(plain, profile, content))
+        (path / entries[-1].file).write_bytes(content)
+    rewrite(path, engines=tuple(entries))
+    return Bundle.load(path)
+
+
+def _entry(bundle: Bundle, profile: Mapping[str, ShapeRange], content: bytes) -> EngineEntry:
+    import hashlib
+
+    made: dict[str, Any] = {"kind": "deblur", "flavour": "tensorrt", "version": "1.2.3", "targets": ("sm_0",)}
+    made |= {"precision": "fp16", "profile": profile}
+    key = engine_key(graph=bundle.graph_hash("deblur", "fp16"), **made)
+    digest = hashlib.sha256(content).hexdigest()
+    return EngineEntry(**made, key=key, file=f"engines/{key}.engine", sha256=digest, size=len(content))
+
+
+def a_source(bundle: Bundle, log: list[Any], version: str = "1.2.3") -> tuple[TensorRtSource, ModuleType]:
+    trt = fake_module(False, log)
+    trt.__version__ = version  # type: ignore[attr-defined]
+    return TensorRtSource(trt, "tensorrt", HostDevice(), bundle), trt
+
+
+def deblur_shapes(H: int, W: int) -> dict[str, tuple[int, ...]]:
+    return {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // 16, W // 16)}
+
+
+def test_an_untrusted_engine_is_not_even_read(bundle: Bundle) -> None:
+    log: list[Any] = []
+    source, trt = a_source(bundle, log)
+    entry = source.find("deblur", deblur_shapes(64, 64))
+    with pytest.raises(BackendError, match=f"native code and was neither built here nor.*run ldp trust {bundle.path}"):
+        source.open(entry)
+    assert log == []
+    trust([entry.sha256], "a test")
+    trt.Runtime.result = FakeEngine(log)  # type: ignore[attr-defined]
+    engine = source.open(entry)
+    assert log == [("deserialize", b"fixed")]
+    assert source.open(entry) is engine
+
+
+def test_an_engine_that_does_not_load(bundle: Bundle) -> None:
+    source, _ = a_source(bundle, [])
+    entry = source.find("deblur", deblur_shapes(96, 128))
+    trust([entry.sha256], "a test")
+    with pytest.raises(BackendError, match="does not load on the test's host: built for another GPU"):
+        source.open(entry)
+    (bundle.path / entry.file).write_bytes(b"dynamic enginf")
+    with pytest.raises(Exception, match="expected an engine of 14 bytes with SHA-256"):
+        source.open(entry)
+
+
+def test_no_engine_says_how_to_build_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = a_source(bundle, [])
+    assert source.fixed_sizes() == [(64, 64)]
+    with pytest.raises(BackendError, match="--flavour tensorrt --arch sm_0"):
+        source.find("clip", {"stereo": (1, 3, 64, 128), "center": (1, 3, 64, 64)})
+    other, trt = a_source(bundle, [], "9.9")
+    assert other.candidates() == []
+    monkeypatch.setattr(adapter, "_import", lambda name, flavour: trt)
+    monkeypatch.setattr(adapter, "open_device", HostDevice)
+    with pytest.raises(
+        BackendError, match=r"has no engine of tensorrt 9\.9 for sm_0; build some with ldp-export engine"
+    ):
+        TensorRtBackend("tensorrt", "tensorrt").open_bundle(bundle)
+
+
+def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
+    import dataclasses
+
+    spec = BlurMapSpec("patch", "map", 40)
+    released = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, blur_map=spec))
+    with pytest.raises(BackendError, match="is of another kind"):
+        TensorRtBackend("tensorrt", "tensorrt").open_bundle(released)
+
+
+# --- the backends by name
+
+
+class Flavour(TensorRtBackend):
+    """A flavour that is there or not, with engines or not."""
+
+    def __init__(self, name: str, there: bool, runner: Any) -> None:
+        super().__init__(name, "rtx")
+        self._there, self._runner = there, runner
+
+    def available(self) -> None:
+        if not self._there:
+            raise NoGpuError(f"{self.name} is not here")
+
+    def open_bundle(self, bundle: Any) -> Any:
+        if self._runner is None:
+            raise BackendError(f"no engine of {self.name}")
+        return self._runner
+
+
+def test_cuda_means_the_flavour_that_has_engines(bundle: Bundle) -> None:
+    first, second = Flavour("a", True, "runner a"), Flavour("b", True, "runner b")
+    assert CudaBackend((first, second)).open_bundle(bundle) == "runner a"
+    assert CudaBackend((Flavour("a", True, None), second)).open_bundle(bundle) == "runner b"
+    assert CudaBackend((Flavour("a", False, "x"), second)).open_bundle(bundle) == "runner b"
+    with pytest.raises(BackendError, match="no engine of a; no engine of b"):
+        CudaBackend((Flavour("a", True, None), Flavour("b", True, None))).open_bundle(bundle)
+    with pytest.raises(NoGpuError, match="a is not here; b is not here"):
+        CudaBackend((Flavour("a", False, None), Flavour("b", False, None))).available()
+
+
+def test_what_is_missing_here_is_named() -> None:
+    if _has_gpu():
+        pytest.skip("there is a GPU")
+    for name in ("tensorrt-rtx", "tensorrt", "cuda"):
+        with pytest.raises(BackendError, match=r"needs (the package|an NVIDIA driver)"):
+            BACKENDS[name].available()
+    chosen, reason = select()
+    assert chosen.name in ("openvino", "onnxruntime")
+    assert "cuda" not in reason  # a machine without a GPU hears nothing of GPUs
+
+
+def test_single_graphs_are_for_others(bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="runs the engines of a bundle, not single graphs"):
+        BACKENDS["cuda"].open(bundle.graph("clip"), "fp16")
+    assert np.dtype(np.float16) in {np.dtype(value) for value in adapter._DTYPES.values()}
+
+
+def _has_gpu() -> bool:
+    try:
+        adapter.open_device()
+    except BackendError:
+        return False
+    return True
