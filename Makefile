@@ -20,7 +20,7 @@ REQUIREMENTS := pyproject.toml constraints.txt hatch_build.py
 SAMPLE := samples/motorcycle
 FAST := not slow and not gpu
 
-.PHONY: help demo test test-all lint format types clean
+.PHONY: help demo test test-all bench lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -36,6 +36,15 @@ test: lint types ## lint, types and the tests that need neither a GPU nor patien
 
 test-all: lint types ## lint, types and every test; GPU tests skip where there is none
 	$(BIN)/python -m pytest
+
+bench: $(ALL) ## latency, parity, rooflines and peers of nano and small: benchmarks/reports
+	$(BIN)/ldp bench parity
+	$(BIN)/ldp bench latency --seconds 300
+	$(BIN)/ldp bench latency --config small --shape 448x672 --seconds 200 \
+		--backend openvino onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
+	$(BIN)/ldp bench roofline --config small
+	$(BIN)/ldp bench peers
+	$(BIN)/ldp bench report
 
 lint: $(ALL) ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -79,5 +88,5 @@ $(BASE): $(VENV_MADE) $(REQUIREMENTS)
 	@touch $@
 
 $(ALL): $(VENV_MADE) $(REQUIREMENTS)
-	$(PIP) install --quiet -c constraints.txt -e '.[export,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[export,train,bench,rtx,cuda,dev]'
 	@touch $(BASE) $@

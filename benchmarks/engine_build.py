@@ -1,0 +1,296 @@
+"""Builds TensorRT engines and measures what it takes: time, sizes, memory, and what TensorRT made of the graphs.
+
+No GPU is needed: TensorRT-RTX compiles for GPUs that are not there and says which layers it made. How fast an engine
+runs is not told here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bundles import random_bundle
+from benchmarks.results import REPORTS, Report, markdown_table, save
+from ldp_runtime.bundle import GRAPHS, Bundle
+from ldp_runtime.engines import ENGINE_PRECISION, FLAVOURS, Profile
+
+HELP = "Builds engines of bundles and measures time, size, memory and what was fused."
+EXAMPLES = """\
+examples:
+  python -m benchmarks.engine_build
+  python -m benchmarks.engine_build --bundle ldp-nano --config small --config large --shape 1120x1680
+  python -m benchmarks.engine_build --bundle ldp-nano --before older/ldp-nano
+
+--config exports a bundle with random weights and a random ViT-B/32, once, into
+LDP's cache; neither sizes nor times depend on the weights' values. Each engine
+is built twice: for time and size, and for TensorRT's report of its layers.
+Nothing is written into the bundles.
+"""
+NAME = "engine_build"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph as it goes into TensorRT.
+
+    Attributes:
+        bundle: Name of its bundle.
+        kind: "clip" or "deblur".
+        nodes: Its nodes.
+        casts: Of these, casts.
+        transposes: Of these, transpositions.
+        needless: Of these, those that it could do without, `graph_report.needless_nodes`.
+        bytes: Size of its files.
+    """
+
+    bundle: str
+    kind: str
+    nodes: int
+    casts: int
+    transposes: int
+    needless: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """An engine that was built.
+
+    Attributes:
+        bundle: Name of its bundle.
+        kind: "clip" or "deblur".
+        targets: Architectures of its GPUs.
+        sizes: Padded sizes of pairs that it takes.
+        fixed: It takes one size alone.
+        wall_s: Seconds that the build took.
+        cpu_s: Seconds of processor time, of all threads.
+        bytes: Size of the engine.
+        activation_bytes: GPU memory beside weights, inputs and outputs, at the largest shapes.
+        parsed_layers: Layers of the network as parsed.
+        layers: Layers of the engine.
+        attentions: Layers that compute a whole attention.
+        moved_bytes: Bytes that the engine's layers read and write, weights aside; for one size alone.
+        warnings: What TensorRT warned of.
+    """
+
+    bundle: str
+    kind: str
+    targets: tuple[str, ...]
+    sizes: str
+    fixed: bool
+    wall_s: float
+    cpu_s: float
+    bytes: int
+    activation_bytes: int | None
+    parsed_layers: int
+    layers: int
+    attentions: int
+    moved_bytes: int | None
+    warnings: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `ldp_runtime.command.Command`."""
+    parser.add_argument("--bundle", action="append", metavar="BUNDLE", help="a bundle (default: ldp-nano)")
+    parser.add_argument("--config", action="append", metavar="NAME", help="a config with random weights, such as small")
+    parser.add_argument("--before", action="append", metavar="BUNDLE", help="a bundle with older graphs, to compare")
+    parser.add_argument("--shape", default="1120x1680", metavar="HxW", help="the one size (default: 1120x1680)")
+    parser.add_argument("--flavour", default="rtx", choices=tuple(FLAVOURS), help="which TensorRT (default: rtx)")
+    parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for (default: as ldp-export engine)")
+    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="folder of the report")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See `ldp_runtime.command.Command`."""
+    from ldp_export.engine import SizeRange, TensorRT, parse_size
+
+    names = arguments.bundle or ([] if arguments.config else ["ldp-nano"])
+    bundles = [Bundle.load(name) for name in names]
+    bundles += [Bundle.load(random_bundle(config)) for config in arguments.config or ()]
+    older = [Bundle.load(name) for name in arguments.before or ()]
+    tensorrt = TensorRT(arguments.flavour)
+    targets = tensorrt.targets(None if arguments.arch is None else arguments.arch.split(","))
+    shape = parse_size(arguments.shape)
+
+    graphs = [graph for bundle in bundles for graph in measure_graphs(bundle)]
+    builds = []
+    for bundle in bundles:
+        padding = bundle.manifest.padding
+        for sizes in (SizeRange.fixed(padding, shape), SizeRange.of(padding, None, None, None)):
+            for group in targets:
+                builds += list(measure_builds(bundle, tensorrt, sizes, group))
+    data: dict[str, Any] = {
+        "tensorrt": f"{tensorrt.name} {tensorrt.version}",
+        "graphs": [asdict(graph) for graph in graphs],
+        "builds": [asdict(build) for build in builds],
+    }
+    if older:
+        data["before"] = {
+            "graphs": [asdict(graph) for bundle in older for graph in measure_graphs(bundle)],
+            "builds": [
+                asdict(build)
+                for bundle in older
+                for build in measure_builds(
+                    bundle, tensorrt, SizeRange.fixed(bundle.manifest.padding, shape), targets[0]
+                )
+            ],
+        }
+    report = Report.new(NAME, data, bundles[0] if len(bundles) == 1 else None)
+    for path in save(report, arguments.output, NAME, markdown(data)):
+        print(path)
+
+
+def measure_graphs(bundle: Bundle) -> list[Graph]:
+    """What the FP16 graphs of a bundle hold."""
+    from ldp_export.graph_report import count_nodes, needless_nodes
+
+    measured = []
+    for kind in GRAPHS:
+        path = bundle.graph(kind, ENGINE_PRECISION)
+        counts = count_nodes(path)
+        size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        measured.append(
+            Graph(
+                bundle=bundle.manifest.name,
+                kind=kind,
+                nodes=counts.total(),
+                casts=counts["Cast"],
+                transposes=counts["Transpose"],
+                needless=len(needless_nodes(path)),
+                bytes=size,
+            )
+        )
+    return measured
+
+
+def measure_builds(bundle: Bundle, tensorrt: Any, sizes: Any, targets: tuple[str, ...]) -> Iterator[Build]:
+    """Builds both graphs of a bundle.
+
+    Args:
+        bundle: The bundle; nothing is written into it.
+        tensorrt: An `engine.TensorRT`.
+        sizes: An `engine.SizeRange`.
+        targets: Architectures of the GPUs.
+    """
+    from ldp_export.engine import profiles
+    from ldp_export.graph_report import read_report
+
+    for kind, profile in profiles(bundle.manifest, sizes).items():
+        path = bundle.graph(kind, ENGINE_PRECISION)
+        print(f"{bundle.manifest.name}: {kind} for {', '.join(targets)}, {sizes}", file=sys.stderr)
+        plan, wall, cpu = _timed(tensorrt, path, profile, targets)
+        detailed = tensorrt.build(path, profile, targets, detailed=True)
+        report = read_report(detailed.messages)
+        yield Build(
+            bundle=bundle.manifest.name,
+            kind=kind,
+            targets=targets,
+            sizes=str(sizes),
+            fixed=sizes.min == sizes.max,
+            wall_s=round(wall, 2),
+            cpu_s=round(cpu, 2),
+            bytes=len(plan.content),
+            activation_bytes=report.activation_bytes,
+            parsed_layers=plan.layers,
+            layers=len(report.layers),
+            attentions=report.attentions,
+            moved_bytes=report.bytes,
+            warnings=plan.warnings,
+        )
+
+
+def _timed(tensorrt: Any, path: Path, profile: Profile, targets: tuple[str, ...]) -> tuple[Any, float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    plan = tensorrt.build(path, profile, targets)
+    return plan, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """The report's tables.
+
+    Args:
+        data: The report's data.
+    """
+    parts = [
+        "# Engine builds",
+        "",
+        f"{data['tensorrt']}, with no GPU. Times are of one build each, on a machine that does other work too: compare "
+        "processor time (all threads). Memory is what a run needs beside weights, inputs and outputs, at the largest "
+        "shapes, as TensorRT plans it. Bytes moved are the inputs and outputs of the engine's layers, each read or "
+        "written once, weights aside, as TensorRT reports the layers. Nothing here was run on a GPU.",
+        "",
+        _build_table(data["builds"]),
+        "",
+        "## Graphs",
+        "",
+        "Needless are nodes that pass their input on, and casts and transpositions of another one of their kind.",
+        "",
+        _graph_table(data["graphs"]),
+    ]
+    if "before" in data:
+        parts += [
+            "",
+            "## Before",
+            "",
+            "The same of bundles with older graphs.",
+            "",
+            _graph_table(data["before"]["graphs"]),
+            "",
+            _build_table(data["before"]["builds"]),
+        ]
+    warned = sorted({warning for build in data["builds"] for warning in build["warnings"]})
+    parts += ["", "Warnings of TensorRT: " + ("; ".join(warned) if warned else "none") + "."]
+    return "\n".join(parts)
+
+
+def _build_table(builds: list[dict[str, Any]]) -> str:
+    header = ("bundle", "graph", "GPUs", "sizes", "wall s", "CPU s", "engine MiB", "memory MiB", "layers", "GB moved")
+    rows = [
+        (
+            build["bundle"],
+            build["kind"],
+            " ".join(build["targets"]),
+            build["sizes"],
+            f"{build['wall_s']:.1f}",
+            f"{build['cpu_s']:.1f}",
+            f"{build['bytes'] / 2**20:.1f}",
+            None if build["activation_bytes"] is None else f"{build['activation_bytes'] / 2**20:.0f}",
+            f"{build['parsed_layers']} to {build['layers']}",
+            None if build["moved_bytes"] is None else f"{build['moved_bytes'] / 1e9:.2f}",
+        )
+        for build in builds
+    ]
+    return markdown_table(header, rows)
+
+
+def _graph_table(graphs: list[dict[str, Any]]) -> str:
+    header = ("bundle", "graph", "MiB", "nodes", "casts", "transpositions", "needless")
+    rows = [
+        (g["bundle"], g["kind"], f"{g['bytes'] / 2**20:.1f}", g["nodes"], g["casts"], g["transposes"], g["needless"])
+        for g in graphs
+    ]
+    return markdown_table(header, rows)
+
+
+def _main() -> int:
+    from ldp_runtime.command import run as run_command
+
+    def parser() -> argparse.ArgumentParser:
+        form = argparse.RawDescriptionHelpFormatter
+        made = argparse.ArgumentParser(
+            prog="benchmarks.engine_build", description=HELP, epilog=EXAMPLES, formatter_class=form
+        )
+        add_arguments(made)
+        made.set_defaults(command=run)
+        return made
+
+    return run_command("benchmarks.engine_build", parser, None)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
