@@ -9,7 +9,11 @@ from ldp_runtime.command import make_parser, run
 
 COMMANDS = (
     "onnx",
+    "import-release",
+    "engine",
     "evaluate",
+    "data",
+    "train",
     "calibrate",
     "simulate",
     "sample",

@@ -29,14 +29,18 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from ldp_export.checkpoint import Checkpoint, Windows, choose_windows, staged_folder
-from ldp_export.clip import PROMPTS, LoadedClip, WindowEncoder, embed_texts, load_clip
+from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, WindowEncoder, embed_texts, load_clip
 from ldp_export.network import CONFIGS, LDPNet
+from ldp_export.network.bpa import BPABlock
+from ldp_export.network.layers import NAFBlock
+from ldp_export.network.released import ReleasedNet
 from ldp_export.parity import Parity, measure, randomise, randomise_network
 from ldp_runtime import __version__
 from ldp_runtime.bundle import (
     GRAPH_PRECISIONS,
     MANIFEST_FILE,
     TEXT_EMBEDDINGS_FILE,
+    BlurMapSpec,
     ClipSpec,
     Manifest,
     Prompt,
@@ -48,7 +52,6 @@ from ldp_runtime.geometry import Padding
 OPSET = 20
 """Up to 22 attention stays matrix products and softmax, which every runtime takes."""
 
-ENSEMBLE = "ens2"
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights from which on they lie in a file beside the graph: a protobuf holds at most 2 GiB."""
 
@@ -73,25 +76,34 @@ class ExportModel:
     Attributes:
         network: The network, FP32, in evaluation mode.
         clip: CLIP.
-        prompts: The prompts of Table 4 with their calibration.
+        prompts: The prompts of Table 4 with their calibration, or the one prompt of a blur map from patches.
         windows: The windows that CLIP sees.
         trained: The network's weights are trained, so PSNR to a target means something.
         training: Provenance for the manifest.
         licences: Licences of weights and data for the manifest.
+        blur_map: How the blur map is estimated and given to the network.
     """
 
-    network: LDPNet
+    network: LDPNet | ReleasedNet
     clip: LoadedClip
     prompts: tuple[Prompt, ...]
     windows: Windows
     trained: bool
     training: Mapping[str, Any] = field(default_factory=dict)
     licences: Mapping[str, Any] = field(default_factory=dict)
+    blur_map: BlurMapSpec = field(default_factory=BlurMapSpec)
 
     @property
     def multiple(self) -> int:
         """Height and width of the padded pair are multiples of this many px."""
-        return math.lcm(_RUNTIME_MULTIPLE, self.network.config.multiple, self.clip.encoder.patch)
+        patch = self.clip.encoder.patch if self.blur_map.method == "dense" else 1
+        return math.lcm(_RUNTIME_MULTIPLE, self.network.config.multiple, patch)
+
+    def clip_encoder(self) -> WindowEncoder | PatchEncoder:
+        """The encoder that the bundle's CLIP graph holds, FP32, in evaluation mode."""
+        if self.blur_map.patch is not None:
+            return PatchEncoder(self.clip, self.blur_map.patch).eval()
+        return WindowEncoder(self.clip.encoder, self.windows.window).eval()
 
 
 def model_from_checkpoint(checkpoint: Checkpoint, window: int | None = None, overlap: int | None = None) -> ExportModel:
@@ -184,27 +196,27 @@ def export_bundle(
         ParityError: The graphs do not agree with the network.
         LDPError: The folder cannot be written.
     """
-    window = WindowEncoder(model.clip.encoder, model.windows.window).eval()
+    encoder = model.clip_encoder()
     files = {kind: {p: _file_name(kind, p) for p in GRAPH_PRECISIONS} for kind in ("clip", "deblur")}
     with staged_folder(output, last=MANIFEST_FILE) as staged:
         for precision in GRAPH_PRECISIONS:
             half = precision == "fp16"
             report(f"clip graph, {precision}")
-            save_graph(clip_graph(window, model.windows.window, half=half), staged / files["clip"][precision])
+            save_graph(clip_graph(encoder, model.windows.window, half=half), staged / files["clip"][precision])
             report(f"deblur graph, {precision}")
             save_graph(deblur_graph(model.network, model.multiple, half=half), staged / files["deblur"][precision])
         with torch.no_grad():
             texts = embed_texts(model.clip, [prompt.text for prompt in model.prompts]).numpy()
         np.save(staged / TEXT_EMBEDDINGS_FILE, np.ascontiguousarray(texts, dtype=np.float32))
         report("parity")
-        parity = measure(model, window, texts, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
+        parity = measure(model, encoder, texts, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
         _check(parity)
         manifest = write_manifest(staged, _manifest(model, name, files, texts.shape[1], parity))
     return manifest
 
 
-def clip_graph(encoder: WindowEncoder, window: int, *, half: bool) -> ir.Model:
-    """The graph of CLIP on windows.
+def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool) -> ir.Model:
+    """The graph of CLIP on windows or patches.
 
     Args:
         encoder: The encoder, FP32; it stays as it is.
@@ -212,8 +224,9 @@ def clip_graph(encoder: WindowEncoder, window: int, *, half: bool) -> ir.Model:
         half: FP16 inside, and for inputs and outputs; else FP32.
 
     Returns:
-        `stereo (B, 3, s, 2s)`, `center (B, 3, s, s)` to `stereo_features (B, s/p, 2s/p, c)`,
-        `center_features (B, s/p, s/p, c)`; B is free.
+        On windows, `stereo (B, 3, s, 2s)`, `center (B, 3, s, s)` to `stereo_features (B, s/p, 2s/p, c)`,
+        `center_features (B, s/p, s/p, c)`. On patches of side s, `patches (B, 3, s, 2s)` to `features (B, c)`. B is
+        free.
     """
     module = copy.deepcopy(encoder)
     for block in module.encoder.visual.transformer.resblocks:
@@ -221,6 +234,14 @@ def clip_graph(encoder: WindowEncoder, window: int, *, half: bool) -> ir.Model:
             block.attn = SelfAttention(block.attn)
     dtype = torch.float16 if half else torch.float32
     batch = Dim("B", min=1, max=_SIZE_LIMIT)
+    if isinstance(module, PatchEncoder):
+        return _to_onnx(
+            module.to(dtype),
+            {"patches": torch.zeros(2, 3, module.side, 2 * module.side, dtype=dtype)},
+            ["features"],
+            {"patches": {0: batch}},
+            {name: {0: "B"} for name in ("patches", "features")},
+        )
     return _to_onnx(
         module.to(dtype),
         {
@@ -233,7 +254,7 @@ def clip_graph(encoder: WindowEncoder, window: int, *, half: bool) -> ir.Model:
     )
 
 
-def deblur_graph(network: LDPNet, multiple: int, *, half: bool) -> ir.Model:
+def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) -> ir.Model:
     """The graph of the deblurring network.
 
     Args:
@@ -242,10 +263,25 @@ def deblur_graph(network: LDPNet, multiple: int, *, half: bool) -> ir.Model:
         half: FP16 inside; inputs and outputs are FP32 in any case, so that the skip keeps 16-bit images.
 
     Returns:
-        `pair (1, 6, H, W)`, `blur_logits (1, 1, h, w)` to `restored (1, 3, H, W)`; H, W, h and w are free.
+        `pair (1, 6, H, W)`, `blur_logits (1, 1, h, w)` to `restored (1, 3, H, W)`; H, W, h and w are free. The released
+        network takes `blur_map (1, 1, H, W)` in place of the logits.
     """
-    module = copy.deepcopy(network).to(torch.float16 if half else torch.float32)
+    module = copy.deepcopy(network)
+    for block in module.modules():
+        if isinstance(block, (NAFBlock, BPABlock)):
+            block.fold()
+    module.to(torch.float16 if half else torch.float32)
     height, width = (Dim(name, min=1, max=_SIZE_LIMIT) * multiple for name in ("rows", "columns"))
+    if isinstance(module, ReleasedNet):
+        sides = (3 * multiple, 5 * multiple)
+        names = {2: "H", 3: "W"}
+        return _to_onnx(
+            module,
+            {"pair": torch.zeros(1, 6, *sides), "blur_map": torch.zeros(1, 1, *sides)},
+            ["restored"],
+            {name: {2: height, 3: width} for name in ("pair", "blur_map")},
+            {name: names for name in ("pair", "blur_map", "restored")},
+        )
     free = {2: Dim("h", min=1, max=_SIZE_LIMIT), 3: Dim("w", min=1, max=_SIZE_LIMIT)}
     return _to_onnx(
         module,
@@ -373,12 +409,13 @@ def _manifest(
             weights=clip.weights,
         ),
         prompts=model.prompts,
-        ensemble=ENSEMBLE,
+        ensemble=model.network.config.ensemble,
         padding=Padding(model.multiple),
         graphs=files,
         opset=OPSET,
         tools={"ldp": __version__, "python": platform.python_version(), **tools},
         training=model.training,
+        blur_map=model.blur_map,
         parity=parity.figures,
         licences=model.licences,
     )

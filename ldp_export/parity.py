@@ -32,11 +32,13 @@ from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.samples import MOTORCYCLE, focus_setting
 from ldp_runtime.backends import BACKENDS
 from ldp_runtime.backends.base import Session
+from ldp_runtime.blur_map import select_prompts, upsample_map
 from ldp_runtime.geometry import WindowGrid, pad_reflect
+from ldp_runtime.patch_blur_map import cut_patches, map_logits, patch_values, stretch
 from ldp_runtime.quality import psnr
 
 if TYPE_CHECKING:
-    from ldp_export.clip import WindowEncoder
+    from ldp_export.clip import PatchEncoder, WindowEncoder
     from ldp_export.network import LDPNet
     from ldp_export.onnx_export import ExportModel
 
@@ -105,14 +107,14 @@ def randomise_network(network: LDPNet, seed: int) -> LDPNet:
 
 
 def measure(
-    model: ExportModel, encoder: WindowEncoder, texts: Floats, graphs: Mapping[str, Mapping[str, Path]]
+    model: ExportModel, encoder: WindowEncoder | PatchEncoder, texts: Floats, graphs: Mapping[str, Mapping[str, Path]]
 ) -> Parity:
     """Compares a bundle's graphs with the modules that they were exported from.
 
     Args:
         model: What was exported.
-        encoder: Its CLIP on windows, FP32.
-        texts: Text embeddings `(8, c)`, unit length.
+        encoder: Its CLIP on windows or patches, FP32.
+        texts: Text embeddings, one a prompt `(prompts, c)`, unit length.
         graphs: `{"clip" | "deblur": {"fp32" | "fp16": file}}`.
 
     Returns:
@@ -125,10 +127,11 @@ def measure(
         return onnxruntime.open(graphs[kind][precision], precision)
 
     with torch.inference_mode():
-        features = encoder(probe.stereo, probe.center)
+        features = encoder(*probe.feeds.values())
+        features = features if isinstance(features, tuple) else (features,)
         logits = probe.logits(model, features, texts)
-        restored = _restore(model.network, probe.pair, logits)
-        half = _restore(copy.deepcopy(model.network).half(), probe.pair, logits)
+        restored = _restore(model.network, probe.pair, probe.blur(model, logits))
+        half = _restore(copy.deepcopy(model.network).half(), probe.pair, probe.blur(model, logits))
     reference = [feature.numpy() for feature in features]
 
     figures: dict[str, Any] = {
@@ -151,10 +154,9 @@ def measure(
     graph_logits = {}
     for precision in ("fp32", "fp16"):
         run = session("clip", precision)
-        feeds = {"stereo": probe.stereo.numpy(), "center": probe.center.numpy()}
         dtypes = {spec.name: spec.dtype for spec in run.inputs}
-        got = run.run({name: array.astype(dtypes[name]) for name, array in feeds.items()})
-        arrays = [got[name].astype(np.float32) for name in ("stereo_features", "center_features")]
+        got = run.run({name: feed.numpy().astype(dtypes[name]) for name, feed in probe.feeds.items()})
+        arrays = [got[spec.name].astype(np.float32) for spec in run.outputs]
         error = max(float(np.abs(a - r).max() / _rms(r)) for a, r in zip(arrays, reference, strict=True))
         graph_logits[precision] = probe.logits(model, [torch.from_numpy(a) for a in arrays], texts)
         figures["clip"][f"{precision}_max_abs"] = _plain(error)
@@ -164,7 +166,8 @@ def measure(
 
         run = session("deblur", precision)
         for what, used in (("deblur", logits), ("chain", graph_logits[precision])):
-            image = run.run({"pair": probe.pair.numpy(), "blur_logits": used})["restored"].astype(np.float32)
+            feeds = {"pair": probe.pair.numpy(), f"blur_{model.blur_map.network_input}": probe.blur(model, used)}
+            image = run.run(feeds)["restored"].astype(np.float32)
             if what == "deblur":
                 restored_by[f"graph_{precision}"] = image
             if precision == "fp32":
@@ -198,17 +201,15 @@ class _Probe:
     Attributes:
         description: What it is.
         pair: `(1, 6, H, W)` float32 in [0, 1], padded.
-        stereo: Stereo canvases `(B, 3, s, 2s)`, normalised.
-        center: Center views `(B, 3, s, s)`, normalised.
-        grid: The windows.
+        feeds: The inputs of the CLIP graph, in the order of its encoder's.
+        grid: The windows, or the rows and columns of patches.
         target: `(3, h, w)` float32 in [0, 1], not padded.
     """
 
     description: str
     pair: Tensor
-    stereo: Tensor
-    center: Tensor
-    grid: WindowGrid
+    feeds: Mapping[str, Tensor]
+    grid: WindowGrid | tuple[int, int]
     target: Floats
 
     @classmethod
@@ -219,8 +220,14 @@ class _Probe:
             view[:h, :w].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
             for view in (sample.left, sample.right, sample.target)
         )
+        description = f"motorcycle, {MOTORCYCLE.focus[0]} focus, {h} x {w} px"
         H, W = (-(-side // model.multiple) * model.multiple for side in (h, w))
         padded = pad_reflect(np.concatenate([left, right]), (H, W))
+        if model.blur_map.patch is not None:
+            patches = cut_patches(np.concatenate([left, right]), model.blur_map.patch)
+            feeds = {"patches": torch.from_numpy(patches).flatten(0, 1)}
+            rows, columns = patches.shape[:2]
+            return cls(description, torch.from_numpy(padded)[None], feeds, (rows, columns), target)
         patch, side = model.clip.encoder.patch, model.windows.window
         grid = WindowGrid.cover(H, W, window=side, overlap=model.windows.overlap, patch=patch)
         source = torch.from_numpy(pad_reflect(padded, (grid.rows.grid * patch, grid.columns.grid * patch)))
@@ -231,36 +238,48 @@ class _Probe:
         )
         views = regions[:, :3], regions[:, 3:]
         return cls(
-            f"motorcycle, {MOTORCYCLE.focus[0]} focus, {h} x {w} px",
+            description,
             torch.from_numpy(padded)[None],
-            stereo_canvas(*views),
-            center_view(*views),
+            {"stereo": stereo_canvas(*views), "center": center_view(*views)},
             grid,
             target,
         )
 
     def logits(self, model: ExportModel, features: tuple[Tensor, ...] | list[Tensor], texts: Floats) -> Floats:
-        """Blur logits `(1, 1, H / p, W / p)` of the windows' features."""
+        """Blur logits `(1, 1, H / p, W / p)` of the windows' features, or one a patch."""
+        if not isinstance(self.grid, WindowGrid):
+            values = patch_values(features[0].numpy(), texts, model.prompts[0])
+            return map_logits(stretch(values.reshape(self.grid)))[None, None]
+        chosen = select_prompts(model.prompts, model.network.config.ensemble)
+        prompts = [model.prompts[k] for k in chosen]
         windows = blur_logits(
             features[0],
             features[1],
-            torch.from_numpy(texts),
-            [prompt.format == "dp-aware" for prompt in model.prompts],
-            torch.tensor([prompt.offset for prompt in model.prompts]),
-            torch.tensor([prompt.temperature for prompt in model.prompts]),
+            torch.from_numpy(texts[chosen]),
+            [prompt.format == "dp-aware" for prompt in prompts],
+            torch.tensor([prompt.offset for prompt in prompts]),
+            torch.tensor([prompt.temperature for prompt in prompts]),
         )
         patch = model.clip.encoder.patch
         rows, columns = (side // patch for side in self.pair.shape[2:])
         blended = self.grid.blend(windows[:, 0].numpy())[:rows, :columns]
         return np.ascontiguousarray(blended)[None, None]
 
+    def blur(self, model: ExportModel, logits: Floats) -> Floats:
+        """The second input of the deblur graph, made of blur logits `(1, 1, rows, columns)`."""
+        if model.blur_map.network_input == "logits":
+            return logits
+        height, width = self.pair.shape[2:]
+        cell = model.blur_map.patch or model.clip.encoder.patch
+        return upsample_map(logits[0, 0], (height, width), cell)[None, None]
+
     def crop(self, restored: Floats) -> Floats:
         """A restored image without its padding, clamped: `(3, h, w)`."""
         return np.clip(restored[0, :, : self.target.shape[1], : self.target.shape[2]], 0, 1)
 
 
-def _restore(network: LDPNet, pair: Tensor, logits: Floats) -> Floats:
-    restored: Floats = network(pair, torch.from_numpy(logits)).numpy()
+def _restore(network: nn.Module, pair: Tensor, blur: Floats) -> Floats:
+    restored: Floats = network(pair, torch.from_numpy(blur)).numpy()
     return restored
 
 

@@ -12,7 +12,7 @@ from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS, embed_texts
 from ldp_export.evaluate import WANTED
 from ldp_export.metrics import balanced_accuracy, psnr, spearman
-from ldp_export.network import CONFIGS
+from ldp_export.network import CONFIGS, LDPConfig
 from ldp_export.samples import disparity_in_pixels, focus_setting
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle import Bundle
@@ -75,7 +75,7 @@ def test_the_sample_files_are_the_near_setting() -> None:
 def test_the_bundle_comes_from_the_checkpoint() -> None:
     bundle, checkpoint = Bundle.load(BUNDLE), Checkpoint.open(CHECKPOINT)
     assert checkpoint.config() == CONFIGS["nano"]
-    assert dict(bundle.manifest.network) == CONFIGS["nano"].to_dict()
+    assert LDPConfig.from_dict(bundle.manifest.network) == CONFIGS["nano"]
     assert [prompt.text for prompt in bundle.manifest.prompts] == [prompt.text for prompt in PROMPTS]
     assert tuple(bundle.manifest.prompts) == checkpoint.prompts()
     embeddings = embed_texts(checkpoint.clip(), [prompt.text for prompt in PROMPTS])

@@ -2,6 +2,7 @@
 
 from ldp_export.clip.encoder import DenseCLIP, WindowEncoder
 from ldp_export.clip.load import ClipError, LoadedClip, load_clip
+from ldp_export.clip.patches import PatchEncoder
 from ldp_export.clip.prompts import OPPOSITES, PROMPTS, Prompt
 from ldp_export.clip.text import embed_texts
 
@@ -11,6 +12,7 @@ __all__ = [
     "ClipError",
     "DenseCLIP",
     "LoadedClip",
+    "PatchEncoder",
     "Prompt",
     "WindowEncoder",
     "embed_texts",

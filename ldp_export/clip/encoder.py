@@ -39,6 +39,27 @@ class DenseCLIP(nn.Module):
         resized = F.interpolate(trained, size=grid, mode="bicubic", align_corners=False, antialias=False)
         return torch.cat([table[None, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
+    def tokens(self, image: Tensor, positional: Tensor | None = None) -> Tensor:
+        """What the blocks make of normalised images: `(B, 1 + gh * gw, width)`, the class token first.
+
+        Args:
+            image: As for `forward`.
+            positional: As for `forward`.
+        """
+        visual = self.visual
+        tokens = visual.conv1(image)  # (B, width, gh, gw)
+        grid = (tokens.shape[2], tokens.shape[3])
+        tokens = tokens.flatten(2).transpose(1, 2)  # (B, gh * gw, width)
+        cls = visual.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
+        if positional is None:
+            positional = self.positional_embedding(grid)
+        tokens = torch.cat([cls, tokens], dim=1) + positional.to(tokens.dtype)
+        return visual.transformer(visual.ln_pre(tokens))
+
+    def pooled(self, image: Tensor) -> Tensor:
+        """CLIP's own feature of normalised images `(B, c)`, from the class token, not normalised."""
+        return self.visual.ln_post(self.tokens(image)[:, 0]) @ self.visual.proj
+
     def forward(self, image: Tensor, positional: Tensor | None = None) -> Tensor:
         """Dense features of normalised images.
 
@@ -49,16 +70,8 @@ class DenseCLIP(nn.Module):
         Returns:
             Features `(B, H / patch, W / patch, c)`, not normalised.
         """
-        visual = self.visual
-        tokens = visual.conv1(image)  # (B, width, gh, gw)
-        grid = (tokens.shape[2], tokens.shape[3])
-        tokens = tokens.flatten(2).transpose(1, 2)  # (B, gh * gw, width)
-        cls = visual.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
-        if positional is None:
-            positional = self.positional_embedding(grid)
-        tokens = torch.cat([cls, tokens], dim=1) + positional.to(tokens.dtype)
-        tokens = visual.transformer(visual.ln_pre(tokens))
-        features = visual.ln_post(tokens[:, 1:]) @ visual.proj
+        grid = (image.shape[2] // self.patch, image.shape[3] // self.patch)
+        features = self.visual.ln_post(self.tokens(image, positional)[:, 1:]) @ self.visual.proj
         return features.unflatten(1, grid)
 
 

@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `ldp_runtime.command.Command`."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with CLIP")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--scenes", type=Path, metavar="DIR", help="scenes of ldp-export data render"
-    )
+    source.add_argument("--scenes", type=Path, metavar="DIR", help="scenes of ldp-export data render")
     source.add_argument("--simulate", action="store_true", help="simulate pairs here")
     parser.add_argument("--window", type=int, metavar="PX", help=WINDOW_HELP)
     parser.add_argument("--seed", type=int, default=0, help="with --simulate: of the pairs (default: 0)")

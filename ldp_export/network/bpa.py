@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldp_export.network.layers import LayerNorm2d, SimpleGate
+from ldp_export.network.layers import LayerNorm2d, SimpleGate, add_scaled, fold_norm, fold_scale
 
 OUTSIDE = -(2.0**14)
 """Stands for -inf in the mask of keys outside the map: exp underflows to 0 in FP16 too, and no row becomes NaN."""
@@ -43,55 +41,45 @@ def place_kernels(kernels: Tensor, side: int) -> Tensor:
     """
     q = kernels.shape[-1]
     keys = side + q - 1
-    # Rows of length keys + 1 read back as rows of length keys shift one place further right in each next row.
-    placed = kernels.permute(0, 1, 3, 2, 4)  # (n, y, a, x, b)
-    placed = F.pad(placed, (0, keys + 1 - q)).flatten(3)[..., : side * keys]
-    placed = placed.unflatten(3, (side, keys))  # (n, y, a, x, key column)
-    placed = placed.permute(0, 3, 4, 1, 2)  # (n, x, key column, y, a)
-    placed = F.pad(placed, (0, keys + 1 - q)).flatten(3)[..., : side * keys]
-    placed = placed.unflatten(3, (side, keys))  # (n, x, key column, y, key row)
-    placed = placed.permute(0, 3, 1, 4, 2)  # (n, y, x, key row, key column)
-    return placed.flatten(3).flatten(1, 2)
+    # Along an axis: for each pair of query and key, where in the queries' kernels its entry stands; entry q is zero.
+    query = torch.arange(side, device=kernels.device)[:, None]
+    offset = torch.arange(keys, device=kernels.device) - query
+    entry = (query * (q + 1) + torch.where((offset >= 0) & (offset < q), offset, q)).flatten()
+    placed = F.pad(kernels, (0, 1, 0, 1)).permute(0, 1, 3, 2, 4)  # (n, y, a, x, b)
+    placed = placed.flatten(3).index_select(3, entry)  # (n, y, a, x and key column)
+    placed = placed.flatten(1, 2).index_select(1, entry)  # (n, y and key row, x and key column)
+    placed = placed.unflatten(2, (side, keys)).unflatten(1, (side, keys))  # (n, y, key row, x, key column)
+    return placed.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
 
 
-def query_windows(x: Tensor, side: int) -> Tensor:
-    """`(B, C, rows * side, columns * side)` to `(B * rows * columns, side, side, C)`."""
-    batch, channels, height, width = x.shape
-    x = x.reshape(batch, channels, height // side, side, width // side, side)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, side, side, channels)
+def cut_windows(x: Tensor, side: int, reach: int) -> Tensor:
+    """Windows of `side` x `side` positions that tile the map, each reaching further on every side.
+
+    Args:
+        x: `(B, C, H, W)`.
+        side: Side of a window.
+        reach: Positions added on each side of a window. Those beyond the map repeat its border.
+
+    Returns:
+        `(B * rows * columns, (side + 2 * reach)^2, C)`, with `rows = ceil(H / side)` and `columns = ceil(W / side)`.
+    """
+    channels, height, width = x.shape[1:]
+    row, column = (_positions(length, side, reach, x.device).clamp(0, length - 1) for length in (height, width))
+    place = row[:, None, :, None] * width + column[:, None]  # (rows, columns, keys, keys)
+    tokens = x.flatten(2).transpose(1, 2).index_select(1, place.flatten())
+    return tokens.reshape(-1, (side + 2 * reach) ** 2, channels)
 
 
-def merge_windows(windows: Tensor, batch: int, rows: int, columns: int) -> Tensor:
-    """Undoes `query_windows`: `(B * rows * columns, side, side, C)` to `(B, C, rows * side, columns * side)`."""
-    side, channels = windows.shape[1], windows.shape[3]
+def merge_windows(windows: Tensor, side: int, batch: int, rows: int, columns: int) -> Tensor:
+    """Puts windows together: `(B * rows * columns, side * side, C)` to `(B, C, rows * side, columns * side)`."""
+    channels = windows.shape[2]
     x = windows.reshape(batch, rows, columns, side, side, channels).permute(0, 5, 1, 3, 2, 4)
     return x.reshape(batch, channels, rows * side, columns * side)
 
 
-def key_windows(x: Tensor, side: int, reach: int) -> Tensor:
-    """Overlapping windows of keys: those of `query_windows`, reaching `reach` positions further on every side.
-
-    Args:
-        x: `(B, C, rows * side, columns * side)`.
-        side: Side of the window of queries; at least `2 * reach`.
-        reach: Positions added on each side; outside the map they are zero.
-
-    Returns:
-        `(B * rows * columns, (side + 2 * reach)^2, C)`.
-    """
-    batch, channels, height, width = x.shape
-    rows, columns = height // side, width // side
-    # A window is a block of `side` and the first 2 * reach places of the next block.
-    x = F.pad(x, (reach, side - reach, reach, side - reach))
-    x = x.reshape(batch, channels, rows + 1, side, columns + 1, side)
-    x = torch.cat([x[:, :, :-1], x[:, :, 1:, : 2 * reach]], dim=3)
-    x = torch.cat([x[:, :, :, :, :-1], x[:, :, :, :, 1:, : 2 * reach]], dim=5)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch * rows * columns, -1, channels)
-
-
-def _key_positions(windows: int, side: int, reach: int, device: torch.device) -> Tensor:
-    """Along one axis, where in the map the keys of each window stand: `(windows, side + 2 * reach)`."""
-    start = torch.arange(windows, device=device)[:, None] * side
+def _positions(length: int, side: int, reach: int, device: torch.device) -> Tensor:
+    """Along an axis of `length`, where each window's positions stand: `(ceil(length / side), side + 2 * reach)`."""
+    start = torch.arange((length + side - 1) // side, device=device)[:, None] * side
     return start + torch.arange(-reach, side + reach, device=device)
 
 
@@ -102,22 +90,25 @@ class BlurPriorAttention(nn.Module):
     other. Otherwise windows of `window` x `window` queries attend to keys that reach `kernel // 2` positions further on
     every side, so that no kernel is cut at a window's edge; the result equals the global one when one window holds the
     map.
+
+    With `hidden=None` there is no O and the blur logits are not read: plain self-attention (Eq. 8) over the same keys,
+    the "SA" of Table 6.
     """
 
-    def __init__(self, channels: int, head_dim: int, kernel: int, hidden: int, window: int | None) -> None:
+    def __init__(self, channels: int, head_dim: int, kernel: int, hidden: int | None, window: int | None) -> None:
         super().__init__()
         self.heads = channels // head_dim
         self.kernel = kernel
         self.window = window
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.project = nn.Conv2d(channels, channels, 1)
-        self.kernels = BlurKernels(kernel, hidden)
+        self.kernels = None if hidden is None else BlurKernels(kernel, hidden)
 
     def forward(self, x: Tensor, blur_logits: Tensor) -> Tensor:
         """Features `(B, C, H, W)` and blur logits `(B, 1, any, any)` to `(B, C, H, W)`."""
         height, width = x.shape[2:]
         qkv = self.qkv(x)
-        kernels = self.kernels(blur_logits.to(x.dtype), (height, width))
+        kernels = None if self.kernels is None else self.kernels(blur_logits.to(x.dtype), (height, width))
         if self.window is None:
             query, key, value = qkv.chunk(3, dim=1)
             attended = self._attend_globally(query, key, value, kernels)
@@ -125,50 +116,60 @@ class BlurPriorAttention(nn.Module):
             attended = self._attend_in_windows(qkv, kernels, self.window)
         return self.project(attended)
 
-    def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, kernels: Tensor) -> Tensor:
+    def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, kernels: Tensor | None) -> Tensor:
         batch, channels, height, width = query.shape
         reach, side = self.kernel // 2, max(height, width)
-        # One square window that holds the map; keys beyond the map are cut off again.
-        pad = (0, side - width, 0, side - height)
-        square = F.pad(kernels, pad).permute(0, 2, 3, 1).unflatten(3, (self.kernel, self.kernel))
-        bias = place_kernels(square, side).unflatten(2, (side + 2 * reach, -1)).unflatten(1, (side, side))
-        bias = bias[:, :height, :width, reach : reach + height, reach : reach + width]
-        bias = bias.reshape(batch, 1, height * width, height * width)
+        bias: Tensor | None = None
+        if kernels is not None:
+            # One square window that holds the map; keys beyond the map are cut off again.
+            pad = (0, side - width, 0, side - height)
+            square = F.pad(kernels, pad).permute(0, 2, 3, 1).unflatten(3, (self.kernel, self.kernel))
+            bias = place_kernels(square, side).unflatten(2, (side + 2 * reach, -1)).unflatten(1, (side, side))
+            bias = bias[:, :height, :width, reach : reach + height, reach : reach + width]
+            bias = bias.reshape(batch, 1, height * width, height * width)
         query, key, value = (t.flatten(2).transpose(1, 2) for t in (query, key, value))
         attended = self._attend(query, key, value, bias)  # (B, H * W, C)
         return attended.transpose(1, 2).reshape(batch, channels, height, width)
 
-    def _attend_in_windows(self, qkv: Tensor, kernels: Tensor, side: int) -> Tensor:
+    def _attend_in_windows(self, qkv: Tensor, kernels: Tensor | None, side: int) -> Tensor:
         batch, channels, height, width = qkv.shape
         reach = self.kernel // 2
-        rows, columns = (height + side - 1) // side, (width + side - 1) // side
-        pad = (0, columns * side - width, 0, rows * side - height)
-        qkv, kernels = F.pad(qkv, pad), F.pad(kernels, pad)
-        row, column = (_key_positions(count, side, reach, qkv.device) for count in (rows, columns))
+        row, column = (_positions(length, side, reach, qkv.device) for length in (height, width))
+        rows, columns = row.shape[0], column.shape[0]
         inside_y, inside_x = (row >= 0) & (row < height), (column >= 0) & (column < width)
         inside = inside_y[:, None, :, None] & inside_x[None, :, None, :]  # (rows, columns, keys, keys)
         outside = torch.where(inside, 0.0, OUTSIDE).to(qkv.dtype).reshape(1, rows * columns, 1, -1)
 
-        queries = query_windows(qkv[:, : channels // 3], side).flatten(1, 2)  # (n, side * side, C)
-        bias = place_kernels(query_windows(kernels, side).unflatten(3, (self.kernel, self.kernel)), side)
-        bias = bias.reshape(batch, rows * columns, side * side, -1) + outside
-        bias = bias.flatten(0, 1)[:, None]  # (n, 1, side * side, keys)
-        keys, values = key_windows(qkv[:, channels // 3 :], side, reach).chunk(2, dim=2)
-        attended = self._attend(queries, keys, values, bias).unflatten(1, (side, side))
-        return merge_windows(attended, batch, rows, columns)[:, :, :height, :width]
+        queries = cut_windows(qkv[:, : channels // 3], side, 0)  # (n, side * side, C)
+        keys, values = cut_windows(qkv[:, channels // 3 :], side, reach).chunk(2, dim=2)
+        if kernels is None:
+            bias = outside.repeat(batch, 1, 1, 1)
+        else:
+            squares = cut_windows(kernels, side, 0).unflatten(2, (self.kernel, self.kernel)).unflatten(1, (side, side))
+            bias = place_kernels(squares, side).reshape(batch, rows * columns, side * side, -1) + outside
+        bias = bias.flatten(0, 1)[:, None]  # (n, 1, side * side or 1, keys)
+        attended = self._attend(queries, keys, values, bias)
+        return merge_windows(attended, side, batch, rows, columns)[:, :, :height, :width]
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """`(n, queries, C)`, `(n, keys, C)`, `(n, keys, C)`, `(n, 1, queries, keys)` to `(n, queries, C)` (Eq. 9)."""
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """`(n, queries, C)`, `(n, keys, C)` twice, bias `(n, 1, queries or 1, keys)`, to `(n, queries, C)` (Eq. 9)."""
         query, key, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
-        logits = query @ key.transpose(2, 3) / math.sqrt(query.shape[3]) + bias
+        logits = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # scaled first: FP16 holds smaller products
+        logits = logits if bias is None else logits + bias
         attention = torch.softmax(logits.float(), dim=3).to(value.dtype)
         return (attention @ value).transpose(1, 2).flatten(2)
 
 
 class BPABlock(nn.Module):
-    """Blur-prior attention and a gated pointwise layer, each residual behind a layer normalisation."""
+    """Blur-prior attention and a gated pointwise layer, each residual behind a layer normalisation.
 
-    def __init__(self, channels: int, head_dim: int, kernel: int, hidden: int, window: int | None) -> None:
+    With `hidden=None` the attention is plain self-attention.
+    """
+
+    beta: nn.Parameter | None
+    gamma: nn.Parameter | None
+
+    def __init__(self, channels: int, head_dim: int, kernel: int, hidden: int | None, window: int | None) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(channels)
         self.attention = BlurPriorAttention(channels, head_dim, kernel, hidden, window)
@@ -181,5 +182,13 @@ class BPABlock(nn.Module):
 
     def forward(self, x: Tensor, blur_logits: Tensor) -> Tensor:
         """Features `(B, C, H, W)` and blur logits `(B, 1, any, any)` to `(B, C, H, W)`."""
-        x = x + self.attention(self.norm1(x), blur_logits) * self.beta.to(x.dtype)
-        return x + self.conv2(self.gate(self.conv1(self.norm2(x)))) * self.gamma.to(x.dtype)
+        x = add_scaled(x, self.attention(self.norm1(x), blur_logits), self.beta)
+        return add_scaled(x, self.conv2(self.gate(self.conv1(self.norm2(x)))), self.gamma)
+
+    def fold(self) -> None:
+        """Moves normalisations' weights and the residual scales into the convolutions beside them, for export."""
+        fold_norm(self.norm1, self.attention.qkv)
+        fold_norm(self.norm2, self.conv1)
+        fold_scale(self.attention.project, self.beta)
+        fold_scale(self.conv2, self.gamma)
+        self.beta = self.gamma = None

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ldp_runtime.blur_map import ENSEMBLES
+from ldp_runtime.bundle import PROMPTS
 from ldp_runtime.errors import LDPError
+
+PRIORS = {
+    "none": (False, False),
+    "concat": (True, False),
+    "sa": (False, True),
+    "concat+sa": (True, True),
+    "bpa": (False, True),
+}
+"""Rows of Table 6, by name: whether the blur map is one more channel of the input, whether attention blocks stand."""
 
 
 class ConfigError(LDPError):
@@ -24,14 +35,20 @@ class LDPConfig:
         encoder: NAFBlocks of each encoder level, first to last.
         middle: NAFBlocks at the deepest scale.
         decoder: NAFBlocks of each decoder level, deepest to first; as many levels as the encoder.
-        bpa: Where BPA blocks stand: any of "encoder" (after the last encoder level), "middle" (before the middle
-            blocks), "decoder" (before the first decoder level).
+        bpa: Where attention blocks stand: any of "encoder" (after the last encoder level), "middle" (before the middle
+            blocks), "decoder" (before the first decoder level). With the priors "none" and "concat" none stands.
         head_dim: Channels of one attention head.
-        kernel: q, the side of the deblur kernel that BPA predicts for each position (Eq. 10).
+        kernel: q, the side of the deblur kernel that BPA predicts for each position (Eq. 10). Keys reach `kernel // 2`
+            positions beyond a window, with the prior "sa" too.
         window: Side of a window of queries, in positions; None is the paper's global attention.
         kernel_hidden: Hidden channels of FFN_conv.
         sca_cell: Side in image pixels of one pooling cell of simplified channel attention; a multiple of the deepest
             scale's stride. None pools over the whole map, as NAFNet does.
+        prior: How the network uses the blur map, a row of Table 6: "none" (NAFNet: it does not), "concat" (the blur map
+            in [0, 1] is one more channel of the input), "sa" (attention blocks of Eq. 8, which do not see the blur
+            map), "concat+sa" (both), "bpa" (attention blocks of Eq. 9: the paper's network).
+        ensemble: What the blur logits come from, a row of Table 5: a name of `ldp_runtime.blur_map.ENSEMBLES`, or the
+            index of a single prompt of Table 4. The network is trained with it, and the runtime uses the same.
     """
 
     name: str
@@ -46,6 +63,8 @@ class LDPConfig:
     window: int | None = 16
     kernel_hidden: int = 32
     sca_cell: int | None = 32
+    prior: str = "bpa"
+    ensemble: str | int = "ens2"
 
     def __post_init__(self) -> None:
         for key in ("width", "stem", "head_dim", "kernel", "window", "kernel_hidden", "sca_cell"):
@@ -56,6 +75,15 @@ class LDPConfig:
             raise ConfigError("the network needs at least one level of encoder and decoder")
         if len(self.encoder) != len(self.decoder):
             raise ConfigError(f"encoder {self.encoder} and decoder {self.decoder} must have as many levels")
+        if self.prior not in PRIORS:
+            raise ConfigError(f"prior must be one of {', '.join(PRIORS)}, not {self.prior!r}")
+        if self.prior in ("sa", "concat+sa") and not self.bpa:
+            raise ConfigError(f"prior {self.prior} needs a place of bpa for its attention blocks, got none")
+        if self.ensemble not in ENSEMBLES and self.ensemble not in range(PROMPTS):
+            raise ConfigError(
+                f"ensemble must be one of {', '.join(ENSEMBLES)} or a prompt from 0 to {PROMPTS - 1}, "
+                f"not {self.ensemble!r}"
+            )
         unknown = sorted(set(self.bpa) - {"encoder", "middle", "decoder"})
         if unknown:
             raise ConfigError(f"bpa may name encoder, middle and decoder, not {', '.join(unknown)}")
@@ -66,12 +94,22 @@ class LDPConfig:
                 f"a window of {self.window} positions is too small for a kernel of {self.kernel}; "
                 f"it needs at least {self.kernel - 1}"
             )
-        for place in self.bpa:
+        for place in self.attention:
             channels = self.width * 2 ** (len(self.encoder) - (place != "middle"))
             if channels % min(self.head_dim, channels):
                 raise ConfigError(f"head_dim {self.head_dim} must divide the {channels} channels of bpa {place}")
         if self.sca_cell is not None and self.sca_cell % self.stride:
             raise ConfigError(f"sca_cell {self.sca_cell} must be a multiple of the network's stride {self.stride}")
+
+    @property
+    def concatenates(self) -> bool:
+        """The blur map is one more channel of the input."""
+        return PRIORS[self.prior][0]
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """Where attention blocks stand."""
+        return self.bpa if PRIORS[self.prior][1] else ()
 
     @property
     def stride(self) -> int:

@@ -13,6 +13,9 @@ class LayerNorm2d(nn.Module):
     The residual stream of a NAFNet reaches |x| ~ 175, and sums of its squares overflow FP16.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -25,10 +28,12 @@ class LayerNorm2d(nn.Module):
             wide = x.float()
             centred = wide - wide.mean(1, keepdim=True)
             scale = torch.rsqrt((centred * centred).mean(1, keepdim=True) + self.eps)
-            normalised = centred * scale * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]
+            normalised = centred * scale
+            if self.weight is not None and self.bias is not None:
+                normalised = normalised * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]
             return normalised.to(x.dtype)
         channels_last = x.permute(0, 2, 3, 1)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
         return F.layer_norm(channels_last, (x.shape[1],), weight, bias, self.eps).permute(0, 3, 1, 2)
 
 
@@ -59,15 +64,57 @@ class SimplifiedChannelAttention(nn.Module):
         """`(B, C, H, W)`, H and W multiples of `cell`, to the same shape."""
         if self.cell is None:
             return x * self.conv(x.float().mean((2, 3), keepdim=True).to(x.dtype))
-        pooled = F.avg_pool2d(x.float(), self.cell)
+        pooled = self._pool_cells(x, self.cell)
         pooled = F.avg_pool2d(pooled, 3, stride=1, padding=1, count_include_pad=False).to(x.dtype)
         attention = self.conv(pooled)
-        size = (x.shape[2], x.shape[3])
-        return x * F.interpolate(attention, size=size, mode="bilinear", align_corners=False).to(x.dtype)
+        scale = float(self.cell)  # the size would be read from x in the graph
+        return x * F.interpolate(attention, scale_factor=scale, mode="bilinear", align_corners=False).to(x.dtype)
+
+    @staticmethod
+    def _pool_cells(x: Tensor, cell: int) -> Tensor:
+        """Means over cells: `(B, C, H, W)` to `(B, C, H / cell, W / cell)` in FP32."""
+        if torch.compiler.is_exporting():  # TensorRT pools while it writes x; pooling layers would take an FP32 copy
+            cells = x.reshape(x.shape[0], x.shape[1], x.shape[2] // cell, cell, x.shape[3] // cell, cell)
+            return cells.float().mean((3, 5))
+        return F.avg_pool2d(x.float(), cell)
+
+
+def fold_norm(norm: LayerNorm2d, conv: nn.Conv2d) -> None:
+    """Moves a normalisation's weight and bias into the 1x1 convolution that follows it.
+
+    Args:
+        norm: Keeps neither.
+        conv: Computes after this what both did before.
+    """
+    if norm.weight is None or norm.bias is None:
+        return
+    kernel = conv.weight.detach()
+    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    conv.bias = nn.Parameter(bias + kernel.flatten(1) @ norm.bias.detach())
+    conv.weight = nn.Parameter(kernel * norm.weight.detach()[:, None, None])
+    norm.weight = norm.bias = None
+
+
+def fold_scale(conv: nn.Conv2d, scale: nn.Parameter | None) -> None:
+    """Moves a learned scale `(1, C, 1, 1)` into the convolution that it follows; None changes nothing."""
+    if scale is None:
+        return
+    factor = scale.detach().flatten()
+    conv.weight = nn.Parameter(conv.weight.detach() * factor[:, None, None, None])
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(conv.bias.detach() * factor)
+
+
+def add_scaled(x: Tensor, y: Tensor, scale: nn.Parameter | None) -> Tensor:
+    """The residual `x + scale * y` of `(B, C, H, W)`; None is a scale that was folded into what made `y`."""
+    return x + y if scale is None else x + y * scale.to(x.dtype)
 
 
 class NAFBlock(nn.Module):
     """The block of NAFNet: a gated depthwise convolution with SCA, then a gated pointwise layer, both residual."""
+
+    beta: nn.Parameter | None
+    gamma: nn.Parameter | None
 
     def __init__(self, channels: int, sca_cell: int | None) -> None:
         super().__init__()
@@ -86,6 +133,14 @@ class NAFBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to the same shape."""
         y = self.conv3(self.sca(self.gate(self.conv2(self.conv1(self.norm1(x))))))
-        x = x + y * self.beta.to(x.dtype)
+        x = add_scaled(x, y, self.beta)
         y = self.conv5(self.gate(self.conv4(self.norm2(x))))
-        return x + y * self.gamma.to(x.dtype)
+        return add_scaled(x, y, self.gamma)
+
+    def fold(self) -> None:
+        """Moves normalisations' weights and the residual scales into the convolutions beside them, for export."""
+        fold_norm(self.norm1, self.conv1)
+        fold_norm(self.norm2, self.conv4)
+        fold_scale(self.conv3, self.beta)
+        fold_scale(self.conv5, self.gamma)
+        self.beta = self.gamma = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ class LDPNet(nn.Module):
         super().__init__()
         self.config = config
         width, stem = config.width, config.stem
-        self.intro = nn.Conv2d(6 * stem * stem, width, 3, padding=1)
+        self.intro = nn.Conv2d((6 + config.concatenates) * stem * stem, width, 3, padding=1)
         self.ending = nn.Conv2d(width, 3 * stem * stem, 3, padding=1)
         self.encoders, self.downs, self.ups, self.decoders = (nn.ModuleList() for _ in range(4))
         stride = stem
@@ -30,11 +31,10 @@ class LDPNet(nn.Module):
             width, stride = 2 * width, 2 * stride
         self.middle = self._blocks(config.middle, width, stride)
         self.bpa = nn.ModuleDict()
-        for place in config.bpa:
+        hidden = config.kernel_hidden if config.prior == "bpa" else None
+        for place in config.attention:
             channels = width if place == "middle" else width // 2
-            self.bpa[place] = BPABlock(
-                channels, min(config.head_dim, channels), config.kernel, config.kernel_hidden, config.window
-            )
+            self.bpa[place] = BPABlock(channels, min(config.head_dim, channels), config.kernel, hidden, config.window)
         for blocks in config.decoder:
             self.ups.append(nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), nn.PixelShuffle(2)))
             width, stride = width // 2, stride // 2
@@ -55,7 +55,13 @@ class LDPNet(nn.Module):
             Restored image `(B, 3, H, W)` float32, not clamped.
         """
         dtype = self.intro.weight.dtype
-        x = self.intro(F.pixel_unshuffle(pair.to(dtype), self.config.stem) if self.config.stem > 1 else pair.to(dtype))
+        x = pair.to(dtype)
+        if self.config.concatenates:
+            blur_map = torch.sigmoid(blur_logits.float())
+            size = (pair.shape[2], pair.shape[3])
+            blur_map = F.interpolate(blur_map, size=size, mode="bilinear", align_corners=False)
+            x = torch.cat([x, blur_map.to(dtype)], dim=1)
+        x = self.intro(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
         skips: list[Tensor] = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)

@@ -13,10 +13,9 @@ from ldp_export.network.bpa import (
     BlurKernels,
     BlurPriorAttention,
     BPABlock,
-    key_windows,
+    cut_windows,
     merge_windows,
     place_kernels,
-    query_windows,
 )
 from ldp_export.parity import randomise
 
@@ -154,28 +153,28 @@ def test_pad_of_equation_10_by_hand() -> None:
 # --- windows ------------------------------------------------------------------------------------------------
 
 
-def test_query_windows_and_back() -> None:
+def test_windows_and_back() -> None:
     x = noise(2, 3, 8, 12)
-    windows = query_windows(x, 4)
-    assert windows.shape == (2 * 2 * 3, 4, 4, 3)
+    windows = cut_windows(x, 4, 0)
+    assert windows.shape == (2 * 2 * 3, 4 * 4, 3)
     for n, i, j in np.ndindex(2, 2, 3):
-        expected = x[n, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].permute(1, 2, 0)
+        expected = x[n, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten(1).T
         assert torch.equal(windows[(n * 2 + i) * 3 + j], expected)
-    assert torch.equal(merge_windows(windows, 2, 2, 3), x)
+    assert torch.equal(merge_windows(windows, 4, 2, 2, 3), x)
 
 
-@pytest.mark.parametrize(("side", "reach"), [(4, 1), (4, 2), (3, 1), (5, 0)])
-def test_key_windows_reach_further_and_are_zero_outside(side: int, reach: int) -> None:
-    x = noise(2, 3, 2 * side, 3 * side)
-    windows = key_windows(x, side, reach)
-    keys = side + 2 * reach
-    assert windows.shape == (2 * 2 * 3, keys * keys, 3)
-    for n, i, j in np.ndindex(2, 2, 3):
+@pytest.mark.parametrize(("side", "reach"), [(4, 1), (4, 2), (3, 1), (5, 0), (2, 3)])
+@pytest.mark.parametrize("size", [(8, 12), (7, 10), (1, 3)])
+def test_windows_reach_further_and_repeat_the_border(side: int, reach: int, size: tuple[int, int]) -> None:
+    x = noise(2, 3, *size)
+    windows = cut_windows(x, side, reach)
+    keys, rows, columns = side + 2 * reach, -(-size[0] // side), -(-size[1] // side)
+    assert windows.shape == (2 * rows * columns, keys * keys, 3)
+    for n, i, j in np.ndindex(2, rows, columns):
         for a, b in np.ndindex(keys, keys):
-            v, u = i * side + a - reach, j * side + b - reach
-            inside = 0 <= v < 2 * side and 0 <= u < 3 * side
-            expected = x[n, :, v, u] if inside else torch.zeros(3)
-            assert torch.equal(windows[(n * 2 + i) * 3 + j, a * keys + b], expected)
+            v = min(max(i * side + a - reach, 0), size[0] - 1)
+            u = min(max(j * side + b - reach, 0), size[1] - 1)
+            assert torch.equal(windows[(n * rows + i) * columns + j, a * keys + b], x[n, :, v, u])
 
 
 # --- Eq. 9 --------------------------------------------------------------------------------------------------

@@ -1,0 +1,296 @@
+"""The forms of the network that are exported for TensorRT: the same function, fewer nodes, and safe in FP16."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from ldp_export.graph_report import count_nodes, needless_nodes, read_report
+from ldp_export.network import CONFIGS, LDPNet
+from ldp_export.network.bpa import BPABlock
+from ldp_export.network.layers import LayerNorm2d, NAFBlock, SimplifiedChannelAttention
+from ldp_export.onnx_export import deblur_graph, save_graph
+from ldp_export.parity import randomise, randomise_network
+from tests.ldp_export.tiny_models import TINY_CONFIG
+
+RESIDUAL = 200.0
+"""|x| of the residual stream, beyond what a trained NAFNet reaches."""
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- the same function
+
+
+@pytest.mark.parametrize("cell", [None, 1, 2])
+def test_a_folded_naf_block_computes_the_same(cell: int | None) -> None:
+    block = randomise(NAFBlock(6, cell)).double()
+    folded = copy.deepcopy(block)
+    folded.fold()
+    assert folded.beta is folded.gamma is folded.norm1.weight is folded.norm1.bias is None
+    x = 3 * noise(2, 6, 8, 4).double()
+    torch.testing.assert_close(folded(x), block(x), atol=1e-5, rtol=1e-5)
+    assert float((block(x) - x).detach().abs().max()) > 0.1, "the block does nothing: any form would agree"
+    folded.fold()  # nothing is left to fold
+    torch.testing.assert_close(folded(x), block(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "hidden"), [(4, 6), (None, 6), (4, None)])
+def test_a_folded_bpa_block_computes_the_same(window: int | None, hidden: int | None) -> None:
+    block = randomise(BPABlock(8, 4, 3, hidden, window))
+    folded = copy.deepcopy(block)
+    folded.fold()
+    x, blur_logits = 3 * noise(2, 8, 7, 5), noise(2, 1, 3, 2, seed=1)
+    torch.testing.assert_close(folded(x, blur_logits), block(x, blur_logits), atol=2e-5, rtol=2e-5)
+    assert float((block(x, blur_logits) - x).detach().abs().max()) > 0.1
+
+
+def test_channel_attention_pools_alike_for_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    sca, x = randomise(SimplifiedChannelAttention(3, 4)), 30 * noise(2, 3, 12, 20)
+    eager = sca(x)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(sca(x), eager, atol=1e-5, rtol=1e-5)
+    means = SimplifiedChannelAttention._pool_cells((x + 60000).half(), 4)
+    assert means.dtype == torch.float32
+    assert bool(torch.isfinite(means).all()), "a sum of 16 such numbers is beyond FP16"
+
+
+# --- the graph in half arithmetic
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network whose residual stream is large, its inputs, and what it computes in FP32."""
+
+    network: LDPNet
+    feeds: dict[str, NDArray[np.float32]]
+    restored: NDArray[np.float32]
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of what the network adds to the center view."""
+        pair = self.feeds["pair"]
+        return float((self.restored - (pair[:, :3] + pair[:, 3:]) / 2).std())
+
+
+def residuals(network: LDPNet, run: Callable[[], object]) -> list[float]:
+    """Largest |x| that enters each block."""
+    largest: list[float] = []
+    blocks = [module for module in network.modules() if isinstance(module, (NAFBlock, BPABlock))]
+    hooks = [b.register_forward_pre_hook(lambda _, x: largest.append(float(x[0].abs().max()))) for b in blocks]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return largest
+
+
+def enlarge(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A hook that scales a convolution so that its output reaches `RESIDUAL`."""
+    factor = RESIDUAL / float(output.abs().max())
+    for parameter in conv.parameters():
+        parameter *= factor
+    return output * factor
+
+
+def enlarge_residual(block: NAFBlock | BPABlock, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook that scales what a block adds, so that it matters beside the stream."""
+    assert block.beta is not None
+    assert block.gamma is not None
+    factor = RESIDUAL / float((output - inputs[0]).abs().max())
+    block.beta *= factor
+    block.gamma *= factor
+    return block.forward(*inputs)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    network = randomise_network(LDPNet(TINY_CONFIG), 4)
+    pair, logits = torch.rand(1, 6, 32, 48, generator=torch.Generator().manual_seed(0)), 4 * noise(1, 1, 2, 3)
+    convolutions = (network.intro, *network.downs, *(up[0] for up in network.ups))
+    blocks = [module for module in network.modules() if isinstance(module, (NAFBlock, BPABlock))]
+    with torch.no_grad():
+        hooks = [conv.register_forward_hook(enlarge) for conv in convolutions]
+        hooks += [block.register_forward_hook(enlarge_residual) for block in blocks]
+        network(pair, logits)
+        for hook in hooks:
+            hook.remove()
+        network.ending.weight /= RESIDUAL
+        restored = network(pair, logits)
+        large = residuals(network, lambda: network(pair, logits))
+    assert min(large) > 0.75 * RESIDUAL, large
+    return Case(network, {"pair": pair.numpy(), "blur_logits": logits.numpy()}, restored.numpy())
+
+
+def half_graph(network: LDPNet, path: Path) -> Path:
+    save_graph(deblur_graph(network, TINY_CONFIG.multiple, half=True), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def graph(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return half_graph(case.network, tmp_path_factory.mktemp("graphs") / "deblur.fp16.onnx")
+
+
+def run_in_half(path: Path, feeds: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+    """Every tensor of a graph, computed node by node by ONNX's reference: FP16 nodes round and overflow as FP16.
+
+    A runtime for CPUs may compute them in FP32 and hide an overflow.
+    """
+    model = onnx.load(path)
+    kinds = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
+    for node in model.graph.node:
+        for name in node.output:
+            if name not in {output.name for output in model.graph.output}:
+                model.graph.output.append(next(kind for kind in kinds if kind.name == name))
+    with np.errstate(all="ignore"):
+        values = ReferenceEvaluator(model).run(None, feeds)
+    return {end.name: value for end, value in zip(model.graph.output, values, strict=True)}
+
+
+def test_large_residuals_pass_the_fp16_graph_in_half_arithmetic(case: Case, graph: Path) -> None:
+    values = run_in_half(graph, case.feeds)
+    halves = {name: value for name, value in values.items() if value.dtype == np.float16}
+    assert len(halves) > 50
+    infinite = [name for name, value in values.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+    assert not infinite
+    assert max(float(np.abs(value).max()) for value in halves.values()) > RESIDUAL
+    restored = values["restored"]
+    assert restored.dtype == np.float32
+    error = np.abs(restored - case.restored)
+    assert float(np.sqrt(np.mean(error**2))) < 0.03 * case.spread, (
+        f"mean {error.mean():.3g}, max {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}, "
+        f"of a residual of {case.spread:.3g}"
+    )
+
+
+def naive_form(path: Path) -> onnx.ModelProto:
+    """The graph without its FP32 islands: inputs and all else FP16, means as sums over counts."""
+    model = onnx.load(path)
+    for end in model.graph.input:
+        end.type.tensor_type.elem_type = TensorProto.FLOAT16
+    sizes = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT and weight.name not in sizes:
+            array = onnx.numpy_helper.to_array(weight).astype(np.float16)
+            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    nodes = []
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+        if node.op_type == "ReduceMean":
+            (mean,) = node.output
+            node.op_type, node.output[0] = "ReduceSum", f"{mean}_sum"
+            shape = helper.make_node("Shape", [node.input[0]], [f"{mean}_shape"])
+            sides = helper.make_node("Gather", [f"{mean}_shape", node.input[1]], [f"{mean}_sides"])
+            count = helper.make_node("ReduceProd", [f"{mean}_sides"], [f"{mean}_count"], keepdims=0)
+            half = helper.make_node("Cast", [f"{mean}_count"], [f"{mean}_half"], to=TensorProto.FLOAT16)
+            nodes += [node, shape, sides, count, half, helper.make_node("Div", [f"{mean}_sum", f"{mean}_half"], [mean])]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, kind, None)
+        for name, kind in [("restored", TensorProto.UNDEFINED)]
+        + [(node.output[0], TensorProto.FLOAT16) for node in nodes if node.op_type == "ReduceSum"]
+    )
+    return model
+
+
+def test_the_naive_form_overflows_on_the_same_input(case: Case, graph: Path) -> None:
+    """The negative control: normalisations that keep their sums of squares in FP16 lose the image."""
+    model = naive_form(graph)
+    with np.errstate(all="ignore"):
+        feeds = {name: array.astype(np.float16) for name, array in case.feeds.items()}
+        restored, *sums = ReferenceEvaluator(model).run(None, feeds)
+    assert {array.dtype for array in sums} == {np.dtype(np.float16)}
+    assert sum(bool(np.isinf(array).any()) for array in sums) >= 4
+    error = restored.astype(np.float32) - case.restored
+    assert not np.sqrt(np.mean(error**2)) < 0.3 * case.spread, "the image should be lost; NaN is so too"
+
+
+# --- nodes
+
+
+def test_casts_are_those_of_the_islands_and_nothing_is_needless(case: Case, graph: Path) -> None:
+    counts = count_nodes(graph)
+    modules = list(case.network.modules())
+
+    def number(kind: type[nn.Module]) -> int:
+        return sum(isinstance(module, kind) for module in modules)
+
+    # In and out of FP32: each normalisation, each local pooling, each softmax; the pair and the blur logits come in,
+    # the output goes out, and the mask of keys outside the map is made in the network's type.
+    islands = number(LayerNorm2d) + number(SimplifiedChannelAttention) + number(BPABlock)
+    assert counts["Cast"] <= 2 * islands + 3 + number(BPABlock)
+    # Stem and end shuffle pixels; an attention cuts three windows, places its kernels, splits and joins its heads.
+    assert counts["Transpose"] <= 12 * number(BPABlock) + 2
+    assert not needless_nodes(graph)
+
+
+def test_needless_nodes_are_found(tmp_path: Path) -> None:
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None if name == "y" else [2, 3])
+
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT, name="same"),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 1], name="still"),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[1, 0], name="first"),
+        helper.make_node("Transpose", ["c"], ["d"], perm=[1, 0], name="back"),
+        helper.make_node("Cast", ["d"], ["e"], to=TensorProto.FLOAT16, name="down"),
+        helper.make_node("Cast", ["e"], ["f"], to=TensorProto.FLOAT, name="up"),
+        helper.make_node("Identity", ["f"], ["y"], name="nothing"),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "graph", [value("x")], [value("y")]), ir_version=10)
+    onnx.save(model, tmp_path / "graph.onnx")
+    assert needless_nodes(tmp_path / "graph.onnx") == [
+        "Cast: same", "Transpose: still", "Transpose of Transpose: first", "Transpose of Transpose: back",
+        "Cast of Cast: up", "Identity: nothing",
+    ]  # fmt: skip
+    assert count_nodes(tmp_path / "graph.onnx") == {"Cast": 3, "Transpose": 3, "Identity": 1}
+
+
+def test_tensorrt_fuses_attention_normalisation_and_pooling(nano_bundle: Path) -> None:
+    """What the builder says of the engine: one layer an attention, one a normalisation, no FP32 copy of a map."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
+    from ldp_export.engine import TensorRT
+    from ldp_runtime.engines import ShapeRange, deblur_shapes
+
+    network = LDPNet(CONFIGS["nano"])
+    shapes = deblur_shapes(256, 384, 16)
+    profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
+    plan = TensorRT("rtx").build(nano_bundle / "deblur.fp16.onnx", profile, ["sm_86"], detailed=True)
+    assert not plan.warnings
+    report = read_report(plan.messages)
+    assert 100 < len(report.layers) < plan.layers / 5
+    assert report.attentions == sum(isinstance(module, BPABlock) for module in network.modules()) == 1
+    normalised = [layer for layer in report.layers if "MeanSubMulMean" in layer.name]
+    assert len(normalised) == sum(isinstance(module, LayerNorm2d) for module in network.modules())
+    pooled = [layer for layer in report.layers if "CastMean" in layer.name and layer not in normalised]
+    assert len(pooled) == sum(isinstance(module, SimplifiedChannelAttention) for module in network.modules())
+    assert report.bytes is not None
+    # Full maps of the first scale are 256/2 x 384/2 x 32 FP16 numbers.
+    assert 50 < report.bytes / (128 * 192 * 32 * 2) < 160
+    assert report.activation_bytes is not None
+    assert report.activation_bytes > 128 * 192 * 64 * 2
+
+
+def test_a_report_of_something_else_is_empty() -> None:
+    report = read_report(["Building.", "Name: x"])
+    assert (report.layers, report.bytes, report.activation_bytes) == ((), None, None)

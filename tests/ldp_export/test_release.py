@@ -1,0 +1,480 @@
+"""The authors' released checkpoint: its names and shapes, its network, its blur map, its bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldp_export.checkpoint import CheckpointError, save_checkpoint
+from ldp_export.cli import main
+from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, embed_texts, load_clip
+from ldp_export.clip.patches import resize_matrix
+from ldp_export.network import ConfigError, LDPNet
+from ldp_export.network.released import ReleasedConfig, ReleasedNet, pool_matrix, released_state
+from ldp_export.onnx_export import ExportModel, export_bundle
+from ldp_export.parity import randomise
+from ldp_export.release import PROMPT, ReleaseError, dense_release, patch_release, read_release
+from ldp_runtime import Deblurrer
+from ldp_runtime.bundle import BlurMapSpec, Bundle, Prompt
+from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
+
+TINY = ReleasedConfig("tiny", width=8, encoder=(1,), middle=1, decoder=(1,))
+
+
+# --- the checkpoint -----------------------------------------------------------------------------------------
+
+
+def block_shapes(prefix: str, c: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a NAFBlock as NAFNet's code has them."""
+    shapes: dict[str, tuple[int, ...]] = {"beta": (1, c, 1, 1), "gamma": (1, c, 1, 1)}
+    for norm in ("norm1", "norm2"):
+        shapes |= {f"{norm}.weight": (c,), f"{norm}.bias": (c,)}
+    layers = {
+        "conv1": (2 * c, c, 1, 1), "conv2": (2 * c, 1, 3, 3), "conv3": (c, c, 1, 1), "conv4": (2 * c, c, 1, 1),
+        "conv5": (c, c, 1, 1), "sca.1": (c, c, 1, 1),
+    }  # fmt: skip
+    for name, shape in layers.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
+
+
+def released_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the released checkpoint, written out."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (32, 6, 3, 3),
+        "skip_conv.weight": (32, 32, 1, 1),
+        "output.weight": (3, 32, 3, 3),
+        "ca.temperature": (1, 1, 1),
+        "ca.qkv.weight": (96, 32, 1, 1),
+        "ca.qkv_dwconv.weight": (96, 1, 3, 3),
+        "ca.project_out.weight": (32, 32, 1, 1),
+        "naf.intro.weight": (32, 32, 3, 3),
+        "naf.intro.bias": (32,),
+        "naf.ending.weight": (32, 32, 3, 3),
+        "naf.ending.bias": (32,),
+    }
+    for level, c in enumerate((32, 64, 128, 256)):
+        for block in range(2):
+            shapes |= block_shapes(f"naf.encoders.{level}.{block}", c)
+            shapes |= block_shapes(f"naf.decoders.{3 - level}.{block}", c)
+        shapes[f"naf.downs.{level}.weight"] = (2 * c, c, 2, 2)
+        shapes[f"naf.downs.{level}.bias"] = (2 * c,)
+        shapes[f"naf.ups.{3 - level}.0.weight"] = (4 * c, 2 * c, 1, 1)
+    for block in range(2):
+        shapes |= block_shapes(f"naf.middle_blks.{block}", 512)
+    return shapes
+
+
+def draw_state(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
+    """A state dict of random numbers in which every tensor differs, residual scales and norms near one half."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=generator)
+        if name.endswith(("beta", "gamma", "norm1.weight", "norm2.weight", "temperature")):
+            state[name] = 0.5 + 0.1 * values
+        else:
+            state[name] = values / max(1, int(np.prod(shape[1:]))) ** 0.5 * (0.1 if len(shape) == 1 else 1)
+    return state
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return draw_state(released_shapes())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Tensor]) -> Path:
+    path = tmp_path_factory.mktemp("release") / "model.pth"
+    torch.save({"params": state}, path)
+    return path
+
+
+def test_the_network_has_7_62_million_parameters() -> None:
+    with torch.device("meta"):
+        network = ReleasedNet(ReleasedConfig())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 7_624_097
+    assert released_state(network) == released_shapes()
+    assert sum(int(np.prod(shape)) for shape in released_shapes().values()) == 7_624_097 + 96 * 9
+
+
+def test_the_checkpoint_loads_into_the_places_that_its_names_say(checkpoint: Path, state: dict[str, Tensor]) -> None:
+    network = read_release(checkpoint)
+    assert not network.training
+    own = network.state_dict()
+    assert len(own) == len(state) - 1
+    assert torch.equal(own["naf.encoders.1.0.sca.conv.weight"], state["naf.encoders.1.0.sca.1.weight"])
+    assert torch.equal(own["naf.decoders.3.1.conv5.bias"], state["naf.decoders.3.1.conv5.bias"])
+    assert {value.data_ptr() for value in own.values()}.isdisjoint(value.data_ptr() for value in state.values())
+    for name, value in own.items():
+        assert torch.equal(value, state[name.replace(".sca.conv.", ".sca.1.")]), name
+
+
+def save(folder: Path, content: object) -> Path:
+    torch.save(content, folder / "model.pth")
+    return folder / "model.pth"
+
+
+def test_missing_unknown_and_misshaped_names_are_listed(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    changed = {**state, "naf.intro.weight": torch.zeros(32, 32, 1, 1), "ca.temperature": torch.tensor([[[torch.nan]]])}
+    del changed["skip_conv.weight"], changed["ca.qkv_dwconv.weight"]
+    changed |= {f"extra.{i:02}.weight": torch.zeros(1) for i in range(11)}
+    with pytest.raises(ReleaseError) as caught:
+        read_release(save(tmp_path, {"params": changed}))
+    message = str(caught.value)
+    assert "2 missing: ca.qkv_dwconv.weight, skip_conv.weight" in message
+    assert "11 unknown: extra.00.weight, " in message
+    assert "extra.07.weight and 3 more" in message
+    assert "1 of another shape: naf.intro.weight (32, 32, 1, 1) in place of (32, 32, 3, 3)" in message
+    assert "1 not of finite numbers: ca.temperature" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, "expected a state dict under 'params', came state_dict"),
+        ({}, "expected a state dict under 'params', came nothing"),
+        (torch.zeros(3), "expected a state dict under 'params', came Tensor"),
+        ({"params": {"a": 1}}, "expected tensors by name under 'params'"),
+    ],
+)
+def test_other_files_of_torch_are_errors(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(ReleaseError, match=message):
+        read_release(save(tmp_path, content))
+
+
+class Evil:
+    """Runs code when it is unpickled by anything that allows it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (
+        lambda: save(tmp_path, {"params": Evil()}),
+        lambda: Path("model.pth").write_bytes(pickle.dumps(Evil())),
+    ):
+        write()
+        with pytest.raises(ReleaseError, match="expected a checkpoint of weights alone") as caught:
+            read_release(tmp_path / "model.pth")
+        assert "\n" not in str(caught.value)
+        assert not Path("ran").exists()
+    Path("model.pth").write_bytes(b"no pickle")
+    with pytest.raises(ReleaseError, match="expected a checkpoint of weights alone"):
+        read_release(tmp_path / "model.pth")
+    with pytest.raises(ReleaseError, match="does not exist"):
+        read_release(tmp_path / "other.pth")
+
+
+# --- the network --------------------------------------------------------------------------------------------
+
+
+def tiny_network(seed: int = 1) -> ReleasedNet:
+    """A narrow network with random weights whose output has about the contrast of an image."""
+    network = randomise(ReleasedNet(TINY), seed).eval()
+    torch.nn.init.constant_(network.ca.temperature, 3.0)
+    with torch.no_grad():
+        pair = torch.rand(1, 6, 32, 32, generator=torch.Generator().manual_seed(seed))
+        network.output.weight.mul_(0.2 / network(pair, torch.rand(1, 1, 32, 32)).std())
+    return network
+
+
+@pytest.mark.parametrize(("size", "bins"), [(32, 32), (48, 8), (50, 8), (9, 8), (5, 8), (1, 4)])
+def test_pooling_as_a_matrix_is_adaptive_average_pooling(size: int, bins: int) -> None:
+    row = torch.rand(1, 1, size, generator=torch.Generator().manual_seed(size))
+    torch.testing.assert_close(pool_matrix(size, bins) @ row[0, 0], F.adaptive_avg_pool1d(row, bins)[0, 0])
+
+
+@torch.no_grad()
+def test_channel_attention_as_defined() -> None:
+    attention = tiny_network().ca
+    x = torch.randn(2, 8, 12, 18, generator=torch.Generator().manual_seed(0))
+    blur_map = torch.rand(2, 1, 12, 18, generator=torch.Generator().manual_seed(1))
+    q, k, v = attention.qkv(x).flatten(2).chunk(3, dim=1)
+    logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(1, 2) * attention.temperature
+    weights = (logits + F.adaptive_avg_pool2d(blur_map, (8, 8))[:, 0]).softmax(-1)
+    expected = attention.project_out((weights @ v).reshape(2, 8, 12, 18))
+    torch.testing.assert_close(attention(x, blur_map), expected)
+    assert (attention(x, blur_map) - attention(x, 1 - blur_map)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_body_pads_with_zeros_and_crops() -> None:
+    body = tiny_network().naf
+    x = torch.randn(1, 8, 9, 15, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(body(x), body(F.pad(x, (0, 1, 0, 1)))[:, :, :9, :15])
+    assert body.multiple == 2
+
+
+@torch.no_grad()
+def test_the_output_is_not_added_to_the_pair() -> None:
+    network = tiny_network()
+    torch.nn.init.zeros_(network.output.weight)
+    pair = torch.rand(1, 6, 8, 8)
+    restored = network(pair, torch.rand(1, 1, 8, 8))
+    assert restored.dtype == torch.float32
+    assert torch.equal(restored, torch.zeros(1, 3, 8, 8))
+
+
+@torch.no_grad()
+def test_half_arithmetic_survives_many_pixels() -> None:
+    """Sums of q * k over all pixels overflow FP16, and q of unit length underflows it; both stay in FP32."""
+    network = tiny_network()
+    network.ca.qkv.weight.mul_(60)
+    pair, blur_map = torch.rand(1, 6, 96, 160), torch.rand(1, 1, 96, 160)
+    query, key, _ = network.ca.qkv(network.patch_embed(pair)).flatten(2).chunk(3, dim=1)
+    assert not torch.isfinite((query @ key.transpose(1, 2)).half()).all(), "the naive form would overflow here"
+    network.ca.project_out.weight.div_(60)
+    expected = network(pair, blur_map)
+    half = network.half()(pair, blur_map)
+    assert half.dtype == torch.float32
+    assert 10 * torch.log10(1 / (half - expected).square().mean()) > 50
+
+
+def test_a_released_config_is_a_channel_attention() -> None:
+    values = ReleasedConfig().to_dict()
+    assert values["attention"] == "channel"
+    assert values["encoder"] == [2, 2, 2, 2]
+    with pytest.raises(ConfigError, match="as many levels"):
+        ReleasedConfig(decoder=(2,))
+    with pytest.raises(ConfigError, match="attention must be channel"):
+        ReleasedConfig(attention="spatial")
+
+
+# --- its blur map -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_file: Path) -> LoadedClip:
+    """A tiny CLIP with random weights."""
+    loaded = load_clip(str(tiny_clip_file), seed=2)
+    randomise(loaded.model, 2)
+    return loaded
+
+
+def preprocess(clip: LoadedClip, patch: NDArray[np.uint8], side: int) -> Tensor:
+    """CLIP's preprocessing by Pillow: the shorter side to CLIP's size, bicubic, the center square, normalised."""
+    h, w = patch.shape[:2]
+    image = Image.fromarray(patch).resize((side * w // min(h, w), side * h // min(h, w)), Image.Resampling.BICUBIC)
+    x, y = (image.width - side) // 2, (image.height - side) // 2
+    array = np.asarray(image.crop((x, y, x + side, y + side)), np.float32).transpose(2, 0, 1) / 255
+    return (torch.from_numpy(array) - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None]
+
+
+def similarities(clip: LoadedClip, left: NDArray[np.uint8], right: NDArray[np.uint8], text: str) -> NDArray[np.float64]:
+    """`100 cos` of each patch of 40 px, patch by patch, as the released code has it; sides multiples of 40."""
+    rows, columns = left.shape[0] // 40, left.shape[1] // 40
+    found = np.zeros((rows, columns))
+    with torch.inference_mode():
+        embedding = embed_texts(clip, [text])[0]
+        for i in range(rows):
+            for j in range(columns):
+                cut = np.s_[40 * i : 40 * i + 40, 40 * j : 40 * j + 40]
+                patch = np.hstack([left[cut], np.fliplr(right[cut])])
+                feature = clip.model.encode_image(preprocess(clip, patch, 32)[None])[0]  # type: ignore[operator]
+                found[i, j] = 100 * float(F.normalize(feature, dim=0) @ embedding)
+    return found
+
+
+def released_map(values: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]:
+    """The released map before it is upsampled: cut off, linear from 255 at B to 0 at A, then from 0 to 1."""
+    levels = np.where(values > a, 0.0, np.where(values < b, 255.0, 255 * (a - values) / (a - b)))
+    return (levels - levels.min()) / (levels.max() - levels.min())
+
+
+def views(h: int, w: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Smooth random views, shifted against each other by an amount that grows to the right."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (h // 6 + 2, w // 6 + 2, 3)).astype(np.uint8))
+    left = np.asarray(coarse.resize((w, h), Image.Resampling.BICUBIC))
+    shifts = (np.arange(w) * 6 // w)[None, :]
+    columns = np.clip(np.arange(w)[None, :] + shifts, 0, w - 1).repeat(h, 0)
+    return left, left[np.arange(h)[:, None], columns]
+
+
+@pytest.mark.parametrize(("size", "out"), [(40, 224), (80, 448), (40, 40), (7, 9)])
+def test_enlargement_is_pillows(size: int, out: int) -> None:
+    row = np.random.default_rng(size).random((1, size), np.float32)
+    expected = np.asarray(Image.fromarray(row, mode="F").resize((out, 1), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(row @ resize_matrix(size, out).T, expected, atol=2e-6)
+
+
+@torch.no_grad()
+def test_the_patch_encoder_is_clips_preprocessing_and_pooled_feature(clip: LoadedClip) -> None:
+    left, right = views(40, 40)
+    patch = np.hstack([left, np.fliplr(right)])
+    encoder = PatchEncoder(clip, 40).eval()
+    assert encoder.image_size == 32
+    found = encoder(torch.from_numpy(patch).permute(2, 0, 1)[None].float() / 255)
+    expected = clip.model.encode_image(preprocess(clip, patch, 32)[None])  # type: ignore[operator]
+    assert F.cosine_similarity(found, expected).item() > 1 - 1e-4  # Pillow rounds to 8 bits
+
+
+def calibrated(values: NDArray[np.float64]) -> Prompt:
+    """The released prompt with A and B inside the range of the similarities, so that the map has all levels."""
+    b, a = np.quantile(values, [0.2, 0.8])
+    return Prompt(PROMPT.text, PROMPT.format, float(b), float(a - b))
+
+
+# --- the bundle ---------------------------------------------------------------------------------------------
+
+H, W = 80, 160
+
+
+def chain(model: ExportModel, blur_map: NDArray[np.float32], left: NDArray[np.uint8], right: NDArray[np.uint8]) -> Any:
+    """The image that torch restores with this blur map, not rounded; (h, w, 3) in [0, 255]."""
+    pair = torch.from_numpy(np.concatenate([left, right], axis=2).transpose(2, 0, 1).astype(np.float32) / 255)
+    with torch.inference_mode():
+        restored = model.network(pair[None], torch.from_numpy(blur_map)[None, None])[0].permute(1, 2, 0)
+    return np.clip(restored.numpy() * 255, 0, 255)
+
+
+@pytest.fixture(scope="module")
+def patch_model(clip: LoadedClip) -> ExportModel:
+    model = patch_release(tiny_network(), clip, calibrated(similarities(clip, *views(H, W), PROMPT.text)))
+    return dataclasses.replace(model, trained=False)
+
+
+@pytest.fixture(scope="module")
+def patch_bundle(tmp_path_factory: pytest.TempPathFactory, patch_model: ExportModel) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "released"
+    export_bundle(patch_model, path, "released")
+    return path
+
+
+def test_the_bundle_says_what_it_is(patch_bundle: Path) -> None:
+    manifest = Bundle.load(patch_bundle).manifest
+    assert manifest.network["attention"] == "channel"
+    assert manifest.blur_map == BlurMapSpec("patch", "map", 40)
+    assert (manifest.clip.window, manifest.clip.patch, manifest.padding.multiple) == (32, 16, 16)
+    assert [prompt.text for prompt in manifest.prompts] == ["A symmetric image at pixel level"]
+    assert all(gate["passed"] for gate in manifest.parity["gates"])
+    assert len(manifest.parity["gates"]) == 5
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_runtime_does_what_the_released_code_does(
+    patch_bundle: Path, patch_model: ExportModel, clip: LoadedClip, backend: str
+) -> None:
+    left, right = views(H, W)
+    prompt = patch_model.prompts[0]
+    values = similarities(clip, left, right, prompt.text)
+    small = released_map(values, prompt.offset + prompt.temperature, prompt.offset)
+    assert small.std() > 0.2, "all patches are alike: any code would agree"
+    with torch.inference_mode():
+        blur_map = F.interpolate(torch.from_numpy(small)[None, None], size=(H, W), mode="bilinear")[0, 0]
+    result = Deblurrer.from_bundle(patch_bundle, backend=backend, precision="fp32", threads=1)(left, right)
+    assert result.blur_logits.shape == (2, 4)
+    # Pillow rounds what CLIP sees to 8 bits.
+    assert np.abs(result.blur_map - blur_map.numpy()).max() < 0.06
+    expected = chain(patch_model, result.blur_map, left, right)
+    assert expected.std() > 10
+    difference = np.abs(result.restored - expected)
+    assert difference.max() <= 0.51, f"mean {difference.mean():.3g}, max {difference.max()}"
+    half = Deblurrer.from_bundle(patch_bundle, backend=backend, precision="fp16", threads=1)(left, right)
+    assert np.abs(half.blur_map - result.blur_map).max() < 0.05
+    assert np.abs(half.restored - expected).max() <= 3
+
+
+def test_any_size_and_axis_run(patch_bundle: Path) -> None:
+    left, right = views(53, 91)
+    deblurrer = Deblurrer.from_bundle(patch_bundle, backend="onnxruntime", precision="fp32", threads=1)
+    result = deblurrer(left, right)
+    assert result.restored.shape == (53, 91, 3)
+    assert result.blur_map.shape == (53, 91)
+    assert result.blur_logits.shape == (2, 3)
+    turned = deblurrer(left.transpose(1, 0, 2), right.transpose(1, 0, 2), axis="vertical")
+    np.testing.assert_array_equal(turned.restored, result.restored.transpose(1, 0, 2))
+    np.testing.assert_array_equal(deblurrer.blur_map(left, right).blur_map, result.blur_map)
+
+
+def dense_source(folder: Path, clip: LoadedClip) -> Any:
+    """A checkpoint with the tiny CLIP and a calibration."""
+    prompts = [Prompt(prompt.text, prompt.format, 0.5, 4.0) for prompt in PROMPTS]
+    return save_checkpoint(
+        folder,
+        config=TINY_CONFIG,
+        network=LDPNet(TINY_CONFIG).state_dict(),
+        clip_config={**TINY_CLIP, "window": 64, "overlap": 16},
+        clip=clip.model.state_dict(),
+        prompts=prompts,
+        training={"licences": {"weights": "Apache-2.0", "data": []}},
+    )
+
+
+@pytest.mark.slow
+def test_the_dense_blur_map_feeds_the_same_network(tmp_path: Path, clip: LoadedClip) -> None:
+    model = dataclasses.replace(dense_release(tiny_network(), dense_source(tmp_path / "source", clip)), trained=False)
+    export_bundle(model, tmp_path / "dense", "dense")
+    manifest = Bundle.load(tmp_path / "dense").manifest
+    assert manifest.blur_map == BlurMapSpec("dense", "map", None)
+    assert len(manifest.prompts) == 8
+    left, right = views(H, W)
+    result = Deblurrer.from_bundle(tmp_path / "dense", backend="onnxruntime", precision="fp32", threads=1)(left, right)
+    assert result.blur_logits.shape == (H // 16, W // 16)
+    assert np.ptp(result.blur_map) > 0.01
+    expected = chain(model, result.blur_map, left, right)
+    assert np.abs(result.restored - expected).max() <= 0.51
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--blur-map", "dense"], "expected --clip-from with --blur-map dense, came none"),
+        (["--blur-map", "dense", "--clip-weights", "openai"], "came --clip or --clip-weights"),
+        (["--clip-from", "folder"], "expected --clip-from with --blur-map dense alone"),
+    ],
+)
+def test_options_that_do_not_fit(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import-release", "model.pth", "-o", str(tmp_path / "b"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_checkpoint_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path, {"params": {"weight": torch.zeros(1)}})
+    assert main(["import-release", str(path), "-o", str(tmp_path / "bundle")]) == 2
+    assert "1 unknown: weight" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_dense_wants_a_calibration(tmp_path: Path, clip: LoadedClip) -> None:
+    source = dense_source(tmp_path / "source", clip)
+    (source.path / "calibration.json").unlink()
+    with pytest.raises(CheckpointError, match="expected the calibration"):
+        dense_release(tiny_network(), source)
+
+
+@pytest.mark.slow
+def test_the_released_sizes_import_export_and_run(
+    checkpoint: Path, tiny_clip_file: Path, tmp_path: Path, clip: LoadedClip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(clip.model.state_dict(), tmp_path / "clip.safetensors")
+    arguments = ["--clip", str(tiny_clip_file), "--clip-weights", str(tmp_path / "clip.safetensors")]
+    assert main(["import-release", str(checkpoint), "-o", str(tmp_path / "bundle"), *arguments]) == 0
+    assert "deblur half PSNR in dB" in capsys.readouterr().out
+    left, right = views(H, W)
+    result = Deblurrer.from_bundle(tmp_path / "bundle", backend="openvino", precision="fp32", threads=1)(left, right)
+    network = read_release(checkpoint)
+    expected = chain(patch_release(network, clip), result.blur_map, left, right)
+    assert np.abs(result.restored - expected).max() <= 0.51

@@ -1,0 +1,263 @@
+"""The configurations of Tables 5, 6 and 7, and the small ablation on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.results import Report
+from ldp_export.checkpoint import Checkpoint
+from ldp_export.clip import PROMPTS
+from ldp_export.data import DataError, PairSample
+from ldp_export.network import CONFIGS
+from ldp_export.onnx_export import deblur_graph, model_from_checkpoint, save_graph
+from ldp_export.training import DataConfig, TrainConfig, TrainingError, read_config, train
+from ldp_runtime.blur_map import select_prompts
+from models.recipes.ablations import run as ablations
+from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
+from tests.ldp_export.tiny_models import TINY_CONFIG
+
+ROWS = sorted(path.stem for path in ablations.FOLDER.glob("table*.yaml"))
+SIDE = 64
+
+
+def config_of(row: str) -> TrainConfig:
+    return read_config(ablations.FOLDER / f"{row}.yaml")
+
+
+# --- the configurations -------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_tables_has_its_file() -> None:
+    rows = [f"table5-{f}-{n}" for f in ("blur-aware", "dp-aware") for n in ("1", "2", "3", "4", "ens1")]
+    assert sorted([*rows, "table5-ens2", *ablations.TABLE6, *ablations.TABLE7]) == ROWS
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_changes_what_it_is_about_and_nothing_else(row: str) -> None:
+    config, base = config_of(row), config_of("base")
+    assert config.name == row
+    network = config.network_config()
+    assert network is not None
+    assert dataclasses.replace(network, prior="bpa") == CONFIGS["small"]
+    assert [(stage.steps, stage.lr, stage.final_lr) for stage in config.stages] == [
+        (5_000_000, 2e-4, 1e-6),
+        (1_000_000, 2e-4, 1e-6),
+    ]
+    assert config.stages[0] == base.stages[0]
+    same = ("data", "validation", "clip", "init", "crop", "batch", "seed", "betas", "weight_decay", "ema")
+    assert all(getattr(config, key) == getattr(base, key) for key in same)
+    if not row.startswith("table5"):
+        assert config.ensemble == "ens2"
+    else:
+        assert (network.prior, config.stages) == ("bpa", base.stages)
+
+
+def test_priors_of_table_6() -> None:
+    priors = {label: config_of(row).network_config().prior for row, label in ablations.TABLE6.items()}  # type: ignore[union-attr]
+    assert priors == {"NAFNet": "none", "Concat": "concat", "SA": "sa", "Concat + SA": "concat+sa", "BPA block": "bpa"}
+
+
+def test_prompts_of_table_5() -> None:
+    for k, prompt in enumerate(PROMPTS):
+        assert select_prompts(PROMPTS, config_of(f"table5-{prompt.format}-{k % 4 + 1}").ensemble) == [k]
+    assert select_prompts(PROMPTS, config_of("table5-blur-aware-ens1").ensemble) == [0, 1, 2, 3]
+    assert select_prompts(PROMPTS, config_of("table5-dp-aware-ens1").ensemble) == [4, 5, 6, 7]
+    assert select_prompts(PROMPTS, config_of("table5-ens2").ensemble) == list(range(8))
+
+
+def test_losses_of_table_7() -> None:
+    weights = {"char": (1.0, 0.0, 0.0), "char + bwl": (1.0, 0.0, 0.2), "char + bal": (1.0, 0.1, 0.0)}
+    weights["total"] = (1.0, 0.1, 0.2)
+    for row, (bpa, losses) in ablations.TABLE7.items():
+        config = config_of(row)
+        chosen = config.stages[1].losses
+        assert (chosen.charbonnier, chosen.blur_aware, chosen.blur_weighting) == weights[losses]
+        network = config.network_config()
+        assert network is not None
+        assert network.prior == ("bpa" if bpa == "yes" else "none")
+
+
+def test_extending_merges_mappings_and_entries_of_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\nname: a\nstages:\n  1: {steps: 7}\nnetwork: {width: 8}\n")
+    (tmp_path / "b.yaml").write_text(f"extends: {ablations.FOLDER / 'base.yaml'}\nbatch: 3\n")
+    config = read_config(tmp_path / "a.yaml", ["batch=4"])
+    assert (config.name, config.batch) == ("a", 4)
+    assert [stage.steps for stage in config.stages] == [5_000_000, 7]
+    assert config.stages[1].losses.blur_aware == 0.1
+    assert config.network == {"base": "small", "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: a.yaml\n", "extends: expected another file, came a.yaml, which extends this one"),
+        ("extends: [b.yaml]\n", "extends: expected the name of a file"),
+        ("extends: none.yaml\n", "none.yaml, which cannot be read"),
+    ],
+)
+def test_extending_wrongly_is_an_error(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(TrainingError, match=message):
+        read_config(tmp_path / "a.yaml")
+
+
+# --- training in small --------------------------------------------------------------------------------------
+
+
+def write_shards(folder: Path, scenes: int = 2) -> Path:
+    """Three shards of scenes, two of them held out, whose views differ by a shift that grows to the right."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        target = np.repeat(np.repeat(rng.integers(0, 256, (scenes, 16, 16, 3)), 4, 1), 4, 2).astype(np.uint8)
+        disparity = np.tile(np.linspace(0, 4, SIDE), (scenes, SIDE, 1)).astype(np.float16)
+        columns = np.clip(np.arange(SIDE) + np.linspace(0, 4, SIDE).astype(int), 0, SIDE - 1)
+        np.savez(
+            folder / f"scenes-{number:04}.npz",
+            left=target,
+            right=target[:, :, columns],
+            target=np.roll(target, 1, 2),
+            coc=disparity,
+            disparity=disparity,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> ablations.Options:
+    folder = tmp_path_factory.mktemp("ablations")
+    return ablations.Options(
+        write_shards(folder / "scenes"),
+        make_tiny_checkpoint(folder / "clip"),
+        folder / "work",
+        steps=3,
+        tuning_steps=2,
+        network=TINY_CONFIG,
+        crop=32,
+        batch=2,
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.mark.train
+def test_the_small_ablation_runs_and_reports(options: ablations.Options) -> None:
+    rows = ("table6-nafnet", "table6-concat", "table6-bpa", "table7-bpa-char", "table7-bpa-total")
+    runs = [ablations.run_row(options, row, 0) for row in rows]
+    for run, row in zip(runs, rows, strict=True):
+        folder = options.folder(row, 0)
+        assert json.loads((folder / "result.json").read_text()) == run
+        assert Checkpoint.open(folder / "checkpoint").config().prior == run["config"]["network"]["prior"]
+        assert run["scenes"] == 4
+        assert 5 < run["figures"]["psnr"] < 60
+    assert runs[1]["parameters"] > runs[0]["parameters"]
+    assert len({run["figures"]["psnr"] for run in runs}) == len(rows)
+
+    state = options.folder("table6-bpa", 0) / "result.json"
+    before = state.stat().st_mtime_ns
+    assert ablations.run_row(options, "table6-bpa", 0) == runs[2]
+    assert state.stat().st_mtime_ns == before, "a run that ended is not repeated"
+    with pytest.raises(ablations.AblationError, match="holds a run with other settings"):
+        ablations.run_row(dataclasses.replace(options, steps=4), "table6-bpa", 0)
+
+    report = ablations.report_of(runs, [], options)
+    text = ablations.markdown(Report.from_json(json.loads(json.dumps(report.to_json()))))
+    difference = runs[2]["figures"]["psnr"] - runs[0]["figures"]["psnr"]
+    assert f"| BPA block | {runs[2]['parameters']:,} | {runs[2]['figures']['psnr']:.3f} |" in text
+    assert f"| {difference:+.3f} | {difference:+.3f} | +0.70 |" in text
+    assert "| BPA, total |" in text
+    assert str(options.work) not in json.dumps(report.to_json()) + text
+
+
+@pytest.mark.train
+def test_prompts_are_scored_without_training(options: ablations.Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneScene(ablations._Motorcycle):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> PairSample:
+            whole = super().__getitem__(index)
+            assert whole.disparity is not None
+            area = np.s_[200:264, 300:396]
+            return PairSample("part", whole.left[area], whole.right[area], disparity=whole.disparity[area])
+
+    monkeypatch.setattr(ablations, "_Motorcycle", OneScene)
+    rows = ablations.score_prompts(options)
+    assert [row["label"] for row in rows] == list(ablations.TABLE5)
+    assert len({row["scenes"]["rank_disagreement"] for row in rows}) == len(rows)
+    assert "| Ens.2 |" in "\n".join(ablations._table5(rows))
+
+
+def test_scores_of_blur_maps() -> None:
+    disparity = np.zeros((4, 8), np.float32)
+    disparity[:, 4:] = -3
+    disparity[0, 0] = np.nan
+
+    class One(ablations._Motorcycle):
+        def __getitem__(self, index: int) -> PairSample:
+            view = np.zeros((4, 8, 3), np.uint8)
+            return PairSample("one", view, view, disparity=disparity)
+
+    perfect = np.array([[-9, -9, 9, 9], [-9, -9, 9, 9]], np.float32)
+    scores = ablations.score_maps(One(), [perfect], 2)
+    assert scores["accuracy"] == scores["balanced_accuracy"] == 1
+    assert scores["rank_disagreement"] < 0.2
+    blurred = np.full((2, 4), 9, np.float32)
+    blurred[0, 0] = 8
+    scores = ablations.score_maps(One(), [blurred], 2)
+    assert scores["accuracy"] == pytest.approx(16 / 31)
+    assert scores["balanced_accuracy"] == 0.5
+
+
+def test_paired_differences_against_students_t() -> None:
+    found = ablations.paired([0.1, 0.2, 0.6])
+    assert found["mean"] == pytest.approx(0.3)
+    assert found["deviation"] == pytest.approx(0.2645751)
+    assert found["half_width"] == pytest.approx(4.302653 * 0.2645751 / 3**0.5, rel=1e-5)
+    assert ablations.paired([0.4]) == {"mean": 0.4, "deviation": None, "half_width": None}
+
+
+@pytest.mark.slow
+@pytest.mark.train
+@pytest.mark.parametrize("row", ROWS)
+def test_each_row_builds_trains_and_exports(row: str, options: ablations.Options, tmp_path: Path) -> None:
+    config = config_of(row)
+    network = config.network_config()
+    assert network is not None
+    small = dataclasses.replace(
+        config,
+        network=dataclasses.replace(TINY_CONFIG, prior=network.prior).to_dict(),
+        clip=str(options.checkpoint),
+        data=(DataConfig("simulated", str(options.scenes)),),
+        validation=None,
+        stages=tuple(dataclasses.replace(stage, steps=2) for stage in config.stages),
+        crop=32,
+        batch=2,
+        device="cpu",
+        workers=0,
+        threads=1,
+    )
+    checkpoint = Checkpoint.open(train(small, tmp_path / "run"))
+    model = model_from_checkpoint(checkpoint)
+    assert model.network.config.prior == network.prior  # type: ignore[union-attr]
+    assert model.network.config.ensemble == config.ensemble
+    for half in (False, True):
+        save_graph(deblur_graph(model.network, model.multiple, half=half), tmp_path / f"{half}.onnx")
+    with torch.inference_mode():
+        restored = model.network(torch.rand(1, 6, 32, 32), torch.zeros(1, 1, 2, 2))
+    assert torch.isfinite(restored).all()
+
+
+def test_without_scenes_the_ablation_says_so(options: ablations.Options, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        ablations.score_prompts(dataclasses.replace(options, scenes=tmp_path))
+    assert ablations.main(["--scenes", str(tmp_path), "--work", str(tmp_path), "--output", str(tmp_path)]) == 2
