@@ -552,8 +552,8 @@ def _interruptible(build: Callable[[], Any], cancel: Callable[[], None]) -> Any:
             future.set_exception(error)
 
     thread = threading.Thread(target=work, name="engine build", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
     except KeyboardInterrupt:
