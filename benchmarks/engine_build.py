@@ -265,7 +265,7 @@ def _build_table(builds: list[dict[str, Any]]) -> str:
         )
         for build in builds
     ]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows, "llllrrrrrr")
 
 
 def _graph_table(graphs: list[dict[str, Any]]) -> str:
@@ -274,7 +274,7 @@ def _graph_table(graphs: list[dict[str, Any]]) -> str:
         (g["bundle"], g["kind"], f"{g['bytes'] / 2**20:.1f}", g["nodes"], g["casts"], g["transposes"], g["needless"])
         for g in graphs
     ]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows, "llrrrrr")
 
 
 def _main() -> int:
