@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +30,14 @@ class OpenVinoSession(Session):
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
 
+    def __del__(self) -> None:
+        with _signal_stack_kept():
+            self.__dict__.pop("_request", None)
+
     def run_impl(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """See ``Session``."""
         try:
-            with self._lock:
+            with self._lock, _signal_stack_kept():
                 values = self._request.infer(feeds, share_inputs=True)  # copies the outputs
         except RuntimeError as error:
             raise BackendError(f"openvino failed: {one_line(error)}") from error
@@ -48,7 +57,7 @@ class OpenVinoBackend(Backend):
     def available(self) -> None:
         """See ``Backend``."""
         try:
-            _core().get_property(_DEVICE, "FULL_DEVICE_NAME")
+            _core()
         except Exception as error:  # a broken native library raises more than ImportError
             raise BackendError(
                 f"openvino needs the package openvino with its CPU plugin, which does not load "
@@ -80,13 +89,45 @@ class OpenVinoBackend(Backend):
             config["INFERENCE_NUM_THREADS"] = threads
         if content and (cache := cache_folder("openvino", content[:32])):
             config["CACHE_DIR"] = str(cache)
-        return OpenVinoSession(core.compile_model(path, _DEVICE, config))
+        with _signal_stack_kept():
+            return OpenVinoSession(core.compile_model(path, _DEVICE, config))
 
 
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Puts back the calling thread's alternate signal stack.
+
+    The plugin leaves one of its own behind whenever it compiles, runs or drops a model, and that one is gone soon: a
+    signal that Python handles, such as Ctrl-C, would then crash the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = _SignalStack()
+    known = libc.sigaltstack(None, ctypes.byref(before)) == 0
+    try:
+        yield
+    finally:
+        if known:
+            libc.sigaltstack(ctypes.byref(before), None)
+
+
+@functools.cache
 def _core() -> Any:
+    """The process's only core: making and dropping one has a price, and see ``_signal_stack_kept``."""
     import openvino
 
-    return openvino.Core()
+    with _signal_stack_kept():
+        core = openvino.Core()
+        core.get_property(_DEVICE, "FULL_DEVICE_NAME")  # loads the plugin
+        return core
 
 
 def _capabilities(core: Any) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ldp_runtime.backends import AUTO_ORDER, BACKENDS, PRECISIONS, graph_precision, select
+from ldp_runtime.backends import openvino as openvino_backend
 from ldp_runtime.backends.base import Session, TensorSpec, one_line
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
@@ -300,6 +301,7 @@ def test_a_named_backend_is_taken_as_asked() -> None:
 
 def test_auto_goes_on_when_openvino_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)  # import openvino now fails
+    openvino_backend._core.cache_clear()
     backend, reason = select()
     assert backend.name == "onnxruntime"
     assert reason.startswith(
@@ -389,3 +391,36 @@ def test_an_exception_becomes_one_line() -> None:
 def test_backend_of_its_own_class() -> None:
     assert isinstance(BACKENDS["openvino"], OpenVinoBackend)
     assert all(name == backend.name for name, backend in BACKENDS.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are looked at on Linux alone")
+def test_openvino_leaves_the_signal_stack_alone(bundle: Path) -> None:
+    """The plugin's own would stay behind and be gone with the model; Ctrl-C on it would be a crash."""
+    program = f"""
+import ctypes
+from pathlib import Path
+import numpy as np
+from ldp_runtime.backends import BACKENDS
+
+def stack():
+    words = (ctypes.c_size_t * 3)()
+    assert ctypes.CDLL(None).sigaltstack(None, words) == 0
+    return tuple(words)
+
+before = stack()
+backend = BACKENDS["openvino"]
+backend.available()
+assert stack() == before, "loaded"
+session = backend.open(Path({str(bundle / "deblur.onnx")!r}), "fp32", threads=1)
+assert stack() == before, "opened"
+session.run({{
+    "pair": np.zeros((1, 6, 64, 96), np.float32),
+    "blur_logits": np.zeros((1, 1, {64 // PATCH}, {96 // PATCH}), np.float32),
+}})
+assert stack() == before, "ran"
+del session
+assert stack() == before, "dropped"
+"""
+    command = [sys.executable, "-X", "faulthandler", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
