@@ -1,8 +1,8 @@
 """Which nodes of a graph run as one kernel, and what such a kernel computes and moves at least.
 
 The rules are those fusions that TensorRT documents or is known to make, taken at their best, so that the sum over the
-kernels is a floor for an engine that keeps to them. They were not compared with an engine's own layers: that needs a
-GPU. An engine that fuses less is slower; one that fuses more (`EXTRA`) may be faster.
+kernels is a floor for an engine that keeps to them. They were not compared with an engine's own layers. An engine that
+fuses less is slower; one that fuses more (`EXTRA`) may be faster.
 
 1. Constants: what depends on weights and shapes alone is computed at build time.
 2. Shuffles are free: Reshape and the like, Transpose, Slice, Split, Gather, Expand, DepthToSpace and SpaceToDepth are

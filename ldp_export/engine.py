@@ -265,6 +265,8 @@ class TensorRT:
             config.num_compute_capabilities = len(targets)
             for i, target in enumerate(targets):
                 config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{_number(target)}"), i)
+            if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # an engine that allocates cannot be captured
+                config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         turing = self.flavour == "rtx" and all(_number(target) <= _TURING for target in targets)
         weights = _widen_depthwise(trt, network) if turing else []  # TensorRT reads them while it builds
         monitor = _monitor(trt, progress or Progress())

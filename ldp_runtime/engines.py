@@ -19,7 +19,7 @@ ENGINE_FOLDER = "engines"
 ENGINE_PRECISION = "fp16"
 """Engines are built from the FP16 graphs."""
 
-_KEY_FORMAT = 2
+_KEY_FORMAT = 3
 """Rises when engines are built in another way from the same parts."""
 
 Shape = tuple[int, ...]

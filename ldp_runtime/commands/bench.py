@@ -16,6 +16,7 @@ BENCHMARKS = {
     "parity": "benchmarks.parity",
     "roofline": "benchmarks.roofline",
     "peers": "benchmarks.peers_bench",
+    "engines": "benchmarks.engine_build",
     "report": "benchmarks.report",
 }
 """Name of a benchmark -> its module, which is laid out like that of a command."""
