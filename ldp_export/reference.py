@@ -15,7 +15,8 @@ from ldp_export.training.logits import BlurEstimator
 from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.geometry import Padding, pad_reflect
-from ldp_runtime.pipeline import Image, Result
+from ldp_runtime.pipeline import Result
+from ldp_runtime.stages import Image
 
 _RUNTIME_MULTIPLE = 16
 

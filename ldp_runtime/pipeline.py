@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.backends import graph_precision, select
-from ldp_runtime.backends.base import EngineBackend, Session
+from ldp_runtime.backends.base import EngineBackend, Session, one_line
 from ldp_runtime.blur_map import blur_logits, upsample_map
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.cuda.arrays import DeviceView, is_device_array
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
-from ldp_runtime.geometry import WindowGrid, fill_reflect, pad_reflect
+from ldp_runtime.geometry import WindowGrid
 from ldp_runtime.patch_blur_map import cut_patches, map_logits, patch_values, stretch
+from ldp_runtime.stages import (
+    MEND_NUMERICS,
+    Image,
+    PaddedPair,
+    canvases,
+    check_finite,
+    new_image,
+    write_pixels,
+)
+from ldp_runtime.tiles import (
+    AUTO,
+    TileBlender,
+    TileGrid,
+    check_tile,
+    is_local,
+    ran_out_of_memory,
+    tile_multiple,
+    tilings,
+)
 
 if TYPE_CHECKING:
     from ldp_runtime.cuda.runner import Runner, Running
@@ -37,43 +57,68 @@ _IN_FLIGHT = 2
 PATCH_BATCH = 32
 """Patches that CLIP sees at a time, at most, where the blur map comes from patches."""
 
-_MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
 
-Image = NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
 class BlurMapResult:
     """What ``Deblurrer.blur_map`` returns.
 
     Attributes:
-        blur_map: ``(h, w)`` float32 in [0, 1], larger where it is more blurred.
         blur_logits: ``(H / p, W / p)`` float32 in [-10, 10], over the padded pair; p is CLIP's patch. Where the
             bundle's blur map comes from patches of the image, one value a patch.
         timings: Seconds by stage: ``open`` (near zero once the graphs are open), ``prepare``, ``clip``,
             ``blur_logits``, ``finish``. On a GPU these are times of the device, ``upload`` and ``download`` too.
         backend: Name of the backend that ran the graphs.
         precision: Precision that they ran in.
-        notes: What to know of how the result was made, such as that it took tiles; sentences for people.
+        notes: What to know of how the result was made, such as that memory ran out; sentences for people.
     """
 
-    blur_map: NDArray[np.float32]
-    blur_logits: NDArray[np.float32]
-    timings: dict[str, float]
-    backend: str
-    precision: str
-    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    def __init__(
+        self,
+        blur_map: NDArray[np.float32] | Callable[[], NDArray[np.float32]],
+        blur_logits: NDArray[np.float32],
+        timings: dict[str, float],
+        backend: str,
+        precision: str,
+        *,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """Takes the attributes; ``blur_map`` is the map or what makes it when it is first asked for."""
+        self._blur_map = blur_map
+        self.blur_logits = blur_logits
+        self.timings = timings
+        self.backend = backend
+        self.precision = precision
+        self.notes = notes
+
+    @functools.cached_property
+    def blur_map(self) -> NDArray[np.float32]:
+        """``(h, w)`` float32 in [0, 1], larger where it is more blurred."""
+        return self._blur_map() if callable(self._blur_map) else self._blur_map
 
 
-@dataclass(frozen=True, eq=False)
 class Result(BlurMapResult):
     """What a ``Deblurrer`` returns; ``timings`` also has ``deblur``.
 
     Attributes:
         restored: ``(h, w, 3)`` RGB, all in focus, in the dtype of the input.
+        tiles: How many tiles it was restored in; 1 is one piece.
     """
 
-    restored: Image
+    def __init__(
+        self,
+        blur_map: NDArray[np.float32] | Callable[[], NDArray[np.float32]],
+        blur_logits: NDArray[np.float32],
+        timings: dict[str, float],
+        backend: str,
+        precision: str,
+        restored: Image,
+        *,
+        notes: tuple[str, ...] = (),
+        tiles: int = 1,
+    ) -> None:
+        """Takes the attributes, and ``blur_map`` as ``BlurMapResult`` does."""
+        super().__init__(blur_map, blur_logits, timings, backend, precision, notes=notes)
+        self.restored = restored
+        self.tiles = tiles
 
 
 class Deblurrer:
@@ -88,10 +133,20 @@ class Deblurrer:
     reason: str
 
     def __init__(
-        self, bundle: Bundle, *, backend: str = "auto", precision: str = "auto", threads: int | None = None
+        self,
+        bundle: Bundle,
+        *,
+        backend: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        tile: int | str = AUTO,
     ) -> None:
         """Makes a deblurrer of a loaded bundle; the arguments are those of ``from_bundle``."""
         self.bundle = bundle
+        manifest = bundle.manifest
+        self._multiple = tile_multiple(manifest.network, manifest.padding.multiple, manifest.blur_cell)
+        self._tile = check_tile(tile, self._multiple)
+        self._too_large: int | None = None
         self._asked = (backend, precision)
         self._threads = threads
         self._failed: dict[str, str] = {}
@@ -107,6 +162,7 @@ class Deblurrer:
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        tile: int | str = AUTO,
     ) -> Deblurrer:
         """Loads and verifies a bundle and picks the backend.
 
@@ -115,12 +171,16 @@ class Deblurrer:
             backend: A name of ``backends.BACKENDS``, or ``"auto"`` for the fastest that works.
             precision: One of ``backends.PRECISIONS``, or ``"auto"`` for the backend's own.
             threads: CPU threads, at least 1; None leaves it to the backend.
+            tile: Longest side in px of the tiles that an image is restored in; ``"auto"`` takes tiles where memory
+                asks for them, see ``tiles.tilings``, and ``"off"`` never. Tiles differ a little from the whole, see
+                ``tiles.TILE_HALO``.
 
         Raises:
             BundleError: The bundle is missing, damaged, or lacks the graphs of that precision.
             BackendError: The backend or precision is unknown or does not work here.
+            TileError: No tile has that size.
         """
-        return cls(Bundle.load(bundle), backend=backend, precision=precision, threads=threads)
+        return cls(Bundle.load(bundle), backend=backend, precision=precision, threads=threads, tile=tile)
 
     @property
     def backend(self) -> str:
@@ -216,6 +276,7 @@ class Deblurrer:
         with clock("open"):
             if self._runner is None:
                 self._runner = backend.open_bundle(self.bundle)
+                self._runner.tile = self._tile
         runner = self._runner
         first, second = (runner.view(view) if is_device_array(view) else view for view in (left, right))
         _check_pair(first, second, axis)
@@ -225,40 +286,115 @@ class Deblurrer:
         left, right = _along_x(left, right, axis)
         clock = _Clock()
         with clock("open"):
-            clip, deblur = self._sessions("clip", "deblur")
-        pair, logits = self._blur_logits(clip, left, right, clock)
-        with clock("deblur"):
-            restored = deblur.run({"pair": pair, **self._blur_feed(logits, pair.shape[2:])})["restored"]
-        with clock("finish"):
-            if restored.shape != (1, 3, *pair.shape[2:]):
-                raise BundleError(
-                    f"expected restored (1, 3, {pair.shape[2]}, {pair.shape[3]}) of the deblur graph, "
-                    f"came {restored.shape}; export the bundle again with ldp-export onnx"
-                )
-            image = _to_image(restored[0], left, axis)
-            fields = self._map_fields(logits, image.shape[:2], axis)
-        return Result(restored=image, timings=clock.seconds, **fields)
+            self._sessions("clip", "deblur")  # both, before the first is run
+        padded, logits = self._blur_logits(left, right, clock)
+        image, tiles, notes = self._restore(padded, logits, left, axis, clock)
+        blur_map = functools.partial(self._upsample, logits, image.shape[:2], axis)
+        fields = self._common_fields(logits, axis)
+        return Result(blur_map, restored=image, timings=clock.seconds, notes=notes, tiles=len(tiles), **fields)
 
     def _map_on_cpu(self, left: Image, right: Image, axis: str) -> BlurMapResult:
         left, right = _along_x(left, right, axis)
         clock = _Clock()
         with clock("open"):
-            (clip,) = self._sessions("clip")
-        _, logits = self._blur_logits(clip, left, right, clock)
+            self._sessions("clip")
+        _, logits = self._blur_logits(left, right, clock)
         with clock("finish"):
             h, w = left.shape[:2]
-            fields = self._map_fields(logits, (h, w) if axis == "horizontal" else (w, h), axis)
-        return BlurMapResult(timings=clock.seconds, **fields)
+            blur_map = self._upsample(logits, (h, w) if axis == "horizontal" else (w, h), axis)
+        return BlurMapResult(blur_map, timings=clock.seconds, **self._common_fields(logits, axis))
 
-    def _map_fields(self, logits: NDArray[np.float32], size: tuple[int, ...], axis: str) -> dict[str, Any]:
-        """The fields of a result but ``timings`` and ``restored``; ``size`` is the image's (h, w) in px."""
-        logits = logits if axis == "horizontal" else np.ascontiguousarray(logits.T)
-        return {
-            "blur_map": upsample_map(logits, (size[0], size[1]), self.bundle.manifest.blur_cell),
-            "blur_logits": logits,
-            "backend": self.backend,
-            "precision": self.precision,
-        }
+    def _upsample(self, logits: NDArray[np.float32], size: tuple[int, ...], axis: str) -> NDArray[np.float32]:
+        """The blur map of logits along x; ``size`` is the upright image's (h, w) in px."""
+        upright = logits if axis == "horizontal" else logits.T
+        return upsample_map(upright, (size[0], size[1]), self.bundle.manifest.blur_cell)
+
+    def _common_fields(self, logits: NDArray[np.float32], axis: str) -> dict[str, Any]:
+        upright = logits if axis == "horizontal" else np.ascontiguousarray(logits.T)
+        return {"blur_logits": upright, "backend": self.backend, "precision": self.precision}
+
+    def _restore(
+        self, padded: PaddedPair, logits: NDArray[np.float32], view: Image, axis: str, clock: _Clock
+    ) -> tuple[Image, TileGrid, tuple[str, ...]]:
+        """Restores a pair in one piece or in tiles, in smaller ones where memory runs out.
+
+        Returns:
+            The image, its tiles, and what to tell of them.
+
+        Raises:
+            BackendError: Memory runs out even with the smallest tiles.
+        """
+        network = self.bundle.manifest.network
+        h, w = view.shape[:2]
+        too_large, reason = self._too_large, None
+        for tiles in tilings(*padded.size, self._tile, network, self._multiple):
+            area = tiles.tile[0] * tiles.tile[1]
+            if too_large is not None and area >= too_large:
+                continue
+            try:
+                image = self._restore_tiles(tiles, padded, logits, view, axis, clock)
+            except (MemoryError, BackendError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                too_large, reason = area, one_line(error)
+                self._open.pop("deblur", None)  # it may hold on to memory
+                continue
+            self._too_large = too_large
+            pieces = f"{len(tiles)} blended tiles of {tiles.tile[1]} x {tiles.tile[0]} px"
+            notes = []
+            if too_large is not None and reason is not None:
+                notes.append(
+                    f"memory ran out with larger pieces of a pair of {w} x {h} px; it was restored in {pieces}"
+                )
+            if len(tiles) > 1 and not is_local(network):
+                notes.append(f"{pieces} differ from the whole: this network pools or attends over all it sees")
+            return image, tiles, tuple(notes)
+        raise BackendError(
+            f"a pair of {w} x {h} px does not fit into memory in pieces as small as allowed ({reason}); close other "
+            "programs, or allow smaller tiles with --tile"
+        )
+
+    def _restore_tiles(
+        self,
+        tiles: TileGrid,
+        padded: PaddedPair,
+        logits: NDArray[np.float32],
+        view: Image,
+        axis: str,
+        clock: _Clock,
+    ) -> Image:
+        """Restores a pair tile by tile; beyond the image it keeps a tile and the seams.
+
+        Args:
+            tiles: The tiles; one is the whole.
+            padded: The pair.
+            logits: Its blur logits.
+            view: ``(h, w, 3)``, a view of the pair along x.
+            axis: As for a call.
+            clock: Takes the times.
+        """
+        with clock("open"):
+            (deblur,) = self._sessions("deblur")
+        cell = self.bundle.manifest.blur_cell
+        th, tw = tiles.tile
+        image, pixels = new_image(view, axis)
+        blender = TileBlender(tiles) if len(tiles) > 1 else None
+        for y, x in tiles.origins():
+            with clock("prepare"):
+                part = logits[y // cell : -(-(y + th) // cell), x // cell : -(-(x + tw) // cell)]
+                feeds = {"pair": padded.region(y, x, th, tw)[None], **self._blur_feed(part, (th, tw))}
+            with clock("deblur"):
+                restored = cast(NDArray[np.float32], deblur.run(feeds)["restored"])
+            with clock("finish"):
+                if restored.shape != (1, 3, th, tw):
+                    raise BundleError(
+                        f"expected restored (1, 3, {th}, {tw}) of the deblur graph, came {restored.shape}; "
+                        "export the bundle again with ldp-export onnx"
+                    )
+                check_finite(restored[0], (y, x))
+                (top, start), block = ((y, x), restored[0]) if blender is None else blender.add(restored[0])
+                write_pixels(block, pixels[top : top + block.shape[1], start : start + block.shape[2]])
+        return image
 
     def _pick(self) -> None:
         backend, precision = self._asked
@@ -306,63 +442,62 @@ class Deblurrer:
                 )
         return session
 
-    def _blur_logits(
-        self, clip: Session, left: Image, right: Image, clock: _Clock
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The padded pair ``(1, 6, H, W)`` and its blur logits, one a ``blur_cell``."""
+    def _blur_logits(self, left: Image, right: Image, clock: _Clock) -> tuple[PaddedPair, NDArray[np.float32]]:
+        """The padded pair and its blur logits, one a ``blur_cell``."""
         manifest = self.bundle.manifest
-        h, w = left.shape[:2]
-        with clock("prepare"):
-            pair = _prepare(left, right, manifest.padding.padded_size(h, w))
+        padded = PaddedPair(left, right, manifest.padding.padded_size(*left.shape[:2]))
         if manifest.blur_map.patch is None:
-            logits = self._window_logits(clip, pair, clock)
+            logits = self._window_logits(padded, clock)
         else:
-            logits = self._patch_logits(clip, pair[0, :, :h, :w], manifest.blur_map.patch, clock)
+            logits = self._patch_logits(left, right, manifest.blur_map.patch, clock)
         if not np.isfinite(logits).all():
             raise NumericsError(
                 f"expected finite blur logits, came NaN or Inf in {np.sum(~np.isfinite(logits))} of "
-                f"{logits.size}; {_MEND_NUMERICS}"
+                f"{logits.size}; {MEND_NUMERICS}"
             )
-        return pair, logits
+        return padded, logits
 
-    def _blur_feed(self, logits: NDArray[np.float32], size: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
-        """The input of the deblur graph that brings the blur; ``size`` is the padded pair's (H, W) in px."""
+    def _blur_feed(self, logits: NDArray[np.float32], size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+        """The input of the deblur graph that brings the blur of a tile; ``size`` is its height and width in px."""
         manifest = self.bundle.manifest
         if manifest.blur_map.network_input == "logits":
             return {"blur_logits": logits[None, None]}
-        return {"blur_map": upsample_map(logits, (size[0], size[1]), manifest.blur_cell)[None, None]}
+        return {"blur_map": upsample_map(logits, size, manifest.blur_cell)[None, None]}
 
-    def _patch_logits(self, clip: Session, pair: NDArray[np.float32], side: int, clock: _Clock) -> NDArray[np.float32]:
-        """Blur logits of patches of ``side`` px of a pair ``(6, h, w)`` without padding, by their pooled features."""
+    def _patch_logits(self, left: Image, right: Image, side: int, clock: _Clock) -> NDArray[np.float32]:
+        """Blur logits of patches of ``side`` px of a pair without padding, by their pooled features."""
+        (clip,) = self._sessions("clip")
         (spec,) = clip.inputs
-        with clock("prepare"):
-            patches = cut_patches(pair, side).astype(spec.dtype, copy=False)
-            rows, columns = patches.shape[:2]
-            patches = patches.reshape(rows * columns, *patches.shape[2:])
+        rows, columns = (-(-n // side) for n in left.shape[:2])
+        source = PaddedPair(left, right, (rows * side, columns * side))
+        origins = [(i * side, j * side) for i in range(rows) for j in range(columns)]
         values = []
-        for first in range(0, len(patches), PATCH_BATCH):
+        for first in range(0, len(origins), PATCH_BATCH):
+            with clock("prepare"):
+                chosen = origins[first : first + PATCH_BATCH]
+                patches = np.concatenate([cut_patches(source.region(y, x, side, side), side)[0] for y, x in chosen])
             with clock("clip"):
-                features = clip.run({"patches": patches[first : first + PATCH_BATCH]})["features"]
+                features = clip.run({"patches": patches.astype(spec.dtype, copy=False)})["features"]
             with clock("blur_logits"), np.errstate(all="ignore"):
                 values.append(patch_values(features, self.bundle.text_embeddings, self.bundle.manifest.prompts[0]))
         with clock("blur_logits"), np.errstate(all="ignore"):
             return map_logits(stretch(np.concatenate(values).reshape(rows, columns)))
 
-    def _window_logits(self, clip: Session, pair: NDArray[np.float32], clock: _Clock) -> NDArray[np.float32]:
-        """Blur logits ``(H / p, W / p)`` of a padded pair ``(1, 6, H, W)``, window by window."""
+    def _window_logits(self, padded: PaddedPair, clock: _Clock) -> NDArray[np.float32]:
+        """Blur logits ``(H / p, W / p)`` of a padded pair, window by window."""
         manifest = self.bundle.manifest
+        (clip,) = self._sessions("clip")
         p, s = manifest.clip.patch, manifest.clip.window
-        with clock("prepare"):
-            H, W = pair.shape[2:]
-            grid = WindowGrid.cover(H, W, window=s, overlap=manifest.clip.overlap, patch=p)
-            source = pad_reflect(pair[0], (grid.rows.grid * p, grid.columns.grid * p))
+        H, W = padded.size
+        grid = WindowGrid.cover(H, W, window=s, overlap=manifest.clip.overlap, patch=p)
+        source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))
         dtypes = {spec.name: spec.dtype for spec in clip.inputs}
         origins = grid.origins()
         fields = []
         for first in range(0, len(origins), CLIP_BATCH):
             with clock("prepare"):
-                regions = [source[:, y * p : y * p + s, x * p : x * p + s] for y, x in origins[first:][:CLIP_BATCH]]
-                stereo, center = _canvases(regions, manifest.clip.mean, manifest.clip.std)
+                regions = [source.region(y * p, x * p, s, s) for y, x in origins[first : first + CLIP_BATCH]]
+                stereo, center = canvases(regions, manifest.clip.mean, manifest.clip.std)
                 feeds = {"stereo": stereo, "center": center}
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
             with clock("clip"):
@@ -416,7 +551,9 @@ class _OnGpu:
             "precision": self.precision,
             "notes": notes,
         }
-        return BlurMapResult(**fields) if outcome.image is None else Result(restored=outcome.image, **fields)
+        if outcome.image is None:
+            return BlurMapResult(**fields)
+        return Result(restored=outcome.image, tiles=self.running.tiles, **fields)
 
     def discard(self) -> None:
         self.running.discard()
@@ -488,80 +625,3 @@ def _check_view(name: str, view: object) -> None:
         raise ImageError(f"{expected}, came {view.dtype}; scale it to 0..255 as uint8 or 0..65535 as uint16")
     if 0 in view.shape:
         raise ImageError(f"{expected}, came an empty image {view.shape}; give at least 1 x 1 px")
-
-
-def _prepare(left: Image, right: Image, size: tuple[int, int]) -> NDArray[np.float32]:
-    """The pair ``(1, 6, H, W)`` float32 in [0, 1], padded bottom and right (reflect-101)."""
-    h, w = left.shape[:2]
-    scale = np.float32(np.iinfo(left.dtype).max)
-    pair = np.empty((1, 6, *size), dtype=np.float32)
-    for first, view in ((0, left), (3, right)):
-        for c in range(3):
-            np.divide(view[..., c], scale, out=pair[0, first + c, :h, :w], dtype=np.float32)
-    fill_reflect(pair, h, w)
-    return pair
-
-
-def _canvases(
-    regions: list[NDArray[np.float32]], mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What CLIP sees of each region, normalised.
-
-    Args:
-        regions: ``(6, s, s)`` each, float32 in [0, 1]: L, then R.
-        mean: Mean of R, G, B.
-        std: Standard deviation of R, G, B.
-
-    Returns:
-        The stereo canvases ``(B, 3, s, 2 s)``, L beside the flipped R, so that column x mirrors to
-        2 s - 1 - x; and the center views ``(B, 3, s, s)``.
-    """
-    s = regions[0].shape[1]
-    stereo = np.empty((len(regions), 3, s, 2 * s), dtype=np.float32)
-    center = np.empty((len(regions), 3, s, s), dtype=np.float32)
-    offset, scale = (np.asarray(value, np.float32).reshape(3, 1, 1) for value in (mean, std))
-    for region, canvas, middle in zip(regions, stereo, center, strict=True):
-        left = canvas[:, :, :s]
-        right = canvas[:, :, : s - 1 : -1]  # the right half read from its right edge: R before its flip
-        np.subtract(region[:3], offset, out=left)
-        np.subtract(region[3:], offset, out=right)
-        canvas /= scale
-        np.add(left, right, out=middle)
-        middle *= np.float32(0.5)
-    return stereo, center
-
-
-def _to_image(restored: NDArray[Any], view: Image, axis: str) -> Image:
-    """Crops, clamps, rounds half to even and converts to the input's dtype.
-
-    Args:
-        restored: ``(3, H, W)`` float32, not clamped.
-        view: ``(h, w, 3)``, a view of the pair along x, for its size and dtype.
-        axis: As for a call: the image is turned back.
-
-    Returns:
-        ``(h, w, 3)``, or ``(w, h, 3)`` for ``"vertical"``, contiguous, in the machine's byte order.
-
-    Raises:
-        NumericsError: NaN or Inf anywhere, the padding included.
-    """
-    with np.errstate(invalid="ignore"):
-        extremes = restored.min(), restored.max()
-    if not np.isfinite(extremes).all():
-        bad = ~np.isfinite(restored)
-        c, y, x = (int(at) for at in np.unravel_index(np.argmax(bad), bad.shape))
-        raise NumericsError(
-            f"expected finite numbers in the restored image, came NaN or Inf in {np.sum(bad)} of {bad.size}, "
-            f"first at channel {c}, y {y}, x {x}; {_MEND_NUMERICS}"
-        )
-    h, w = view.shape[:2]
-    dtype = view.dtype.newbyteorder("=")
-    top = np.float32(np.iinfo(dtype).max)
-    image = np.empty((h, w, 3) if axis == "horizontal" else (w, h, 3), dtype=dtype)
-    along_x = image if axis == "horizontal" else image.transpose(1, 0, 2)
-    plane = np.empty((h, w), dtype=np.float32)
-    for c in range(3):
-        np.multiply(restored[c, :h, :w], top, out=plane)
-        np.clip(np.rint(plane, out=plane), 0, top, out=plane)
-        along_x[..., c] = plane
-    return image

@@ -133,6 +133,31 @@ class _Stage:
         self._seconds[self._name] = time.perf_counter() - self._start
 
 
+def add_tile_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--tile``, for commands that restore images."""
+    parser.add_argument(
+        "--tile",
+        type=parse_tile,
+        default="auto",
+        metavar="auto|N|off",
+        help="restore large photos in blended tiles, which bounds memory: of sides of at most N px, in tiles where the "
+        "photo is too large for one piece (auto), or always in one piece (off) (default: %(default)s)",
+    )
+
+
+def parse_tile(text: str) -> int | str:
+    """The value of ``--tile``.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not of that form.
+    """
+    if text in ("auto", "off"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected auto, off or a number of px, came {text!r}")
+    return int(text)
+
+
 def load(arguments: argparse.Namespace) -> Deblurrer:
     from ldp_runtime.pipeline import Deblurrer
 
@@ -141,6 +166,7 @@ def load(arguments: argparse.Namespace) -> Deblurrer:
         backend=arguments.backend,
         precision=arguments.precision,
         threads=arguments.threads,
+        tile=getattr(arguments, "tile", "auto"),  # commands that restore nothing do not have it
     )
 
 

@@ -16,6 +16,7 @@ BENCHMARKS = {
     "parity": "benchmarks.parity",
     "roofline": "benchmarks.roofline",
     "peers": "benchmarks.peers_bench",
+    "scaling": "benchmarks.scaling",
     "engines": "benchmarks.engine_build",
     "report": "benchmarks.report",
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ldp_runtime.commands._pair import (
     PairReport,
     add_pair_arguments,
+    add_tile_argument,
     check_blur_map_name,
     check_like,
     check_outputs,
@@ -45,6 +46,7 @@ EXIF orientation is applied). An existing OUT is replaced.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
     add_pair_arguments(parser)
+    add_tile_argument(parser)
     parser.add_argument("--blur-map", metavar="PATH", help="also write the blur map (picture or .npy)")
     parser.add_argument("--compare", metavar="PATH", help="also write a picture of before, after and blur map")
     parser.add_argument(
@@ -79,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         deblurrer = load(arguments)
     result = deblurrer(left.pixels, right.pixels, axis=axis)
     report.add_result(deblurrer, result)
+    report.fields["tiles"] = result.tiles
 
     quality = _quality(left, right, result.restored, target) if target is not None else None
     with report.stage("write"):

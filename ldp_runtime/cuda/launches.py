@@ -178,7 +178,7 @@ def prepare(
 ) -> Launch:
     """Scales, pads, flips and normalises a pair in one read of it: the network's input, CLIP's, or both.
 
-    The twin of ``pipeline._prepare``, ``geometry.pad_reflect`` and ``pipeline._canvases``, bit for bit (FP16:
+    The twin of ``stages.PaddedPair`` and ``stages.canvases``, bit for bit (FP16:
     their FP32 rounded once). For vertical pairs give the transposed views' strides.
 
     Fewest bytes: the photo's pixels under the outputs once (6 or 12 B a px), 24 B a px of the pair, and 18 B
@@ -410,7 +410,7 @@ def finish(
     *,
     plane: int | None = None,
 ) -> Launch:
-    """Crops, clamps, rounds half to even and writes the image's pixels. The twin of ``pipeline._to_image``.
+    """Crops, clamps, rounds half to even and writes the image's pixels. The twin of ``stages.write_pixels``.
 
     Fewest bytes: 12 B a padded px read, 3 or 6 B a px written.
 

@@ -19,7 +19,7 @@ from ldp_runtime.cuda.launches import PromptTable
 from ldp_runtime.cuda.plan import PairForm, Plan
 from ldp_runtime.engines import EngineEntry
 from ldp_runtime.errors import BackendError
-from ldp_runtime.tiles import TileGrid, fit_tile, is_local, tile_multiple
+from ldp_runtime.tiles import AUTO, OFF, TileGrid, fit_tile, is_local, tile_multiple
 
 CHAINS = 2
 """Chains that are kept ready; one for another form of pair throws out the one that was not used for longest."""
@@ -54,12 +54,13 @@ class EngineSource(ABC):
 
 
 class Running:
-    """A pair in flight."""
+    """A pair in flight, restored in so many ``tiles``."""
 
-    def __init__(self, runner: Runner, pending: Pending, note: str | None) -> None:
+    def __init__(self, runner: Runner, pending: Pending, note: str | None, tiles: int) -> None:
         """Made by ``Runner.submit``."""
         self._pending, self.note = pending, note
         self._runner = runner
+        self.tiles = tiles
 
     def take(self) -> tuple[Outcome, tuple[str, ...]]:
         """Waits for the result; with it comes what the user should know of how it was made.
@@ -84,14 +85,16 @@ class Runner:
     Attributes:
         name: Name of the backend that it came from.
         device: Where it runs.
+        tile: As for ``Deblurrer.from_bundle``: the longest side of a tile in px, ``"auto"`` or ``"off"``.
     """
 
     name: str
     device: Device
+    tile: int | str
 
     def __init__(self, name: str, device: Device, bundle: Bundle, engines: EngineSource) -> None:
         """Opens CLIP's engine lazily, like all else."""
-        self.name, self.device = name, device
+        self.name, self.device, self.tile = name, device, AUTO
         self.lock = threading.RLock()
         self._bundle, self._source = bundle, engines
         device.activate()
@@ -138,7 +141,7 @@ class Runner:
                 self._chains.move_to_end(form)
                 chain, note = self._chains[form]
                 try:
-                    return Running(self, chain.submit(left, right), note)
+                    return Running(self, chain.submit(left, right), note, len(chain.plan.tiles))
                 except OutOfDeviceMemoryError:  # another chain, or another pair in flight, has the memory
                     del chain
                     self._drop()
@@ -164,7 +167,7 @@ class Runner:
                     continue
                 self._chains[form] = chain, note
                 self._tiling[form] = tiles, note
-                return Running(self, pending, note)
+                return Running(self, pending, note, len(tiles))
         assert first is not None  # at least the whole frame was tried
         if isinstance(first, OutOfDeviceMemoryError):
             h, w = form.size
@@ -197,15 +200,19 @@ class Runner:
         manifest = self._bundle.manifest
         H, W = manifest.padding.padded_size(*form.along_x)
         multiple = tile_multiple(manifest.network, manifest.padding.multiple, manifest.clip.patch)
-        yield TileGrid.cover(H, W, (H, W), multiple=multiple), None
-        if not form.restore:
+        asked = self.tile if isinstance(self.tile, int) and form.restore else None
+        if asked is None or max(H, W) <= asked:
+            yield TileGrid.cover(H, W, (H, W), multiple=multiple), None
+        if not form.restore or self.tile == OFF:
             return
         seen = {(H, W)}
-        coarse = [(side, side, multiple) for side in TILE_SIDES]
+        sides = TILE_SIDES if asked is None else (asked, *(side for side in TILE_SIDES if side < asked))
+        coarse = [(side, side, multiple) for side in sides]
         # An engine for one size alone: the grid of attention windows has to give way.
         fine = [
             (*size, tile_multiple({}, manifest.padding.multiple, manifest.clip.patch))
             for size in self._source.fixed_sizes()
+            if asked is None or max(size) <= asked
         ]
         for height, width, grid in coarse + fine:
             tile = fit_tile(H, height, multiple=grid), fit_tile(W, width, multiple=grid)
@@ -213,14 +220,19 @@ class Runner:
                 continue
             seen.add((tile[0], tile[1]))
             tiles = TileGrid.cover(H, W, (tile[0], tile[1]), multiple=grid)
-            yield tiles, self._note(form, tiles)
+            yield tiles, self._note(form, tiles, wanted=height == width == asked)
 
-    def _note(self, form: PairForm, tiles: TileGrid) -> str:
+    def _note(self, form: PairForm, tiles: TileGrid, *, wanted: bool) -> str | None:
+        """What to tell of tiles; those that were asked for need no word unless they differ from the whole."""
         (h, w), (th, tw) = form.along_x, tiles.tile
-        note = (
-            f"a pair of {w} x {h} px did not go through {self.device.name} in one piece (its memory, or the sizes that "
-            f"the engines take); it was restored in {len(tiles)} blended tiles of {tw} x {th} px"
+        pieces = f"it was restored in {len(tiles)} blended tiles of {tw} x {th} px"
+        local = is_local(self._bundle.manifest.network)
+        if not local:
+            pieces += ", which differ from the whole: this network pools or attends over all it sees"
+        if wanted:
+            return None if local else pieces
+        whole = "one piece" if self.tile == AUTO else "larger pieces"
+        return (
+            f"a pair of {w} x {h} px did not go through {self.device.name} in {whole} (its memory, or the sizes that "
+            f"the engines take); {pieces}"
         )
-        if not is_local(self._bundle.manifest.network):
-            note += ", which differ from the whole: this network pools or attends over all it sees"
-        return note

@@ -45,7 +45,7 @@ def runner_of(deblurrer: Deblurrer) -> Runner:
 
 
 def test_prepare_and_finish_are_the_numpy_twins(device: CudaDevice) -> None:
-    from ldp_runtime.pipeline import _prepare, _to_image
+    from tests.ldp_runtime.whole import prepare, to_image
 
     left, right = a_pair(37, 53, np.uint16)
     size, padded = (37, 53), (64, 64)
@@ -67,10 +67,10 @@ def test_prepare_and_finish_are_the_numpy_twins(device: CudaDevice) -> None:
     )
     stream.launch(finish)
     stream.sync()
-    expected = _prepare(left, right, padded)
+    expected = prepare(left, right, padded)
     np.testing.assert_array_equal(fetch(device, pair.address, (1, 6, *padded), np.float32), expected)
     np.testing.assert_array_equal(
-        fetch(device, image.address, left.shape, np.uint16), _to_image(expected[0, :3], left, "horizontal")
+        fetch(device, image.address, left.shape, np.uint16), to_image(expected[0, :3], left, "horizontal")
     )
     assert fetch(device, bad.address, (1,), np.int32)[0] == 0
 

@@ -11,13 +11,14 @@ import pytest
 from onnx import numpy_helper
 
 import ldp_runtime
-from ldp_runtime import pipeline
+from ldp_runtime import pipeline, stages
 from ldp_runtime.backends import BACKENDS
 from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.blur_map import alpha
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
 from ldp_runtime.pipeline import BlurMapResult, Deblurrer, Result
+from ldp_runtime.tiles import TileError
 from tests.ldp_runtime.tiny_bundle import (
     MEAN,
     OVERLAP,
@@ -29,6 +30,7 @@ from tests.ldp_runtime.tiny_bundle import (
     make_tiny_bundle,
     rewrite,
 )
+from tests.ldp_runtime.whole import prepare, to_image
 
 MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
 
@@ -186,8 +188,8 @@ def test_fp16_runs_the_fp16_graphs(bundle: Path, exact: Deblurrer, backend: str)
 
 def canvases(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Stereo canvas and center view of a pair padded to 64 x 64 and not normalised."""
-    pair = pipeline._prepare(left, right, (64, 64))
-    stereo, center = pipeline._canvases([pair[0]], (0, 0, 0), (1, 1, 1))
+    pair = prepare(left, right, (64, 64))
+    stereo, center = stages.canvases([pair[0]], (0, 0, 0), (1, 1, 1))
     return stereo[0], center[0]
 
 
@@ -200,7 +202,7 @@ def test_the_pair_is_padded_first_and_then_flipped() -> None:
         np.testing.assert_array_equal(stereo[:, :, x], stereo[:, :, 127 - x])
     np.testing.assert_array_equal(stereo[0, :20, :33], left[..., 0] / np.float32(255))
     np.testing.assert_array_equal(center, stereo[:, :, :64])
-    flipped_first = pipeline._prepare(left, left[:, ::-1], (64, 64))[0, 3:]
+    flipped_first = prepare(left, left[:, ::-1], (64, 64))[0, 3:]
     assert not np.array_equal(stereo[:, :, 64:], flipped_first), "the other order must differ, or this is no test"
 
 
@@ -219,8 +221,8 @@ def test_token_j_mirrors_to_the_last_minus_j() -> None:
 def test_canvases_are_normalised_with_the_manifests_mean_and_std() -> None:
     left, right = a_pair(64, 64)
     stereo, center = canvases(left, right)
-    pair = pipeline._prepare(left, right, (64, 64))
-    normal_stereo, normal_center = pipeline._canvases([pair[0]], MEAN, STD)
+    pair = prepare(left, right, (64, 64))
+    normal_stereo, normal_center = stages.canvases([pair[0]], MEAN, STD)
     mean, std = np.reshape(MEAN, (3, 1, 1)), np.reshape(STD, (3, 1, 1))
     np.testing.assert_allclose(normal_stereo[0], (stereo - mean) / std, atol=1e-5)
     np.testing.assert_allclose(normal_center[0], (center - mean) / std, atol=1e-5)
@@ -259,6 +261,123 @@ def test_batches_are_bounded(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) 
     )
     exact.blur_map(*a_pair(150, 210))
     assert batches == [8, 7]
+
+
+# --- tiles
+
+LEAST = 256
+"""The smallest side of tiles for the tiny bundle."""
+
+
+def shapes_seen(deblurrer: Deblurrer, monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> list[tuple[int, int]]:
+    """Keeps the sizes that the deblur graph is asked for; above so many px it says that memory ran out."""
+    seen: list[tuple[int, int]] = []
+    (session,) = deblurrer._sessions("deblur")
+    run = type(session).run
+
+    def watched(self: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "pair" in feeds:
+            H, W = feeds["pair"].shape[2:]
+            seen.append((H, W))
+            if most < H * W:
+                raise BackendError("onnxruntime failed: Failed to allocate memory for requested buffer of size 123")
+        return run(self, feeds)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(type(session), "run", watched)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
+def test_tiles_agree_with_one_piece(
+    bundle: Path, exact: Deblurrer, axis: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = a_pair(300, 520, dtype)
+    tiled = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=LEAST)
+    expected = exact(left, right, axis=axis)
+    seen = shapes_seen(tiled, monkeypatch)
+    result = tiled(left, right, axis=axis)
+    assert (expected.tiles, result.tiles) == (1, 12)
+    assert len(seen) == 12
+    assert len(set(seen)) == 1
+    assert max(seen[0]) <= LEAST
+    assert result.notes == ()
+    assert list(result.timings) == ["open", "prepare", "clip", "blur_logits", "deblur", "finish"]
+    difference = np.abs(result.restored.astype(int) - expected.restored)
+    assert difference.max() <= 1  # FP32 rounding
+    assert (difference > 0).mean() < (0.001 if dtype == np.uint8 else 0.1)
+    np.testing.assert_array_equal(result.blur_map, expected.blur_map)
+
+
+def test_tiles_that_do_not_differ_from_the_whole_are_the_whole(bundle: Path) -> None:
+    tiled = Deblurrer.from_bundle(bundle, backend="onnxruntime", threads=1, tile=512)
+    assert tiled(*a_pair(300, 500)).tiles == 1
+
+
+def test_smaller_tiles_when_memory_runs_out(bundle: Path, exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = a_pair(300, 520)
+    expected = exact(left, right).restored
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=544)
+    seen = shapes_seen(deblurrer, monkeypatch, most=256 * 256)
+    result = deblurrer(left, right)
+    assert np.abs(result.restored.astype(int) - expected).max() <= 1
+    assert result.notes == (
+        "memory ran out with larger pieces of a pair of 520 x 300 px; it was restored in 12 blended tiles of "
+        "256 x 256 px",
+    )
+    assert seen[0] == (320, 544)
+    seen.clear()
+    again = deblurrer(left, right)  # what is too large is not tried again
+    assert set(seen) == {(256, 256)}
+    np.testing.assert_array_equal(again.restored, result.restored)
+    assert deblurrer(*a_pair(100, 100)).tiles == 1
+
+
+def test_memory_that_runs_out_even_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = a_pair(300, 520)
+    for tile, tried in (("auto", 3), ("off", 1)):
+        deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", threads=1, tile=tile)
+        with monkeypatch.context() as patch:
+            seen = shapes_seen(deblurrer, patch, most=0)
+            with pytest.raises(BackendError) as caught:
+                deblurrer(*pair)
+        assert len(set(seen)) == len(seen) <= tried
+        assert str(caught.value) == (
+            "a pair of 520 x 300 px does not fit into memory in pieces as small as allowed (onnxruntime failed: Failed "
+            "to allocate memory for requested buffer of size 123); close other programs, or allow smaller tiles with "
+            "--tile"
+        )
+
+
+def test_nan_in_a_tile_is_found_at_its_place(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=LEAST)
+    (session,) = deblurrer._sessions("deblur")
+    run, calls = type(session).run, []
+
+    def spoil(self: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = run(self, feeds)  # type: ignore[arg-type]
+        if "pair" in feeds:
+            calls.append(feeds["pair"].shape)
+            if len(calls) == 2:
+                values["restored"][0, 2, 3, 5] = np.nan  # type: ignore[index]
+        return values  # type: ignore[return-value]
+
+    monkeypatch.setattr(type(session), "run", spoil)
+    with pytest.raises(NumericsError, match="in 1 of 196608, first at channel 2, y 3, x 37;"):
+        deblurrer(*a_pair(300, 520))
+
+
+def test_tiles_of_a_network_that_sees_everything_are_told(spoilt: Path) -> None:
+    rewrite(spoilt, network={"config": "tiny", "sca_cell": None})
+    result = Deblurrer.from_bundle(spoilt, backend="onnxruntime", threads=1, tile=LEAST)(*a_pair(100, 300))
+    assert result.notes == (
+        "2 blended tiles of 256 x 128 px differ from the whole: this network pools or attends over all it sees",
+    )
+
+
+def test_tiles_too_short_for_their_halos_are_refused(bundle: Path) -> None:
+    with pytest.raises(TileError, match="at least 256 px for this bundle, came 100"):
+        Deblurrer.from_bundle(bundle, backend="onnxruntime", tile=100)
 
 
 # --- arrays of every kind
@@ -353,7 +472,7 @@ def test_finish_clamps_and_rounds_half_to_even() -> None:
     halves = values * np.float32(255)
     assert halves[2:5].tolist() == [0.5, 1.5, 2.5], "these are no halves in FP32, so they prove nothing"
     restored = np.broadcast_to(values, (3, 1, 9)).copy()
-    found = pipeline._to_image(restored, np.zeros((1, 9, 3), np.uint8), "horizontal")
+    found = to_image(restored, np.zeros((1, 9, 3), np.uint8), "horizontal")
     assert found[0, :, 0].tolist() == [0, 0, 0, 2, 2, 3, 254, 255, 255]
 
 
@@ -362,7 +481,7 @@ def test_nan_or_inf_anywhere_is_an_error_also_in_the_padding(bad: float) -> None
     restored = np.zeros((3, 32, 64), np.float32)
     restored[1, 31, 60] = bad
     with pytest.raises(NumericsError) as caught:
-        pipeline._to_image(restored, np.zeros((20, 40, 3), np.uint8), "horizontal")
+        to_image(restored, np.zeros((20, 40, 3), np.uint8), "horizontal")
     assert str(caught.value) == (
         "expected finite numbers in the restored image, came NaN or Inf in 1 of 6144, "
         f"first at channel 1, y 31, x 60; {MEND_NUMERICS}"

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from ldp_runtime import pipeline
 from ldp_runtime.blur_map import blur_logits as blur_logits_twin
 from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.launches import Canvases, PairRegion, Pixels, PromptTable
 from ldp_runtime.geometry import Padding, WindowGrid, pad_reflect
+from ldp_runtime.pipeline import AXES
+from ldp_runtime.stages import canvases
 from tests.ldp_runtime.cuda.host_build import ENV_SANITIZE, address, launch, library, signature
 from tests.ldp_runtime.tiny_bundle import tiny_manifest
+from tests.ldp_runtime.whole import prepare, to_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -86,7 +88,7 @@ def expected_canvases(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     s = grid.rows.window * p
     source = pad_reflect(padded, (grid.rows.grid * p, grid.columns.grid * p))
-    return pipeline._canvases([source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins()], MEAN, STD)
+    return canvases([source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins()], MEAN, STD)
 
 
 def same(came: NDArray[Any], wanted: NDArray[Any]) -> None:
@@ -106,7 +108,7 @@ def same(came: NDArray[Any], wanted: NDArray[Any]) -> None:
 def test_prepare_equals_the_cpu_pipeline(size: tuple[int, int], dtype: DTypeLike, canvas: DTypeLike) -> None:
     left, right = pair_of(size, dtype)
     H, W = Padding(32).padded_size(*size)
-    padded = pipeline._prepare(left, right, (H, W))[0]
+    padded = prepare(left, right, (H, W))[0]
     grid = WindowGrid.cover(H, W, window=64, overlap=16, patch=16)
     stereo, center = expected_canvases(padded, grid, 16)
     outputs = Fenced(padded.shape, np.float32), Fenced(stereo.shape, canvas), Fenced(center.shape, canvas)
@@ -135,7 +137,7 @@ def test_every_value_is_divided_as_ieee_wants(dtype: DTypeLike) -> None:
     right = np.ascontiguousarray(left[::-1])
     (H, W), p = left.shape[:2], 16
     grid = WindowGrid.cover(H, W, window=16, overlap=0, patch=p)
-    padded = pipeline._prepare(left, right, (H, W))[0]
+    padded = prepare(left, right, (H, W))[0]
     stereo, center = expected_canvases(padded, grid, p)
     outputs = Fenced(padded.shape, np.float32), Fenced(stereo.shape, np.float32), Fenced(center.shape, np.float32)
     pair = PairRegion(outputs[0].address, (0, 0), (H, W))
@@ -163,7 +165,7 @@ def views(size: tuple[int, int], dtype: DTypeLike) -> Iterator[tuple[str, NDArra
 @pytest.mark.parametrize("size", [(1, 3), (5, 8), (9, 21), (34, 67)])
 def test_prepare_reads_any_strides(size: tuple[int, int], dtype: DTypeLike) -> None:
     H, W = Padding(16).padded_size(*size)
-    wanted = pipeline._prepare(*pair_of(size, dtype), (H, W))[0]
+    wanted = prepare(*pair_of(size, dtype), (H, W))[0]
     kinds = set()
     for kind, left, right in views(size, dtype):
         kinds.add(kind)
@@ -189,7 +191,7 @@ def test_prepare_reads_any_strides(size: tuple[int, int], dtype: DTypeLike) -> N
 def test_prepare_writes_any_tile(origin: tuple[int, int], region: tuple[int, int], offset: int) -> None:
     size, padded = (50, 70), (64, 96)
     left, right = pair_of(size, np.uint8)
-    wanted = pipeline._prepare(left, right, padded)[0]
+    wanted = prepare(left, right, padded)[0]
     (y, x), (rows, columns) = origin, region
     output = Fenced((6, rows, columns), np.float32, offset)
     call = PairRegion(output.address, origin, region)
@@ -203,7 +205,7 @@ def test_prepare_writes_some_windows_alone(canvas: DTypeLike, offset: int) -> No
     size, padded, p = (90, 140), (96, 160), 16
     left, right = pair_of(size, np.uint8)
     grid = WindowGrid.cover(*padded, window=48, overlap=16, patch=p)
-    stereo, center = expected_canvases(pipeline._prepare(left, right, padded)[0], grid, p)
+    stereo, center = expected_canvases(prepare(left, right, padded)[0], grid, p)
     assert len(grid) > 8
     for first, count in ((0, 1), (1, 2), (2, 7), (len(grid) - 1, None), (3, None), (0, len(grid))):
         stop = len(grid) if count is None else first + count
@@ -221,7 +223,7 @@ def test_prepare_takes_patches_no_multiple_of_four(p: int) -> None:
     padded = Padding(28).padded_size(*size)
     left, right = pair_of(size, np.uint8)
     grid = WindowGrid.cover(*padded, window=3 * p if p > 3 else 5 * p, overlap=p, patch=p)
-    stereo, center = expected_canvases(pipeline._prepare(left, right, padded)[0], grid, p)
+    stereo, center = expected_canvases(prepare(left, right, padded)[0], grid, p)
     outputs = [Fenced(whole.shape, np.float16) for whole in (stereo, center)]
     canvases = Canvases(outputs[0].address, outputs[1].address, np.float16, grid, p, MEAN, STD)
     launch(launches.prepare(Pixels.of(left), Pixels.of(right), np.uint8, size, padded, canvases=canvases))
@@ -427,13 +429,13 @@ def restored_of(padded: tuple[int, int], dtype: DTypeLike) -> NDArray[np.float32
     return restored
 
 
-@pytest.mark.parametrize("axis", pipeline.AXES)
+@pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_finish_equals_the_cpu_pipeline(size: tuple[int, int], dtype: DTypeLike, axis: str) -> None:
     padded = Padding(16).padded_size(*size)
     restored = restored_of(padded, dtype)
-    wanted = pipeline._to_image(restored, np.empty((*size, 3), dtype), axis)
+    wanted = to_image(restored, np.empty((*size, 3), dtype), axis)
     for offset in (0, 1, 2, 3):
         output, bad = Fenced(wanted.shape, dtype, offset), Fenced((1,), np.int32)
         bad.array[0] = 0
@@ -451,18 +453,18 @@ def test_every_half_is_rounded_to_even(dtype: DTypeLike) -> None:
     halves = (np.arange(-2, 2 * top + 6) / 2 / top).astype(np.float32)
     restored = np.zeros((3, 8, -(-halves.size // 24)), np.float32)
     restored.reshape(-1)[: halves.size] = halves
-    wanted = pipeline._to_image(restored, np.empty((*restored.shape[1:], 3), dtype), "horizontal")
+    wanted = to_image(restored, np.empty((*restored.shape[1:], 3), dtype), "horizontal")
     output, bad = Fenced(wanted.shape, dtype), np.zeros(1, np.int32)
     size = (restored.shape[1], restored.shape[2])
     launch(launches.finish(address(restored), size, Pixels.of(output.array), dtype, size, address(bad)))
     same(output.check(), wanted)
 
 
-@pytest.mark.parametrize("axis", pipeline.AXES)
+@pytest.mark.parametrize("axis", AXES)
 def test_finish_writes_into_a_larger_image(axis: str) -> None:
     restored = restored_of((16, 32), np.uint8)
     view = np.empty((13, 27, 3), np.uint8)
-    wanted = pipeline._to_image(restored, view, axis)
+    wanted = to_image(restored, view, axis)
     canvas = Fenced((wanted.shape[0] + 4, wanted.shape[1] + 5, 3), np.uint8)
     frame = canvas.array.copy()
     hole = (slice(1, 1 + wanted.shape[0]), slice(2, 2 + wanted.shape[1]))
@@ -473,7 +475,7 @@ def test_finish_writes_into_a_larger_image(axis: str) -> None:
     same(canvas.check(), frame)
 
 
-@pytest.mark.parametrize("axis", pipeline.AXES)
+@pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("width", [32, 27])
 def test_finish_counts_nan_and_inf_in_the_padding_too(axis: str, width: int) -> None:
     padded, size = (16, 32), (13, width)
@@ -510,12 +512,12 @@ def test_indices_reach_past_32_bits() -> None:
     image = np.lib.stride_tricks.as_strided(pixels, (4, 8, 3), (stride, 3, 1))
     bad = np.zeros(1, np.int32)
     launch(launches.finish(address(memory), (4, 8), Pixels.of(image), np.uint8, (4, 8), address(bad), plane=plane))
-    same(np.ascontiguousarray(image), pipeline._to_image(restored, image, "horizontal"))
+    same(np.ascontiguousarray(image), to_image(restored, image, "horizontal"))
 
     output = Fenced((6, 4, 8), np.float32)
     region = PairRegion(output.address, (0, 0), (4, 8))
     launch(launches.prepare(Pixels.of(image), Pixels.of(image), np.uint8, (4, 8), (4, 8), pair=region))
-    same(output.check(), pipeline._prepare(image, image, (4, 8))[0])
+    same(output.check(), prepare(image, image, (4, 8))[0])
 
 
 # --- calls --------------------------------------------------------------------------------------------------------

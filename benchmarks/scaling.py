@@ -1,0 +1,393 @@
+"""How time and memory grow with the image: tiles keep time linear in pixels and working memory constant.
+
+Each size is restored once, in a process of its own, so that its peak memory is honest. Working memory is what the
+process takes at its peak beyond the views and the restored image, once the bundle is open. A line is fitted to each. And
+the seams: how far an image in tiles is from one in one piece, by the halo that the tiles share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.latency import CONFIG_NAMES, parse_shape
+from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from ldp_runtime.commands._pair import parse_tile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ldp_runtime.bundle import Bundle
+
+HELP = "Fits time and memory over the size of the image, and measures the seams of tiles."
+EXAMPLES = """\
+examples:
+  ldp bench scaling
+  ldp bench scaling --config small --shape 2240x3360 3168x4752 4480x6720
+  ldp bench scaling --tile 1024 --backend onnxruntime:fp32
+  ldp bench scaling --shape 560x840 1120x1680 2240x3360 --tile off
+
+Writes scaling-NAME.json and scaling-NAME.md into the output folder.
+"""
+
+DEFAULT_SHAPES = ((3000, 4000), (4000, 5328), (5328, 7104), (7104, 9472), (8736, 11648))
+"""From 12 to 100 megapixels; in one piece none would fit into a laptop's memory."""
+
+SEAM_HALOS = (32, 48, 64, 96, 128, 192)
+SEAM_SHAPE = (1024, 1408)
+SEAM_TILE = 512
+"""Longest tile for the seams; tiles of halos too wide for it are as short as these allow."""
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SAMPLE = _ROOT / "samples" / "motorcycle"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a process restores.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        backend: Name of a backend, or "auto".
+        precision: A precision of it, or "auto".
+        tile: As for `Deblurrer.from_bundle`.
+        threads: CPU threads, or None for the backend's own choice.
+        shape: Height and width in px.
+    """
+
+    bundle: str
+    backend: str
+    precision: str
+    tile: int | str
+    threads: int | None
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a process measured.
+
+    Attributes:
+        shape: Height and width in px.
+        seconds: Wall time from the views in memory to the restored image in memory, without opening the graphs.
+        stages: Seconds by stage.
+        tiles: How many tiles.
+        images: Bytes of both views and the restored image.
+        peak: Peak resident bytes of the process.
+        working: Bytes of the peak beyond the images and what the process took with the bundle loaded.
+        backend: What ran.
+        precision: In which precision.
+    """
+
+    shape: tuple[int, int]
+    seconds: float
+    stages: Mapping[str, float]
+    tiles: int
+    images: int
+    peak: int
+    working: int
+    backend: str
+    precision: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle to measure (default: ldp-nano)")
+    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network in place of a bundle")
+    parser.add_argument("--backend", default="auto", metavar="NAME[:PRECISION]", help="what runs (default: auto)")
+    parser.add_argument("--tile", type=parse_tile, default="auto", metavar="auto|N|off", help="as for ldp deblur")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's own choice)")
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        type=parse_shape,
+        default=list(DEFAULT_SHAPES),
+        metavar="HxW",
+        help="sizes of the image in px (default: five from 12 to 100 megapixels)",
+    )
+    parser.add_argument("--no-seams", action="store_true", help="leave the seams out")
+    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the tables and writes the results."""
+    from tqdm import tqdm
+
+    from benchmarks.bundles import open_bundle
+    from benchmarks.machine import load_average
+
+    bundle = open_bundle(arguments.bundle, arguments.config)
+    backend, _, precision = arguments.backend.partition(":")
+    loads = [load_average()]
+    points = []
+    for shape in tqdm(arguments.shape, disable=None, unit="size"):
+        spec = Spec(str(bundle.path), backend, precision or "auto", arguments.tile, arguments.threads, shape)
+        points.append(measure(spec))
+    seams = [] if arguments.no_seams else measure_seams(bundle, threads=arguments.threads)
+    loads.append(load_average())
+    data = {
+        "tile": arguments.tile,
+        "threads": arguments.threads,
+        "load_average": {"before": loads[0], "after": loads[1]},
+        "points": [asdict(point) for point in points],
+        "fits": fits(points),
+        "seams": seams,
+    }
+    report = Report.new("scaling", data, bundle)
+    markdown = to_markdown(report)
+    print(markdown)
+    paths = save(report, arguments.output, f"scaling-{bundle.manifest.name}", markdown)
+    print(f"wrote {' and '.join(map(str, paths))}")
+
+
+def measure(spec: Spec) -> Point:
+    """Restores a pair in a process of its own.
+
+    Raises:
+        BenchmarkError: The process failed; the message has its last words.
+    """
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
+        files = Path(folder) / "spec.json", Path(folder) / "point.json"
+        files[0].write_text(json.dumps(asdict(spec)))
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.scaling", *map(str, files)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != 0 or not files[1].is_file():
+            lines = done.stderr.strip().splitlines()
+            raise BenchmarkError(
+                f"expected a restored image of {_size(spec.shape)} px, came a process that ended with "
+                f"{done.returncode}: {lines[-1] if lines else 'no message'}; choose a smaller --tile or --shape"
+            )
+        value = json.loads(files[1].read_text())
+    return Point(**{**value, "shape": (value["shape"][0], value["shape"][1])})
+
+
+def measure_here(spec: Spec) -> Point:
+    """Restores a pair in this process, which has done nothing else."""
+    from benchmarks.machine import peak_memory, reset_peak_memory, resident_memory
+    from ldp_runtime.pipeline import Deblurrer
+
+    deblurrer = Deblurrer.from_bundle(
+        spec.bundle, backend=spec.backend, precision=spec.precision, threads=spec.threads, tile=spec.tile
+    )
+    before = resident_memory()
+    left, right = sample_pair(spec.shape)
+    reset_peak_memory()
+    begin = time.perf_counter()
+    result = deblurrer(left, right)
+    seconds = time.perf_counter() - begin - result.timings["open"]
+    peak = peak_memory()
+    images = left.nbytes + right.nbytes + result.restored.nbytes
+    return Point(
+        shape=spec.shape,
+        seconds=seconds,
+        stages=result.timings,
+        tiles=result.tiles,
+        images=images,
+        peak=peak,
+        working=peak - images - before,
+        backend=result.backend,
+        precision=result.precision,
+    )
+
+
+def sample_pair(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Both views of the sample, `(h, w, 3)` uint8, repeated or cut to a shape.
+
+    Repeated, not reflected, along x: that would turn the disparity around.
+    """
+    import numpy as np
+
+    from ldp_runtime.geometry import reflect_indices
+    from ldp_runtime.image_io import read_photo
+
+    views = []
+    for name in ("left", "right"):
+        pixels = read_photo(_SAMPLE / f"{name}.png").pixels
+        rows = reflect_indices(pixels.shape[0], max(shape[0], pixels.shape[0]))[: shape[0]]
+        view = np.empty((*shape, 3), dtype=pixels.dtype)
+        for x in range(0, shape[1], pixels.shape[1]):
+            part = view[:, x : x + pixels.shape[1]]
+            np.take(pixels[:, : part.shape[1]], rows, axis=0, out=part, mode="clip")
+        views.append(view)
+    return views[0], views[1]
+
+
+def fits(points: Sequence[Point]) -> dict[str, dict[str, float] | None]:
+    """Lines through seconds and through working bytes over megapixels; None with fewer than two sizes.
+
+    Returns:
+        For `seconds` and `working`: `a` and `b` of `a + b * megapixels`, and the share by which the value at the
+        largest size and that at the smallest differ from a proportional law (`seconds`) or from each other (`working`).
+    """
+    import numpy as np
+
+    if len({point.shape for point in points}) < 2:
+        return {"seconds": None, "working": None}
+    megapixels = np.array([point.shape[0] * point.shape[1] / 1e6 for point in points])
+    found: dict[str, dict[str, float] | None] = {}
+    for name, values in (
+        ("seconds", np.array([point.seconds for point in points])),
+        ("working", np.array([float(point.working) for point in points])),
+    ):
+        b, a = np.polyfit(megapixels, values, 1)
+        per = values / megapixels if name == "seconds" else values
+        found[name] = {"a": float(a), "b": float(b), "spread": float(per.max() / per.min() - 1)}
+    return found
+
+
+def measure_seams(
+    bundle: Bundle,
+    halos: Sequence[int] = SEAM_HALOS,
+    *,
+    shape: tuple[int, int] = SEAM_SHAPE,
+    tile: int = SEAM_TILE,
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """How far the sample in tiles is from the sample in one piece, in FP32 by ONNX Runtime.
+
+    Args:
+        bundle: The bundle; a network that sees everything has other differences than seams.
+        halos: Px at a seam, on each side, that neighbours share at least.
+        shape: Size of the sample, repeated or cut, in px.
+        tile: Longest side of a tile in px, where the halo allows it.
+        threads: CPU threads; None is the backend's own choice.
+
+    Returns:
+        For each halo the tile's size, how many there are, and the largest and the root-mean-square difference of the
+        restored image before it is rounded, in units of 1/255.
+    """
+    import numpy as np
+
+    from ldp_runtime.backends import BACKENDS
+    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.stages import PaddedPair
+    from ldp_runtime.tiles import TileBlender, TileGrid, least_side, tile_multiple
+
+    manifest = bundle.manifest
+    cell = manifest.blur_cell
+    multiple = tile_multiple(manifest.network, manifest.padding.multiple, cell)
+    left, right = sample_pair(shape)
+    logits = (
+        Deblurrer(bundle, backend="onnxruntime", precision="fp32", threads=threads).blur_map(left, right).blur_logits
+    )
+    padded = PaddedPair(left, right, manifest.padding.padded_size(*shape))
+    session = BACKENDS["onnxruntime"].open(bundle.graph("deblur"), "fp32", threads)
+
+    def restored(y: int, x: int, height: int, width: int) -> NDArray[Any]:
+        part = logits[y // cell : (y + height) // cell, x // cell : (x + width) // cell]
+        feeds = {
+            "pair": padded.region(y, x, height, width)[None],
+            "blur_logits": np.ascontiguousarray(part)[None, None],
+        }
+        return session.run(feeds)["restored"][0]
+
+    whole = restored(0, 0, *padded.size)
+    found = []
+    for halo in halos:
+        grid = TileGrid.even(*padded.size, max(tile, least_side(multiple, halo)), multiple=multiple, halo=halo)
+        if grid is None or len(grid) == 1:
+            continue
+        blender = TileBlender(grid)
+        largest, squares = 0.0, 0.0
+        for y, x in grid.origins():
+            (top, start), block = blender.add(restored(y, x, *grid.tile))
+            error = 255 * (block - whole[:, top : top + block.shape[1], start : start + block.shape[2]])
+            largest = max(largest, float(np.abs(error).max()))
+            squares += float(np.square(error, dtype=np.float64).sum())
+        rms = float(np.sqrt(squares / whole.size))
+        found.append({"halo": halo, "tile": list(grid.tile), "tiles": len(grid), "max": largest, "rms": rms})
+    return found
+
+
+def to_markdown(report: Report) -> str:
+    """The tables of a report, below a title.
+
+    Args:
+        report: Of kind "scaling".
+    """
+    data = report.data
+    name = report.bundle.name if report.bundle else "the bundle"
+    points = data["points"]
+    rows = []
+    for point in points:
+        pixels = point["shape"][0] * point["shape"][1]
+        rows.append(
+            [
+                _size(point["shape"]),
+                f"{pixels / 1e6:.1f}",
+                point["tiles"],
+                significant(point["seconds"]),
+                significant(point["seconds"] / pixels * 1e9),
+                f"{point['images'] / 2**20:.0f}",
+                f"{point['working'] / 2**20:.0f}",
+                f"{point['peak'] / 2**20:.0f}",
+            ]
+        )
+    header = ["px", "megapixels", "tiles", "seconds", "ns a px", "images MiB", "working MiB", "peak MiB"]
+    ran = ", ".join(dict.fromkeys(f"{point['backend']} {point['precision']}" for point in points))
+    parts = [f"# Scaling of {name}", f"{ran}, tiles: {data['tile']}.", markdown_table(header, rows)]
+    seconds, working = data["fits"]["seconds"], data["fits"]["working"]
+    if seconds is not None and working is not None:
+        parts.append(
+            f"Fitted: {seconds['a']:.2f} s + {seconds['b']:.3f} s a megapixel, the time a px being the same to within "
+            f"{100 * seconds['spread']:.0f} %; {working['a'] / 2**20:.0f} MiB + {working['b'] / 2**20:.2f} MiB a "
+            f"megapixel of working memory, the same to within {100 * working['spread']:.0f} %."
+        )
+    if data["seams"]:
+        table = [
+            [
+                seam["halo"],
+                f"{seam['tiles']} of {seam['tile'][1]} x {seam['tile'][0]}",
+                significant(seam["max"]),
+                significant(seam["rms"], 2),
+            ]
+            for seam in data["seams"]
+        ]
+        parts.append("Seams: the image in tiles beside that in one piece, FP32, before rounding, in units of 1/255.")
+        parts.append(markdown_table(["halo px", "tiles", "largest", "RMS"], table))
+    loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
+    parts.append(
+        "Each size is restored once, in a process of its own. Working memory is the peak beyond the images and what the "
+        f"process took with the bundle loaded. Load average before and after: {loads}."
+    )
+    return "\n\n".join(parts)
+
+
+def main(argv: list[str]) -> None:
+    """Reads a `Spec`, writes a `Point`."""
+    from benchmarks.results import write_text
+    from ldp_runtime.errors import LDPError
+
+    value = json.loads(Path(argv[0]).read_text())
+    try:
+        point = measure_here(Spec(**{**value, "shape": (value["shape"][0], value["shape"][1])}))
+    except LDPError as error:
+        raise SystemExit(str(error)) from error
+    write_text(Path(argv[1]), json.dumps(asdict(point)))
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
