@@ -1,8 +1,8 @@
 """How time and memory grow with the image: tiles keep time linear in pixels and working memory constant.
 
 Each size is restored once, in a process of its own, so that its peak memory is honest. Working memory is what the
-process takes at its peak beyond the views and the restored image, once the bundle is open. A line is fitted to each. And
-the seams: how far an image in tiles is from one in one piece, by the halo that the tiles share.
+process takes at its peak beyond the views and the restored image, once the bundle is open. A line is fitted to each.
+And the seams: how far an image in tiles is from one in one piece, by the halo that the tiles share.
 """
 
 from __future__ import annotations
@@ -366,8 +366,8 @@ def to_markdown(report: Report) -> str:
         parts.append(markdown_table(["halo px", "tiles", "largest", "RMS"], table))
     loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
     parts.append(
-        "Each size is restored once, in a process of its own. Working memory is the peak beyond the images and what the "
-        f"process took with the bundle loaded. Load average before and after: {loads}."
+        "Each size is restored once, in a process of its own. Working memory is the peak beyond the images and what "
+        f"the process took with the bundle loaded. Load average before and after: {loads}."
     )
     return "\n\n".join(parts)
 
