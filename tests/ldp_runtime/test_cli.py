@@ -136,6 +136,30 @@ def test_all_outputs_and_the_json_report(run: Run, pair: tuple[str, str], tmp_pa
     assert height > 2 * H and width > 2 * W  # four panels with the target
 
 
+def test_tiles_are_asked_for_and_told(run: Run, tmp_path: Path, deblurrer: Deblurrer) -> None:
+    views = {name: scene(shift=shift, height=100, width=400) for name, shift in (("left", 1), ("right", -1))}
+    for name, view in views.items():
+        write_photo(tmp_path / f"{name}.png", Photo(view))
+    pair, out = [tmp_path / "left.png", tmp_path / "right.png"], tmp_path / "out.png"
+    told = {}
+    for tile in ("auto", "256", "off"):
+        code, text, err = run("deblur", *pair, "-o", out, "--tile", tile, "--json")
+        assert (code, err) == (0, "")
+        told[tile] = json.loads(text)["tiles"]
+        restored = read_photo(out).pixels.astype(int)
+        assert np.abs(restored - deblurrer(views["left"], views["right"]).restored).max() <= 1
+    assert told == {"auto": 1, "256": 4, "off": 1}
+
+
+def test_tiles_of_wrong_size(run: Run, pair: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    check_error(run("deblur", *pair, "-o", out, "--tile", "100"), "at least 256 px for this bundle, came 100")
+    code, _, err = run("deblur", *pair, "-o", out, "--tile", "large")
+    assert code == 2
+    assert "expected auto, off or a number of px, came 'large'" in err
+    assert not out.exists()
+
+
 def test_quality_for_people(run: Run, pair: tuple[str, str], tmp_path: Path) -> None:
     write_photo(tmp_path / "target.png", Photo(scene()))
     _, out, _ = run("deblur", *pair, "-o", tmp_path / "out.png", "--target", tmp_path / "target.png")

@@ -34,12 +34,12 @@ def use(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Callable[..., tuple[De
     """Makes a deblurrer on a host device; arguments are those of both."""
 
     def make(
-        path: Path = bundle, *, precision: str = "fp32", deblur: Any = None, **device: Any
+        path: Path = bundle, *, precision: str = "fp32", deblur: Any = None, tile: int | str = "auto", **device: Any
     ) -> tuple[Deblurrer, HostDevice]:
         backend = HostBackend(HostDevice(**device), precision, deblur=deblur)
         backends = {**ldp_runtime.backends.BACKENDS, "host": backend}
         monkeypatch.setattr(ldp_runtime.backends, "BACKENDS", backends)
-        return Deblurrer.from_bundle(path, backend="host"), backend.device
+        return Deblurrer.from_bundle(path, backend="host", tile=tile), backend.device
 
     return make
 
@@ -301,6 +301,25 @@ def test_tiles_of_an_engine_for_one_size(use: Any, bundle: Path, monkeypatch: py
     pair = a_pair(100, 300)
     assert_close(gpu(*pair), on_cpu(bundle)(*pair))
     assert device.log.count("blend") == 2
+
+
+def test_tiles_that_are_asked_for(use: Any, bundle: Path) -> None:
+    pair = a_pair(100, 400)
+    gpu, device = use(tile=256)
+    result = gpu(*pair)
+    assert result.tiles == 4
+    assert result.notes == ()  # nothing that the user did not ask for
+    assert device.log.count("blend") == 4
+    assert_close(result, on_cpu(bundle)(*pair))
+    gpu, device = use(tile=512)
+    assert gpu(*pair).tiles == 1
+    assert "blend" not in device.log
+
+
+def test_no_tiles_where_they_are_switched_off(use: Any) -> None:
+    gpu, _ = use(tile="off", deblur=[((16, 16), (256, 256))])
+    with pytest.raises(BackendError, match="no deblur engine takes"):
+        gpu(*a_pair(100, 300))
 
 
 def test_no_engine_for_the_size(use: Any) -> None:
