@@ -275,6 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--tuning-seeds", type=int, nargs="+", help="those of them that Table 7 is run with (default: all)"
+    )
     parser.add_argument("--steps", type=int, default=1500, help="of each run of Table 6")
     parser.add_argument("--tuning-steps", type=int, default=400, help="of each run of Table 7")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -283,10 +286,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(args.scenes, args.checkpoint, args.work, args.steps, args.tuning_steps, threads=args.threads)
     try:
         prompts = score_prompts(options) if 5 in args.tables else []
-        rows = (*(TABLE6 if {6, 7} & set(args.tables) else ()), *(TABLE7 if 7 in args.tables else ()))
+        tuning_seeds = args.seeds if args.tuning_seeds is None else args.tuning_seeds
         runs = []
         for seed in args.seeds:  # seed by seed: after the first all rows can be compared
-            for row in rows:
+            tuned = 7 in args.tables and seed in tuning_seeds
+            for row in (*(TABLE6 if tuned or 6 in args.tables else ()), *(TABLE7 if tuned else ())):
                 runs.append(run_row(options, row, seed))
                 scores = runs[-1]["figures"]
                 print(f"{row} seed {seed}: {scores['psnr']:.3f} dB, SSIM {scores['ssim']:.4f}", flush=True)
