@@ -53,6 +53,9 @@ TABLE6 = {
     "table6-concat-sa": "Concat + SA",
     "table6-bpa": "BPA block",
 }
+MAIN = ("table6-nafnet", "table6-concat", "table6-bpa")
+"""The main comparison: no prior, the blur map as a channel, the block."""
+
 TABLE7 = {
     "table7-nafnet-char": ("no", "char"),
     "table7-nafnet-total": ("no", "total"),
@@ -276,7 +279,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--tuning-seeds", type=int, nargs="+", help="those of them that Table 7 is run with (default: all)"
+        "--side-seeds",
+        type=int,
+        nargs="+",
+        help="those of them that the rows beside the main comparison are run with (default: all)",
     )
     parser.add_argument("--steps", type=int, default=1500, help="of each run of Table 6")
     parser.add_argument("--tuning-steps", type=int, default=400, help="of each run of Table 7")
@@ -286,11 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(args.scenes, args.checkpoint, args.work, args.steps, args.tuning_steps, threads=args.threads)
     try:
         prompts = score_prompts(options) if 5 in args.tables else []
-        tuning_seeds = args.seeds if args.tuning_seeds is None else args.tuning_seeds
         runs = []
         for seed in args.seeds:  # seed by seed: after the first all rows can be compared
-            tuned = 7 in args.tables and seed in tuning_seeds
-            for row in (*(TABLE6 if tuned or 6 in args.tables else ()), *(TABLE7 if tuned else ())):
+            main_only = args.side_seeds is not None and seed not in args.side_seeds
+            for row in _rows_of(args.tables, main_only):
                 runs.append(run_row(options, row, seed))
                 scores = runs[-1]["figures"]
                 print(f"{row} seed {seed}: {scores['psnr']:.3f} dB, SSIM {scores['ssim']:.4f}", flush=True)
@@ -325,6 +330,12 @@ class _Motorcycle:
 
     def subsets(self) -> dict[str, frozenset[str]]:
         return {}
+
+
+def _rows_of(tables: Sequence[int], main_only: bool) -> list[str]:
+    """The rows to run; those of Table 7 go on from Table 6's."""
+    rows = [*(TABLE6 if {6, 7} & set(tables) else ()), *(TABLE7 if 7 in tables else ())]
+    return [row for row in rows if not main_only or row in MAIN]
 
 
 def _logits(dataset: PairDataset, estimator: BlurEstimator, label: str) -> list[NDArray[np.float32]]:
