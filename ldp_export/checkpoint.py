@@ -18,14 +18,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldp_export.files import staged_folder, write_text
 from ldp_runtime.bundle import Prompt
 from ldp_runtime.errors import LDPError
 
@@ -164,7 +162,7 @@ class Checkpoint:
         """Writes the calibration in one step.
 
         Raises:
-            CheckpointError: The folder cannot be written.
+            WriteError: The folder cannot be written.
         """
         write_text(self.path / CALIBRATION_FILE, _dump([asdict(prompt) for prompt in prompts]))
 
@@ -194,7 +192,8 @@ def save_checkpoint(
         training: Provenance, plain JSON values.
 
     Raises:
-        CheckpointError: The weights do not fit the configuration, or the folder cannot be written.
+        CheckpointError: The weights do not fit the configuration.
+        WriteError: The folder cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -267,59 +266,6 @@ def parse_prompts(value: object, where: str) -> tuple[Prompt, ...]:
 
 
 # --- files ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def staged_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A temporary folder beside `folder`, whose files go there when the block ends without an error.
-
-    A folder that did not exist appears whole, in one step. In one that did, files of other names stay, and the file
-    `last`, which makes the folder valid, is taken away first and put back last.
-
-    Raises:
-        CheckpointError: The folder cannot be made or written.
-    """
-    folder = folder.absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        staged.chmod(0o755)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}; choose another") from error
-    try:
-        yield staged
-        try:
-            _publish(staged, folder, last)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}; choose another") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _publish(staged: Path, folder: Path, last: str) -> None:
-    if not folder.exists():
-        os.rename(staged, folder)
-        return
-    (folder / last).unlink(missing_ok=True)
-    files = sorted((path for path in staged.iterdir()), key=lambda path: path.name == last)
-    for path in files:
-        os.replace(path, folder / path.name)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step.
-
-    Raises:
-        CheckpointError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; choose another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _dump(value: object) -> str:

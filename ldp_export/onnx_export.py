@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from ldp_export.checkpoint import Checkpoint, Windows, choose_windows, staged_folder
+from ldp_export.checkpoint import Checkpoint, Windows, choose_windows
 from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, WindowEncoder, embed_texts, load_clip
+from ldp_export.files import staged_folder
 from ldp_export.network import CONFIGS, LDPNet
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import NAFBlock
@@ -194,7 +195,7 @@ def export_bundle(
 
     Raises:
         ParityError: The graphs do not agree with the network.
-        LDPError: The folder cannot be written.
+        WriteError: The folder cannot be written.
     """
     encoder = model.clip_encoder()
     files = {kind: {p: _file_name(kind, p) for p in GRAPH_PRECISIONS} for kind in ("clip", "deblur")}

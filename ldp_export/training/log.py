@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ldp_export.blur_map import upsample_map
-from ldp_export.checkpoint import write_text
+from ldp_export.files import write_text
 from ldp_runtime.visualize import colour_blur_map
 
 LOG_FILE = "train.log.jsonl"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldp_export import checkpoint as checkpoint_module
-from ldp_export.checkpoint import Checkpoint, CheckpointError, choose_windows, save_checkpoint, staged_folder
+from ldp_export.checkpoint import Checkpoint, CheckpointError, choose_windows, save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.network import LDPNet
 from ldp_export.parity import randomise
@@ -74,33 +74,6 @@ def test_saving_weights_that_do_not_fit_leaves_the_old_ones(folder: Path) -> Non
             folder, config=TINY_CONFIG, network={}, clip_config=TINY_CLIP, clip=None, prompts=CALIBRATED, training={}
         )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
-    with pytest.raises(RuntimeError), staged_folder(target, last="last") as staged:
-        (staged / "file").write_text("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with staged_folder(target, last="last") as staged:
-        (staged / "file").write_text("1")
-        (staged / "last").write_text("1")
-    (target / "README.md").write_text("card")
-    with pytest.raises(RuntimeError), staged_folder(target, last="last") as staged:
-        (staged / "file").write_text("2")
-        raise RuntimeError
-    assert (target / "file").read_text() == "1"
-    with staged_folder(target, last="last") as staged:
-        (staged / "file").write_text("3")
-        (staged / "last").write_text("3")
-    assert {p.name: p.read_text() for p in target.iterdir()} == {"README.md": "card", "file": "3", "last": "3"}
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_staged_folder_under_a_file_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"), staged_folder(tmp_path / "file" / "x", last="last"):
-        pass
 
 
 @pytest.mark.parametrize(
