@@ -23,7 +23,7 @@ EPSILON = 1e-4
 """The epsilon of Eq. 11."""
 
 FLOOR = 1e-3
-"""What the denominator of Eq. 12 is at least; where the pair is sharp already it would be zero."""
+"""What the denominator of Eq. 12 is at least unless told; where the pair is sharp already it would be zero."""
 
 
 class LossError(LDPError):
@@ -40,6 +40,9 @@ class LossConfig:
         blur_weighting: Weight of the blur-weighting loss, the paper's lambda_2 (0.2 in its second stage).
         denominator: What the center view is compared with in the denominator of Eq. 12: "target", as the paper's text
             says, or "restored", as its equation prints.
+        floor: What that denominator is at least.
+        deviation_window: Side in px, odd, of the square over which the denominator's deviation is averaged; 1 takes
+            each pixel's own, as Eq. 12 has it. See `blur_weighting`.
         blur_aware_form: "softplus" of the unnormalised blur map, which is zero where nothing is blurred as Eq. 13
             wants, or "raw", the map itself, which has no lower bound.
     """
@@ -48,6 +51,8 @@ class LossConfig:
     blur_aware: float = 0.0
     blur_weighting: float = 0.0
     denominator: Literal["target", "restored"] = "target"
+    floor: float = FLOOR
+    deviation_window: int = 1
     blur_aware_form: Literal["softplus", "raw"] = "softplus"
 
 
@@ -70,23 +75,36 @@ def blur_weighting(
     center: Tensor,
     blur_map: Tensor,
     denominator: Literal["target", "restored"] = "target",
+    floor: float = FLOOR,
+    deviation_window: int = 1,
 ) -> Tensor:
     """Eq. 12: the restoration's squared error relative to the center view's, weighted by the blur map.
+
+    Pixel by pixel, what a pixel can lose most is where its target happens to equal the center view: in flat parts, and
+    where the profile of a blurred edge crosses the sharp one. Such pixels have a weight of up to `1 / floor` and
+    nothing to restore. A larger floor takes it from them; a window, which averages the deviation over a pixel's
+    neighbours, from the crossings alone.
 
     Args:
         restored: `(B, 3, H, W)`.
         target: The same shape.
         center: The center view, the same shape.
         blur_map: `(B, 1, H, W)` in [0, 1], larger where the pair is more blurred.
-        denominator: Whose deviation from the center view divides, see `LossConfig`; never less than `FLOOR`.
+        denominator: Whose deviation from the center view divides, see `LossConfig`.
+        floor: What the deviation is at least.
+        deviation_window: Side in px, odd, of the square that the deviation is averaged over; at borders over the part
+            that lies inside.
 
     Returns:
         The mean over pixels, a scalar.
     """
     error = (restored - target).square().sum(1)
     reference = target if denominator == "target" else restored
-    deviation = (reference - center).square().sum(1).clamp_min(FLOOR)
-    return (error / deviation * blur_map[:, 0]).mean()
+    deviation = (reference - center).square().sum(1)
+    if deviation_window > 1:
+        reach = deviation_window // 2
+        deviation = F.avg_pool2d(deviation[:, None], deviation_window, 1, reach, count_include_pad=False)[:, 0]
+    return (error / deviation.clamp_min(floor) * blur_map[:, 0]).mean()
 
 
 def blur_aware(blur_logits: Tensor, form: Literal["softplus", "raw"] = "softplus") -> Tensor:
@@ -216,6 +234,8 @@ def total_loss(
         patch = restored.shape[2] // blur_logits.shape[2]
         blur_map = upsample_map(blur_logits.detach().float(), patch)
         center = center_view(pair[:, :3], pair[:, 3:])
-        losses["blur_weighting"] = blur_weighting(restored, target, center, blur_map, config.denominator)
+        losses["blur_weighting"] = blur_weighting(
+            restored, target, center, blur_map, config.denominator, config.floor, config.deviation_window
+        )
     total = torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum()
     return total, {name: loss.detach() for name, loss in losses.items()}

@@ -94,6 +94,9 @@ class StageConfig:
         weights = (self.losses.charbonnier, self.losses.blur_aware, self.losses.blur_weighting)
         fits = all(math.isfinite(weight) and weight >= 0 for weight in weights) and any(weights)
         _need(fits, "losses", "weights of at least 0, one of them more", weights)
+        _need(self.losses.floor > 0, "losses.floor", "more than 0", self.losses.floor)
+        window = self.losses.deviation_window
+        _need(window >= 1 and window % 2 == 1, "losses.deviation_window", "an odd number of px", window)
 
     @property
     def share(self) -> float:

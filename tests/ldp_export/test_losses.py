@@ -55,6 +55,35 @@ def test_blur_weighting_divides_by_the_deviation_of_the_target() -> None:
     assert printed == pytest.approx((0.5 + 0.01 / 0.0101) / 2, rel=1e-5)
 
 
+def test_a_floor_and_a_window_take_the_weight_from_crossings() -> None:
+    """The middle pixel of a blurred edge has the target's value in both images, and nothing to restore."""
+    target, center = _pixels((0, 0, 0), (0.4, 0.4, 0.4), (0.8, 0.8, 0.8)), _pixels((0.2,) * 3, (0.4,) * 3, (0.6,) * 3)
+    blur_map = torch.ones(1, 1, 1, 3)
+    slope = {}
+    for name, options in {"Eq. 12": {}, "floor": {"floor": 0.1}, "window": {"deviation_window": 3}}.items():
+        restored = (target + 0.01).requires_grad_()
+        loss = blur_weighting(restored, target, center, blur_map, **options)  # type: ignore[arg-type]
+        slope[name] = torch.autograd.grad(loss, restored)[0][0, 0, 0]
+        # A deviation of 3 * 0.2^2 = 0.12 at the sides and 0 in the middle; the window means two pixels or all three.
+        sides, middle = {"Eq. 12": (0.12, FLOOR), "floor": (0.12, 0.1), "window": (0.06, 0.08)}[name]
+        torch.testing.assert_close(slope[name], 0.02 / 3 / torch.tensor([sides, middle, sides]))
+    assert slope["Eq. 12"][1] / slope["Eq. 12"][0] == pytest.approx(0.12 / FLOOR)
+    assert slope["floor"][1] / slope["floor"][0] == pytest.approx(1.2)
+    assert slope["window"][1] / slope["window"][0] == pytest.approx(0.75)
+
+
+def test_the_total_takes_the_options() -> None:
+    generator = torch.Generator().manual_seed(6)
+    pair, restored, target = (torch.rand(1, c, 32, 32, generator=generator) for c in (6, 3, 3))
+    logits = torch.zeros(1, 1, 2, 2)
+    config = LossConfig(charbonnier=0, blur_weighting=1, floor=0.05, deviation_window=5)
+    came, _ = total_loss(config, restored, target, pair, logits)
+    half = torch.full((1, 1, 32, 32), 0.5)
+    center = center_view(pair[:, :3], pair[:, 3:])
+    torch.testing.assert_close(came, blur_weighting(restored, target, center, half, "target", 0.05, 5))
+    assert abs(came - blur_weighting(restored, target, center, half)) > 0.01
+
+
 def test_blur_aware_is_zero_where_nothing_is_blurred() -> None:
     z = torch.tensor([-50.0, 0.0, 3.0])
     assert blur_aware(z[:1]).item() == pytest.approx(0, abs=1e-9)

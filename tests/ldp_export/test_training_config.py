@@ -72,6 +72,8 @@ def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
         ("stages.0.steps=1.5", "stages.0.steps: expected a whole number, came 1.5"),
         ("stages.0.hours=1", "stages.0.steps: expected either steps or hours, came steps and hours"),
         ("stages.0.losses.charbonnier=0", "stages.0.losses: expected weights"),
+        ("stages.0.losses.floor=0", "stages.0.losses.floor: expected more than 0, came 0.0"),
+        ("stages.1.losses.deviation_window=4", "losses.deviation_window: expected an odd number of px, came 4"),
         ("stages.1.losses.blur_aware_form=hard", "blur_aware_form: expected softplus or raw, came 'hard'"),
         ("stages=[]", "stages: expected at least one"),
         ("data.0={dataset: simulated}", "data.0.folder: missing"),
