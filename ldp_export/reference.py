@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.data.base import PairSample
-from ldp_export.training.logits import BlurEstimator
+from ldp_export.frame_logits import BlurEstimator
 from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.geometry import Padding, pad_reflect

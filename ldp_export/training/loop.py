@@ -31,18 +31,25 @@ from tqdm import tqdm
 from ldp_export.blur_map import center_view
 from ldp_export.checkpoint import CLIP_FILE, CLIP_WEIGHTS_FILE, Checkpoint, save_checkpoint
 from ldp_export.data import PairDataset, open_dataset
+from ldp_export.frame_logits import BlurEstimator, chunk_logits, chunks
 from ldp_export.losses import BlurAwareMap, total_loss
 from ldp_export.network import LDPNet
 from ldp_export.training.batches import Batch, Batches, Crop, CropSource, collate, held_out_crops
 from ldp_export.training.config import DataConfig, StageConfig, TrainConfig, TrainingError, changes
 from ldp_export.training.log import RunLog, side_by_side
-from ldp_export.training.logits import BlurEstimator, chunk_logits, chunks
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import AUTOCAST, gathered, open_fabric, shards, spread, whole
 from ldp_runtime.cache import cache_folder
 
 STATE_FILE = "train.state.pt"
 CHECKPOINT_FOLDER = "checkpoint"
+"""Folder of the last checkpoint in that of a run."""
+
+BEST_FOLDER = "best"
+"""That of the checkpoint with the highest PSNR in validation."""
+
+STAGES_FOLDER = "stages"
+"""That of the checkpoints at the end of each stage, in folders numbered from 1."""
 
 _FIXED = frozenset({"network", "init", "clip"})
 """Keys of the configuration that a run cannot change half-way."""
@@ -59,11 +66,12 @@ def train(config: TrainConfig, output: Path) -> Path:
 
     Args:
         config: The run.
-        output: Folder of the run: `checkpoint/`, which `ldp-export onnx` takes, the log `train.log.jsonl`,
+        output: Folder of the run: checkpoints, which `ldp-export onnx` takes, in `checkpoint/` (the last), `best/` (the
+            highest PSNR in validation) and `stages/N/` (the end of stage N, from 1); the log `train.log.jsonl`,
             TensorBoard's files, and the state `train.state.pt` that a killed run resumes from.
 
     Returns:
-        The checkpoint's folder.
+        The folder of the last checkpoint.
 
     Raises:
         LDPError: Data, checkpoints or the configuration do not fit, or training diverged.
@@ -111,6 +119,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.changed: list[dict[str, Any]] = []
         self.scores: dict[str, float] = {}
+        self.best_db = -math.inf
         self.stopping = False
         if self.state_file.is_file():
             self._load_state()
@@ -232,6 +241,7 @@ class _Run:
                 self.stage += 1
                 self.stage_step, self.stage_seconds = 0, 0.0
                 self.optimizer.optimizer.state.clear()
+                self._write_checkpoint(self._averaged(), f"{STAGES_FOLDER}/{self.stage}")
                 self._save(_Sums())
         if self.log is not None:
             self.log.close()
@@ -393,6 +403,9 @@ class _Run:
             "gain_db": round((after - before) / count, 3),
         }
         self._record(self.scores, "validation")
+        if after / count > self.best_db:
+            self.best_db = after / count
+            self._write_checkpoint(self._averaged(), BEST_FOLDER)
         if self.log is not None:
             for i, picture in enumerate(pictures[: self.config.validation.images]):
                 self.log.picture(self.step, i, picture)
@@ -415,10 +428,10 @@ class _Run:
             "stage_step": self.stage_step,
             "seconds": self.seconds,
             "stage_seconds": self.stage_seconds,
+            "best_db": self.best_db,
+            "ema": self._averaged(),
             "record": json.dumps([self.config.to_dict(), self.history, self.changed, self.scores]),
         }
-        with self.average.swapped_in():
-            state["ema"] = gathered(self.model.state_dict())
         if self.rank == 0:
             temporary = self.state_file.with_name(f".{STATE_FILE}.tmp")
             try:
@@ -426,11 +439,21 @@ class _Run:
                 os.replace(temporary, self.state_file)
             except OSError as error:
                 raise TrainingError(f"{self.state_file} cannot be written: {error.strerror or error}") from error
+        self._write_checkpoint(state["ema"], CHECKPOINT_FOLDER)
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, whole and on the CPU; every process must ask."""
+        with self.average.swapped_in():
+            return cast(dict[str, Tensor], gathered(self.model.state_dict()))
+
+    def _write_checkpoint(self, network: dict[str, Tensor], folder: str) -> None:
+        """Writes a checkpoint of these weights into a folder of the run; every process waits for it."""
+        if self.rank == 0:
             source = self.clip_folder.path
             save_checkpoint(
-                self.output / CHECKPOINT_FOLDER,
+                self.output / folder,
                 config=self.network_config,
-                network=state["ema"],
+                network=network,
                 clip_config=json.loads((source / CLIP_FILE).read_text()),
                 clip=self.clip.model.state_dict() if (source / CLIP_WEIGHTS_FILE).is_file() else None,
                 prompts=self.prompts,
@@ -455,6 +478,7 @@ class _Run:
             )
         self.step, self.stage, self.stage_step = state["step"], state["stage"], state["stage_step"]
         self.seconds, self.stage_seconds = state["seconds"], state["stage_seconds"]
+        self.best_db = state.get("best_db", -math.inf)  # states of earlier versions have none
         for key, (old, new) in differing.items():
             self.changed.append({"step": self.step, "key": key, "from": old, "to": new})
             if self.rank == 0:

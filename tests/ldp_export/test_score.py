@@ -250,6 +250,34 @@ def test_the_command_scores_a_checkpoint(checkpoint: Path, tmp_path: Path, capsy
     assert read_photo(out / "simulated-val-sheet-01.png").pixels.ndim == 3
 
 
+def test_scoring_a_checkpoint_needs_nothing_of_the_extra_train(checkpoint: Path, tmp_path: Path) -> None:
+    scenes = make_scenes(tmp_path / "scenes", shards=1)
+    code = f"""
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lightning_fabric", "lightning", "tensorboard"):
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Block())
+from ldp_export.cli import main
+code = main(["evaluate", {str(checkpoint)!r}, "--data", "simulated={scenes}", "-o", {str(tmp_path / "out")!r}])
+try:
+    import ldp_export.training.parallel
+except ImportError as error:
+    print(error)
+sys.exit(code)
+"""
+    folder = Path(module.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "simulated-val.csv").is_file()
+    assert done.stdout.splitlines()[-1] == "lightning_fabric is blocked", "the block blocks"
+
+
 def test_options_that_do_not_fit(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = make_scenes(tmp_path / "scenes", shards=1)
     data = ["--data", f"simulated={scenes}"]

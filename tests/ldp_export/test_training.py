@@ -132,6 +132,22 @@ def test_a_run_leaves_a_checkpoint_with_provenance(config: TrainConfig, finished
     assert deblur["validation"]["data"][0]["pairs"] == 6
 
 
+def test_each_stage_and_the_best_are_kept(finished: Path) -> None:
+    folders = [finished / name for name in ("stages/1", "stages/2", "best", "checkpoint")]
+    first, second, best, last = (Checkpoint.open(folder) for folder in folders)
+    assert [(c.training()["deblur"]["steps"], c.training()["deblur"]["complete"]) for c in (first, second, last)] == [
+        (4, False),
+        (7, True),
+        (7, True),
+    ]
+    weights = {c.path.name: dict(c.network().state_dict()) for c in (first, second, best, last)}
+    assert _furthest(weights["2"], weights["checkpoint"]) == 0
+    assert _furthest(weights["1"], weights["2"]) > 0
+    validated = {record["step"]: record["restored_db"] for record in _records(finished) if "restored_db" in record}
+    step = best.training()["deblur"]["steps"]
+    assert validated[step] == max(validated.values()) == best.training()["deblur"]["validation"]["restored_db"]
+
+
 def test_the_log_has_every_step_and_the_pictures(finished: Path) -> None:
     records = _records(finished)
     steps = [record["step"] for record in records if "loss" in record]
@@ -183,6 +199,10 @@ def test_a_stopped_run_ends_with_the_same_weights(
     whole, resumed = _state(finished), _state(tmp_path)
     for name in ("net", "ema"):
         assert _furthest(resumed[name], whole[name]) == 0, name
+    assert resumed["best_db"] == whole["best_db"]
+    for name in ("best", "stages/1", "stages/2"):
+        weights = [load_file(folder / name / "deblur.safetensors") for folder in (tmp_path, finished)]
+        assert _furthest(*weights) == 0, name
     assert [r["loss"] for r in _records(tmp_path) if "loss" in r] == [
         r["loss"] for r in _records(finished) if "loss" in r
     ]

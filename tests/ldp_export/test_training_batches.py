@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ldp_export.checkpoint import Checkpoint, Windows
 from ldp_export.data import PairSample
+from ldp_export.frame_logits import CHUNK, BlurEstimator, chunk_logits, chunks
 from ldp_export.simulate import simulate_pair
 from ldp_export.training.batches import Batches, Crop, CropSource, collate, held_out_crops
 from ldp_export.training.config import TrainingError
-from ldp_export.training.logits import CHUNK, BlurEstimator, chunk_logits, chunks
 from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.pipeline import Deblurrer
 

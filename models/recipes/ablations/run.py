@@ -33,6 +33,7 @@ from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import PairDataset, PairSample, open_dataset
 from ldp_export.data.simulated import HELD_OUT_SHARDS, NAME, SHARD_PATTERN
+from ldp_export.frame_logits import BlurEstimator, chunk_logits, chunks
 from ldp_export.losses import LossConfig
 from ldp_export.metrics import rank_disagreement
 from ldp_export.network import LDPConfig
@@ -40,7 +41,6 @@ from ldp_export.reference import TorchDeblurrer
 from ldp_export.samples import disparity_in_pixels, focus_setting
 from ldp_export.score import SHARP_DISPARITY, score_dataset
 from ldp_export.training import DataConfig, StageConfig, TrainConfig, read_config, train
-from ldp_export.training.logits import BlurEstimator, chunk_logits, chunks
 from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.errors import LDPError
