@@ -38,6 +38,7 @@ def quality_and_time(latency: Sequence[Report], parity: Sequence[Report]) -> str
         score = table.find(name).values["average_psnr"]
         quoted.scatter(row.values["seconds"], score, color=_QUOTED, marker="o" if name in OURS else "^")
         _name(quoted, name, row.values["seconds"], score)
+    quoted.margins(x=0.25, y=0.12)  # room for the names
     quoted.set(title=f"Quoted from the paper: DPD-blur, {INFERENCE_DEVICE}", xlabel="seconds", ylabel="PSNR, dB")
     drawn = 0
     scores = {report.bundle.content: report for report in parity if report.bundle is not None and report.bundle.trained}
@@ -135,6 +136,21 @@ def peers_scaling(report: Report, key: str) -> list[str]:
     return [_scaling(name, lines, f"scaling-{key}-{i}") for i, (name, lines) in enumerate(of_backend.items())]
 
 
+def size_scaling(report: Report, key: str) -> str:
+    """Time and working memory against the number of pixels, a line a backend and precision.
+
+    Args:
+        report: Of kind "scaling", of several sizes.
+        key: Makes the figure's identifiers its own.
+    """
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for point in report.data["points"]:
+        measured = (_megapixels(point["shape"]), point["seconds"], point["working"] / 2**20)
+        lines.setdefault(f"{point['backend']} {point['precision']}", []).append(measured)
+    name = report.bundle.name if report.bundle else ""
+    return _scaling(name, lines, f"scaling-{key}", memory_title="working memory")
+
+
 def to_svg(figure: Figure, key: str) -> str:
     """A figure as an SVG element.
 
@@ -170,7 +186,12 @@ def inline_svg(text: str, key: str) -> str:
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", element)
 
 
-def _scaling(title: str, lines: Mapping[str, list[tuple[float, float, float]]], key: str) -> str:
+def _scaling(
+    title: str,
+    lines: Mapping[str, list[tuple[float, float, float]]],
+    key: str,
+    memory_title: str = "peak memory of the process",
+) -> str:
     """Two axes side by side; a line has points of megapixels, seconds and MiB."""
     figure = _figure((10, 4.6))
     time, memory = figure.subplots(1, 2)
@@ -180,9 +201,12 @@ def _scaling(title: str, lines: Mapping[str, list[tuple[float, float, float]]], 
         time.plot(pixels, seconds, label=name, **style)
         memory.plot(pixels, mebibytes, **style)
     time.set(title=f"{title}: time", xlabel="megapixels", ylabel="median, seconds", xscale="log", yscale="log")
-    memory.set(title=f"{title}: peak memory of the process", xlabel="megapixels", ylabel="MiB", xscale="log")
+    memory.set(title=f"{title}: {memory_title}", xlabel="megapixels", ylabel="MiB", xscale="log")
+    memory.set_ylim(bottom=0)
+    for axis in (time.xaxis, time.yaxis, memory.xaxis):
+        _plain_log(axis)
     for axes in (time, memory):
-        axes.grid(which="both", alpha=0.2)
+        axes.grid(alpha=0.2)
     figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(lines), 4))
     return to_svg(figure, key)
 
@@ -200,6 +224,15 @@ def _figure(size: tuple[float, float]) -> Figure:
 
 def _name(axes: Any, text: str, x: float, y: float) -> None:
     axes.annotate(text, (x, y), textcoords="offset points", xytext=(_LABELS_ABOVE, _LABELS_ABOVE), fontsize=8)
+
+
+def _plain_log(axis: Any) -> None:
+    """Numbers of people, 1, 2, 5, 10, on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _megapixels(size: Sequence[int]) -> float:

@@ -60,6 +60,25 @@ def figures() -> dict[str, dict[str, float]]:
     }
 
 
+STATUSES = ("quoted", "derived", "unverified")
+"""How far a source was checked; `hardware.json` says what each means."""
+
+
+def sources() -> list[dict[str, str]]:
+    """Where the figures come from: `device`, `figures`, `document`, `where`, `status` and `check`, a row a source."""
+    data = json.loads(FILE.read_text(encoding="utf-8"))
+    rows = []
+    for name, entries in data["devices"].items():
+        for key in dict.fromkeys(source for _, _, source in entries.values()):
+            own = [quantity for quantity, (_, _, source) in entries.items() if source == key]
+            source = data["sources"][key]
+            rows.append(
+                {"device": name, "figures": ", ".join(own)}
+                | {field: source[field] for field in ("document", "where", "status", "check")}
+            )
+    return rows
+
+
 def gpus(accumulate: str = "fp16") -> list[Device]:
     """The GPUs of the file, in FP16 without sparsity.
 

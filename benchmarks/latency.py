@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.latency_worker import FIRST_COUNTS
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from ldp_runtime.errors import BackendError
 
@@ -336,7 +337,8 @@ def to_markdown(report: Report) -> str:
     parts.append(
         f"A time is from both views in memory to the restored image in memory. {settings['rounds']} rounds in "
         f"{settings['seconds']:.0f} s, {threads}; load average before and after: {loads}. "
-        "In brackets: the 95 % interval of the median or ratio, by resampling rounds. Start-up is from the start of a "
+        "In brackets: the 95 % interval of the median or ratio, by resampling rounds. The first run of each process is "
+        f"not counted, but for torch's where it takes {FIRST_COUNTS:g} s or more. Start-up is from the start of a "
         "process to its first image, in the later rounds, when caches are warm. Memory is the peak of the process."
     )
     parts += [f"* {text}" for text in dict.fromkeys(judged["text"] for judged in verdicts(report))]

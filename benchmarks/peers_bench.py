@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.bundles import ROOT, open_bundle
 from benchmarks.flops import graph_cost
+from benchmarks.latency_worker import FIRST_COUNTS
 from benchmarks.peers import PEERS, Peer
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from benchmarks.roofline import parse_size, walk_graphs
@@ -351,6 +352,7 @@ def _network(peer: Peer, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
         "title": peer.title,
         "parameters": sum(parameter.numel() for parameter in peer.build().parameters()),
         "source": peer.source,
+        "checked": peer.checked,
         "quoted": quoted,
         "flops": flops,
     }
@@ -370,6 +372,7 @@ def _own_network(bundle: Bundle, sizes: Sequence[tuple[int, int]]) -> dict[str, 
         "title": f"{bundle.manifest.name}, the whole chain",
         "parameters": _weights(bundle.graph("clip")) + _weights(bundle.graph("deblur")),
         "source": "weights in both graphs, CLIP's included",
+        "checked": "the graphs",
         "quoted": None
         if row is None
         else _quote(load_table(1).find(row).values, f"LDP paper, Table 1, {row}", "average_"),
@@ -409,7 +412,8 @@ def markdown(data: Mapping[str, Any]) -> str:
             ],
             "lr" + "r" * len(sizes) + "rrl",
         ),
-        "GFLOP: convolutions and matrix products of the graphs, a multiply-add as two.",
+        "GFLOP: convolutions and matrix products of the graphs, a multiply-add as two. The first run of each process "
+        f"is not counted, but for torch's where it takes {FIRST_COUNTS:g} s or more.",
     ]
     for backend, precision in dict.fromkeys((row["backend"], row["precision"]) for row in data["rows"]):
         rows = [row for row in data["rows"] if (row["backend"], row["precision"]) == (backend, precision)]
@@ -437,8 +441,15 @@ def markdown(data: Mapping[str, Any]) -> str:
             ),
             "Between the smallest and the largest size; memory is that of the whole process.",
         ]
-    parts += ["## Parameter counts", *(f"- {n['title']}: {n['source']}." for n in data["networks"])]
+    parts += [
+        "## Parameter counts",
+        "\n".join(f"- {n['title']}: {n['source']}; {_checked(n)}." for n in data["networks"]),
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _checked(network: Mapping[str, Any]) -> str:
+    return f"checked against {network['checked']}" if network["checked"] else "**unverified**"
 
 
 def _cells(row: Mapping[str, Any], title: str) -> list[object]:

@@ -59,7 +59,7 @@ def measure(spec: PeerSpec) -> Block:
     Raises:
         LDPError: The backend or the images do not work.
     """
-    from benchmarks.latency_worker import ONNXRUNTIME_ON_GPU, Block
+    from benchmarks.latency_worker import FIRST_COUNTS, ONNXRUNTIME_ON_GPU, Block
     from benchmarks.machine import gpu_memory_used, peak_memory
     from benchmarks.peers import PEERS
     from ldp_runtime.image_io import read_photo
@@ -74,7 +74,8 @@ def measure(spec: PeerSpec) -> Block:
     loaded = time.time()
     restore(network, left, right, multiple)
     first = time.time()
-    seconds: list[float] = []
+    counts = spec.backend == "torch" and not gpu and first - loaded >= FIRST_COUNTS
+    seconds: list[float] = [first - loaded] if counts else []
     gc.collect()
     while len(seconds) < spec.most and (not seconds or sum(seconds) < spec.seconds):
         begin = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,25 +20,36 @@ examples:
   ldp bench report
   ldp bench report --update-readme
 
-Reads every result in benchmarks/reports and writes report.html there. With
+Reads every result in benchmarks/reports and writes report.html there; Markdown
+files of that folder that belong to no result come at its end. With
 --update-readme the tables between <!-- bench:NAME --> and <!-- /bench:NAME -->
-in README.md are written anew, NAME being latency, parity, roofline or peers.
+in README.md are written anew. NAME is a kind of results (latency, parity,
+roofline, peers, scaling, engine_build ...) or one result's file without its
+suffix, such as latency-ldp-nano.
 """
 
 PAGE = "report.html"
-ORDER = ("latency", "parity", "roofline", "peers", "engine_build")
+ORDER = ("latency", "parity", "roofline", "peers", "scaling", "batch", "service", "capacity", "reliability")
 """Kinds of results in the order of the page; others come last."""
+
 
 _README = Path(__file__).resolve().parent.parent / "README.md"
 _MARK = re.compile(r"<!-- bench:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /bench:(?P=name) -->", re.DOTALL)
 _STYLE = """\
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 90%; }
-th, td { border-bottom: 1px solid #ccc; padding: .2em .6em; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; }
-svg { max-width: 100%; height: auto; }
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222;
+  background: #fff; overflow-wrap: break-word; }
+h1, h2, h3 { line-height: 1.25; }
 h2 { margin-top: 2.5em; border-top: 2px solid #222; padding-top: .5em; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 90%; }
+th, td { border-bottom: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; }
+th { vertical-align: bottom; }
+.r { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.r { white-space: normal; }
+.scroll { overflow-x: auto; }
+.figure svg { width: 60em; max-width: none; height: auto; display: block; }
+@media (min-width: 62em) { .figure svg { max-width: 100%; } }
+nav ul { columns: 22em; padding-left: 1.2em; }
 .from { color: #555; font-size: 90%; }
 """
 
@@ -63,10 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
     """
     reports = read_reports(arguments.output)
     page = arguments.output / PAGE
-    write_text(page, to_html(reports))
+    write_text(page, to_html(reports, other_texts(arguments.output)))
     print(f"wrote {page}")
     if arguments.update_readme is not None:
-        names = update_readme(arguments.update_readme, [report for _, report in reports])
+        names = update_readme(arguments.update_readme, reports)
         print(f"wrote the tables {', '.join(names)} of {arguments.update_readme}")
 
 
@@ -76,7 +88,7 @@ def read_reports(folder: Path) -> list[tuple[Path, Report]]:
     Raises:
         BenchmarkError: There is none, or one cannot be read.
     """
-    reports = [(path, Report.read(path)) for path in sorted(folder.glob("*.json"))]
+    reports = [(path, Report.read(path)) for path in _results(folder)]
     if not reports:
         raise BenchmarkError(
             f"expected results in {folder}, came none; run ldp bench latency and ldp bench parity first"
@@ -85,25 +97,37 @@ def read_reports(folder: Path) -> list[tuple[Path, Report]]:
     return sorted(reports, key=lambda item: (rank.get(item[1].kind, len(rank)), item[0].name))
 
 
-def to_html(reports: Sequence[tuple[Path, Report]]) -> str:
+def other_texts(folder: Path) -> list[Path]:
+    """The Markdown files of a folder that belong to no result, such as what `ldp-export evaluate` writes."""
+    results = {path.stem for path in _results(folder)}
+    return [path for path in sorted(folder.glob("*.md")) if path.stem not in results]
+
+
+def _results(folder: Path) -> list[Path]:
+    """The JSON files of a folder, less those that are of another making: they have no schema, nor do they need one."""
+
+    def is_result(path: Path) -> bool:
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return True  # and reading it will say what is wrong
+        return not isinstance(value, dict) or "schema" in value
+
+    return [path for path in sorted(folder.glob("*.json")) if is_result(path)]
+
+
+def to_html(reports: Sequence[tuple[Path, Report]], texts: Sequence[Path] = ()) -> str:
     """The page.
 
     Args:
         reports: As `read_reports` gives them. Their tables come from the Markdown files beside them.
+        texts: Markdown files that come after them.
     """
     of_kind = {kind: [report for _, report in reports if report.kind == kind] for kind in ("latency", "parity")}
-    parts = [
-        "<h1>LDP: benchmarks</h1>",
-        _paragraph(
-            "Each section says which bundle, machine and commit its figures come from. Quoted figures are the paper's; "
-            "predicted floors are computed, not measured; everything else was measured on the machine that is named."
-        ),
-    ]
-    if of_kind["latency"]:
-        parts.append(figures.quality_and_time(of_kind["latency"], of_kind["parity"]))
+    sections = []
     for number, (path, report) in enumerate(reports):
         key = f"r{number}"
-        parts.append(_markdown(path.with_suffix(".md"), report, key))
+        parts = [_markdown(path.with_suffix(".md"), report, key)]
         if report.kind == "latency":
             for i, series in enumerate(report.data["series"]):
                 parts.append(figures.stage_bars(report, series, f"{key}-{i}"))
@@ -111,22 +135,49 @@ def to_html(reports: Sequence[tuple[Path, Report]]) -> str:
                 parts.append(figures.latency_scaling(report, key))
         if report.kind == "peers":
             parts += figures.peers_scaling(report, key)
-    body = "\n".join(parts)
+        if report.kind == "scaling" and len(report.data["points"]) > 1:
+            parts.append(figures.size_scaling(report, key))
+        sections.append((key, "\n".join(map(_figure_box, parts))))
+    for number, path in enumerate(texts):
+        blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())
+        key = f"t{number}"
+        sections.append((key, "\n".join(_block(b, path.parent, f"{key}-{i}", "") for i, b in enumerate(blocks))))
+    contents = []
+    for key, section in sections:
+        title = re.search(r"<h2>(.*?)</h2>", section)
+        contents.append(f'<li><a href="#{key}">{title[1] if title else key}</a></li>')
+    head = [
+        "<h1>LDP: benchmarks</h1>",
+        _paragraph(
+            "Each section says which bundle, machine and commit its figures come from. Quoted figures are the paper's; "
+            "predicted floors are computed, not measured; everything else was measured on the machine that is named."
+        ),
+        "<nav><ul>\n" + "\n".join(contents) + "\n</ul></nav>",
+    ]
+    if of_kind["latency"]:
+        head.append(_figure_box(figures.quality_and_time(of_kind["latency"], of_kind["parity"])))
+    body = "\n".join([*head, *(f'<section id="{key}">\n{section}\n</section>' for key, section in sections)])
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>LDP: benchmarks</title>\n'
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>LDP: benchmarks</title>\n'
         f"<style>\n{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _figure_box(part: str) -> str:
+    """A figure in a box that scrolls where the screen is narrow; what is no figure stays as it is."""
+    return f'<div class="scroll figure">{part}</div>' if part.startswith("<svg") else part
 
 
 # --- README ---------------------------------------------------------------------------------------------------
 
 
-def update_readme(path: Path, reports: Sequence[Report]) -> list[str]:
+def update_readme(path: Path, reports: Sequence[tuple[Path, Report]]) -> list[str]:
     """Writes the tables between markers anew; what stands elsewhere is not touched.
 
     Args:
         path: A Markdown file with `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, each on a line of its own.
-        reports: The results.
+        reports: The results with their files, as `read_reports` gives them.
 
     Returns:
         The names of the tables that were written.
@@ -147,18 +198,31 @@ def update_readme(path: Path, reports: Sequence[Report]) -> list[str]:
 
     def table(found: re.Match[str]) -> str:
         name = found["name"]
-        if name not in TABLES:
-            raise BenchmarkError(
-                f"{path}: expected a table, one of {', '.join(TABLES)}, came {name!r}; mend the marker"
-            )
-        own = [report for report in reports if report.kind == name]
+        own = [(file, report) for file, report in reports if name in (report.kind, file.stem)]
         if not own:
-            raise BenchmarkError(f"{path}: expected results of {name}, came none; run ldp bench {name} first")
-        body = "\n\n".join(f"{TABLES[name](report)}\n\n{report.provenance()}." for report in own)
+            have = ", ".join(dict.fromkeys(each for file, report in reports for each in (report.kind, file.stem)))
+            raise BenchmarkError(
+                f"{path}: expected results of {name}, came those of {have}; measure them first, or mend the marker"
+            )
+        body = "\n\n".join(f"{_table_of(file, report)}\n\n{report.provenance()}." for file, report in own)
         return f"<!-- bench:{name} -->\n\n{body}\n\n<!-- /bench:{name} -->"
 
     write_text(path, _MARK.sub(table, text))
     return names
+
+
+def _table_of(path: Path, report: Report) -> str:
+    """The README's table of a result; the first of its Markdown file where its kind has none of its own."""
+    if report.kind in TABLES:
+        return TABLES[report.kind](report)
+    try:
+        text = path.with_suffix(".md").read_text(encoding="utf-8")
+    except OSError as error:
+        raise BenchmarkError(f"{path.with_suffix('.md')}: cannot be read ({error.strerror}); run it again") from error
+    found = re.search(r"^\|.*(?:\n\|.*)*", text, re.MULTILINE)
+    if found is None:
+        raise BenchmarkError(f"{path.with_suffix('.md')}: expected a table, came none; run that benchmark again")
+    return found.group()
 
 
 def latency_table(report: Report) -> str:
@@ -236,13 +300,30 @@ def peers_table(report: Report) -> str:
     return markdown_table([*header, "PSNR dB, quoted"], rows, "lrllrrrr")
 
 
+def scaling_table(report: Report) -> str:
+    """Time and working memory by size."""
+    rows = [
+        [
+            f"{point['shape'][0]}x{point['shape'][1]}",
+            f"{point['shape'][0] * point['shape'][1] / 1e6:.1f}",
+            f"{point['backend']} {point['precision']}",
+            point["tiles"],
+            significant(point["seconds"]),
+            f"{point['working'] / 2**20:.0f}",
+        ]
+        for point in report.data["points"]
+    ]
+    return markdown_table(["px", "megapixels", "backend, precision", "tiles", "s", "working MiB"], rows, "lrlrrr")
+
+
 TABLES: Mapping[str, Callable[[Report], str]] = {
     "latency": latency_table,
     "parity": parity_table,
     "roofline": roofline_table,
     "peers": peers_table,
+    "scaling": scaling_table,
 }
-"""Name of a marker, which is the kind of its results -> the README's table."""
+"""Kind of results -> the README's table."""
 
 
 # --- Markdown to HTML -----------------------------------------------------------------------------------------
@@ -279,10 +360,17 @@ def _block(block: str, folder: Path, key: str, css: str) -> str:
 
 
 def _table(lines: Sequence[str]) -> str:
+    def split(line: str) -> list[str]:
+        return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+
+    right = [mark.endswith(":") for mark in split(lines[1])]
+
     def row(line: str, tag: str) -> str:
-        cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-        texts = (_inline(cell.strip().replace("\\|", "|")) for cell in cells)
-        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
+        cells = []
+        for number, cell in enumerate(split(line)):
+            css = ' class="r"' if number < len(right) and right[number] else ""
+            cells.append(f"<{tag}{css}>{_inline(cell.replace(chr(92) + '|', '|'))}</{tag}>")
+        return f"<tr>{''.join(cells)}</tr>"
 
     body = "\n".join(row(line, "td") for line in lines[2:])
     return f'<div class="scroll"><table>\n{row(lines[0], "th")}\n{body}\n</table></div>'

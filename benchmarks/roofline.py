@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.bundles import open_bundle
 from benchmarks.flops import GraphCost, graph_cost
 from benchmarks.fusion import EXTRA, FusedGraph, fuse, unfused
-from benchmarks.hardware import FILE, Device, gpus, measure_cpu
+from benchmarks.hardware import FILE, Device, gpus, measure_cpu, sources
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from ldp_runtime.blur_map import select_prompts
 from ldp_runtime.bundle import Bundle, Manifest
@@ -430,6 +430,7 @@ def analyse(
         "fusions": fusion_floors(chain, main),
         "variants": variant_floors(chain, bundle.manifest, main) if variants else None,
         "points": points(chain.steps, main),
+        "sources": sources(),
     }
 
 
@@ -489,7 +490,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         ),
         "*FP32 accumulation*: fused, tensor cores at that rate. *With cache*: fused, and tensors between kernels that "
         "fit into the last-level cache whole cost no memory traffic: the most that a cache could do, and so the lowest "
-        "of the bounds. CPU rates are measured by a matrix product and a copy on this machine.",
+        "of the bounds. CPU rates are measured by a matrix product and a copy on this machine. "
+        f"{unverified(data['sources'])}",
         "## Work",
         markdown_table(
             ["graphs", "matrix GFLOP", "other GFLOP", "GB unfused", "GB fused", "kernels unfused", "fused"],
@@ -513,7 +515,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     ]
     if data["variants"]:
         parts.append(_change_table("other designs of the network, none of them trained", data["variants"]))
-    parts += ["## Finding", finding(data)]
+    parts += ["## Finding", finding(data), "## Where the rates come from", _source_table(data["sources"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -545,6 +547,20 @@ def finding(data: Mapping[str, Any]) -> str:
             "restored image is unknown until it is trained."
         )
     return "\n\n".join(lines)
+
+
+def unverified(rows: Sequence[Mapping[str, str]]) -> str:
+    """Which peak rates were not found in, or derived from, what a document says, in a sentence."""
+    found = [f"{row['figures']} of the {row['device']}" for row in rows if row["status"] == "unverified"]
+    return f"Unverified: {'; '.join(found)}." if found else "Every peak rate has a source that was checked."
+
+
+def _source_table(rows: Sequence[Mapping[str, str]]) -> str:
+    cells = [
+        [row["device"], row["figures"], f"{row['document']}, {row['where']}", f"**{row['status']}**: {row['check']}"]
+        for row in rows
+    ]
+    return markdown_table(["device", "figures", "document, where", "how far it was checked"], cells, "llll")
 
 
 def _share_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

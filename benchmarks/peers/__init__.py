@@ -27,7 +27,8 @@ class Peer:
         multiple: H and W are multiples of this many px.
         parameters: The cited number of parameters of the network as its paper has it.
         decimals: How many digits of millions the citation gives: 17.1 M has one.
-        source: Where that number comes from, and what differs here.
+        source: Document and place that number comes from, and what differs here.
+        checked: What the layers here were compared with, from which the number follows; empty if nothing was at hand.
         quoted: Its row in the LDP paper's Table 1, or None.
         quoted_ablation: Its row in the LDP paper's Table 6, or None.
     """
@@ -39,6 +40,7 @@ class Peer:
     parameters: float
     decimals: int
     source: str
+    checked: str
     quoted: str | None
     quoted_ablation: str | None = None
 
@@ -78,8 +80,10 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
                 16,
                 17.1e6,
                 1,
-                "the authors' configuration for deblurring at width 32 (encoder 1-1-1-28, middle 1, decoder 1-1-1-1: "
-                "the paper's 36 blocks), 17.1 M with a 3-channel input; the pair's 6 channels add 864",
+                "the authors' repository megvii-research/NAFNet, options/test/GoPro/NAFNet-width32.yml: encoder "
+                "1-1-1-28, middle 1, decoder 1-1-1-1 (the paper's 36 blocks), 17.1 M with a 3-channel input; the "
+                "pair's 6 channels add 864",
+                "the block counts of that file",
                 None,
                 "NAFNet",
             ),
@@ -90,7 +94,10 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
                 8,
                 26.1e6,
                 1,
-                "the Restormer paper: 26.1 M; the dual-pixel variant differs in the first and the skip convolution",
+                "comparison tables of later papers print 26.1 or 26.13 M; the dual-pixel variant, which differs in the "
+                "first and the skip convolution, is that of swz30/Restormer, "
+                "Defocus_Deblurring/test_dual_pixel_defocus_deblur.py",
+                "the options of that file; the rest from the paper's Section 4",
                 "Restormer",
             ),
             Peer(
@@ -100,7 +107,9 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
                 16,
                 31.04e6,
                 2,
-                "counted by hand from the layers that the authors published; no printed number was found",
+                "counted from the layers of the authors' repository Abdullah-Abuolaim/defocus-deblurring-dual-pixel, "
+                "DPDNet/model.py; no printed number was found",
+                "every layer of that file",
                 "DPDNet",
             ),
             Peer(
@@ -110,7 +119,9 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
                 8,
                 10.48e6,
                 2,
-                "the IFAN paper's comparison on DPDD: 10.48 M, of the network without its training branches",
+                "the IFAN paper's comparison on DPDD: 10.48 M, of the network without its training branches; the "
+                "layers are those of codeslake/IFAN, models/archs/IFAN_dual.py",
+                "every layer of that file, with the sizes of configs/config_IFAN.py",
                 "IFAN",
             ),
         )

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "peers": "benchmarks.peers_bench",
     "scaling": "benchmarks.scaling",
     "engines": "benchmarks.engine_build",
+    "exports": "benchmarks.exports",
     "report": "benchmarks.report",
 }
 """Name of a benchmark -> its module, which is laid out like that of a command."""

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.hardware import FILE, Device, figures, gpus, measure_cpu
+from benchmarks.hardware import FILE, STATUSES, Device, figures, gpus, measure_cpu, sources
+from benchmarks.roofline import unverified
 
 DATA = json.loads(FILE.read_text(encoding="utf-8"))
 WANTED = {"RTX 3060", "RTX 3090", "RTX 4090", "RTX 5090", "A100 SXM 80GB", "H100 SXM"}
@@ -18,6 +19,34 @@ def test_every_figure_has_a_known_source_and_every_source_is_used() -> None:
     assert used == set(DATA["sources"])
     quantities = {frozenset(entries) for entries in DATA["devices"].values()}
     assert len(quantities) == 1
+    for key, source in DATA["sources"].items():
+        assert source["status"] in STATUSES, key
+        assert all(len(source[field]) > 5 for field in ("document", "where", "check")), key
+
+
+def test_the_sources_are_told_figure_by_figure() -> None:
+    rows = sources()
+    told = {(row["device"], figure) for row in rows for figure in row["figures"].split(", ")}
+    assert told == {(name, quantity) for name, entries in DATA["devices"].items() for quantity in entries}
+    assert len(told) == sum(len(row["figures"].split(", ")) for row in rows), "no figure has two sources"
+    assert [(row["device"], row["figures"]) for row in rows if row["status"] == "unverified"] == [("RTX 5090", "l2")]
+    assert unverified(rows) == "Unverified: l2 of the RTX 5090."
+    assert "checked" in unverified([row for row in rows if row["status"] != "unverified"])
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "ghz"),
+    [
+        ("RTX 3060", 3584, 1.777),
+        ("RTX 3090", 10496, 1.695),
+        ("RTX 4090", 16384, 2.52),
+        ("RTX 5090", 21760, 2.407),
+        ("A100 SXM 80GB", 6912, 1.41),
+        ("H100 SXM", 16896, 1.98),
+    ],
+)
+def test_fp32_follows_from_cores_and_boost_clock(name: str, cores: int, ghz: float) -> None:
+    assert figures()[name]["fp32"] == pytest.approx(cores * 2 * ghz * 1e9, rel=4e-3)
 
 
 @pytest.mark.parametrize("name", sorted(WANTED))

@@ -283,6 +283,26 @@ def test_a_block_holds_every_run_and_stage(bundle: Bundle, tmp_path: Path) -> No
     np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), expected)
 
 
+@pytest.mark.parametrize(("lazy", "limit", "counted"), [(False, 0.0, 1), (False, 60.0, 0), (True, 0.0, 0)])
+def test_a_long_first_run_of_torch_is_counted(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lazy: bool, limit: float, counted: int
+) -> None:
+    calls: list[float] = []
+
+    def run(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        calls.append(0.5 + len(calls))
+        return left, {"deblur": calls[-1]}
+
+    monkeypatch.setattr(latency_worker, "FIRST_COUNTS", limit)
+    monkeypatch.setattr(
+        latency_worker, "_open", lambda _: latency_worker._Opened(run, "a CPU", gpu=False, events=False, lazy=lazy)
+    )
+    came = latency_worker.measure(spec(bundle, tmp_path, warm_up=0.0, seconds=0.0, most=1))
+    assert len(came.seconds) == 1
+    assert came.stages == {"deblur": [0.5 if counted else 1.5]}
+    assert len(calls) == 2 - counted
+
+
 def test_a_worker_tells_of_an_error_in_its_result(bundle: Bundle, tmp_path: Path) -> None:
     files = tmp_path / "spec.json", tmp_path / "block.json"
     files[0].write_text(json.dumps(vars(spec(bundle, tmp_path, precision="bf17"))))

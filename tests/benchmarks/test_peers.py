@@ -53,6 +53,7 @@ def test_the_parameters_are_as_many_as_cited(name: str) -> None:
     assert round(parameters(network) / 1e6, peer.decimals) == peer.parameters / 1e6
     assert own.multiple == peer.multiple
     assert len(peer.source) > 20
+    assert len(peer.checked) > 10
 
 
 def test_dpdnets_count_follows_from_its_layers() -> None:

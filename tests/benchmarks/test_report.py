@@ -13,6 +13,7 @@ from benchmarks import figures, report
 from benchmarks.latency import to_markdown as latency_markdown
 from benchmarks.parity import to_markdown as parity_markdown
 from benchmarks.results import BenchmarkError, BundleId, Commit, Report, save
+from benchmarks.scaling import to_markdown as scaling_markdown
 from ldp_runtime.cli import main
 
 MACHINE = {"summary": "a <small> machine", "cpu": {"name": "Some CPU"}, "gpus": []}
@@ -108,6 +109,24 @@ PEERS = made(
         ],
     },
 )
+SCALING = made(
+    "scaling",
+    {
+        "tile": "auto",
+        "threads": None,
+        "load_average": {"before": 0.5, "after": None},
+        "points": [
+            {
+                **{"shape": [side, 2 * side], "seconds": side / 100, "stages": {}, "tiles": 4, "images": 9, "peak": 9},
+                **{"working": 300 * 2**20, "backend": "openvino", "precision": "bf16"},
+            }
+            for side in (1000, 2000)
+        ],
+        "fits": {"seconds": None, "working": None},
+        "seams": [],
+    },
+)
+OTHER = made("capacity", {"anything": 1}, None)
 SVG = (
     '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/x.dtd">\n'
     '<svg xmlns="http://www.w3.org/2000/svg" width="9"><metadata><a href="http://x"/></metadata>'
@@ -123,12 +142,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(ROOFLINE, path, "roofline", "# Roofline\n\nA `predicted` **floor**.\n\n![plot](roofline.svg)")
     (path / "roofline.svg").write_text(SVG)
     save(PEERS, path, "peers-nano", "# Peers")
+    save(SCALING, path, "scaling-nano", scaling_markdown(SCALING))
+    save(OTHER, path, "capacity", "# Capacity\n\ntext\n\n| pairs | a second |\n| --- | ---: |\n| 8 | 1.5 |\n\nmore")
+    (path / "evaluate-nano.md").write_text("# nano on simulated\n\n- a note\n")
+    (path / "evaluate-nano.json").write_text('{"model": "nano"}')
     return path
 
 
 @pytest.fixture(scope="module")
 def html(folder: Path) -> str:
-    return report.to_html(report.read_reports(folder))
+    return report.to_html(report.read_reports(folder), report.other_texts(folder))
 
 
 class Page(HTMLParser):
@@ -174,14 +197,14 @@ def test_the_page_needs_nothing_but_itself(html: str) -> None:
     for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', html):
         assert reference in page.ids
     assert (
-        html.count("<svg") == 1 + 2 + 1 + 1 + 1
-    )  # quality, stages of two shapes, scaling, the roofline's own, scaling
+        html.count("<svg") == 1 + 2 + 1 + 1 + 1 + 1
+    )  # quality, stages of two shapes, scaling, the roofline's own, scaling of peers, scaling of sizes
 
 
 def test_the_page_shows_each_result_with_its_provenance(html: str) -> None:
     sections = [html.index(title) for title in ("Latency of nano", "Parity of nano", "<h2>Roofline", "<h2>Peers")]
     assert sections == sorted(sections)
-    assert html.count("a &lt;small&gt; machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 4
+    assert html.count("a &lt;small&gt; machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 6
     assert "onnxruntime fp16 failed: it &lt;broke&gt;" in html
     assert "<small>" not in html
     assert "<code>predicted</code> <b>floor</b>" in html
@@ -190,6 +213,29 @@ def test_the_page_shows_each_result_with_its_provenance(html: str) -> None:
     assert "nano, openvino bf16, 128x256 px" in html
     for method in ("K3DN", "Restormer", "Ours (Small)", "Ours (Large)"):
         assert method in html
+
+
+def test_the_contents_lead_to_every_section(html: str) -> None:
+    contents = re.findall(r'<li><a href="#(\w+)">(.*?)</a></li>', html)
+    assert [title for _, title in contents] == [
+        *("Latency of nano", "Parity of nano with torch fp32", "Roofline", "Peers", "Scaling of nano", "Capacity"),
+        "nano on simulated",
+    ]
+    for key, title in contents:
+        assert f'<section id="{key}">\n<h2>{title}</h2>' in html
+
+
+def test_the_page_is_made_for_small_screens_too(html: str) -> None:
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert html.count("<svg") == html.count('<div class="scroll figure"><svg') + 1, "the roofline's own, in its text"
+    assert '<td>8</td><td class="r">1.5</td>' in html
+
+
+def test_a_result_that_is_damaged_is_told(folder: Path, tmp_path: Path) -> None:
+    assert [path.name for path in report.other_texts(folder)] == ["evaluate-nano.md"]
+    (tmp_path / "latency.json").write_text("{")
+    with pytest.raises(BenchmarkError, match="expected the JSON of a benchmark"):
+        report.read_reports(tmp_path)
 
 
 def test_a_figure_is_the_same_each_time() -> None:
@@ -235,6 +281,10 @@ between
 <!-- /bench:roofline -->
 <!-- bench:peers -->
 <!-- /bench:peers -->
+<!-- bench:scaling-nano -->
+<!-- /bench:scaling-nano -->
+<!-- bench:capacity -->
+<!-- /bench:capacity -->
 after
 """
 
@@ -242,12 +292,15 @@ after
 def test_the_readmes_tables_are_written_between_their_markers(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(README)
-    reports = [each for _, each in report.read_reports(folder)]
-    assert report.update_readme(path, reports) == ["latency", "parity", "roofline", "peers"]
+    reports = report.read_reports(folder)
+    names = ["latency", "parity", "roofline", "peers", "scaling-nano", "capacity"]
+    assert report.update_readme(path, reports) == names
     text = path.read_text()
     assert "old" not in text
     assert text.startswith("# Title\n\ntext before\n\n<!-- bench:latency -->\n\n| px |")
-    assert text.endswith("<!-- /bench:peers -->\nafter\n")
+    assert text.endswith("<!-- /bench:capacity -->\nafter\n")
+    assert "| 2000x4000 | 8.0 | openvino bf16 | 4 | 20.0 | 300 |" in text
+    assert "<!-- bench:capacity -->\n\n| pairs | a second |\n| --- | ---: |\n| 8 | 1.5 |\n\na <small>" in text
     assert "\nbetween\n" in text
     assert "| 128x256 | openvino bf16 | 1.28 | 0.640–2.56 | 0.320 | – | 123 |" in text
     assert "| openvino bf16 | 0.010 | 63.2 | -0.0030 (limit 0.02) | passed |" in text
@@ -255,7 +308,7 @@ def test_the_readmes_tables_are_written_between_their_markers(folder: Path, tmp_
     assert "| RTX 4090 | predicted floor | fp16 | 9.88 |" in text
     assert "| X (Table 1) | 26.1 M | openvino fp32 | 128x128 | 320 | 2.50 | 2.50 | 26.66 |" in text
     assert "| X (Table 1) | 26.1 M | openvino fp32 | 256x256 | failed | – | – | 26.66 |" in text
-    assert text.count("a <small> machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 4
+    assert text.count("a <small> machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 6
     report.update_readme(path, reports)
     assert path.read_text() == text
 
@@ -264,18 +317,21 @@ def test_the_readmes_tables_are_written_between_their_markers(folder: Path, tmp_
     ("text", "words"),
     [
         ("# Title\n", "expected markers such as <!-- bench:latency -->"),
-        ("<!-- bench:speed -->\n<!-- /bench:speed -->\n", "came 'speed'"),
-        ("<!-- bench:roofline -->\n<!-- /bench:roofline -->\n", "run ldp bench roofline first"),
+        ("<!-- bench:speed -->\n<!-- /bench:speed -->\n", "expected results of speed, came those of latency"),
+        ("<!-- bench:roofline -->\n<!-- /bench:roofline -->\n", "results of roofline, came those of latency, l-nano"),
+        ("<!-- bench:x -->\n<!-- /bench:x -->\n", r"x\.md: expected a table, came none"),
     ],
 )
 def test_a_readme_that_cannot_be_filled_stays_as_it_is(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "README.md"
     path.write_text(text)
+    (tmp_path / "x.md").write_text("# No table")
+    reports = [(tmp_path / "l-nano.json", LATENCY), (tmp_path / "x.json", made("x", {}))]
     with pytest.raises(BenchmarkError, match=words):
-        report.update_readme(path, [LATENCY])
+        report.update_readme(path, reports)
     assert path.read_text() == text
     with pytest.raises(BenchmarkError, match="cannot be read"):
-        report.update_readme(tmp_path / "missing.md", [LATENCY])
+        report.update_readme(tmp_path / "missing.md", reports)
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,146 @@
+"""`ldp bench exports`: what other benchmarks measure, exported into the cache, several graphs at a time.
+
+An export is the work of one thread for minutes. Whoever measures afterwards finds the graphs in LDP's cache, where they
+stay until a source of the exporter changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from benchmarks.bundles import ROOT, random_bundle
+from benchmarks.latency import CONFIG_NAMES
+from benchmarks.peers import PEERS
+from benchmarks.peers_bench import DEFAULT_BACKENDS, choose_backends, export_peer
+from benchmarks.results import BenchmarkError
+
+HELP = "Exports what the other benchmarks measure, several graphs at a time."
+EXAMPLES = """\
+examples:
+  ldp bench exports
+  ldp bench exports --config small large --peer nafnet --jobs 4
+
+Nothing is exported twice: the graphs stay in LDP's cache until the exporter
+changes. The other benchmarks export what they lack by themselves, one after
+the other.
+"""
+
+_JOB_MEMORY = 4 * 2**30
+"""Bytes that an export takes at most, about."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export: of a "config" or of a "peer", by name; a peer in a precision."""
+
+    kind: str
+    name: str
+    precision: str = "fp32"
+
+    def __str__(self) -> str:
+        return f"ldp-{self.name}-random" if self.kind == "config" else f"{PEERS[self.name].title}, {self.precision}"
+
+    def run(self) -> None:
+        """Exports it in this process, or finds it in the cache."""
+        if self.kind == "config":
+            random_bundle(self.name)
+        else:
+            export_peer(PEERS[self.name], half=self.precision == "fp16")
+
+
+def jobs_for(configs: Sequence[str], peers: Sequence[str], backends: Sequence[str] = DEFAULT_BACKENDS) -> list[Job]:
+    """What there is to export, the longest first.
+
+    Args:
+        configs: Names of networks for random weights.
+        peers: Names of `PEERS`.
+        backends: What runs the peers, as for `ldp bench peers`.
+    """
+    precisions = dict.fromkeys(["fp32", *("fp16" for _, p in choose_backends(backends) if p == "fp16")])
+    found = [Job("config", name) for name in configs]
+    found += [Job("peer", name, precision) for name in peers for precision in precisions]
+    return sorted(found, key=lambda job: (job.kind, job.name != "restormer"))
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int) -> dict[Job, float]:
+    """Runs exports, each in a process of its own.
+
+    Args:
+        jobs: The exports.
+        at_once: So many at a time.
+
+    Returns:
+        Seconds of each.
+
+    Raises:
+        BenchmarkError: One failed; the message has its last words. Those that had not begun are left out.
+    """
+    from tqdm import tqdm
+
+    seconds: dict[Job, float] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = {pool.submit(_run_process, job): job for job in jobs}
+        try:
+            for future in tqdm(as_completed(futures), "export", len(futures), disable=None, file=sys.stderr):
+                seconds[futures[future]] = future.result()
+        except BenchmarkError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return seconds
+
+
+def _run_process(job: Job) -> float:
+    begin = time.monotonic()
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.exports", job.kind, job.name, job.precision],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        raise BenchmarkError(
+            f"expected {job} to be exported, came a process that ended with {done.returncode}: "
+            f"{lines[-1] if lines else 'no message'}; mend the exporter, or leave it out"
+        )
+    return time.monotonic() - begin
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "--config", nargs="*", choices=CONFIG_NAMES, default=["small"], help="random weights (default: small)"
+    )
+    parser.add_argument("--peer", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="which (default: all)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: as many as cores and memory allow)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Exports, and tells how long each took."""
+    from benchmarks.machine import describe
+
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise BenchmarkError(f"expected at least 1 job, came {arguments.jobs}")
+    machine = describe()
+    room = (machine["memory_bytes"] or _JOB_MEMORY) // _JOB_MEMORY
+    at_once = arguments.jobs or max(min(machine["cpu"]["usable"], room), 1)
+    for job, seconds in run_jobs(jobs_for(arguments.config, arguments.peer), at_once).items():
+        print(f"{job}: {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    Job(*sys.argv[1:4]).run()
