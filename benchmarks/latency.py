@@ -37,8 +37,9 @@ examples:
   ldp bench latency --config small --seconds 600
   ldp bench latency --backend openvino:bf16 torch:fp32 --repeats 5
 
-A backend is given as NAME or NAME:PRECISION; torch is eager torch, and
-torch-channels-last the same with that memory layout. With --config the weights
+A backend is given as NAME, which is all of its precisions here, NAME:PRECISION
+or NAME:auto, the precision that the runtime would choose; torch is eager torch,
+and torch-channels-last the same with that memory layout. With --config the weights
 are random, of a network of the paper's size and its CLIP; the bundle is
 exported once and kept in the cache.
 
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         nargs="+",
         default=["all"],
-        metavar="NAME[:PRECISION]",
+        metavar="NAME[:PRECISION|:auto]",
         help="what to time (default: all that this machine has)",
     )
     parser.add_argument(
@@ -189,6 +190,8 @@ def find_contenders(
                 raise
             left_out[name] = str(error)
             continue
+        if precision == "auto":
+            precision = have[0]
         if precision and precision not in have:
             raise BackendError(f"expected a precision of {name} here, one of {', '.join(have)}, came {precision!r}")
         found |= {Contender(name, each): None for each in ([precision] if precision else have)}

@@ -1,4 +1,4 @@
-"""`ldp bench peers`: the peers beside ours on the same pair, backend by backend, at three sizes.
+"""`ldp bench peers`: the peers beside ours on the same pair, backend by backend, at two sizes or more.
 
 Ours is the whole chain, CLIP and blur map included; a peer is its network with the runtime's padding and rounding. Each
 measurement is a process of its own, so that peak memory is honest, and those of one round alternate, so that whatever
@@ -44,7 +44,8 @@ EXAMPLES = """examples:
   ldp bench peers --config small --shape 280x420 560x840 1120x1680
   ldp bench peers --peer nafnet --backend torch:fp32 onnxruntime:fp32 --shape 128x192 256x384 384x576
 """
-DEFAULT_SHAPES = ((140, 210), (280, 420), (560, 840))
+DEFAULT_SHAPES = ((160, 240), (320, 480))
+"""Small, so that the slowest peer takes seconds a run on a CPU, not minutes."""
 DEFAULT_BACKENDS = ("torch:fp32", "auto")
 OURS = "ours"
 

@@ -98,9 +98,9 @@ def read_reports(folder: Path) -> list[tuple[Path, Report]]:
 
 
 def other_texts(folder: Path) -> list[Path]:
-    """The Markdown files of a folder that belong to no result, such as what `ldp-export evaluate` writes."""
-    results = {path.stem for path in _results(folder)}
-    return [path for path in sorted(folder.glob("*.md")) if path.stem not in results]
+    """The Markdown files of a folder and of the folders in it that belong to no result, as of `ldp-export evaluate`."""
+    results = {path.with_suffix(".md") for path in _results(folder)}
+    return [path for path in sorted([*folder.glob("*.md"), *folder.glob("*/*.md")]) if path not in results]
 
 
 def _results(folder: Path) -> list[Path]:

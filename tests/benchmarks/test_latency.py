@@ -104,6 +104,9 @@ def test_backends_by_name(bundle: Bundle) -> None:
     contenders, left_out = find_contenders(["onnxruntime:fp16", "openvino:fp32", "onnxruntime"], bundle, None)
     assert [c.name for c in contenders] == ["onnxruntime fp16", "openvino fp32", "onnxruntime fp32"]
     assert left_out == {}
+    contenders, _ = find_contenders(["openvino:auto", "onnxruntime:auto"], bundle, None)
+    chosen = [f"{name} {BACKENDS[name].resolve('auto')}" for name in ("openvino", "onnxruntime")]
+    assert [c.name for c in contenders] == chosen
 
 
 @pytest.mark.parametrize(

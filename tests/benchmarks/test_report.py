@@ -144,8 +144,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(PEERS, path, "peers-nano", "# Peers")
     save(SCALING, path, "scaling-nano", scaling_markdown(SCALING))
     save(OTHER, path, "capacity", "# Capacity\n\ntext\n\n| pairs | a second |\n| --- | ---: |\n| 8 | 1.5 |\n\nmore")
-    (path / "evaluate-nano.md").write_text("# nano on simulated\n\n- a note\n")
-    (path / "evaluate-nano.json").write_text('{"model": "nano"}')
+    (path / "evaluate-nano").mkdir()
+    (path / "evaluate-nano" / "simulated-val.md").write_text("# nano on simulated\n\n- a note\n")
+    (path / "notes.md").write_text("# Notes\n\ntext\n")
+    (path / "notes.json").write_text('{"of": "another making"}')
     return path
 
 
@@ -219,7 +221,7 @@ def test_the_contents_lead_to_every_section(html: str) -> None:
     contents = re.findall(r'<li><a href="#(\w+)">(.*?)</a></li>', html)
     assert [title for _, title in contents] == [
         *("Latency of nano", "Parity of nano with torch fp32", "Roofline", "Peers", "Scaling of nano", "Capacity"),
-        "nano on simulated",
+        *("nano on simulated", "Notes"),
     ]
     for key, title in contents:
         assert f'<section id="{key}">\n<h2>{title}</h2>' in html
@@ -232,7 +234,7 @@ def test_the_page_is_made_for_small_screens_too(html: str) -> None:
 
 
 def test_a_result_that_is_damaged_is_told(folder: Path, tmp_path: Path) -> None:
-    assert [path.name for path in report.other_texts(folder)] == ["evaluate-nano.md"]
+    assert [path.name for path in report.other_texts(folder)] == ["simulated-val.md", "notes.md"]
     (tmp_path / "latency.json").write_text("{")
     with pytest.raises(BenchmarkError, match="expected the JSON of a benchmark"):
         report.read_reports(tmp_path)
