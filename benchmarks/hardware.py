@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import BF16_FEATURES, describe
+
 FILE = Path(__file__).with_name("hardware.json")
 
 _SCALE = {"TFLOPS": 1e12, "TOPS": 1e12, "GB/s": 1e9, "MiB": 2.0**20}
@@ -96,7 +98,7 @@ def measure_cpu() -> list[Device]:
     """This CPU: a matrix product and a copy, the best of a few runs each, on the threads that the libraries take.
 
     The rates are what a good library reaches here, not a vendor's peak, so that floors made of them can be beaten.
-    Without torch there is no bf16.
+    Without torch there is no bf16, nor on a CPU without instructions for it, where torch emulates it.
     """
     source = np.ones(_COPY_BYTES // 4, np.float32)
     target = np.zeros_like(source)
@@ -105,6 +107,8 @@ def measure_cpu() -> list[Device]:
     a = np.random.default_rng(0).random((_GEMM_SIDE, _GEMM_SIDE), np.float32)
     fp32 = flops / _best(lambda: a @ a)
     devices = [Device("this CPU, FP32", "fp32", fp32, fp32, bandwidth, 0, True)]
+    if not BF16_FEATURES & set(describe()["cpu"]["features"]):
+        return devices
     try:
         import torch
     except ImportError:

@@ -34,6 +34,9 @@ PACKAGES = (
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 """The instruction sets that matter to the backends."""
 
+BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Those that multiply in bf16; without any it is emulated, and slow."""
+
 _PROC = Path("/proc")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")

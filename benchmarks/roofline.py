@@ -616,7 +616,7 @@ def plot(data: Mapping[str, Any], paths: Sequence[Path]) -> None:
     except ImportError as error:
         raise BenchmarkError(f"expected matplotlib for the plot, came {error}; install it") from error
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     intensity = np.logspace(-1.5, 4, 200)
@@ -645,7 +645,7 @@ def plot(data: Mapping[str, Any], paths: Sequence[Path]) -> None:
         title=f"Roofline at {data['size'][0]} x {data['size'][1]} px: {PREDICTED}, not measured",
     )
     axes.grid(which="both", alpha=0.2)
-    axes.legend(fontsize=7, loc="lower right", markerscale=0.5)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2, markerscale=0.5)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")

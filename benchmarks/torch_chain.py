@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.machine import BF16_FEATURES
 from benchmarks.results import BenchmarkError
 from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.clip import WindowEncoder, embed_texts
@@ -51,7 +52,7 @@ def precisions(features: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """
     if device() == "cuda":
         return ("fp32", "fp16", "bf16")
-    return ("fp32", "bf16") if {"avx512_bf16", "amx_bf16", "bf16"} & set(features) else ("fp32",)
+    return ("fp32", "bf16") if BF16_FEATURES & set(features) else ("fp32",)
 
 
 @dataclass(frozen=True, eq=False)
