@@ -23,6 +23,7 @@ examples:
   ldp-export evaluate models/ldp-nano --store
   ldp-export evaluate models/ldp-nano --data dpd-blur=dd_dp_dataset_canon -o runs/scores
   ldp-export evaluate runs/nafnet --data simulated=runs/scenes --split val -o runs/scores
+  ldp-export evaluate models/ldp-nano --data simulated=runs/scenes -o benchmarks/reports/evaluate-ldp-nano
 
 Without --data it scores the motorcycle sample. The first run renders two pairs
 under the second simulator, half a minute each, and keeps them in the cache
