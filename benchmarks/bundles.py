@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
 """The paper's CLIP (Section 4.1)."""
 
+CLIP_PATCH = 32
+"""Side of its patch in px."""
+
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = "checkpoints"
 
@@ -49,7 +52,7 @@ def random_bundle(config: str) -> Path:
     Raises:
         LDPError: There is no such config, no cache folder, or the export failed.
     """
-    folder = cache_folder("benchmarks", _exporter_key())
+    folder = cache_folder("benchmarks", exporter_key())
     if folder is None:
         raise BenchmarkError(
             "expected a folder that the exported bundle can be kept in, came none; set LDP_CACHE to one"
@@ -124,7 +127,7 @@ def has_reference(bundle: Bundle, checkpoint: Path | None = None) -> bool:
     return checkpoint is not None or random or find_checkpoint(bundle) is not None
 
 
-def _exporter_key() -> str:
+def exporter_key() -> str:
     """Changes with anything that could change an exported bundle."""
     digest = hashlib.sha256()
     package = ROOT / "ldp_export"

@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from benchmarks.bundles import ROOT, random_bundle
+from benchmarks.bundles import CLIP_PATCH, ROOT, random_bundle
 from benchmarks.latency import CONFIG_NAMES
 from benchmarks.peers import PEERS
 from benchmarks.peers_bench import DEFAULT_BACKENDS, choose_backends, export_peer
 from benchmarks.results import BenchmarkError
+from benchmarks.roofline import design_variants, export_variant
 
 HELP = "Exports what the other benchmarks measure, several graphs at a time."
 EXAMPLES = """\
 examples:
-  ldp bench exports
+  ldp bench exports --variants
   ldp bench exports --config small large --peer nafnet --jobs 4
 
 Nothing is exported twice: the graphs stay in LDP's cache until the exporter
@@ -38,34 +39,56 @@ _JOB_MEMORY = 4 * 2**30
 
 @dataclass(frozen=True)
 class Job:
-    """An export: of a "config" or of a "peer", by name; a peer in a precision."""
+    """An export.
+
+    Attributes:
+        kind: "config", "peer" or "variant".
+        name: Name of the network.
+        detail: Of a peer its precision; of a variant, which of `roofline.design_variants`.
+    """
 
     kind: str
     name: str
-    precision: str = "fp32"
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"ldp-{self.name}-random" if self.kind == "config" else f"{PEERS[self.name].title}, {self.precision}"
+        title = PEERS[self.name].title if self.kind == "peer" else f"ldp-{self.name}-random"
+        return ", ".join(filter(None, [title, self.detail]))
 
     def run(self) -> None:
         """Exports it in this process, or finds it in the cache."""
         if self.kind == "config":
             random_bundle(self.name)
+        elif self.kind == "peer":
+            export_peer(PEERS[self.name], half=self.detail == "fp16")
         else:
-            export_peer(PEERS[self.name], half=self.precision == "fp16")
+            from ldp_export.network import CONFIGS
+
+            export_variant(design_variants(CONFIGS[self.name])[self.detail], CLIP_PATCH)
 
 
-def jobs_for(configs: Sequence[str], peers: Sequence[str], backends: Sequence[str] = DEFAULT_BACKENDS) -> list[Job]:
+def jobs_for(
+    configs: Sequence[str],
+    peers: Sequence[str],
+    backends: Sequence[str] = DEFAULT_BACKENDS,
+    *,
+    variants: bool = False,
+) -> list[Job]:
     """What there is to export, the longest first.
 
     Args:
         configs: Names of networks for random weights.
         peers: Names of `PEERS`.
         backends: What runs the peers, as for `ldp bench peers`.
+        variants: Also the variants of the configs' designs, for `ldp bench roofline`.
     """
     precisions = dict.fromkeys(["fp32", *("fp16" for _, p in choose_backends(backends) if p == "fp16")])
     found = [Job("config", name) for name in configs]
     found += [Job("peer", name, precision) for name in peers for precision in precisions]
+    if variants:
+        from ldp_export.network import CONFIGS
+
+        found += [Job("variant", name, what) for name in configs for what in design_variants(CONFIGS[name])]
     return sorted(found, key=lambda job: (job.kind, job.name != "restormer"))
 
 
@@ -100,7 +123,7 @@ def _run_process(job: Job) -> float:
     begin = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.exports", job.kind, job.name, job.precision],
+        [sys.executable, "-m", "benchmarks.exports", job.kind, job.name, job.detail],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -126,6 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", nargs="*", choices=CONFIG_NAMES, default=["small"], help="random weights (default: small)"
     )
     parser.add_argument("--peer", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="which (default: all)")
+    parser.add_argument("--variants", action="store_true", help="also the variants that ldp bench roofline compares")
     parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: as many as cores and memory allow)")
 
 
@@ -138,7 +162,8 @@ def run(arguments: argparse.Namespace) -> None:
     machine = describe()
     room = (machine["memory_bytes"] or _JOB_MEMORY) // _JOB_MEMORY
     at_once = arguments.jobs or max(min(machine["cpu"]["usable"], room), 1)
-    for job, seconds in run_jobs(jobs_for(arguments.config, arguments.peer), at_once).items():
+    jobs = jobs_for(arguments.config, arguments.peer, variants=arguments.variants)
+    for job, seconds in run_jobs(jobs, at_once).items():
         print(f"{job}: {seconds:.0f} s")
 
 

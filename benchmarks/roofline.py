@@ -13,9 +13,11 @@ No figure for a GPU here was measured: each is a `predicted floor`.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
+import os
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.bundles import open_bundle
+from benchmarks.bundles import exporter_key, open_bundle
 from benchmarks.flops import GraphCost, graph_cost
 from benchmarks.fusion import EXTRA, FusedGraph, fuse, unfused
 from benchmarks.hardware import FILE, Device, gpus, measure_cpu, sources
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from ldp_runtime.blur_map import select_prompts
 from ldp_runtime.bundle import Bundle, Manifest
+from ldp_runtime.cache import cache_folder
 from ldp_runtime.cuda.launches import (
     Canvases,
     Launch,
@@ -281,28 +284,58 @@ def variant_floors(chain: Chain, manifest: Manifest, device: Device) -> list[dic
     """
     from tqdm import tqdm
 
-    from ldp_export.network import LDPConfig, LDPNet
-    from ldp_export.onnx_export import deblur_graph, save_graph
-    from ldp_export.parity import randomise
+    from ldp_export.network import LDPConfig
 
     config = LDPConfig.from_dict(manifest.network)
-    rows = [_variant_row("as it is", LDPNet(config), chain.steps, device)]
+    rows = [_variant_row("as it is", config, chain.steps, device)]
     h, w = chain.size
     patch = manifest.clip.patch
-    with tempfile.TemporaryDirectory() as folder:
-        for what, variant in tqdm(design_variants(config).items(), "export", disable=None, file=sys.stderr):
-            network = randomise(LDPNet(variant))
-            multiple = math.lcm(16, variant.multiple, patch)
-            H, W = (-(-side // multiple) * multiple for side in (h, w))
-            path = Path(folder) / "deblur.onnx"
-            save_graph(deblur_graph(network.eval(), multiple, half=True), path)
-            graph = graph_cost(path, {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // patch, W // patch)})
-            rows.append(_variant_row(what, network, chain.with_deblur(graph, fuse(graph)), device))
+    for what, variant in tqdm(design_variants(config).items(), "variants", disable=None, file=sys.stderr):
+        multiple = math.lcm(16, variant.multiple, patch)
+        H, W = (-(-side // multiple) * multiple for side in (h, w))
+        path = export_variant(variant, patch)
+        graph = graph_cost(path, {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // patch, W // patch)})
+        rows.append(_variant_row(what, variant, chain.with_deblur(graph, fuse(graph)), device))
     return rows
 
 
-def _variant_row(what: str, network: Any, steps: Sequence[Step], device: Device) -> dict[str, Any]:
-    count = sum(parameter.numel() for parameter in network.parameters())
+def export_variant(config: LDPConfig, patch: int) -> Path:
+    """The deblur graph of a network with random weights, FP16, from the cache or exported into it.
+
+    Args:
+        config: The network.
+        patch: Side of CLIP's patch in px; the graph's sides are multiples of it.
+
+    Raises:
+        BenchmarkError: There is no folder to keep it in.
+    """
+    folder = cache_folder("benchmarks", exporter_key(), "variants")
+    if folder is None:
+        raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
+    key = hashlib.sha256(json.dumps([config.to_dict(), patch], sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{key}.onnx"
+    if not path.is_file():
+        from ldp_export.network import LDPNet
+        from ldp_export.onnx_export import deblur_graph, save_graph
+        from ldp_export.parity import randomise
+
+        network = randomise(LDPNet(config)).eval()
+        partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+        try:
+            save_graph(deblur_graph(network, math.lcm(16, config.multiple, patch), half=True), partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _variant_row(what: str, config: LDPConfig, steps: Sequence[Step], device: Device) -> dict[str, Any]:
+    import torch
+
+    from ldp_export.network import LDPNet
+
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in LDPNet(config).parameters())
     return {"change": what, "parameters": count, "ms": 1e3 * floor(steps, device)}
 
 
@@ -675,7 +708,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default=DEFAULT_DEVICE, help=f"GPU of the tables (default: {DEFAULT_DEVICE})")
     parser.add_argument(
-        "--variants", action="store_true", help="also export other designs of the network and compare them (minutes)"
+        "--variants", action="store_true", help="also export other designs of the network, once, and compare them"
     )
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report (default: %(default)s)")
 

@@ -10,6 +10,8 @@ from benchmarks import exports
 from benchmarks.exports import Job, jobs_for, run_jobs
 from benchmarks.peers import PEERS
 from benchmarks.results import BenchmarkError
+from benchmarks.roofline import design_variants
+from ldp_export.network import CONFIGS
 from ldp_runtime.cli import main
 
 
@@ -17,9 +19,11 @@ def test_the_longest_come_first() -> None:
     jobs = jobs_for(["small"], list(PEERS), ["torch:fp32", "onnxruntime:fp32"])
     assert [job.name for job in jobs[:2]] == ["small", "restormer"]
     assert {job.name for job in jobs} == {"small", *PEERS}
-    assert {job.precision for job in jobs} == {"fp32"}
+    assert {job.detail for job in jobs[1:]} == {"fp32"}
     both = jobs_for([], ["nafnet"], ["onnxruntime:fp16"])
     assert both == [Job("peer", "nafnet", "fp32"), Job("peer", "nafnet", "fp16")]
+    variants = jobs_for(["small"], [], ["torch:fp32"], variants=True)
+    assert [job.detail for job in variants[1:]] == list(design_variants(CONFIGS["small"]))
     assert str(both[1]) == "NAFNet, width 32, fp16" and str(jobs[0]) == "ldp-small-random"
 
 

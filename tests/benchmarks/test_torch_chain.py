@@ -112,7 +112,7 @@ def test_a_random_bundle_takes_the_place_of_that_of_older_sources(
 
 def test_random_bundles_are_kept_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LDP_CACHE", str(tmp_path))
-    folder = tmp_path / "benchmarks" / bundles._exporter_key()
+    folder = tmp_path / "benchmarks" / bundles.exporter_key()
     folder.mkdir(parents=True)
     made = make_tiny_bundle(folder, "ldp-small-random")
     assert bundles.random_bundle("small") == made
