@@ -29,6 +29,7 @@ def test_gradients_are_compared_with_charbonniers(tmp_path: Path) -> None:
     assert rows["blur-weighting, floor 0.1"]["value"] < rows["blur-weighting, floor 0.01"]["value"]
     assert rows["blur-weighting, floor 0.01"]["value"] < rows["blur-weighting"]["value"]
     assert all(0 <= row["densest_percent"] <= 1 for row in rows.values())
+    assert data["blur_aware"]["target"] > 0
     small = data["small_deviation"]
     assert 0 <= small["blurred_share"] <= small["share"] <= 1
 

@@ -60,7 +60,8 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
         batch: What they are computed on.
 
     Returns:
-        `rows`, one a loss; `psnr_db` of the center view and the restoration; and of the pixels whose target deviates
+        `rows`, one a loss; `psnr_db` of the center view and the restoration; the `blur_aware` loss of the center view and
+        of the target, below which the restoration should not go; and of the pixels whose target deviates
         from the center view by less than the floor: their `share` of all, of those that the blur map calls blurred
         too, and their part of the squared error and of the blur-weighting loss.
     """
@@ -110,11 +111,16 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
     deviation = (target - center).square().sum(1)
     weighted = error / deviation.clamp_min(FLOOR) * blur_map[:, 0]
     small = deviation < FLOOR
+    with torch.no_grad():
+        of_images = {
+            name: blur_aware(blurred(image)).item() for name, image in (("center", center), ("target", target))
+        }
     return {
         "crops": len(target),
         "crop": CROP,
         "psnr_db": {"center": _psnr(center, target), "restored": _psnr(restored.detach().clamp(0, 1), target)},
         "rows": rows,
+        "blur_aware": of_images,
         "small_deviation": {
             "share": small.float().mean().item(),
             "blurred_share": (small & (blur_map[:, 0] > 0.5)).float().mean().item(),
@@ -152,7 +158,8 @@ def markdown(report: Report) -> str:
             f"Pixels whose target deviates from the center view by less than {FLOOR:g} are {small['share']:.0%} of "
             f"all, and {small['blurred_share']:.0%} of all are such pixels that the blur map calls blurred. They have "
             f"{small['of_squared_error']:.0%} of the squared error and {small['of_blur_weighting']:.0%} of the "
-            "blur-weighting loss.",
+            f"blur-weighting loss. The blur-aware loss is {significant(data['blur_aware']['center'])} for the center view "
+            f"and {significant(data['blur_aware']['target'])} for the target.",
         ]
     )
 
