@@ -6,10 +6,8 @@ a figure that does not exist is None.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write, write_whole
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle import Bundle
@@ -211,16 +210,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         BenchmarkError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole({path: text.encode()})
     except OSError as error:
-        raise BenchmarkError(f"{path} cannot be written: {error.strerror or error}; choose another") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise BenchmarkError(cannot_write(path, error)) from error
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], align: str | None = None) -> str:

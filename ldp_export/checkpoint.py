@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ldp_export.files import staged_folder, write_text
 from ldp_runtime.bundle import Prompt
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,6 +196,7 @@ def save_checkpoint(
         CheckpointError: The weights do not fit the configuration.
         WriteError: The folder cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from ldp_export.network import LDPNet
@@ -208,7 +210,11 @@ def save_checkpoint(
         (staged / TRAINING_FILE).write_text(_dump(training))
         for name, state in ((DEBLUR_FILE, network), (CLIP_WEIGHTS_FILE, clip)):
             if state is not None:
-                save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, staged / name)
+                tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+                try:
+                    save_file(tensors, staged / name)
+                except SafetensorError as error:  # the disk is full: it does not hand on the system's error
+                    raise CheckpointError(cannot_write(folder, error)) from error
         (staged / NETWORK_FILE).write_text(_dump(config.to_dict()))
     return Checkpoint(folder)
 

@@ -39,6 +39,7 @@ from ldp_runtime.engines import (
     engine_key,
 )
 from ldp_runtime.errors import BackendError, BundleError, LDPError
+from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import ENGINE_CLIP_BATCH, Padding, WindowGrid, clip_batch
 
 Size = tuple[int, int]
@@ -394,14 +395,9 @@ def _found(bundle: Bundle, key: str) -> EngineEntry | None:
 def _write(bundle: Bundle, entry: EngineEntry, content: bytes) -> None:
     """Writes an engine and lists it in the manifest, each in one step."""
     path = bundle.path / entry.file
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _writing(bundle):
         path.parent.mkdir(exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole({path: content})
         _set_engines(bundle, lambda engines: [*(e for e in engines if e.key != entry.key), entry])
 
 
@@ -430,8 +426,8 @@ def _writing(bundle: Bundle) -> Iterator[None]:
         yield
     except OSError as error:
         raise BundleError(
-            f"{bundle.path}: the engines cannot be written there ({error.strerror or error}); copy the bundle to a "
-            "folder of yours and build in the copy"
+            f"{bundle.path}: the engines cannot be written there ({error.strerror or error}); free some space, or copy "
+            "the bundle to a folder of yours and build in the copy"
         ) from error
 
 

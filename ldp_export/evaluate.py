@@ -16,6 +16,8 @@ from ldp_export.metrics import accuracy, balanced_accuracy, masked_psnr, psnr, s
 from ldp_export.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
 from ldp_export.score import SHARP_DISPARITY, Restorer
 from ldp_runtime.bundle import read_manifest, write_manifest
+from ldp_runtime.errors import BundleError
+from ldp_runtime.files import cannot_write
 from ldp_runtime.image_io import Photo, encode_photo, write_files
 from ldp_runtime.quality import center_view
 from ldp_runtime.visualize import colour_blur_map, comparison
@@ -161,7 +163,10 @@ def store(folder: Path, evaluation: Evaluation) -> None:
     """
     manifest = read_manifest(folder)
     changed = dataclasses.replace(manifest, evaluation=evaluation.to_json())
-    write_manifest(folder, changed, extra_files=manifest.files)
+    try:
+        write_manifest(folder, changed, extra_files=manifest.files)
+    except OSError as error:
+        raise BundleError(cannot_write(folder, error)) from error
 
 
 def _evaluate_focus(

@@ -5,10 +5,11 @@ Training crops are cut from what CLIP saw of the full frame, window by window, e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
-import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from ldp_export.clip import LoadedClip, WindowEncoder, embed_texts
 from ldp_export.data import PairDataset, PairSample
 from ldp_runtime.blur_map import DP_AWARE, select_prompts
 from ldp_runtime.bundle import Prompt
+from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import Padding, WindowGrid, pad_reflect
 
 CHUNK = 64
@@ -125,16 +127,12 @@ def chunk_logits(
         try:
             with np.load(path) as file:
                 return [file[f"{i}"] for i in range(len(chunk))]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass
     logits = [estimator(dataset[index]) for index in chunk]
     if path is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **{f"{i}": z for i, z in enumerate(logits)})  # type: ignore[arg-type]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            write_whole({path: buffer.getvalue()})
     return logits

@@ -36,6 +36,7 @@ from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import NAFBlock
 from ldp_export.network.released import ReleasedNet
 from ldp_export.parity import Parity, measure, randomise, randomise_network
+from ldp_export.selftest import add_sample
 from ldp_runtime import __version__
 from ldp_runtime.bundle import (
     GRAPH_PRECISIONS,
@@ -212,7 +213,9 @@ def export_bundle(
         report("parity")
         parity = measure(model, encoder, texts, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
         _check(parity)
-        manifest = write_manifest(staged, _manifest(model, name, files, texts.shape[1], parity))
+        write_manifest(staged, _manifest(model, name, files, texts.shape[1], parity))
+        report("self-test")
+        manifest = add_sample(staged)
     return manifest
 
 

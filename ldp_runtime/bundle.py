@@ -32,6 +32,7 @@ from ldp_runtime.engines import (
     nearest,
 )
 from ldp_runtime.errors import BackendError, BundleError
+from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import PADDING_MODE, Padding
 from ldp_runtime.onnx_files import external_files
 
@@ -39,6 +40,8 @@ SCHEMA = "ldp-bundle"
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "bundle.json"
 TEXT_EMBEDDINGS_FILE = "text_embeddings.npy"
+SELFTEST_FILE = "selftest.npz"
+"""Optional: a pair and what shall become of it, see ``ldp_runtime.selftest``."""
 PROMPTS = 8
 GRAPHS = ("clip", "deblur")
 GRAPH_PRECISIONS = ("fp32", "fp16")
@@ -477,12 +480,7 @@ def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
             f"{folder / MANIFEST_FILE}: expected plain JSON values, came {error}; convert them"
         ) from error
     written = Manifest.from_json(json.loads(text), str(folder / MANIFEST_FILE))
-    temporary = folder / f".{MANIFEST_FILE}.{os.getpid()}"
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, folder / MANIFEST_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole({folder / MANIFEST_FILE: (text + "\n").encode()})
     return written
 
 

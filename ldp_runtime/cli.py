@@ -14,6 +14,7 @@ COMMANDS = (
     "deblur",
     "blur-map",
     "info",
+    "selftest",
     "trust",
     "bench",
 )
@@ -21,10 +22,11 @@ COMMANDS = (
 _EXIT_CODES = """\
 exit codes:
   0    done
-  2    something to mend: a file, an option or the installation; one line on stderr says what
-  1    a bug in ldp; please report it
+  2    something to mend: a file, an option, the disk or the installation; one line on stderr says what
+  1    a check that was asked for failed (its line on stderr says which), or a bug in ldp; please report it
   130  interrupted with Ctrl-C
-No output file is left behind unless the exit code is 0.
+  141  whoever read the output, such as `head`, left before its end
+An output file is whole or not there, whatever the exit code; one that was there before stays until then.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Protocol, cast
 
 from ldp_runtime import __version__
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write, is_disk_error
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -104,10 +106,22 @@ def run(program: str, parser: Callable[[], argparse.ArgumentParser], argv: Seque
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output left; without this Python would complain while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return EXIT_CLOSED_PIPE
-    except Exception:
+    except Exception as error:
+        if is_disk_error(error):  # full, read-only or failing, below something that does not say so better
+            assert isinstance(error, OSError)
+            print(f"{program}: error: {cannot_write(error.filename or 'the output', error)}", file=sys.stderr)
+            _drop_stdout()
+            return EXIT_USER_ERROR
         traceback.print_exc()
-        print(f"{program}: this is a bug; please report the lines above and the output of `ldp info`", file=sys.stderr)
+        print(
+            f"{program}: this is a bug; please report the lines above and the output of `ldp selftest`", file=sys.stderr
+        )
         return EXIT_FAILED
+
+
+def _drop_stdout() -> None:
+    """Sends what is left in the buffer nowhere: else Python would complain of it while it exits."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no file is behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

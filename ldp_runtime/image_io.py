@@ -37,6 +37,7 @@ from ldp_runtime.exif import (
     read_block,
     write_directory,
 )
+from ldp_runtime.files import cannot_write, check_can_write, write_whole
 
 MAX_PIXELS = 2**30
 """Largest picture that is decoded; a header that claims more is refused before any memory is taken."""
@@ -542,21 +543,10 @@ def write_files(contents: Mapping[str | os.PathLike[str], bytes]) -> None:
     Raises:
         ImageError: A file cannot be written; no temporary file stays behind.
     """
-    pending: dict[Path, Path] = {}
-    path = Path()
     try:
-        for name, content in contents.items():
-            path = Path(os.path.realpath(name))  # through a link, not over it
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            pending[temporary] = path
-            temporary.write_bytes(content)
-        for temporary, path in pending.items():
-            os.replace(temporary, path)
+        write_whole({Path(os.path.realpath(name)): content for name, content in contents.items()})  # through links
     except OSError as error:
-        raise ImageError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        for temporary in pending:
-            temporary.unlink(missing_ok=True)
+        raise ImageError(cannot_write(error.filename or "the file", error)) from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -570,9 +560,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise ImageError(f"{path} is a folder; give a file name in it")
     if not target.parent.is_dir():
         raise ImageError(f"{path} cannot be written: the folder {target.parent} does not exist; make it first")
-    probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        probe.touch()
-        probe.unlink()
+        check_can_write(target)
     except OSError as error:
-        raise ImageError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
+        raise ImageError(cannot_write(os.fspath(path), error)) from error

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ldp_runtime.errors import BackendError
+from ldp_runtime.files import write_whole
 
 ENV_CONFIG = "LDP_CONFIG"
 _HEX = frozenset("0123456789abcdef")
@@ -35,13 +36,7 @@ def trust(sha256s: Iterable[str], reason: str) -> None:
     record = {"reason": reason, "since": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for sha256 in hashes:
-            temporary = folder / f".{sha256}.{os.getpid()}"
-            try:
-                temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-                os.replace(temporary, folder / sha256)
-            finally:
-                temporary.unlink(missing_ok=True)
+        write_whole({folder / sha256: (json.dumps(record) + "\n").encode() for sha256 in hashes})
     except OSError as error:
         raise BackendError(
             f"{folder}: the record of trusted engines cannot be written ({error.strerror}); "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,10 +70,18 @@ def make_folder(folder: Path) -> None:
 def check_folder(folder: Path, marker: str) -> None:
     """Refuses, before anything is computed, a folder that cannot be written or that holds something else.
 
+    What a killed run had nearly put there is put there first.
+
     Raises:
         ArgumentError: It is a file, it lacks the file `marker` and holds more than notes (.md), or is not writable.
     """
+    from ldp_export.files import finish_staged
+
     existing = folder.absolute()
+    try:
+        finish_staged(existing, marker)
+    except OSError as error:
+        raise ArgumentError(cannot_write(folder, error)) from error
     holds_more = existing.is_dir() and any(path.suffix != ".md" for path in existing.iterdir())
     if holds_more and not (existing / marker).is_file():
         raise ArgumentError(f"expected a new folder, an empty one or one with {marker}, came {folder}; choose another")

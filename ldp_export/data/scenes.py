@@ -10,11 +10,14 @@ photographs alone, so rendering resumes, and several processes share the work. T
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -34,6 +37,7 @@ from ldp_export.simulate import (
     render_views,
     srgb_to_linear,
 )
+from ldp_runtime.files import cannot_write, replacing
 
 SIDE = 256
 MARGIN = 16
@@ -372,9 +376,21 @@ def render(
             progress(_write_shard(job, number, count, photos))
         return
     context = get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(missing)), context, _start_worker, (job,)) as pool:
+    pool = ProcessPoolExecutor(min(jobs, len(missing)), context, _start_worker, (job,))
+    try:
         for done in as_completed(pool.submit(_work, job, number, count) for number, count in missing.items()):
             progress(done.result())
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that renders was killed, perhaps for want of memory; run the same command again, which keeps "
+            "the shards that are done, with fewer --jobs"
+        ) from error
+    except KeyboardInterrupt:
+        for worker in active_children():
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -386,8 +402,18 @@ _worker_photos: list[Pixels] = []
 
 
 def _start_worker(job: RenderJob) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone answers it
+    Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     _worker_photos[:] = load_photos(job.photos, job.names)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it was killed: nobody would take its work."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: RenderJob, number: int, count: int) -> int:
@@ -396,14 +422,10 @@ def _work(job: RenderJob, number: int, count: int) -> int:
 
 def _write_shard(job: RenderJob, number: int, count: int, photos: list[Pixels]) -> int:
     path = shard_path(job.output, number)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shard = render_shard(number, photos, scenes=count, seed=job.seed)
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, **shard)  # type: ignore[arg-type]  # the stub takes every keyword for an option
-        os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise DataError(cannot_write(path, error)) from error
     return count

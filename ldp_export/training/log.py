@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ldp_export.blur_map import upsample_map
 from ldp_export.files import write_text
+from ldp_export.training.config import TrainingError
+from ldp_runtime.files import cannot_write
 from ldp_runtime.visualize import colour_blur_map
 
 LOG_FILE = "train.log.jsonl"
@@ -30,18 +33,27 @@ class RunLog:
         """
         self._file = folder / LOG_FILE
         lines = self._file.read_text().splitlines() if step and self._file.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         write_text(self._file, "".join(f"{line}\n" for line in kept))
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def record(self, step: int, stage: int, values: Mapping[str, float], group: str) -> None:
-        """A line of the log and points of TensorBoard's curves `group/name`."""
+        """A line of the log and points of TensorBoard's curves `group/name`.
+
+        Raises:
+            TrainingError: They cannot be written.
+        """
         line = {"step": step, "stage": stage, **{name: float(f"{value:.6g}") for name, value in values.items()}}
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
-        self._writer.flush()
+        try:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._writer.flush()
+        except OSError as error:
+            raise TrainingError(
+                f"{cannot_write(self._file, error)}, and run the same command again, which goes on from the saved state"
+            ) from error
 
     def picture(self, step: int, number: int, panels: NDArray[np.float32]) -> None:
         """A validation crop in TensorBoard, as `side_by_side` gives it."""
@@ -50,6 +62,14 @@ class RunLog:
     def close(self) -> None:
         """Writes what is left."""
         self._writer.close()
+
+
+def _step_of(line: str) -> float:
+    """The step that a line of the log tells of; none is after that of a line which a full disk cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def side_by_side(center: Tensor, restored: Tensor, target: Tensor, logits: Tensor) -> NDArray[np.float32]:

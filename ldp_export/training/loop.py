@@ -7,9 +7,9 @@ any step and started again ends, on the same machine and CPU, with the very weig
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
-import os
 import platform
 import signal
 import sys
@@ -39,7 +39,9 @@ from ldp_export.training.config import DataConfig, StageConfig, TrainConfig, Tra
 from ldp_export.training.log import RunLog, side_by_side
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import AUTOCAST, gathered, open_fabric, shards, spread, whole
+from ldp_runtime.backends.base import one_line
 from ldp_runtime.cache import cache_folder
+from ldp_runtime.files import cannot_write, write_whole
 
 STATE_FILE = "train.state.pt"
 CHECKPOINT_FOLDER = "checkpoint"
@@ -311,7 +313,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         for part in range(config.accumulate):
-            batch = next(loader).to(fabric.device)
+            batch = self._next(loader).to(fabric.device)
             with fabric.no_backward_sync(self.model, enabled=part + 1 < config.accumulate):
                 restored = self.model(batch.pair, batch.logits)
                 total, parts = total_loss(
@@ -327,6 +329,22 @@ class _Run:
             losses["gradient_norm"] = whole(torch.as_tensor(norm)).detach()
         self.optimizer.step()
         return losses
+
+    def _next(self, loader: Iterator[Batch]) -> Batch:
+        """The next batch.
+
+        Raises:
+            TrainingError: A process that prepares batches was killed.
+        """
+        try:
+            return next(loader)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a process that prepares batches was killed, perhaps for want of memory ({one_line(error)}); run the "
+                "same command again, which goes on from the saved state, or set workers lower"
+            ) from error
 
     def _agree(self, seconds: float) -> tuple[float, bool]:
         """The time of rank 0, and whether any process was asked to stop."""
@@ -433,12 +451,12 @@ class _Run:
             "record": json.dumps([self.config.to_dict(), self.history, self.changed, self.scores]),
         }
         if self.rank == 0:
-            temporary = self.state_file.with_name(f".{STATE_FILE}.tmp")
+            buffer = io.BytesIO()  # torch, when it writes to a file, does not hand on the system's error
+            torch.save(state, buffer)
             try:
-                torch.save(state, temporary)
-                os.replace(temporary, self.state_file)
+                write_whole({self.state_file: buffer.getvalue()})
             except OSError as error:
-                raise TrainingError(f"{self.state_file} cannot be written: {error.strerror or error}") from error
+                raise TrainingError(cannot_write(self.state_file, error)) from error
         self._write_checkpoint(state["ema"], CHECKPOINT_FOLDER)
 
     def _averaged(self) -> dict[str, Tensor]:

@@ -6,10 +6,10 @@ One adapter serves ``tensorrt_rtx`` and ``tensorrt`` 10 and 11. They share the c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ldp_runtime.cuda.device import NoGpuError, open_device
 from ldp_runtime.cuda.runner import EngineSource, Runner
 from ldp_runtime.engines import EngineEntry, Shape
 from ldp_runtime.errors import BackendError
+from ldp_runtime.files import write_whole
 from ldp_runtime.trust import is_trusted
 
 MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -285,13 +286,9 @@ class RuntimeCache:
         content = bytes(self._cache.serialize())
         if content == self._loaded:
             return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, self._path)
+        with contextlib.suppress(OSError):
+            write_whole({self._path: content})
             self._loaded = content
-        except OSError:
-            temporary.unlink(missing_ok=True)
 
 
 def make_logger(trt: Any) -> Any:

@@ -31,13 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """See ``ldp_runtime.command.Command``."""
+def environment() -> dict[str, Any]:
+    """Versions, system and CPU."""
     import platform
     from importlib import metadata
-
-    from ldp_runtime.backends import BACKENDS, select
-    from ldp_runtime.bundle import list_bundles, read_manifest, search_folders
 
     versions = {"ldp": __version__, "python": platform.python_version()}
     for package in ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "pillow", "tifffile"):
@@ -45,6 +42,23 @@ def run(arguments: argparse.Namespace) -> None:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    return {"versions": versions, "system": platform.platform(), "cpu": _cpu()}
+
+
+def environment_lines(fields: dict[str, Any]) -> list[str]:
+    """What ``environment`` gives, for people."""
+    cpu = fields["cpu"]
+    return [
+        "versions   " + ", ".join(f"{name} {version}" for name, version in fields["versions"].items()),
+        f"system     {fields['system']}",
+        f"cpu        {cpu['name']}, {cpu['threads']} threads; {', '.join(cpu['features']) or 'unknown'}",
+    ]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    from ldp_runtime.backends import BACKENDS, select
+    from ldp_runtime.bundle import list_bundles, read_manifest, search_folders
 
     backends: dict[str, dict[str, Any]] = {}
     for name, backend in BACKENDS.items():
@@ -76,11 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
                 "graphs": sorted({p for graphs in manifest.graphs.values() for p in graphs}),
             }
 
-    cpu = _cpu()
     fields = {
-        "versions": versions,
-        "system": platform.platform(),
-        "cpu": cpu,
+        **environment(),
         "backends": backends,
         "auto": auto,
         "bundles": bundles,
@@ -89,9 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(fields, indent=2))
         return
-    print("versions   " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(f"system     {fields['system']}")
-    print(f"cpu        {cpu['name']}, {cpu['threads']} threads; {', '.join(cpu['features']) or 'unknown'}")
+    print("\n".join(environment_lines(fields)))
     print("backends")
     for name, found in backends.items():
         if found["available"]:

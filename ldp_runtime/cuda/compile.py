@@ -5,15 +5,15 @@ Compiling needs the extra ``cuda`` (``cuda-core`` and NVRTC) but neither a GPU n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import re
-import tempfile
 from io import StringIO
 from pathlib import Path
 
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.errors import BackendError
+from ldp_runtime.files import write_whole
 
 KERNELS = Path(__file__).parent / "kernels"
 """The folder of the kernels' sources."""
@@ -125,12 +125,5 @@ def _read(entry: Path) -> bytes | None:
 
 def _write(entry: Path, cubin: bytes) -> None:
     """Writes an entry in one step; a cache that cannot be written is gone without."""
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=entry.name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(_DIGEST(cubin).digest() + cubin)
-        os.replace(temporary, entry)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        write_whole({entry: _DIGEST(cubin).digest() + cubin})
