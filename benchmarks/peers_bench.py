@@ -493,7 +493,7 @@ def choose_backends(asked: Sequence[str]) -> list[tuple[str, str]]:
             continue
         if name not in ("auto", *graphs):
             raise BenchmarkError(f"expected a backend, one of torch, auto, {', '.join(graphs)}, came {name!r}")
-        backend, _ = select(name, precision or "auto", failed=engines)
+        backend = select(name, precision or "auto", failed=engines).backend
         chosen.append((backend.name, backend.resolve(precision or "auto")))
     return list(dict.fromkeys(chosen))
 

@@ -35,7 +35,9 @@ def alpha(features: Tensor) -> Tensor:
 
 def similarity(features: Tensor, text_embeddings: Tensor) -> Tensor:
     """Cosine similarity `(..., k)` of features `(..., c)` with unit-length text embeddings `(k, c)`."""
-    return F.normalize(features.float(), dim=-1) @ text_embeddings.float().T
+    length = features.float().norm(dim=-1, keepdim=True)
+    unit = features.float() / length.clamp_min(1e-12).masked_fill(length.isinf(), torch.nan)  # not silently zero
+    return unit @ text_embeddings.float().T
 
 
 def prompt_logits(similarities: Tensor, offsets: Tensor, temperatures: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.geometry import Padding, pad_reflect
 from ldp_runtime.pipeline import Result
-from ldp_runtime.stages import Image
+from ldp_runtime.stages import Image, check_finite
 
 _RUNTIME_MULTIPLE = 16
 
@@ -73,16 +73,18 @@ class TorchDeblurrer:
         )
         padded = PairSample("pair", *views)
         logits = self._estimator(padded)
+        if not np.isfinite(logits).all():
+            raise NumericsError("expected finite blur logits, came NaN or Inf; train CLIP again")
         seconds["clip"] = time.perf_counter() - start
         planes = np.concatenate([padded.left, padded.right], axis=2).transpose(2, 0, 1).astype(np.float32)
         pair = torch.from_numpy(planes / np.float32(padded.peak))[None].to(self._device)
         with torch.inference_mode():
             restored = self._network(pair, torch.from_numpy(logits)[None, None].to(self._device))[0]
-        h, w = left.shape[:2]
-        image = restored[:, :h, :w].float().cpu().numpy().transpose(1, 2, 0)
+        planes = restored.float().cpu().numpy()
         seconds["deblur"] = time.perf_counter() - start - seconds["clip"]
-        if not np.isfinite(image).all() or not np.isfinite(logits).all():
-            raise NumericsError("expected finite numbers in the restored image, came NaN or Inf; train it again")
+        check_finite(planes)  # the padding too: what is wrong there is wrong elsewhere for another photo
+        h, w = left.shape[:2]
+        image = planes[:, :h, :w].transpose(1, 2, 0)
         return Result(
             restored=_quantise(image, padded.left.dtype),
             blur_map=upsample_map(logits, (h, w), self._estimator.patch),

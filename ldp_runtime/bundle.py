@@ -643,8 +643,14 @@ def _null(value: object) -> None:
         raise _UnfitError("null")
 
 
+def _single(value: object) -> float:
+    if abs(number := _number(value)) > np.finfo(np.float32).max:
+        raise _UnfitError("a number that FP32 holds")
+    return number
+
+
 def _not_zero(value: object) -> float:
-    if (number := _number(value)) == 0:
+    if abs(number := _single(value)) < np.finfo(np.float32).tiny:
         raise _UnfitError("a number other than zero")
     return number
 
@@ -740,7 +746,7 @@ def _prompt(fields: _Object) -> Prompt:
     prompt = Prompt(
         text=fields.take("text", _text),
         format=fields.take("format", _one_of(FORMATS)),
-        offset=fields.take("offset", _number),
+        offset=fields.take("offset", _single),
         temperature=fields.take("temperature", _not_zero),
     )
     fields.close()

@@ -89,7 +89,8 @@ def run(program: str, parser: Callable[[], argparse.ArgumentParser], argv: Seque
     try:
         arguments = parser().parse_args(argv)
         arguments.command(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before we started
+            sys.stdout.flush()
         return EXIT_OK
     except SystemExit as stop:  # argparse: after help or version, or for wrong arguments
         return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
@@ -123,5 +124,5 @@ def run(program: str, parser: Callable[[], argparse.ArgumentParser], argv: Seque
 
 def _drop_stdout() -> None:
     """Sends what is left in the buffer nowhere: else Python would complain of it while it exits."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: no file is behind it
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no file behind it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -165,6 +165,10 @@ def _decoding(path: Path) -> Iterator[None]:
         yield
     except (ImageError, MemoryError):
         raise
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(one_line(error)) from error
+        raise ImageError(f"{path} is damaged or truncated ({one_line(error)}); copy or export it again") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, for kinds of TIFF that only it decodes
         raise ImageError(f"{path} is too large for this kind of TIFF ({error}); save it as PNG") from error
     except Exception as error:

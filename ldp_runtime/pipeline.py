@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from ldp_runtime.stages import (
     Image,
     PaddedPair,
     canvases,
+    check_features,
     check_finite,
     new_image,
     write_pixels,
@@ -127,10 +128,12 @@ class Deblurrer:
     Attributes:
         bundle: The verified bundle.
         reason: A sentence that says which backend was picked and why.
+        passed_over: Faster backends that "auto" could not take, and why; empty where one was asked for.
     """
 
     bundle: Bundle
     reason: str
+    passed_over: Mapping[str, str]
 
     def __init__(
         self,
@@ -398,7 +401,7 @@ class Deblurrer:
 
     def _pick(self) -> None:
         backend, precision = self._asked
-        self._backend, self.reason = select(backend, precision, failed=self._failed)
+        self._backend, self.reason, self.passed_over = select(backend, precision, failed=self._failed)
         self._precision = self._backend.resolve(precision)
 
     def _pass_over(self, error: BackendError) -> None:
@@ -478,6 +481,7 @@ class Deblurrer:
                 patches = np.concatenate([cut_patches(source.region(y, x, side, side), side)[0] for y, x in chosen])
             with clock("clip"):
                 features = clip.run({"patches": patches.astype(spec.dtype, copy=False)})["features"]
+                check_features({"features": features})
             with clock("blur_logits"), np.errstate(all="ignore"):
                 values.append(patch_values(features, self.bundle.text_embeddings, self.bundle.manifest.prompts[0]))
         with clock("blur_logits"), np.errstate(all="ignore"):
@@ -502,6 +506,7 @@ class Deblurrer:
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
             with clock("clip"):
                 features = clip.run(feeds)
+                check_features(features)
             with clock("blur_logits"), np.errstate(all="ignore"):  # NaN is looked for at the end
                 fields.append(
                     blur_logits(

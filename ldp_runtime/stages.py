@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from ldp_runtime.errors import NumericsError
 from ldp_runtime.geometry import reflect_indices
 
 MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
+
+LARGEST_FEATURE = 1e17
+"""Squares of larger features may overflow in FP32 when they are summed; their direction would be lost."""
 
 Image = NDArray[Any]
 
@@ -102,6 +106,25 @@ def canvases(
         np.add(left, right, out=middle)
         middle *= np.float32(0.5)
     return stereo, center
+
+
+def check_features(features: Mapping[str, NDArray[Any]]) -> None:
+    """Checks what CLIP gave: also numbers whose squares overflow, since features are scaled to length one.
+
+    Args:
+        features: By name, ``(..., c)``, any float dtype.
+
+    Raises:
+        NumericsError: NaN or Inf anywhere, or numbers that are too large.
+    """
+    for name, values in features.items():
+        with np.errstate(all="ignore"):
+            usable = np.abs(values.astype(np.float32, copy=False)) <= LARGEST_FEATURE  # False for NaN
+        if not usable.all():
+            raise NumericsError(
+                f"expected finite numbers of at most {LARGEST_FEATURE:g} in CLIP's {name}, came NaN, Inf or larger "
+                f"in {np.sum(~usable)} of {usable.size}; {MEND_NUMERICS}"
+            )
 
 
 def check_finite(restored: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> None:

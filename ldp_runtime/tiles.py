@@ -99,8 +99,11 @@ def tilings(H: int, W: int, tile: int | str, network: Mapping[str, Any], multipl
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory; backends tell it in words."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    """Whether an error, or what caused it, says that there was not enough memory; backends tell it in words."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return True
+    return error.__cause__ is not None and ran_out_of_memory(error.__cause__)  # whose words are not cut
 
 
 def tile_multiple(network: Mapping[str, Any], padding: int, patch: int) -> int:

@@ -35,22 +35,16 @@ def write_pair(
     record_name: str,
     record: dict[str, Any],
 ) -> None:
-    import io
-
     import numpy as np
 
-    from ldp_runtime.image_io import Photo, encode_photo, write_files
+    from ldp_export.checkpoint import staged_folder
+    from ldp_runtime.image_io import write_pixels
 
-    buffer = io.BytesIO()
-    np.save(buffer, coc)
-    contents: dict[str | os.PathLike[str], bytes] = {
-        folder / f"{name}.png": encode_photo(f"{name}.png", Photo(pixels))
-        for name, pixels in (("left", left), ("right", right), ("target", target))
-    }
-    contents[folder / "coc.npy"] = buffer.getvalue()
-    contents[folder / record_name] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-    make_folder(folder)
-    write_files(contents)
+    with staged_folder(folder, last=record_name) as staged:
+        for name, pixels in (("left", left), ("right", right), ("target", target)):
+            write_pixels(staged / f"{name}.png", pixels)
+        np.save(staged / "coc.npy", coc)
+        (staged / record_name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def print_gates(parity: Mapping[str, Any]) -> None:

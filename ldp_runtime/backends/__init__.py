@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ldp_runtime.backends.base import PRECISIONS, Backend, EngineBackend, Session, TensorSpec, graph_precision
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -17,6 +18,7 @@ __all__ = [
     "BACKENDS",
     "PRECISIONS",
     "Backend",
+    "Choice",
     "EngineBackend",
     "Session",
     "TensorSpec",
@@ -49,9 +51,21 @@ AUTO_ORDER = {
 """The backends that "auto" tries, fastest first, and what speaks for each."""
 
 
-def select(
-    name: str = "auto", precision: str = "auto", *, failed: Mapping[str, str] | None = None
-) -> tuple[Backend, str]:
+class Choice(NamedTuple):
+    """The backend that was picked.
+
+    Attributes:
+        backend: The backend.
+        reason: A sentence that says which it is and why.
+        passed_over: Faster ones that "auto" would have taken, and why it did not; not those of a machine without GPU.
+    """
+
+    backend: Backend
+    reason: str
+    passed_over: Mapping[str, str]
+
+
+def select(name: str = "auto", precision: str = "auto", *, failed: Mapping[str, str] | None = None) -> Choice:
     """Picks a backend.
 
     Args:
@@ -60,7 +74,7 @@ def select(
         failed: Backends that "auto" must pass over, and why.
 
     Returns:
-        The backend, and a sentence that says which it is and why.
+        What was picked and why.
 
     Raises:
         BackendError: An unknown name or precision, or nothing that works here.
@@ -72,7 +86,7 @@ def select(
     if name != "auto":
         backend = BACKENDS[name]
         backend.available()
-        return backend, f"{name} in {backend.resolve(precision)}, as asked"
+        return Choice(backend, f"{name} in {backend.resolve(precision)}, as asked", {})
     passed = dict(failed or {})
     absent: dict[str, str] = {}  # no reason to speak of it on a machine without a GPU
     for candidate, merit in AUTO_ORDER.items():
@@ -89,6 +103,6 @@ def select(
             passed[candidate] = str(error)
             continue
         without = "".join(f"; {other} was passed over: {why}" for other, why in passed.items())
-        return backend, f"{candidate} in {chosen}: {merit}{without}"
+        return Choice(backend, f"{candidate} in {chosen}: {merit}{without}", passed)
     reasons = "; ".join(f"{other}: {why}" for other, why in (passed | absent).items())
     raise BackendError(f"no backend works here in precision {precision}: {reasons}")

@@ -57,11 +57,12 @@ class OnnxRuntimeBackend(Backend):
         """See ``Backend``."""
         try:
             import onnxruntime as ort
-        except Exception as error:  # a broken native library raises more than ImportError
+
+            have = ort.get_available_providers()
+        except Exception as error:  # a broken native library, or what is left of a package, raises much
             raise BackendError(
-                f"{self.name} needs the package onnxruntime, which does not load ({one_line(error)}); install it"
+                f"{self.name} needs the package onnxruntime, which does not load ({one_line(error)}); install it again"
             ) from error
-        have = ort.get_available_providers()
         if self._provider not in have:
             raise BackendError(
                 f"{self.name} needs ONNX Runtime's {self._provider}, came {', '.join(have)}; "

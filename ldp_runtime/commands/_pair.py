@@ -96,6 +96,8 @@ class PairReport:
             "reason": deblurrer.reason,
         }
         self._seconds |= result.timings
+        for name, why in deblurrer.passed_over.items():
+            self.warn(f"{name} was passed over, {result.backend} ran: {why}")
         for note in result.notes:
             self.warn(note)
 

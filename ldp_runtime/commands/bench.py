@@ -19,6 +19,7 @@ BENCHMARKS = {
     "scaling": "benchmarks.scaling",
     "engines": "benchmarks.engine_build",
     "exports": "benchmarks.exports",
+    "reliability": "benchmarks.reliability",
     "report": "benchmarks.report",
 }
 """Name of a benchmark -> its module, which is laid out like that of a command."""

@@ -287,14 +287,14 @@ def test_graph_of_each_precision() -> None:
 
 
 def test_auto_takes_openvino_and_bf16_where_the_cpu_has_it() -> None:
-    backend, reason = select()
+    backend, reason, _ = select()
     precision = "bf16" if HAS_BF16 else "fp32"
     assert backend.name == "openvino"
     assert reason == f"openvino in {precision}: {AUTO_ORDER['openvino']}"
 
 
 def test_a_named_backend_is_taken_as_asked() -> None:
-    backend, reason = select("onnxruntime", "fp32")
+    backend, reason, _ = select("onnxruntime", "fp32")
     assert backend is BACKENDS["onnxruntime"]
     assert reason == "onnxruntime in fp32, as asked"
 
@@ -302,7 +302,7 @@ def test_a_named_backend_is_taken_as_asked() -> None:
 def test_auto_goes_on_when_openvino_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)  # import openvino now fails
     openvino_backend._core.cache_clear()
-    backend, reason = select()
+    backend, reason, _ = select()
     assert backend.name == "onnxruntime"
     assert reason.startswith(
         f"onnxruntime in fp32: {AUTO_ORDER['onnxruntime']}; openvino was passed over: "
@@ -315,7 +315,7 @@ def test_auto_goes_on_when_openvino_does_not_load(monkeypatch: pytest.MonkeyPatc
 
 
 def test_auto_passes_over_what_failed_before() -> None:
-    backend, reason = select(failed={"openvino": "it broke"})
+    backend, reason, _ = select(failed={"openvino": "it broke"})
     assert backend.name == "onnxruntime"
     assert reason.endswith("; openvino was passed over: it broke")
 

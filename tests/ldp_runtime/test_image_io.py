@@ -615,12 +615,12 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch:
     (tmp_path / "first").write_bytes(b"old")
 
     def disk_full(handle: int) -> None:
-        if os.fstat(handle).st_size == len(b"second"):
+        if os.fstat(handle).st_size > 3:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(ImageError, match="second cannot be written: No space left on device"):
-        write_files({tmp_path / "first": b"new", tmp_path / "second": b"new"})
+        write_files({tmp_path / "first": b"new", tmp_path / "second": b"longer"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"first": b"old"}
 
 
@@ -656,9 +656,9 @@ def test_check_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ImageError, match="missing does not exist; make it first"):
         image_io.check_writable(tmp_path / "missing" / "a.png")
 
-    def denied(_: Path) -> None:
+    def denied(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(ImageError, match="Permission denied; choose another folder"):
         image_io.check_writable(tmp_path / "a.png")

@@ -148,7 +148,8 @@ LDP_DEVICE void blur_logits(const Feature* stereo, const Feature* center, const 
             const float square = __shfl_sync(kAllLanes, dot, lane | (kSlots - 1));
             const float length = sqrtf(square);
             const float tiny = 1.17549435e-38f;  // a zero vector stays zero, its cosine too
-            const float cosine = dot / (length < tiny ? tiny : length);
+            // A square that overflows would make the cosine zero: it shall be NaN, and be found.
+            const float cosine = not_finite(square) ? square - square : dot / (length < tiny ? tiny : length);
             const float z = (100.0f * cosine - offset) / temperature;
 
             const float small = expf(-fabsf(z));  // in (0, 1]: sigmoid(z) and sigmoid(-z) without cancellation

@@ -445,7 +445,7 @@ def test_what_is_missing_here_is_named() -> None:
     for name in ("tensorrt-rtx", "tensorrt", "cuda"):
         with pytest.raises(BackendError, match=r"needs (the package|an NVIDIA driver)"):
             BACKENDS[name].available()
-    chosen, reason = select()
+    chosen, reason, _ = select()
     assert chosen.name in ("openvino", "onnxruntime")
     assert "cuda" not in reason  # a machine without a GPU hears nothing of GPUs
 

@@ -1,0 +1,287 @@
+"""What faults do to the commands: kills at random moments, full disks, Ctrl-C; nothing may be lost or half-written.
+
+Every command runs for real, on small inputs, in a process of its own (`tests.faults.harness`). After each fault its
+output folder is looked at, and the same command is run again, which must end well and leave no temporary file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save
+from ldp_runtime.command import CheckFailedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tests.faults.harness import Ending, Scenario, Server
+
+HELP = "Kills commands at random moments, fills the disk, interrupts; counts what went wrong."
+EXAMPLES = """\
+examples:
+  ldp bench reliability
+  ldp bench reliability --kills 500 --seed 1
+  ldp bench reliability --kills 8 --light
+
+Writes reliability.json and reliability.md into the output folder. The page also
+takes in fuzz.json and service.json where they lie there. The exit code is 1 if
+anything was lost, half-written or left behind.
+"""
+
+SHARES = {
+    "ldp deblur": 15,
+    "ldp blur-map": 7,
+    "ldp-export simulate": 8,
+    "ldp-export data render": 8,
+    "ldp-export onnx": 6,
+    "ldp-export train": 6,
+}
+"""How kills are shared among the commands; those that start torch take longer."""
+
+DISK_SIZES = (0, 1000, 4000)
+"""Bytes that a file may have on the disk that is full."""
+
+INTERRUPTS = 3
+
+KINDS = ("kills", "steps", "full_disk", "interrupts")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="kills at random moments (default: 50)")
+    parser.add_argument(
+        "--steps", type=int, default=20, metavar="N", help="kills between two file operations (default: 20)"
+    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="commands at a time (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
+    parser.add_argument("--light", action="store_true", help="leave out the commands that need torch")
+    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs everything and writes the report.
+
+    Raises:
+        BenchmarkError: A command does not even work without a fault.
+        CheckFailedError: Something was lost, half-written or left behind.
+    """
+    if arguments.kills < 0 or arguments.steps < 0 or arguments.jobs < 1:
+        raise BenchmarkError(
+            f"expected counts of at least 0 and at least 1 job, came {arguments.kills}, {arguments.steps} and "
+            f"{arguments.jobs}"
+        )
+    with tempfile.TemporaryDirectory(prefix="ldp-reliability-") as folder:
+        counts = arguments.kills, arguments.steps, arguments.seed
+        data = measure(Path(folder), *counts, light=arguments.light, jobs=arguments.jobs, told=_say)
+    others = {name: read_other(arguments.output / f"{name}.json") for name in ("fuzz", "service")}
+    report = Report.new("reliability", {**data, "others": {k: v for k, v in others.items() if v is not None}})
+    paths = save(report, arguments.output, "reliability", to_markdown(report))
+    print("\n".join(f"wrote {path}" for path in paths))
+    if problems := all_problems(data):
+        raise CheckFailedError(f"{len(problems)} problems, the first: {problems[0]}")
+
+
+def measure(
+    work: Path, kills: int, steps: int, seed: int, *, light: bool, jobs: int, told: Callable[[str], object]
+) -> dict[str, Any]:
+    """Provokes the faults.
+
+    Args:
+        work: An empty folder.
+        kills: Kills at random moments, over all commands.
+        steps: Kills between two file operations, over all commands.
+        seed: Of the moments.
+        light: Leave out the commands that need torch.
+        jobs: So many commands run at a time.
+        told: Is told what is going on, a line at a time.
+
+    Returns:
+        The report's data: for each kind of fault and each command the counts, and every problem in words.
+    """
+    import numpy as np
+
+    from tests.faults import harness
+
+    rng = np.random.default_rng(seed)
+    scenarios = _scenarios(work, light)
+    server = harness.Server(torch=not light)
+    clean = {scenario.name: _clean(server, scenario, work) for scenario in scenarios}
+    numbers = iter(range(10**9))
+
+    def folder() -> Path:
+        return work / f"run-{next(numbers)}"
+
+    data: dict[str, Any] = {"seed": seed}
+    runs: list[tuple[str, Scenario, str, Callable[[], dict[str, Any]]]] = []
+
+    def plan(kind: str, scenario: Scenario, what: str, provoke: Callable[..., dict[str, Any]], *given: Any) -> None:
+        runs.append((kind, scenario, what, functools.partial(provoke, server, scenario, folder(), *given)))
+
+    for scenario, kill_count, step_count in zip(
+        scenarios, _shared(kills, scenarios), _shared(steps, scenarios), strict=True
+    ):
+        ending = clean[scenario.name]
+        operations = ending.operations or 1
+        for i in range(kill_count):
+            moment = float(rng.uniform(0, ending.seconds))
+            kill = functools.partial(harness.kill_and_recover, old=i % 2 == 1)
+            plan("kills", scenario, f"kill after {moment:.2f} s", kill, harness.Fault("kill", seconds=moment))
+        for i, at in enumerate(_some(rng, operations, step_count)):
+            kill = functools.partial(harness.kill_and_recover, old=i % 2 == 0)
+            what = f"kill at file operation {at} of {operations}"
+            plan("steps", scenario, what, kill, harness.Fault("kill", operation=at))
+        for i, size in enumerate(DISK_SIZES):
+            full = functools.partial(harness.full_disk, old=i % 2 == 0)
+            plan("full_disk", scenario, f"a disk for files of {size} bytes", full, size)
+        for at in _some(rng, operations, INTERRUPTS):
+            plan("interrupts", scenario, f"Ctrl-C at file operation {at}", harness.interrupt, at)
+
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = pool.map(lambda run: run[3](), runs)
+        for number, ((kind, scenario, what, _), outcome) in enumerate(zip(runs, outcomes, strict=True), 1):
+            results.setdefault((kind, scenario.name), []).append(outcome)
+            told(f"{number}/{len(runs)} {scenario.name}: {what}, {_state(outcome)}")
+    for kind in KINDS:
+        data[kind] = {scenario.name: _counts(results.get((kind, scenario.name), [])) for scenario in scenarios}
+    for name, ending in clean.items():
+        data["steps"][name]["operations"] = ending.operations
+    return data
+
+
+def read_other(path: Path) -> dict[str, Any] | None:
+    """The counts of another report: what its ``data`` holds of numbers, texts and lists of them; None without one."""
+    if not path.is_file():
+        return None
+    report = Report.read(path)
+    return {
+        "provenance": report.provenance(),
+        "counts": {key: value for key, value in report.data.items() if isinstance(value, (int, float, str))},
+    }
+
+
+def all_problems(data: dict[str, Any]) -> list[str]:
+    """Every problem of every fault, in words."""
+    return [f"{name}: {text}" for kind in KINDS for name, counts in data[kind].items() for text in counts["problems"]]
+
+
+def to_markdown(report: Report) -> str:
+    """The page."""
+    data = report.data
+    kills, steps = data["kills"], data["steps"]
+    killed = sum(counts["killed"] for counts in kills.values())
+    total = sum(counts["runs"] for counts in kills.values())
+    problems = all_problems(dict(data))
+    verdict = "Nothing was lost, half-written or left behind." if not problems else f"{len(problems)} problems, below."
+    parts = [
+        "# Reliability",
+        f"{total} kills (SIGKILL) at random moments of a command's work, of which {killed} came before it was done, "
+        f"and {sum(counts['runs'] for counts in steps.values())} between two of its file operations. Every other time "
+        "the outputs of an earlier run were there. After each kill every output had to be absent, old or whole, and "
+        f"the same command had to succeed. {verdict}",
+        markdown_table(
+            ("command", "kills", "in time", "at a step", "steps", "temporary left, most", "problems"),
+            [
+                (
+                    name,
+                    counts["runs"],
+                    counts["killed"],
+                    steps[name]["runs"],
+                    steps[name]["operations"],
+                    max(counts["temporary"], steps[name]["temporary"]),
+                    len(counts["problems"]) + len(steps[name]["problems"]),
+                )
+                for name, counts in kills.items()
+            ],
+        ),
+        "Temporary files that a kill leaves (`.NAME.N.tmp`, `.NAME.new`) have to be gone after the next run of the "
+        f"command. For a full disk, files could have at most {', '.join(map(str, DISK_SIZES))} bytes: a command that "
+        "fails has to do so with exit code 2, one line and no temporary file. Ctrl-C came at a file operation: exit "
+        "code 130, whole outputs, no temporary file.",
+        markdown_table(
+            ("command", "full disk, runs", "failed cleanly", "problems", "Ctrl-C, runs", "problems"),
+            [
+                (
+                    name,
+                    counts["runs"],
+                    counts["failed"],
+                    len(counts["problems"]),
+                    data["interrupts"][name]["runs"],
+                    len(data["interrupts"][name]["problems"]),
+                )
+                for name, counts in data["full_disk"].items()
+            ],
+        ),
+    ]
+    if problems:
+        parts += ["## Problems", "\n".join(f"- {problem}" for problem in problems)]
+    for name, title in (("fuzz", "Fuzzing"), ("service", "The service under load")):
+        if name in data["others"]:
+            other = data["others"][name]
+            rows = [(key.replace("_", " "), value) for key, value in other["counts"].items()]
+            parts += [f"## {title}", markdown_table(("what", "count"), rows), f"{other['provenance']}."]
+    return "\n\n".join(parts)
+
+
+def _scenarios(work: Path, light: bool) -> list[Scenario]:
+    from tests.faults import harness
+    from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+
+    scenarios = harness.runtime_scenarios(work, make_tiny_bundle(work)) + harness.data_scenarios(work)
+    if not light:
+        from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
+
+        checkpoint = make_tiny_checkpoint(work / "checkpoint")
+        scenarios += [harness.export_scenario(checkpoint), harness.training_scenario(work, checkpoint)]
+    return scenarios
+
+
+def _clean(server: Server, scenario: Scenario, work: Path) -> Ending:
+    out = work / f"clean-{scenario.name.replace(' ', '-')}"
+    ending = server.run(scenario, out)
+    if ending.code != 0 or scenario.complete(out):
+        raise BenchmarkError(
+            f"{scenario.name}: expected exit code 0 and its outputs without any fault, came {ending.code}: "
+            f"{ending.stderr[-300:].strip()} {'; '.join(scenario.complete(out))}"
+        )
+    return ending
+
+
+def _shared(count: int, scenarios: Sequence[Scenario]) -> list[int]:
+    """A count shared among commands in the ratio of `SHARES`; they sum up to it."""
+    shares = [SHARES[scenario.name] for scenario in scenarios]
+    bounds = [round(count * sum(shares[:i]) / sum(shares)) for i in range(len(shares) + 1)]
+    return [after - before for before, after in itertools.pairwise(bounds)]
+
+
+def _some(rng: np.random.Generator, operations: int, count: int) -> list[int]:
+    """Some of a command's file operations, rising."""
+    return sorted(int(at) for at in rng.choice(operations, size=min(count, operations), replace=False))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _counts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "runs": len(results),
+        "problems": [problem for result in results for problem in result["problems"]],
+    }
+    for key in ("killed", "failed"):
+        if any(key in result for result in results) or not results:
+            counts[key] = sum(result[key] for result in results)
+    if any("temporary" in result for result in results) or not results:
+        counts["temporary"] = max((result["temporary"] for result in results), default=0)
+    return counts
+
+
+def _state(result: dict[str, Any]) -> str:
+    return "well" if not result["problems"] else "; ".join(result["problems"])
