@@ -41,7 +41,14 @@ WHOLE_BYTES = 1 << 31
 AUTO = "auto"
 OFF = "off"
 
-_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "allocate memory", "not enough memory", "alloc_failed")
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "alloc_failed",
+    "resource temporarily unavailable",  # OpenVINO, when there is no room for a thread's stack
+)
 
 
 class TileError(LDPError):

@@ -11,7 +11,9 @@ from ldp_runtime.backends.base import Array, Backend, Session, TensorSpec, one_l
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.errors import BackendError
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""Errors come as exceptions; the library would print them on stderr as well."""
+
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -85,7 +87,7 @@ class OnnxRuntimeBackend(Backend):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = threads or 0
         providers: list[tuple[str, dict[str, Any]]] = [(self._provider, self._options(precision, content))]
         if self._provider != "CPUExecutionProvider":

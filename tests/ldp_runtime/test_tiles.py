@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ldp_runtime.backends.base import one_line
+from ldp_runtime.errors import BackendError
 from ldp_runtime.tiles import (
     BLEND,
     TILE_BYTES,
@@ -224,3 +226,21 @@ def test_words_for_no_memory(text: str) -> None:
     assert ran_out_of_memory(RuntimeError(text))
     assert ran_out_of_memory(MemoryError())
     assert not ran_out_of_memory(RuntimeError("openvino failed: no such operation"))
+
+
+ONNX_RUNTIME_TEXT = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'conv2d_2_nchwc' Status "
+    "Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::"
+    "AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size 51380224"
+)
+OPENVINO_TEXT = "Exception from src/inference/src/cpp/core.cpp:132: Exception from src/inference/src/dev/plugin.cpp:59: std::bad_alloc"
+
+
+@pytest.mark.parametrize("text", [ONNX_RUNTIME_TEXT, ONNX_RUNTIME_TEXT.replace("conv2d_2", "conv" * 20), OPENVINO_TEXT])
+def test_errors_that_libraries_raised_under_a_limit_are_known_though_their_text_is_cut(text: str) -> None:
+    """What ONNX Runtime 1.32 and OpenVINO 2026.4 said under RLIMIT_AS; the backends keep 300 characters of it."""
+    try:
+        raise BackendError(f"failed: {one_line(RuntimeError(text))}") from RuntimeError(text)
+    except BackendError as error:
+        assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(BackendError("failed: a node has no kernel"))
