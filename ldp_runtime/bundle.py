@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
+import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +39,7 @@ from ldp_runtime.engines import (
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import PADDING_MODE, Padding
-from ldp_runtime.onnx_files import external_files
+from ldp_runtime.onnx_files import ExternalData, GraphFile, read_graph
 
 SCHEMA = "ldp-bundle"
 SCHEMA_VERSION = 1
@@ -49,9 +54,30 @@ BLUR_METHODS = ("dense", "patch")
 NETWORK_INPUTS = ("logits", "map")
 ENV_BUNDLES = "LDP_BUNDLES"
 
+MAX_MANIFEST_BYTES = 4 << 20
+"""Largest ``bundle.json``; a larger one is not parsed."""
+
+MAX_DEPTH = 32
+"""Objects and lists inside each other in ``bundle.json``, at most."""
+
+MAX_FILES = 1000
+"""Most files, and most engines, of a bundle."""
+
+MAX_BUNDLE_BYTES = 32 << 30
+"""Most bytes that the files of a bundle have together, by the manifest; an engine may have as many."""
+
+MAX_WINDOW = 4096
+"""Largest window, patch or padding rule in px: what a small image grows to is bounded by it."""
+
+MAX_EMBED_DIM = 16384
+"""Longest feature."""
+
 _MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
 _MEND_MANIFEST = "export the bundle again with ldp-export onnx"
 _NETWORK_MULTIPLE = 16
+_MAX_INTEGER = 2**53  # what every JSON reader keeps exactly
+_MAX_NAME = 200
+_NPY_HEADER_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -213,7 +239,7 @@ class Manifest:
         manifest = cls(
             name=top.take("name", _text),
             created=top.take("created", _time),
-            network=top.take("network", _mapping),
+            network=_network(top.child("network")),
             clip=_clip(top.child("clip")),
             prompts=tuple(_prompt(child) for child in top.children("prompts")),
             ensemble=top.take("ensemble", _ensemble),
@@ -242,35 +268,42 @@ class Bundle:
         path: Its folder, absolute: graphs are opened later, from wherever the process is by then.
         manifest: Its manifest.
         text_embeddings: ``(prompts, embed_dim)`` float32, one row a prompt.
+        weights: Graph file -> the files besides it that it keeps weights in, by their names in the manifest.
+        states: File -> its state when it was verified, see ``_state``.
     """
 
     path: Path
     manifest: Manifest
     text_embeddings: NDArray[np.float32]
+    weights: Mapping[str, tuple[str, ...]]
+    states: Mapping[str, tuple[int, ...]] = dataclasses.field(repr=False)
 
     @classmethod
     def load(cls, bundle: str | os.PathLike[str] = "ldp-nano") -> Bundle:
-        """Finds a bundle and verifies its manifest, the hash and size of every file, and the text embeddings.
+        """Finds a bundle and verifies it: the manifest, the hash and size of every file, and what the files hold.
+
+        No byte of a file is parsed before its hash has been checked, and each file is opened once for both.
 
         Args:
             bundle: A name or a folder, as for ``find_bundle``.
 
         Raises:
-            BundleError: The bundle is missing, damaged, or of an unknown schema.
+            BundleError: The bundle is missing, damaged, of an unknown schema, or holds what it may not.
         """
         folder = find_bundle(bundle)
         manifest = read_manifest(folder)
+        graphs = {graph for precisions in manifest.graphs.values() for graph in precisions.values()}
+        weights, states, embeddings = {}, {}, None
         for name, entry in manifest.files.items():
-            _verify_file(folder, name, entry)
-        for precisions in manifest.graphs.values():
-            for graph in precisions.values():
-                for name in _external_names(folder, graph):
-                    if name not in manifest.files:
-                        raise BundleError(
-                            f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, "
-                            f"among 'files', came no such entry; {_MEND_MANIFEST}"
-                        )
-        return cls(folder.absolute(), manifest, _load_text_embeddings(folder, manifest))
+            with _verified(folder, name, entry) as file:
+                states[name] = _state(os.fstat(file.fileno()))
+                if name in graphs:
+                    graph = _read_graph(folder / name, file, manifest)
+                    weights[name] = tuple(sorted(_weights(folder, name, graph, manifest.files)))
+                if name == TEXT_EMBEDDINGS_FILE:
+                    embeddings = _read_text_embeddings(folder / name, file, manifest)
+        assert embeddings is not None  # the schema demands the entry
+        return cls(folder.absolute(), manifest, embeddings, weights, states)
 
     def graph(self, kind: str, precision: str = "fp32") -> Path:
         """The ONNX file of a graph.
@@ -280,15 +313,27 @@ class Bundle:
             precision: ``"fp32"`` or ``"fp16"``.
 
         Raises:
-            BundleError: The bundle has no such graph.
+            BundleError: The bundle has no such graph, or it is no longer the one that was verified.
         """
+        name = self._graph_file(kind, precision)
+        for part in (name, *self.weights[name]):
+            path = self.path / part
+            try:
+                same = _state(path.stat()) == self.states[part]
+            except OSError:
+                same = False
+            if not same:
+                raise BundleError(f"{path}: expected the file that was verified, came another; load the bundle again")
+        return self.path / name
+
+    def _graph_file(self, kind: str, precision: str) -> str:
         files = self.manifest.graphs[kind]
         if precision not in files:
             raise BundleError(
                 f"expected a {precision} {kind} graph in bundle {self.manifest.name!r}, "
                 f"came {', '.join(files)}; choose that precision or {_MEND_MANIFEST}"
             )
-        return self.path / files[precision]
+        return files[precision]
 
     def graph_hash(self, kind: str, precision: str = "fp32") -> str:
         """SHA-256 over a graph and the files that it keeps weights in, from the hashes of the manifest.
@@ -300,8 +345,8 @@ class Bundle:
         Raises:
             BundleError: The bundle has no such graph.
         """
-        name = self.graph(kind, precision).relative_to(self.path).as_posix()
-        names = (name, *sorted(_external_names(self.path, name)))
+        name = self._graph_file(kind, precision)
+        names = (name, *self.weights[name])
         return hashlib.sha256("".join(f"{self.manifest.files[n].sha256}\n" for n in names).encode()).hexdigest()
 
     def find_engine(
@@ -347,14 +392,15 @@ class Bundle:
         try:
             if not path.resolve().is_relative_to(self.path.resolve()):
                 raise BundleError(f"{path}: expected an engine inside the bundle, came a link to elsewhere; {mend}")
-            content = path.read_bytes()
+            with _opened(path) as file:
+                content = file.read(entry.size + 1)
         except OSError as error:
             raise BundleError(f"{path}: the engine cannot be read ({error.strerror}); {mend}") from error
         digest = hashlib.sha256(content).hexdigest()
         if (len(content), digest) != (entry.size, entry.sha256):
+            came = f"{len(content)} bytes with {digest}" if len(content) <= entry.size else "more bytes"
             raise BundleError(
-                f"{path}: expected an engine of {entry.size} bytes with SHA-256 {entry.sha256}, came {len(content)} "
-                f"bytes with {digest}; {mend}"
+                f"{path}: expected an engine of {entry.size} bytes with SHA-256 {entry.sha256}, came {came}; {mend}"
             )
         return content
 
@@ -401,8 +447,11 @@ def find_bundle(name_or_dir: str | os.PathLike[str]) -> Path:
         BundleError: There is none; the message lists where it was looked for and which bundles exist.
     """
     direct = Path(name_or_dir)
-    if (direct / MANIFEST_FILE).is_file():
-        return direct
+    try:
+        if (direct / MANIFEST_FILE).is_file():
+            return direct
+    except OSError as error:
+        raise BundleError(f"{direct}: expected the folder of a bundle, came {error.strerror}; check the name") from error
     bundles = list_bundles()
     name = os.fspath(name_or_dir)
     if name in bundles:
@@ -423,12 +472,46 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        value = json.loads(path.read_bytes())
+        with _opened(_inside(folder, MANIFEST_FILE)) as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND_FILES}") from error
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, came more; {_MEND_FILES}")
+    try:
+        value = json.loads(content, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except RecursionError:
+        raise BundleError(f"{path}: {_TOO_DEEP}; {_MEND_FILES}") from None
     except ValueError as error:  # JSON or UTF-8
         raise BundleError(f"{path}: expected JSON, came {error}; {_MEND_FILES}") from error
+    _check_depth(value, path)
     return Manifest.from_json(value, str(path))
+
+
+_TOO_DEEP = f"expected at most {MAX_DEPTH} objects and lists inside each other, came more"
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; two fields of one name would let two readers see two manifests."""
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"the field {name[:60]!r} twice")
+        value[name] = item
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _check_depth(value: object, path: Path) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [item for item in level if isinstance(item, (dict, list))]
+        level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
+    if level:
+        raise BundleError(f"{path}: {_TOO_DEEP}; {_MEND_FILES}")
 
 
 def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] = ()) -> Manifest:
@@ -451,7 +534,8 @@ def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] 
     names = {TEXT_EMBEDDINGS_FILE, *extra_files}
     for graph in {file for precisions in manifest.graphs.values() for file in precisions.values()}:
         names.add(graph)
-        names.update(_external_names(folder, graph))
+        with _opened(_inside(folder, graph)) as file:
+            names.update(_weights(folder, graph, _read_graph(folder / graph, file, manifest)))
     files = {}
     for name in sorted(names):
         path = _inside(folder, name)
@@ -490,65 +574,122 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
+@contextmanager
+def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
+    """Opens a file of the bundle whose size and hash have been checked; what is read there is what was hashed."""
     path = _inside(folder, name)
     try:
-        size = path.stat().st_size
-        digest = sha256_file(path) if size == entry.size else ""
+        with _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise BundleError(f"{path}: expected {entry.size} bytes, came {size}; {_MEND_FILES}")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != entry.sha256:
+                raise BundleError(f"{path}: expected SHA-256 {entry.sha256}, came {digest}; {_MEND_FILES}")
+            file.seek(0)
+            yield file
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND_FILES}") from error
-    if size != entry.size:
-        raise BundleError(f"{path}: expected {entry.size} bytes, came {size}; {_MEND_FILES}")
-    if digest != entry.sha256:
-        raise BundleError(f"{path}: expected SHA-256 {entry.sha256}, came {digest}; {_MEND_FILES}")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Opens a regular file for reading, and does not wait for whoever writes to a pipe.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(0, "not a regular file")
+    return file
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What differs when a file was replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _inside(folder: Path, name: str) -> Path:
     """The path of a file of the bundle, which must exist and, links followed, lie inside the folder."""
     path = folder / name
-    if not path.is_file():
+    try:
+        found, real = path.is_file(), path.resolve()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND_FILES}") from error
+    if not found:
         raise BundleError(f"{path}: expected a file of the bundle, came none; {_MEND_FILES}")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(
-            f"{path}: expected a file inside the bundle, came a link to {path.resolve()}; copy the file there"
-        )
+    if not real.is_relative_to(folder.resolve()):
+        raise BundleError(f"{path}: expected a file inside the bundle, came a link to {real}; copy the file there")
     return path
 
 
-def _external_names(folder: Path, graph: str) -> set[str]:
-    """Names inside the bundle of the files that a graph keeps weights in."""
-    path = _inside(folder, graph)
+def _read_graph(path: Path, file: BinaryIO, manifest: Manifest) -> GraphFile:
+    """Checks an ONNX file, and that its opset is what the manifest says."""
     try:
-        locations = external_files(path)
+        size = os.fstat(file.fileno()).st_size
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        graph = read_graph(data)
     except ValueError as error:
         raise BundleError(f"{path}: expected an ONNX graph, came something else ({error}); {_MEND_FILES}") from error
-    names = set()
-    for location in locations:
-        name = str(PurePosixPath(graph).parent / location)
-        if (reason := _unsafe(location)) is not None:
+    if graph.opset != manifest.opset:
+        raise BundleError(
+            f"{path}: expected opset {manifest.opset}, as the manifest says, came {graph.opset}; {_MEND_MANIFEST}"
+        )
+    return graph
+
+
+def _weights(
+    folder: Path, graph: str, content: GraphFile, files: Mapping[str, FileEntry] | None = None
+) -> dict[str, ExternalData]:
+    """Names inside the bundle of the files that a graph keeps weights in; with ``files``, those must list them."""
+    names = {}
+    for data in content.external:
+        name = str(PurePosixPath(graph).parent / data.location)
+        if (reason := _unsafe(data.location)) is not None:
             raise BundleError(
-                f"{path}: expected weights in a file inside the bundle, came {location!r} ({reason}); {_MEND_MANIFEST}"
+                f"{folder / graph}: expected weights in a file inside the bundle, came {data.location!r} ({reason}); "
+                f"{_MEND_MANIFEST}"
             )
-        names.add(name)
+        if files is not None and name not in files:
+            raise BundleError(
+                f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, among 'files', came no "
+                f"such entry; {_MEND_MANIFEST}"
+            )
+        if files is not None and data.offset + data.length > files[name].size:
+            raise BundleError(
+                f"{folder / graph}: expected weights within the {files[name].size} bytes of {name!r}, came bytes "
+                f"{data.offset} to {data.offset + data.length}; {_MEND_FILES}"
+            )
+        names[name] = data
     return names
 
 
-def _load_text_embeddings(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+def _read_text_embeddings(path: Path, file: BinaryIO, manifest: Manifest) -> NDArray[np.float32]:
+    from ldp_runtime.backends.base import one_line  # the backends import this module
+
     shape = (len(manifest.prompts), manifest.clip.embed_dim)
-    path = folder / TEXT_EMBEDDINGS_FILE
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    content = file.read(_NPY_HEADER_BYTES + size + 1)
+    stream = io.BytesIO(content)
     try:
-        embeddings = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        version = np.lib.format.read_magic(stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"version {version} of the format")
+        came, by_columns, dtype = readers[version](stream, max_header_size=_NPY_HEADER_BYTES)
+    except Exception as error:  # a damaged header gives nearly any exception
         raise BundleError(
-            f"{path}: expected a plain NumPy array, came something else ({error}); {_MEND_FILES}"
+            f"{path}: expected a plain NumPy array, came something else ({one_line(error)}); {_MEND_FILES}"
         ) from error
-    if embeddings.shape != shape or embeddings.dtype != np.float32:
-        raise BundleError(
-            f"{path}: expected shape {shape} float32, came {embeddings.shape} {embeddings.dtype}; {_MEND_FILES}"
-        )
+    if came != shape or dtype != np.float32:
+        raise BundleError(f"{path}: expected shape {shape} float32, came {came} {dtype}; {_MEND_FILES}")
+    if len(content) != stream.tell() + size:
+        raise BundleError(f"{path}: expected {size} bytes after the header, came others; {_MEND_FILES}")
+    embeddings = np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
     if not np.isfinite(embeddings).all():
         raise BundleError(f"{path}: expected finite numbers, came NaN or Inf; {_MEND_FILES}")
-    return np.ascontiguousarray(embeddings)
+    return np.array(embeddings, np.float32, order="C")
 
 
 # The schema, field by field. A check returns a value typed, or raises _UnfitError with what it expected.
@@ -588,6 +729,8 @@ class _Object:
 
     def children(self, name: str) -> list[_Object]:
         items = self.take(name, _list)
+        if len(items) > MAX_FILES:
+            raise self.error(name, f"at most {MAX_FILES} entries", len(items))
         return [_Object(item, self.where, f"{self.prefix}{name}[{i}].") for i, item in enumerate(items)]
 
     def close(self) -> None:
@@ -600,12 +743,15 @@ class _Object:
 
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise _UnfitError("a text")
+    if not value.isprintable():  # they are printed: a terminal obeys control characters
+        raise _UnfitError("a text of printable characters")
     return value
 
 
@@ -623,19 +769,28 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _integer(least: int) -> Callable[[object], int]:
+def _integer(least: int, most: int = _MAX_INTEGER) -> Callable[[object], int]:
     def check(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise _UnfitError(f"an integer of at least {least}")
+        if value > most:
+            raise _UnfitError(f"an integer of at most {most}")
         return value
 
     return check
 
 
 def _number(value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise _UnfitError("a finite number")
-    return float(value)
+    expected = _UnfitError("a finite number")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise expected
+    try:
+        number = float(value)
+    except OverflowError:
+        raise expected from None
+    if not math.isfinite(number):
+        raise expected
+    return number
 
 
 def _null(value: object) -> None:
@@ -704,6 +859,13 @@ def _file_name(value: object) -> str:
     return name
 
 
+def _graph_name(value: object) -> str:
+    name = _file_name(value)
+    if not name.endswith(".onnx"):  # backends tell formats by the suffix, and know others that are not checked here
+        raise _UnfitError("a file whose name ends in .onnx")
+    return name
+
+
 def _unsafe(name: str) -> str | None:
     """Why a name cannot be that of a file in the bundle, or None."""
     if "\\" in name or ":" in name or "\0" in name:
@@ -712,6 +874,11 @@ def _unsafe(name: str) -> str | None:
         return "no absolute path"
     if any(part in ("", ".", "..") for part in name.split("/")):
         return "no '.', '..' or empty part"
+    # No wildcards either: ONNX Runtime takes weights at an address in memory for the name "*/_ORT_MEM_ADDR_/*".
+    if not re.fullmatch(r"[A-Za-z0-9._+/-]+", name):
+        return "only letters, digits and . _ + -"
+    if len(name) > _MAX_NAME:
+        return f"at most {_MAX_NAME} characters"
     return None
 
 
@@ -722,15 +889,37 @@ def _sha256(value: object) -> str:
     return text
 
 
+def _network(fields: _Object) -> dict[str, Any]:
+    """The network's config. It is the exporter's own; checked is what the runtime reads of it (``tiles``)."""
+    side = _integer(1, MAX_WINDOW)
+    checks: dict[str, Callable[[object], Any]] = {
+        "width": side,
+        "stem": _integer(1, 16),
+        "encoder": _short_list,
+        "bpa": _short_list,
+        "sca_cell": lambda value: value if value is None else side(value),
+        "window": lambda value: value if value is None else side(value),
+    }
+    for name in checks.keys() & fields.value.keys():
+        fields.take(name, checks[name])
+    return fields.value
+
+
+def _short_list(value: object) -> list[Any]:
+    if len(items := _list(value)) > 16:
+        raise _UnfitError("a list of at most 16 entries")
+    return items
+
+
 def _clip(fields: _Object) -> ClipSpec:
     spec = ClipSpec(
         architecture=fields.take("architecture", _text),
-        patch=fields.take("patch", _integer(1)),
-        window=fields.take("window", _integer(1)),
-        overlap=fields.take("overlap", _integer(0)),
+        patch=fields.take("patch", _integer(1, MAX_WINDOW)),
+        window=fields.take("window", _integer(1, MAX_WINDOW)),
+        overlap=fields.take("overlap", _integer(0, MAX_WINDOW)),
         mean=fields.take("mean", _three(lambda number: True, "numbers")),
         std=fields.take("std", _three(lambda number: number > 0, "numbers above zero")),
-        embed_dim=fields.take("embed_dim", _integer(1)),
+        embed_dim=fields.take("embed_dim", _integer(1, MAX_EMBED_DIM)),
         quick_gelu=fields.take("quick_gelu", _flag),
         weights=fields.take("weights", _text),
     )
@@ -766,7 +955,7 @@ def _blur_map(fields: _Object) -> BlurMapSpec:
     spec = BlurMapSpec(
         method=method,
         network_input=fields.take("network_input", _one_of(NETWORK_INPUTS)),
-        patch=fields.take("patch", _integer(1) if method == "patch" else _null),
+        patch=fields.take("patch", _integer(1, MAX_WINDOW) if method == "patch" else _null),
     )
     fields.close()
     return spec
@@ -774,7 +963,7 @@ def _blur_map(fields: _Object) -> BlurMapSpec:
 
 def _padding(fields: _Object) -> Padding:
     padding = Padding(
-        multiple=fields.take("multiple", _integer(1)),
+        multiple=fields.take("multiple", _integer(1, MAX_WINDOW)),
         mode=fields.take("mode", _one_of((PADDING_MODE,))),
     )
     fields.close()
@@ -786,7 +975,7 @@ def _graphs(fields: _Object) -> dict[str, dict[str, str]]:
     for kind in GRAPHS:
         child = fields.child(kind)
         present = [precision for precision in GRAPH_PRECISIONS if precision == "fp32" or precision in child.value]
-        graphs[kind] = {precision: child.take(precision, _file_name) for precision in present}
+        graphs[kind] = {precision: child.take(precision, _graph_name) for precision in present}
         child.close()
     fields.close()
     return graphs
@@ -806,7 +995,9 @@ def _targets(value: object) -> tuple[str, ...]:
 
 def _shape(value: object) -> Shape:
     sizes = tuple(_list(value))
-    if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+    if not 0 < len(sizes) <= 8 or not all(
+        isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**31 for size in sizes
+    ):
         raise _UnfitError("a list of sizes, integers of at least 1")
     return sizes
 
@@ -831,7 +1022,7 @@ def _engine(fields: _Object) -> EngineEntry:
         key=fields.take("key", _sha256),
         file=fields.take("file", _engine_file),
         sha256=fields.take("sha256", _sha256),
-        size=fields.take("size", _integer(1)),
+        size=fields.take("size", _integer(1, MAX_BUNDLE_BYTES)),
     )
     profile.close()
     fields.close()
@@ -848,7 +1039,12 @@ def _engine_file(value: object) -> str:
 
 
 def _files(fields: _Object) -> dict[str, FileEntry]:
-    files = {}
+    files: dict[str, FileEntry] = {}
+    if len(fields.value) > MAX_FILES:
+        raise BundleError(
+            f"{fields.where}: field 'files': expected at most {MAX_FILES} files, came {len(fields.value)}; "
+            f"{_MEND_MANIFEST}"
+        )
     for name in fields.value:
         if name == MANIFEST_FILE or (reason := _unsafe(name)) is not None:
             reason = "not the manifest itself" if name == MANIFEST_FILE else reason
@@ -859,6 +1055,11 @@ def _files(fields: _Object) -> dict[str, FileEntry]:
         entry = fields.child(name)
         files[name] = FileEntry(sha256=entry.take("sha256", _sha256), size=entry.take("size", _integer(0)))
         entry.close()
+    if sum(entry.size for entry in files.values()) > MAX_BUNDLE_BYTES:
+        raise BundleError(
+            f"{fields.where}: field 'files': expected at most {MAX_BUNDLE_BYTES} bytes in all files together, came "
+            f"more; {_MEND_MANIFEST}"
+        )
     return files
 
 

@@ -102,14 +102,15 @@ def _read_directory(block: bytes, order: ByteOrder, start: int) -> Directory:
     if start + 2 > len(block):
         return {}
     tags: Directory = {}
+    left = len(block)  # values do not overlap, so that a file of entries for one long value cannot fill the memory
     (count,) = struct.unpack_from(order + "H", block, start)
     for at in range(start + 2, min(start + 2 + 12 * count, len(block) - 11), 12):
         tag, kind, length = struct.unpack_from(order + "HHI", block, at)
         size = _TYPE_SIZES.get(kind, 0) * length
         begin = at + 8 if size <= 4 else struct.unpack_from(order + "I", block, at + 8)[0]
-        raw = block[begin : begin + size]
-        if 0 < size == len(raw):
-            tags[tag] = (kind, length, raw)
+        if 0 < size <= min(left, len(block) - begin):
+            tags[tag] = (kind, length, block[begin : begin + size])
+            left -= size
     return tags
 
 

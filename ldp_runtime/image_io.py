@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import os
+import re
 import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +42,21 @@ from ldp_runtime.exif import (
 )
 from ldp_runtime.files import cannot_write, check_can_write, write_whole
 
-MAX_PIXELS = 2**30
-"""Largest picture that is decoded; a header that claims more is refused before any memory is taken."""
+MAX_PIXELS = 2**28
+"""Largest picture that is decoded, some 2.6 times that of the largest dual-pixel sensor (8736 x 11648 px); a header that
+claims more is refused before any memory is taken."""
+
+MAX_SIDE = 65535
+"""Longest side in px of a picture that is decoded."""
+
+MAX_FILE_BYTES = 2**32
+"""Largest image file that is read: the largest picture with alpha at 16 bits takes half of it."""
+
+MAX_TIFF_PAGES = 64
+"""Most pages of a TIFF file; more than one is a picture with thumbnails or masks."""
+
+MAX_JPEG_SCANS = 100
+"""Most scans of a JPEG file. Progressive files have some ten; each takes as long as the whole picture, however short."""
 
 JPEG_QUALITY = 95
 
@@ -60,12 +76,25 @@ _JPEG_MAX_EXIF = 65533 - len(b"Exif\0\0")
 _TIFF_MAX_BYTES = 2**32 - 2**24  # 32-bit offsets, less room for tags and incompressible strips
 
 
-_TIFFFILE_UNPACKS = (
-    tifffile.COMPRESSION.NONE,
-    tifffile.COMPRESSION.ADOBE_DEFLATE,
-    tifffile.COMPRESSION.DEFLATE,
-    tifffile.COMPRESSION.PACKBITS,
-)
+# No stream of these formats holds more than this for a byte, so that a header that claims more is false.
+_DEFLATE_RATIO = 1040
+_JPEG_PIXELS_A_BYTE = 1024  # a bit for each block of 8 x 8 px and component
+
+# A marker that is no fill byte, no escaped 0xff and no restart within a scan; those of headers; of arithmetic coding.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ARITHMETIC = frozenset(range(0xC9, 0xD0))
+
+_DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
+_TIFFFILE_UNPACKS = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.PACKBITS, *_DEFLATE)
+# Most bytes that a byte of a strip or tile stands for; other compressions have no bound.
+_TIFF_RATIOS = {
+    tifffile.COMPRESSION.NONE: 1,
+    tifffile.COMPRESSION.PACKBITS: 64,
+    tifffile.COMPRESSION.LZW: 4096,
+    **dict.fromkeys(_DEFLATE, _DEFLATE_RATIO),
+}
+_TILE_PIXELS = 2**22  # a tile of a small picture may be larger than the picture
 
 
 @dataclass(frozen=True)
@@ -144,15 +173,18 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; give an image file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"{path} has {status.st_size} bytes; expected at most {MAX_FILE_BYTES}: crop or scale it")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; check the name and the folder") from None
     except PermissionError:
         raise ImageError(f"{path} cannot be read: permission denied; check the rights of the file") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again")
     return data
@@ -178,35 +210,39 @@ def _decoding(path: Path) -> Iterator[None]:
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height == 0:
         raise ValueError(f"it claims {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{path} claims {width} x {height} pixels; expected at most {MAX_PIXELS}: crop or scale it")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{path} claims {width} x {height} pixels; expected at most {MAX_PIXELS}, and {MAX_SIDE} a side: crop or "
+            "scale it"
+        )
 
 
 def _read_png(path: Path, data: bytes) -> _Decoded:
     with _decoding(path):
+        pixel_chunks, exif = _png_chunks(path, data)
         image = PngImagePlugin.PngImageFile(io.BytesIO(data))
-        _check_size(path, *image.size)
         if getattr(image, "n_frames", 1) > 1:
             raise ImageError(f"{path} is an animation; expected one picture: export one frame of it")
-        pixel_chunks, exif = _png_chunks(data)
         bits = data[24]
         array = _decode_cv2(pixel_chunks) if bits == 16 else _decode_pillow(path, image)
         return array, image.info.get("icc_profile"), exif, image.info.get("dpi")
 
 
-def _png_chunks(data: bytes) -> tuple[bytes, bytes | None]:
-    """Checks the length and the CRC of each chunk of a PNG file.
+def _png_chunks(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
+    """Checks the header, and the length and the CRC of each chunk, of a PNG file.
 
     Returns:
         The file without metadata, about which OpenCV would print warnings; and its EXIF block.
 
     Raises:
-        ValueError: The file is cut short, or a checksum does not match.
+        ImageError: The picture is too large.
+        ValueError: The file is cut short, a checksum does not match, or it begins with another chunk than its header.
     """
     kept = [_PNG_SIGNATURE]
     exif = None
     start = len(_PNG_SIGNATURE)
     kind = b""
+    packed = 0
     while kind != b"IEND":
         if start + 12 > len(data):
             raise ValueError("the file ends early")
@@ -215,27 +251,69 @@ def _png_chunks(data: bytes) -> tuple[bytes, bytes | None]:
         if end > len(data):
             raise ValueError("the file ends early")
         kind = data[start + 4 : start + 8]
+        if (kind == b"IHDR") != (len(kept) == 1) or (kind == b"IHDR" and length != 13):
+            raise ValueError("expected one header, first of all")
         if zlib.crc32(data[start + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise ValueError(f"wrong checksum in chunk {kind.decode('latin-1')}")
+        if kind == b"IHDR":
+            width, height, bits, colour_type = struct.unpack_from(">IIBB", data, start + 8)
+            _check_size(path, width, height)
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             kept.append(data[start:end])
         elif kind == b"eXIf":
             exif = data[start + 8 : end - 4]
+        packed += length if kind == b"IDAT" else 0
         start = end
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour_type, 1)
+    if width * height * channels * bits // 8 > packed * _DEFLATE_RATIO:
+        raise ValueError(f"{packed} bytes cannot hold the {width} x {height} pixels that it claims")
     return b"".join(kept), exif
 
 
 def _read_jpeg(path: Path, data: bytes) -> _Decoded:
     with _decoding(path):
+        _check_jpeg(path, data)
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-        _check_size(path, *image.size)
         info = image.info
         return _decode_pillow(path, image), info.get("icc_profile"), info.get("exif"), info.get("dpi")
 
 
+def _check_jpeg(path: Path, data: bytes) -> None:
+    """Checks, marker by marker, what a JPEG file would take to decode.
+
+    Raises:
+        ImageError: The picture is too large.
+        ValueError: The file has no header, several, more scans than any encoder writes, or too few bytes.
+    """
+    frames = scans = at = 0
+    for marker in _JPEG_MARKER.finditer(data, 2):
+        if marker.start() < at:  # within a segment
+            continue
+        code = marker[0][-1]
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        if code == 0xD9:
+            break
+        if code == 0xDA:
+            scans += 1
+        elif code in _JPEG_FRAMES:
+            frames += 1
+            if frames > 1:
+                raise ValueError("it has several headers")
+            height, width = struct.unpack_from(">HH", data, marker.end() + 3)
+            _check_size(path, width, height)
+            if code not in _JPEG_ARITHMETIC and width * height > len(data) * _JPEG_PIXELS_A_BYTE:
+                raise ValueError(f"{len(data)} bytes cannot hold the {width} x {height} pixels that it claims")
+    if frames == 0:
+        raise ValueError("it has no header")
+    if scans > MAX_JPEG_SCANS:
+        raise ValueError(f"it has {scans} scans, more than the {MAX_JPEG_SCANS} that are read")
+
+
 def _read_tiff(path: Path, data: bytes) -> _Decoded:
     with _decoding(path), tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        pages = [page.aspage() for page in tiff.pages]
+        pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_TIFF_PAGES + 1)]
+        if len(pages) > MAX_TIFF_PAGES:
+            raise ImageError(f"{path} has more than {MAX_TIFF_PAGES} pages; expected one: export that page")
         page = pages[0]
         full = [p for p in pages if not p.is_reduced]
         if full != [page]:
@@ -245,9 +323,32 @@ def _read_tiff(path: Path, data: bytes) -> _Decoded:
             )
         _check_size(path, page.imagewidth, page.imagelength)
         _check_tiff_samples(path, page)
-        if 0 in page.databytecounts:  # tifffile would fill in zeros
-            raise ValueError("a part of the picture is missing")
+        _check_tiff_segments(page)
         return _decode_tiff(path, data, page), page.iccprofile, data, _tiff_dpi(page)
+
+
+def _check_tiff_segments(page: tifffile.TiffPage) -> None:
+    """Checks the strips or tiles of a page.
+
+    Raises:
+        ValueError: One is missing or too large, there are too many, or they cannot hold the picture.
+    """
+    pixels = page.imagewidth * page.imagelength
+    if page.is_tiled and page.tilewidth * page.tilelength > max(_TILE_PIXELS, 2 * pixels):
+        raise ValueError(f"it claims tiles of {page.tilewidth} x {page.tilelength} pixels")
+    if page.imagedepth != 1 or page.tiledepth > 1:
+        raise ValueError("it is a volume")
+    parts = math.prod(page.chunked)
+    if not parts == len(page.databytecounts) == len(page.dataoffsets):
+        raise ValueError(f"expected a picture of {parts} parts, came {len(page.databytecounts)}")
+    if 0 in page.databytecounts:  # tifffile would fill in zeros
+        raise ValueError("a part of the picture is missing")
+    packed = sum(page.databytecounts)
+    # Of YCbCr the colour may be stored for a part of the pixels.
+    samples = 1 if page.photometric == tifffile.PHOTOMETRIC.YCBCR else page.samplesperpixel
+    ratio = _TIFF_RATIOS.get(page.compression)
+    if ratio is not None and pixels * samples * page.bitspersample // 8 > packed * ratio:
+        raise ValueError(f"{packed} bytes cannot hold the {page.imagewidth} x {page.imagelength} pixels that it claims")
 
 
 def _check_tiff_samples(path: Path, page: tifffile.TiffPage) -> None:
@@ -294,8 +395,9 @@ def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray
         tifffile.PHOTOMETRIC.RGB,
     )
     contiguous = page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-    if page.bitspersample in (8, 16) and direct and not premultiplied and page.compression in _TIFFFILE_UNPACKS:
-        array = page.asarray()
+    unpacks = page.compression in _TIFFFILE_UNPACKS and page.fillorder == tifffile.FILLORDER.MSB2LSB
+    if page.bitspersample in (8, 16) and direct and not premultiplied and unpacks:
+        array = _inflate(data, page) if page.compression in _DEFLATE else page.asarray()
         if not contiguous:
             array = np.moveaxis(array, 0, -1)  # (c, h, w) -> (h, w, c)
     elif page.bitspersample < 16:
@@ -312,6 +414,29 @@ def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray
         array = array.copy()
         array[..., 0] = np.iinfo(array.dtype).max - array[..., 0]
     return array
+
+
+def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
+    """Decodes a page with deflate: as ``page.asarray()``, which would inflate a strip or tile to whatever it holds."""
+    array = np.empty(page.shaped, page.dtype)  # (planes, 1, h, w, samples of a plane)
+    limit = math.prod(page.chunks) * page.dtype.itemsize
+    if not page.is_tiled:  # a single strip may claim any number of rows
+        limit = min(limit, array.nbytes)
+    page.compression = tifffile.COMPRESSION.NONE  # what is left for tifffile to decode
+    decode = page.decode
+
+    def place(index: int, start: int, size: int) -> None:
+        stream = zlib.decompressobj()
+        inflated = stream.decompress(data[start : start + size], limit + 1)
+        if len(inflated) > limit or not stream.eof:
+            raise ValueError(f"part {index} of the picture holds {'more' if len(inflated) > limit else 'less'} than it says")
+        segment, (plane, _, y, x, _), (_, height, width, _) = decode(inflated, index)
+        array[plane, 0, y : y + height, x : x + width] = segment[0, : page.imagelength - y, : page.imagewidth - x]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for _ in threads.map(place, itertools.count(), page.dataoffsets, page.databytecounts):
+            pass
+    return array.reshape(page.shape)
 
 
 def _without_tiff_orientation(data: bytes, page: tifffile.TiffPage) -> bytes:

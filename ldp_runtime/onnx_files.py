@@ -1,81 +1,316 @@
-"""Which files an ONNX graph keeps its weights in, read from the protobuf: the runtime needs no onnx."""
+"""What an ONNX file holds, read from the protobuf and checked before any library parses it: the runtime needs no onnx.
+
+The parsers of the backends are large and native, and some take more than a graph: operators of plugins, control flow,
+weights at an address in memory. A file reaches them only if it is made of what ``ldp-export`` writes.
+"""
 
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
 
-# Field numbers of onnx.proto: message -> {field: the message it holds}, where that can lead to a tensor.
-_CHILDREN: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "external"},
-}
-_EXTERNAL_KEY, _EXTERNAL_VALUE = 1, 2
+import numpy as np
+
+OPSETS = range(17, 25)
+"""Versions of the ONNX operator set that a graph may use."""
+
+OPERATORS = frozenset(
+    """
+    Abs Add And AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose
+    CumSum DepthToSpace DequantizeLinear Div Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND
+    Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LpNormalization MatMul Max MaxPool Mean Min
+    Mish Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean
+    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Shape Sigmoid
+    Sign Size Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh Tile Transpose Trilu
+    Unsqueeze Where Xor
+    """.split()
+)
+"""Operators of ONNX's own set that a graph may use: arithmetic on tensors, with no control flow, no strings, no decoders
+of files and no random numbers."""
+
+MAX_GRAPH_BYTES = 2**31 - 1
+"""Largest ONNX file; protobuf itself has this limit."""
+
+MAX_FIELDS = 1_000_000
+"""Most protobuf fields in an ONNX file; ldp-nano's larger graph has some 9000."""
+
+MAX_ELEMENTS = 2**31 - 1
+"""Most elements of a tensor."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_FIELD = 2**29 - 1
+
+# What onnx.proto has, as far as it is allowed here: message -> {field number: kind}. "one" comes at most once, "many"
+# as often as it likes; the name of a message is looked into, once for the graph and an attribute's tensor.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {
+        **dict.fromkeys((1, 2, 3, 4, 5, 6), "one"),
+        7: "graph",
+        8: "opset",
+        14: "many",
+    },
+    "graph": {1: "node", 2: "one", 5: "tensor", 10: "one", 11: "many", 12: "many", 13: "many", 14: "many", 16: "many"},
+    "node": {1: "many", 2: "many", 3: "one", 4: "one", 5: "attribute", 6: "one", 7: "one", 8: "one", 9: "many"},
+    "attribute": {**dict.fromkeys((1, 2, 3, 4, 13, 20), "one"), 5: "tensor", 7: "many", 8: "many", 9: "many"},
+    "tensor": {
+        **dict.fromkeys((2, 8, 9, 12, 14), "one"),
+        **dict.fromkeys((1, 4, 5, 7, 10, 16), "many"),
+        13: "external",
+    },
+    "external": {1: "one", 2: "one"},
+    "opset": {1: "one", 2: "one"},
+}
+_ONCE = {("model", 7), ("attribute", 5)}
+_REFUSED = {
+    ("model", 20): "a training graph",
+    ("model", 25): "functions of its own",
+    ("graph", 15): "sparse tensors",
+    ("attribute", 6): "a graph inside a node (control flow)",
+    ("attribute", 11): "graphs inside a node (control flow)",
+    ("attribute", 22): "sparse tensors",
+    ("attribute", 23): "sparse tensors",
+    ("tensor", 6): "strings",
+}
+# Element type -> its name and bytes an element; and the field that may hold values in place of raw bytes.
+_TYPES = {
+    1: ("float", 4, 4),
+    2: ("uint8", 1, 5),
+    3: ("int8", 1, 5),
+    6: ("int32", 4, 5),
+    7: ("int64", 8, 7),
+    9: ("bool", 1, 5),
+    10: ("float16", 2, 5),
+    11: ("double", 8, 10),
+    16: ("bfloat16", 2, 5),
+}
+_VALUE_FIELDS = {4: _FIXED32, 5: _VARINT, 7: _VARINT, 10: _FIXED64}
+_EXTERNAL = 1
+
+Buffer = bytes | mmap.mmap
 
 
-def external_files(path: Path) -> set[str]:
-    """The files besides ``path`` that hold weights of the graph (ONNX external data).
+@dataclass(frozen=True)
+class ExternalData:
+    """Where the bytes of a tensor lie outside of the graph's file.
+
+    Attributes:
+        location: As written in the graph: a path relative to the graph's folder.
+        offset: First byte there.
+        length: Bytes.
+    """
+
+    location: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """What ``read_graph`` found in an ONNX file.
+
+    Attributes:
+        opset: Version of the operator set.
+        external: Weights outside of the file.
+    """
+
+    opset: int
+    external: tuple[ExternalData, ...]
+
+
+def read_graph(data: Buffer) -> GraphFile:
+    """Checks an ONNX file from end to end.
 
     Args:
-        path: An ONNX file.
+        data: The content of the file.
 
     Returns:
-        Locations as written in the graph: paths relative to the graph's folder.
+        What has to be known of it.
 
     Raises:
-        ValueError: The file is no protobuf message.
+        ValueError: It is no ONNX graph, or holds what is not allowed in one; the message says what.
     """
-    if path.stat().st_size == 0:
-        raise ValueError("the file is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return set(_locations(data, 0, len(data), "model"))
+    if not 0 < len(data) <= MAX_GRAPH_BYTES:
+        raise ValueError("the file is empty" if len(data) == 0 else f"expected at most {MAX_GRAPH_BYTES} bytes")
+    return _Reader(data).model()
 
 
-def _locations(data: mmap.mmap, start: int, stop: int, message: str) -> Iterator[str]:
-    for field, first, last in _fields(data, start, stop):
-        child = _CHILDREN[message].get(field)
-        if child == "external":
-            entry = {key: bytes(data[a:b]) for key, a, b in _fields(data, first, last)}
-            if entry.get(_EXTERNAL_KEY) == b"location":
-                yield entry.get(_EXTERNAL_VALUE, b"").decode("utf-8")
-        elif child:
-            yield from _locations(data, first, last, child)
+@dataclass
+class _Message:
+    """The fields of a message: number -> the values that came, numbers or spans ``(first byte, one past the last)``."""
+
+    numbers: dict[int, list[int]] = field(default_factory=dict)
+    spans: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def number(self, at: int, default: int) -> int:
+        return self.numbers.get(at, [default])[-1]
 
 
-def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Length-delimited fields of the message ``data[start:stop]``: number, first byte, one past the last."""
-    at = start
-    while at < stop:
-        tag, at = _varint(data, at, stop)
-        kind = tag & 7
-        if kind == _BYTES:
-            length, at = _varint(data, at, stop)
-            if at + length > stop:
-                raise ValueError("a field runs past the end of its message")
-            yield tag >> 3, at, at + length
-            at += length
-        elif kind == _VARINT:
-            _, at = _varint(data, at, stop)
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"unknown protobuf wire type {kind}")
+class _Reader:
+    """Reads the messages of one file."""
 
+    def __init__(self, data: Buffer) -> None:
+        self._data = data
+        self._fields = 0
+        self._external: list[ExternalData] = []
 
-def _varint(data: mmap.mmap, at: int, stop: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < stop:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("a number runs past the end of its message")
+    def model(self) -> GraphFile:
+        model = self._message(0, len(self._data), "model")
+        opsets = [self._opset(*span) for span in model.spans.get(8, [])]
+        if len(opsets) != 1 or opsets[0] not in OPSETS:
+            raise ValueError(f"expected one operator set of version {OPSETS[0]} to {OPSETS[-1]}, came {opsets}")
+        if 7 not in model.spans:
+            raise ValueError("there is no graph")
+        graph = self._message(*model.spans[7][0], "graph")
+        for span in graph.spans.get(1, []):
+            self._node(*span)
+        for span in graph.spans.get(5, []):
+            self._tensor(*span)
+        return GraphFile(opsets[0], tuple(self._external))
+
+    def _opset(self, first: int, last: int) -> int:
+        opset = self._message(first, last, "opset")
+        self._check_domain(opset, 1)
+        return opset.number(2, 0)
+
+    def _check_domain(self, message: _Message, at: int) -> None:
+        if (domain := self._text(message, at)) not in ("", "ai.onnx"):
+            raise ValueError(f"expected operators of ONNX's own set, came the domain {domain!r}")
+
+    def _node(self, first: int, last: int) -> None:
+        node = self._message(first, last, "node")
+        self._check_domain(node, 7)
+        if (name := self._text(node, 4)) not in OPERATORS:
+            raise ValueError(f"the operator {name!r} is not allowed")
+        for span in node.spans.get(5, []):
+            attribute = self._message(*span, "attribute")
+            for tensor in attribute.spans.get(5, []):
+                self._tensor(*tensor)
+
+    def _tensor(self, first: int, last: int) -> None:
+        tensor = self._message(first, last, "tensor")
+        kind = tensor.number(2, 0)
+        if kind not in _TYPES:
+            raise ValueError(f"expected tensors of {', '.join(name for name, *_ in _TYPES.values())}, came type {kind}")
+        _, size, values = _TYPES[kind]
+        count = 1
+        for length in self._dimensions(tensor):
+            if length > MAX_ELEMENTS or (count := count * length) > MAX_ELEMENTS:
+                raise ValueError(f"expected tensors of at most {MAX_ELEMENTS} elements")
+        external = [self._message(*span, "external") for span in tensor.spans.get(13, [])]
+        if (tensor.number(14, 0) == _EXTERNAL) != bool(external) or tensor.number(14, 0) not in (0, _EXTERNAL):
+            raise ValueError("a tensor's weights are said to be both in the file and outside")
+        present = [at for at in (*_VALUE_FIELDS, 9) if at in tensor.spans or at in tensor.numbers]
+        if external:
+            if present:
+                raise ValueError("a tensor has values both in the file and outside")
+            self._external.append(self._external_data(external, count * size))
+            return
+        if present not in ([], [9], [values]):
+            raise ValueError("a tensor has values in a field that is not that of its type")
+        came = self._values(tensor, values) * size if present == [values] else self._length(tensor.spans.get(9, []))
+        if came != count * size:
+            raise ValueError(f"expected a tensor of {count * size} bytes, as its shape says, came {came}")
+
+    def _dimensions(self, tensor: _Message) -> Iterator[int]:
+        yield from tensor.numbers.get(1, [])
+        for at, last in tensor.spans.get(1, []):
+            while at < last:
+                length, at = self._varint(at, last)
+                yield length
+
+    def _values(self, tensor: _Message, at: int) -> int:
+        """How many values a tensor has in the field of its type, packed or one by one."""
+        spans = tensor.spans.get(at, [])
+        loose = len(tensor.numbers.get(at, []))
+        kind = _VALUE_FIELDS[at]
+        if kind != _VARINT:
+            width = 4 if kind == _FIXED32 else 8
+            if any((last - first) % width for first, last in spans):
+                raise ValueError("a tensor ends within a number")
+            return loose + self._length(spans) // width
+        # Every number ends with the one byte that has no continuation bit.
+        ends = (np.frombuffer(self._data, np.uint8, last - first, first) < 0x80 for first, last in spans)
+        return loose + sum(int(np.count_nonzero(end)) for end in ends)
+
+    @staticmethod
+    def _length(spans: list[tuple[int, int]]) -> int:
+        return sum(last - first for first, last in spans)
+
+    def _external_data(self, entries: list[_Message], length: int) -> ExternalData:
+        pairs = [(self._text(entry, 1), self._text(entry, 2)) for entry in entries]
+        values = dict(pairs)
+        if len(values) != len(pairs) or not {"location"} <= values.keys() <= {"location", "offset", "length"}:
+            raise ValueError(f"expected location, offset and length of outside weights, came {[key for key, _ in pairs]}")
+        numbers = {"offset": 0, "length": length}
+        for name in numbers.keys() & values.keys():
+            if not re.fullmatch("[0-9]{1,18}", values[name]):
+                raise ValueError(f"expected a number as the {name} of outside weights, came {values[name]!r}")
+            numbers[name] = int(values[name])
+        if numbers["length"] != length:
+            raise ValueError(f"expected {length} bytes of outside weights, as their shape says, came {numbers['length']}")
+        return ExternalData(values["location"], **numbers)
+
+    def _text(self, message: _Message, at: int) -> str:
+        if at in message.numbers:
+            raise ValueError(f"field {at} has the wrong type")
+        spans = message.spans.get(at, [])
+        if not spans:
+            return ""
+        first, last = spans[-1]
+        if last - first > 1024:
+            raise ValueError("a name is longer than 1024 bytes")
+        return bytes(self._data[first:last]).decode("utf-8")
+
+    def _message(self, first: int, last: int, name: str) -> _Message:
+        """Reads the fields of ``data[first:last]``, a message of this name, and refuses those not allowed in it."""
+        known, message = _MESSAGES[name], _Message()
+        at = first
+        while at < last:
+            self._fields += 1
+            if self._fields > MAX_FIELDS:
+                raise ValueError(f"expected at most {MAX_FIELDS} fields")
+            tag, at = self._varint(at, last)
+            number, kind = tag >> 3, tag & 7
+            if not 0 < number <= _MAX_FIELD:
+                raise ValueError(f"expected the number of a field, came {number}")
+            if (name, number) in _REFUSED:
+                raise ValueError(f"{_REFUSED[name, number]} are not allowed")
+            if number not in known:
+                raise ValueError(f"field {number} of a {name} is not known")
+            seen = number in message.numbers or number in message.spans
+            if seen and (known[number] == "one" or (name, number) in _ONCE):
+                raise ValueError(f"field {number} of a {name} comes twice")
+            if kind == _BYTES:
+                length, at = self._varint(at, last)
+                if at + length > last:
+                    raise ValueError("a field runs past the end of its message")
+                message.spans.setdefault(number, []).append((at, at + length))
+                at += length
+                continue
+            if known[number] in _MESSAGES:
+                raise ValueError(f"field {number} of a {name} has the wrong type")
+            if kind == _VARINT:
+                value, at = self._varint(at, last)
+            elif kind in (_FIXED64, _FIXED32):
+                value, at = 0, at + (8 if kind == _FIXED64 else 4)
+                if at > last:
+                    raise ValueError("a field runs past the end of its message")
+            else:
+                raise ValueError(f"unknown protobuf wire type {kind}")
+            message.numbers.setdefault(number, []).append(value)
+        return message
+
+    def _varint(self, at: int, last: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= last:
+                raise ValueError("a number runs past the end of its message")
+            byte = self._data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+        raise ValueError("a number is longer than 10 bytes")

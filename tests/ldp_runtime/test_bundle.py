@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from ldp_runtime import bundle as bundle_module
 from ldp_runtime.bundle import (
     MANIFEST_FILE,
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
     Bundle,
     FileEntry,
     Manifest,
@@ -26,8 +30,8 @@ from ldp_runtime.bundle import (
     sha256_file,
     write_manifest,
 )
+from ldp_runtime.engines import EngineEntry, ShapeRange
 from ldp_runtime.errors import BundleError
-from ldp_runtime.onnx_files import external_files
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, tiny_manifest
 
 MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
@@ -397,33 +401,29 @@ def test_external_data_outside_the_bundle_is_refused(bundle: Path, location: str
     )
 
 
-def test_external_files_are_found_wherever_a_graph_can_hold_a_tensor(tmp_path: Path) -> None:
-    def tensor(name: str) -> TensorProto:
-        proto = numpy_helper.from_array(np.zeros(300, np.float32), name)
-        proto.ClearField("raw_data")
-        proto.data_location = TensorProto.EXTERNAL
-        proto.external_data.add(key="offset", value="0")
-        proto.external_data.add(key="location", value=f"{name}.bin")
-        return proto
-
-    branch = helper.make_graph([], "branch", [], [], [tensor("in-branch")])
-    nodes = [
-        helper.make_node("Constant", [], ["a"], value=tensor("in-attribute")),
-        helper.make_node("If", ["c"], ["b"], then_branch=branch, else_branch=branch),
-    ]
-    function = helper.make_function(
-        "d", "f", [], ["o"], [helper.make_node("Constant", [], ["o"], value=tensor("in-function"))], []
+def test_weights_beyond_the_end_of_their_file_are_refused(bundle: Path) -> None:
+    with_external_data(bundle)
+    rewrite(bundle)
+    os.truncate(bundle / "deblur.onnx.data", 10)
+    entry = {"size": 10, "sha256": sha256_file(bundle / "deblur.onnx.data")}
+    edit(bundle, set_at("files", "deblur.onnx.data", value=entry))
+    assert "expected weights within the 10 bytes of 'deblur.onnx.data', came bytes " in error_of(
+        lambda: Bundle.load(bundle)
     )
-    inline = numpy_helper.from_array(np.arange(500, dtype=np.int64), "inline")
-    graph = helper.make_graph(nodes, "g", [], [], [inline, tensor("in-graph")], doc_string="x" * 300)
-    model = helper.make_model(graph, functions=[function])
-    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert external_files(tmp_path / "m.onnx") == {
-        "in-graph.bin",
-        "in-attribute.bin",
-        "in-branch.bin",
-        "in-function.bin",
-    }
+
+
+def test_weights_at_an_address_in_memory_are_refused(bundle: Path) -> None:
+    """ONNX Runtime takes the offset of this location for an address, even where a file of that name is listed."""
+    location = "*/_ORT_MEM_ADDR_/*"
+    model = onnx.load(bundle / "deblur.onnx")
+    tensor = model.graph.initializer[-1]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.ClearField("raw_data")
+    tensor.external_data.add(key="location", value=location)
+    (bundle / "deblur.onnx").write_bytes(model.SerializeToString())
+    (bundle / location).parent.mkdir(parents=True)
+    (bundle / location).write_bytes(bytes(10**6))
+    assert "only letters, digits and . _ + -" in error_of(lambda: rewrite(bundle))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a\xff\xff\xff\x0f", b"\x3a\x05\x01", b"\xff" * 30, b"no graph"])
@@ -510,3 +510,153 @@ def test_a_missing_bundle_says_where_it_was_looked_for_and_what_there_is(
         r"give one of these, or set LDP_BUNDLES to the folder that holds yours",
         message,
     )
+
+
+# --- hostile bundles: SECURITY.md promises each of these
+
+
+def relist(bundle: Path, name: str) -> None:
+    """Puts the true size and hash of a file into the manifest, as whoever forges a bundle would."""
+    entry = {"size": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)}
+    edit(bundle, set_at("files", name, value=entry))
+
+
+def test_a_manifest_of_a_million_entries_is_not_parsed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = json.loads((bundle / MANIFEST_FILE).read_text())
+    entry = {"sha256": "0" * 64, "size": 1}
+    value["files"] |= {f"{i}": entry for i in range(MAX_FILES + 1)}
+    (bundle / MANIFEST_FILE).write_text(json.dumps(value))
+    assert f"field 'files': expected at most {MAX_FILES} files, came {MAX_FILES + 6}" in error_of(
+        lambda: Bundle.load(bundle)
+    )
+    with (bundle / MANIFEST_FILE).open("wb") as file:
+        file.write(b'{"files": {')
+        file.writelines(b'"%d": {"sha256": "", "size": 1},' % i for i in range(10**6))
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("parsed"))
+    assert error_of(lambda: read_manifest(bundle)) == (
+        f"{bundle / MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, came more; {MEND_FILES}"
+    )
+
+
+@pytest.mark.parametrize("depth", [40, 100_000])
+def test_a_deep_manifest_is_refused(bundle: Path, depth: int) -> None:
+    text = (bundle / MANIFEST_FILE).read_text()
+    nested = '{"a":' * depth + "1" + "}" * depth
+    (bundle / MANIFEST_FILE).write_text(text.replace('"training": {}', f'"training": {nested}'))
+    assert "expected at most 32 objects and lists inside each other" in error_of(lambda: Bundle.load(bundle))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        ('"name": "tiny"', '"name": "tiny", "name": "other"', "the field 'name' twice"),
+        ('"offset": 1.0', '"offset": NaN', "NaN, which is no JSON"),
+        ('"offset": 1.0', '"offset": -Infinity', "-Infinity, which is no JSON"),
+        ('"offset": 1.0', '"offset": 1e999', "field 'prompts[0].offset': expected a finite number"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 400}', "field 'prompts[0].offset': expected a finite number"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, came "),
+        ('"window": 64', f'"window": {2**40}', "field 'clip.window': expected an integer of at most 4096"),
+        ('"multiple": 32', '"multiple": 1048576', "field 'padding.multiple': expected an integer of at most 4096"),
+        ('"embed_dim": 24', f'"embed_dim": {10**12}', "field 'clip.embed_dim': expected an integer of at most"),
+        ('"config": "tiny"', '"encoder": 3', "field 'network.encoder': expected a list"),
+        ('"config": "tiny"', '"stem": 0', "field 'network.stem': expected an integer of at least 1"),
+        ('"config": "tiny"', '"window": "all"', "field 'network.window': expected an integer of at least 1"),
+        ('"name": "tiny"', '"name": "tiny\\u001b[2J"', "field 'name': expected a text of printable characters"),
+        ('"name": "tiny"', '"name": "\\ud800"', "field 'name': expected a text of printable characters"),
+        ('"fp32": "clip.onnx"', '"fp32": "clip.xml"', "expected a file whose name ends in .onnx"),
+        ('"clip.onnx": {', f'"{"a" * 300}": {{', "at most 200 characters"),
+    ],
+)
+def test_hostile_values_are_refused(bundle: Path, before: str, after: str, problem: str) -> None:
+    text = (bundle / MANIFEST_FILE).read_text()
+    assert before in text
+    (bundle / MANIFEST_FILE).write_text(text.replace(before, after, 1))
+    assert problem in error_of(lambda: Bundle.load(bundle))
+
+
+def test_what_is_no_file_is_not_waited_for(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "clip.onnx").unlink()
+    os.mkfifo(bundle / "clip.onnx")
+    assert "expected a file of the bundle, came none" in error_of(lambda: Bundle.load(bundle))
+    (bundle / MANIFEST_FILE).unlink()
+    os.mkfifo(bundle / MANIFEST_FILE)
+    assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
+    (bundle / MANIFEST_FILE).unlink()
+    (bundle / MANIFEST_FILE).symlink_to("/dev/zero")
+    assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
+
+
+def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (bundle / "clip.onnx").rename(tmp_path / "outside" / "clip.onnx")
+    (bundle / "inner").symlink_to(tmp_path / "outside")
+    text = (bundle / MANIFEST_FILE).read_text()
+    (bundle / MANIFEST_FILE).write_text(text.replace('"clip.onnx"', '"inner/clip.onnx"'))
+    assert "expected a file inside the bundle, came a link to" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_name_too_long_for_the_system_is_an_error_of_ours(bundle: Path) -> None:
+    assert "File name too long" in error_of(lambda: find_bundle("a" * 5000))
+
+
+@pytest.mark.parametrize("name", ["deblur.onnx", "text_embeddings.npy"])
+def test_no_byte_is_parsed_before_its_hash_is_checked(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parser in ("_read_graph", "_read_text_embeddings"):
+        real = getattr(bundle_module, parser)
+
+        def parse(path: Path, *rest: Any, real: Any = real) -> Any:
+            assert path.name != name, "parsed"
+            return real(path, *rest)
+
+        monkeypatch.setattr(bundle_module, parser, parse)
+    content = bytearray((bundle / name).read_bytes())
+    content[-1] ^= 1
+    (bundle / name).write_bytes(content)
+    assert "expected SHA-256" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_graph_that_changes_after_it_was_verified_is_not_opened(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    assert loaded.graph("deblur") == bundle / "deblur.onnx"
+    other = bundle / "other"
+    other.write_bytes((bundle / "deblur.onnx").read_bytes())
+    os.replace(other, bundle / "deblur.onnx")
+    assert error_of(lambda: loaded.graph("deblur")) == (
+        f"{bundle / 'deblur.onnx'}: expected the file that was verified, came another; load the bundle again"
+    )
+    loaded.graph("clip")
+
+
+def test_embeddings_whose_header_claims_much_take_no_memory(bundle: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 10000000000), }\n"
+    claims = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    zipped = io.BytesIO()
+    np.savez(zipped, a=np.zeros(3))
+    for content in (claims, zipped.getvalue(), b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535):
+        (bundle / "text_embeddings.npy").write_bytes(content)
+        relist(bundle, "text_embeddings.npy")
+        assert str(bundle / "text_embeddings.npy") in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_graph_of_another_opset_than_the_manifest_says(bundle: Path) -> None:
+    edit(bundle, set_at("opset", value=19))
+    assert "expected opset 19, as the manifest says, came 20" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_an_engine_is_read_no_further_than_its_size(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    path = bundle / "engines" / "a.engine"
+    path.write_bytes(b"plan")
+    shapes = ShapeRange((1, 6, 64, 64), (1, 6, 64, 64), (1, 6, 64, 64))
+    digest = sha256_file(path)
+    entry = EngineEntry(
+        "deblur", "rtx", "1", ("sm_89",), "fp16", {"pair": shapes}, "0" * 64, "engines/a.engine", digest, 4
+    )
+    rewrite(bundle, engines=(entry,))
+    loaded = Bundle.load(bundle)
+    assert loaded.read_engine(entry) == b"plan"
+    os.truncate(path, 10**12)
+    assert "came more bytes" in error_of(lambda: loaded.read_engine(entry))
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a regular file" in error_of(lambda: loaded.read_engine(entry))
