@@ -451,7 +451,9 @@ def find_bundle(name_or_dir: str | os.PathLike[str]) -> Path:
         if (direct / MANIFEST_FILE).is_file():
             return direct
     except OSError as error:
-        raise BundleError(f"{direct}: expected the folder of a bundle, came {error.strerror}; check the name") from error
+        raise BundleError(
+            f"{direct}: expected the folder of a bundle, came {error.strerror}; check the name"
+        ) from error
     bundles = list_bundles()
     name = os.fspath(name_or_dir)
     if name in bundles:
@@ -476,6 +478,19 @@ def read_manifest(folder: Path) -> Manifest:
             content = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND_FILES}") from error
+    return parse_manifest(content, path)
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Checks the content of ``bundle.json``.
+
+    Args:
+        content: Its bytes; more than ``MAX_MANIFEST_BYTES`` are not parsed.
+        path: Names the file in errors.
+
+    Raises:
+        BundleError: It is too large or too deep, no JSON, or wrong in a field.
+    """
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, came more; {_MEND_FILES}")
     try:
@@ -598,11 +613,11 @@ def _opened(path: Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, or is no regular file.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(0, "not a regular file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
@@ -653,8 +668,8 @@ def _weights(
             )
         if files is not None and name not in files:
             raise BundleError(
-                f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, among 'files', came no "
-                f"such entry; {_MEND_MANIFEST}"
+                f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, "
+                f"among 'files', came no such entry; {_MEND_MANIFEST}"
             )
         if files is not None and data.offset + data.length > files[name].size:
             raise BundleError(

@@ -2,28 +2,102 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ENV_CACHE = "LDP_CACHE"
+_SEAL = ".sha256"
 
 
 def cache_folder(*parts: str) -> Path | None:
     """Makes a folder under LDP's cache: ``$LDP_CACHE``, else the system's usual place for the user.
 
+    What lies there is run: compiled graphs and kernels. So a folder that others can write to is not used.
+
     Args:
         parts: Folder names below the cache's root.
 
     Returns:
-        The folder, readable by the user alone; None where it cannot be made or written, so go on without.
+        The folder, readable by the user alone; None where it cannot be made or written, or others could write to it or
+        replace it, so go on without.
     """
     try:
-        folder = _root().joinpath(*parts)
+        folder = _root()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _open_to_all(folder):
+            return None
+        for part in parts:
+            folder /= part
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not _made_ours(folder):
+                return None
     except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def sealed(folder: Path | None) -> Iterator[None]:
+    """Lets a library use its files in a cache folder: damaged ones are gone before, new ones get their hash after.
+
+    A library that trusts its own cache may crash on a file in which a bit has flipped.
+
+    Args:
+        folder: From ``cache_folder``; with None nothing is done.
+    """
+    if folder is None:
+        yield
+        return
+    for file in _files(folder):
+        with suppress(OSError):
+            if _seal(file).read_text(encoding="ascii", errors="replace") != _hash(file):
+                raise FileNotFoundError
+            continue
+        _seal(file).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+    yield
+    for file in _files(folder):
+        with suppress(OSError):
+            if not (seal := _seal(file)).exists():
+                temporary = seal.with_name(f"{seal.name}.{os.getpid()}{_SEAL}")
+                temporary.write_text(_hash(file), encoding="ascii")
+                os.replace(temporary, seal)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_file() and file.suffix != _SEAL]
+
+
+def _seal(file: Path) -> Path:
+    return file.with_name(file.name + _SEAL)
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _open_to_all(root: Path) -> bool:
+    """Whether anybody can replace what is in a folder; in one with the sticky bit they cannot."""
+    mode = root.stat().st_mode
+    return hasattr(os, "getuid") and bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+def _made_ours(folder: Path) -> bool:
+    """Whether a folder below the root is the user's own, or root's; nobody else can write to it from now on."""
+    if not hasattr(os, "getuid"):
+        return True
+    status = folder.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, os.getuid()):
+        return False
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+    return True
 
 
 def _root() -> Path:

@@ -43,8 +43,8 @@ from ldp_runtime.exif import (
 from ldp_runtime.files import cannot_write, check_can_write, write_whole
 
 MAX_PIXELS = 2**28
-"""Largest picture that is decoded, some 2.6 times that of the largest dual-pixel sensor (8736 x 11648 px); a header that
-claims more is refused before any memory is taken."""
+"""Largest picture that is decoded; a header that claims more is refused before any memory is taken. The largest
+dual-pixel sensors have 8736 x 11648 px, 2.6 times less."""
 
 MAX_SIDE = 65535
 """Longest side in px of a picture that is decoded."""
@@ -56,7 +56,7 @@ MAX_TIFF_PAGES = 64
 """Most pages of a TIFF file; more than one is a picture with thumbnails or masks."""
 
 MAX_JPEG_SCANS = 100
-"""Most scans of a JPEG file. Progressive files have some ten; each takes as long as the whole picture, however short."""
+"""Most scans of a JPEG file. Progressive files have some ten; each takes the time of a picture, however short it is."""
 
 JPEG_QUALITY = 95
 
@@ -429,7 +429,9 @@ def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
         stream = zlib.decompressobj()
         inflated = stream.decompress(data[start : start + size], limit + 1)
         if len(inflated) > limit or not stream.eof:
-            raise ValueError(f"part {index} of the picture holds {'more' if len(inflated) > limit else 'less'} than it says")
+            raise ValueError(
+                f"part {index} of the picture holds {'more' if len(inflated) > limit else 'less'} than it says"
+            )
         segment, (plane, _, y, x, _), (_, height, width, _) = decode(inflated, index)
         array[plane, 0, y : y + height, x : x + width] = segment[0, : page.imagelength - y, : page.imagewidth - x]
 

@@ -16,20 +16,25 @@ import numpy as np
 OPSETS = range(17, 25)
 """Versions of the ONNX operator set that a graph may use."""
 
+# fmt: off
 OPERATORS = frozenset(
-    """
-    Abs Add And AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose
-    CumSum DepthToSpace DequantizeLinear Div Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND
-    Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
-    InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LpNormalization MatMul Max MaxPool Mean Min
-    Mish Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean
-    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Shape Sigmoid
-    Sign Size Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh Tile Transpose Trilu
-    Unsqueeze Where Xor
-    """.split()
+    (
+        "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip", "Concat",
+        "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "CumSum", "DepthToSpace", "DequantizeLinear", "Div",
+        "Einsum", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu",
+        "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
+        "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less",
+        "LessOrEqual", "Log", "LpNormalization", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul",
+        "Neg", "Not", "Or", "PRelu", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
+        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
+        "Resize", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice", "Softmax",
+        "Softplus", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "Tile",
+        "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"
+    )
 )
-"""Operators of ONNX's own set that a graph may use: arithmetic on tensors, with no control flow, no strings, no decoders
-of files and no random numbers."""
+# fmt: on
+"""Operators of ONNX's own set that a graph may use: arithmetic on tensors, with no control flow, no strings, no random
+numbers, and nothing that decodes files."""
 
 MAX_GRAPH_BYTES = 2**31 - 1
 """Largest ONNX file; protobuf itself has this limit."""
@@ -65,10 +70,10 @@ _MESSAGES: dict[str, dict[int, str]] = {
 }
 _ONCE = {("model", 7), ("attribute", 5)}
 _REFUSED = {
-    ("model", 20): "a training graph",
+    ("model", 20): "training graphs",
     ("model", 25): "functions of its own",
     ("graph", 15): "sparse tensors",
-    ("attribute", 6): "a graph inside a node (control flow)",
+    ("attribute", 6): "graphs inside a node (control flow)",
     ("attribute", 11): "graphs inside a node (control flow)",
     ("attribute", 22): "sparse tensors",
     ("attribute", 23): "sparse tensors",
@@ -243,14 +248,18 @@ class _Reader:
         pairs = [(self._text(entry, 1), self._text(entry, 2)) for entry in entries]
         values = dict(pairs)
         if len(values) != len(pairs) or not {"location"} <= values.keys() <= {"location", "offset", "length"}:
-            raise ValueError(f"expected location, offset and length of outside weights, came {[key for key, _ in pairs]}")
+            raise ValueError(
+                f"expected location, offset and length of outside weights, came {[key for key, _ in pairs]}"
+            )
         numbers = {"offset": 0, "length": length}
         for name in numbers.keys() & values.keys():
             if not re.fullmatch("[0-9]{1,18}", values[name]):
                 raise ValueError(f"expected a number as the {name} of outside weights, came {values[name]!r}")
             numbers[name] = int(values[name])
         if numbers["length"] != length:
-            raise ValueError(f"expected {length} bytes of outside weights, as their shape says, came {numbers['length']}")
+            raise ValueError(
+                f"expected {length} bytes of outside weights, as their shape says, came {numbers['length']}"
+            )
         return ExternalData(values["location"], **numbers)
 
     def _text(self, message: _Message, at: int) -> str:
@@ -279,10 +288,10 @@ class _Reader:
             if (name, number) in _REFUSED:
                 raise ValueError(f"{_REFUSED[name, number]} are not allowed")
             if number not in known:
-                raise ValueError(f"field {number} of a {name} is not known")
+                raise ValueError(f"field {number} of the {name} is not known")
             seen = number in message.numbers or number in message.spans
             if seen and (known[number] == "one" or (name, number) in _ONCE):
-                raise ValueError(f"field {number} of a {name} comes twice")
+                raise ValueError(f"field {number} of the {name} comes twice")
             if kind == _BYTES:
                 length, at = self._varint(at, last)
                 if at + length > last:
@@ -291,7 +300,7 @@ class _Reader:
                 at += length
                 continue
             if known[number] in _MESSAGES:
-                raise ValueError(f"field {number} of a {name} has the wrong type")
+                raise ValueError(f"field {number} of the {name} has the wrong type")
             if kind == _VARINT:
                 value, at = self._varint(at, last)
             elif kind in (_FIXED64, _FIXED32):

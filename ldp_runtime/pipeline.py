@@ -481,11 +481,22 @@ class Deblurrer:
                 patches = np.concatenate([cut_patches(source.region(y, x, side, side), side)[0] for y, x in chosen])
             with clock("clip"):
                 features = clip.run({"patches": patches.astype(spec.dtype, copy=False)})["features"]
-                check_features({"features": features})
+                self._check_features({"features": features}, {"features": (len(chosen),)})
             with clock("blur_logits"), np.errstate(all="ignore"):
                 values.append(patch_values(features, self.bundle.text_embeddings, self.bundle.manifest.prompts[0]))
         with clock("blur_logits"), np.errstate(all="ignore"):
             return map_logits(stretch(np.concatenate(values).reshape(rows, columns)))
+
+    def _check_features(self, features: Mapping[str, NDArray[Any]], positions: Mapping[str, tuple[int, ...]]) -> None:
+        """Checks what CLIP gave: one feature a position, all of them numbers."""
+        for name, shape in positions.items():
+            expected, came = (*shape, self.bundle.manifest.clip.embed_dim), features[name]
+            if came.shape != expected or came.dtype.kind != "f":
+                raise BundleError(
+                    f"expected {name} {expected} of the clip graph, came {came.shape} {came.dtype}; "
+                    "export the bundle again with ldp-export onnx"
+                )
+        check_features(features)
 
     def _window_logits(self, padded: PaddedPair, clock: _Clock) -> NDArray[np.float32]:
         """Blur logits ``(H / p, W / p)`` of a padded pair, window by window."""
@@ -506,7 +517,9 @@ class Deblurrer:
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
             with clock("clip"):
                 features = clip.run(feeds)
-                check_features(features)
+                n, side = len(center), s // p
+            positions = {"stereo_features": (n, side, 2 * side), "center_features": (n, side, side)}
+            self._check_features(features, positions)
             with clock("blur_logits"), np.errstate(all="ignore"):  # NaN is looked for at the end
                 fields.append(
                     blur_logits(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldp_runtime.backends.base import Array, Backend, Session, TensorSpec, one_line
-from ldp_runtime.cache import cache_folder
+from ldp_runtime.cache import cache_folder, sealed
 from ldp_runtime.errors import BackendError
 
 _DEVICE = "CPU"
@@ -87,9 +87,10 @@ class OpenVinoBackend(Backend):
         }
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
-        if content and (cache := cache_folder("openvino", content[:32])):
+        cache = cache_folder("openvino", content[:32]) if content else None
+        if cache is not None:
             config["CACHE_DIR"] = str(cache)
-        with _signal_stack_kept():
+        with sealed(cache), _signal_stack_kept():  # OpenVINO crashes on a blob with a flipped bit
             return OpenVinoSession(core.compile_model(path, _DEVICE, config))
 
 

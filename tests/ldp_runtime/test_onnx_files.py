@@ -147,7 +147,7 @@ def no_graph(m: ModelProto) -> None:
         (function, "functions of its own are not allowed"),
         (sparse, "sparse tensors are not allowed"),
         (strings, "strings are not allowed"),
-        (training, "a training graph are not allowed"),
+        (training, "training graphs are not allowed"),
         (other_domain, "came the domain 'com.microsoft'"),
         (imported_domain, "came the domain 'custom'"),
         (opset(OPSETS[0] - 1), "expected one operator set of version"),
@@ -188,11 +188,11 @@ def varint(value: int) -> bytes:
     [
         pytest.param(b"\x3a\x00", "comes twice", id="a second graph, which a parser would merge"),
         pytest.param(varint((7 << 3 | 2) + (1 << 32)) + b"\x00", "number of a field", id="a number cut to 32 bits"),
-        pytest.param(b"\x08" + b"\xff" * 10**6 + b"\x01", "longer than 10 bytes", id="an endless number"),
-        pytest.param(b"\x3b\x3c", "unknown protobuf wire type 3", id="a group"),
-        pytest.param(b"\xfa\x01\x00", "field 31 of a model is not known", id="an unknown field"),
+        pytest.param(b"\x28" + b"\xff" * 10**6 + b"\x01", "longer than 10 bytes", id="an endless number"),
+        pytest.param(b"\x2b\x2c", "unknown protobuf wire type 3", id="a group"),
+        pytest.param(b"\xfa\x01\x00", "field 31 of the model is not known", id="an unknown field"),
         pytest.param(b"\x38\x00", "comes twice", id="a graph that is a number"),
-        pytest.param(b"\x09\x00", "runs past the end", id="a cut number"),
+        pytest.param(b"\x29\x00", "runs past the end", id="a cut number"),
         pytest.param(b"\x72\x05\x00", "runs past the end", id="a cut field"),
         pytest.param(b"\x00\x00", "number of a field", id="field zero"),
     ],
@@ -210,7 +210,7 @@ def test_a_merged_tensor_of_an_attribute_is_refused() -> None:
     node = b"\x22\x08Constant\x2a" + bytes([len(twice)]) + twice
     graph = b"\x0a" + bytes([len(node)]) + node
     data = b"\x3a" + bytes([len(graph)]) + graph + b"\x42\x02\x10\x14"
-    with pytest.raises(ValueError, match="field 5 of a attribute comes twice"):
+    with pytest.raises(ValueError, match="field 5 of the attribute comes twice"):
         read_graph(data)
 
 

@@ -1,0 +1,39 @@
+"""Coverage-guided fuzzing of the manifest and graph readers.
+
+``python -m tests.fuzz.atheris_manifest -max_total_time=60``
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["ldp_runtime.bundle", "ldp_runtime.onnx_files", "json"]):
+    from ldp_runtime.bundle import Manifest, parse_manifest
+    from ldp_runtime.errors import LDPError
+    from ldp_runtime.onnx_files import read_graph
+
+from pathlib import Path
+
+
+def test_one_input(data: bytes) -> None:
+    """A manifest, or after a zero byte a graph: a value or our own error, else the fuzzer has found a bug."""
+    if data.startswith(b"\0"):
+        try:
+            read_graph(data[1:])
+        except ValueError as error:
+            assert str(error)
+        return
+    try:
+        manifest = parse_manifest(data, Path("bundle.json"))
+    except LDPError as error:
+        assert "\n" not in str(error)
+        return
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, test_one_input)
+    atheris.Fuzz()

@@ -1,0 +1,361 @@
+"""The cases: each is made from a seed alone, runs on hostile input, and ends in a right result or in our own error."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import resource
+import shutil
+import struct
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from ldp_runtime.bundle import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, Bundle
+from ldp_runtime.cli import main
+from ldp_runtime.errors import ImageError, LDPError
+from ldp_runtime.image_io import MAX_PIXELS, Photo, encode_photo, read_photo, write_photo
+from ldp_runtime.pipeline import Deblurrer
+from tests.fuzz import bundle_files, image_files
+from tests.fuzz.mutations import change_bytes
+from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+
+MAX_STEPS = 4
+MEMORY = 1 << 30
+"""Bytes by which a case may raise the most memory that its process ever took."""
+
+RESULT, ERROR = "result", "error"
+FINDINGS = ("wrong", "exception", "leftover", "memory", "hang", "crash")
+"""Ways to end that are bugs: a wrong image, another exception than ours, files left behind, too much memory, no end
+within the limit, the death of the process."""
+
+
+class WrongError(Exception):
+    """The case ended in a result that is not right."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to run: the kind of input, the seed of its changes, and which of these are made (all by default)."""
+
+    kind: str
+    seed: int
+    steps: tuple[int, ...] | None = None
+
+    def chance(self) -> Random:
+        """The generator of what is chosen for the whole case."""
+        return Random(f"{self.kind} {self.seed}")
+
+    def changes(self, random: Random) -> Iterator[Random]:
+        """A generator for each change, so that leaving one out does not alter the others."""
+        for step in range(random.randint(1, MAX_STEPS)):
+            if self.steps is None or step in self.steps:
+                yield Random(f"{self.kind} {self.seed} {step}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended: ``RESULT``, ``ERROR`` or one of ``FINDINGS``; in detail; and the input of a finding."""
+
+    end: str
+    detail: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Place:
+    """Where a case may write: ``inputs`` holds what it made, ``expected`` names what may be there at the end."""
+
+    inputs: Path
+    outputs: Path
+    expected: set[str] = field(default_factory=set)
+
+
+Runner = Callable[[Case, Place], None]
+
+
+# --- images
+
+
+def _image(case: Case, kind: str) -> tuple[bytes, bytes, bool]:
+    """An original, what became of it, and whether its pixels must be those of the original."""
+    random = case.chance()
+    original = random.choice(list(image_files.originals()[kind].values()))
+    anything, metadata = image_files.MUTATIONS[kind]
+    same = random.random() < 0.3
+    data = original
+    for chance in case.changes(random):
+        if not same and chance.random() < 0.2:
+            data = change_bytes(chance, data)
+        else:
+            data = (metadata if same else anything)(chance, data)
+    return original, data, same
+
+
+def _run_image(kind: str, case: Case, place: Place) -> None:
+    original, data, same = _image(case, kind)
+    path = place.inputs / "image"
+    path.write_bytes(data)
+    photo = read_photo(path)
+    _check_photo(photo)
+    if same and photo.orientation == 1:
+        path.write_bytes(original)
+        before = read_photo(path)
+        path.write_bytes(data)
+        if before.orientation == 1 and not np.array_equal(before.pixels, photo.pixels):
+            raise WrongError("the pixels changed with the metadata")
+    out = place.outputs / ("again.png" if case.seed % 2 else "again.tif")
+    place.expected.add(out.name)
+    write_photo(out, photo)
+    again = read_photo(out)
+    if not np.array_equal(again.pixels, photo.pixels) or again.pixels.dtype != photo.pixels.dtype:
+        raise WrongError(f"the pixels changed when they were written to {out.name}")
+    if (again.alpha is None) != (photo.alpha is None) or again.orientation != 1:
+        raise WrongError(f"alpha or orientation changed when the photo was written to {out.name}")
+
+
+def _check_photo(photo: Photo) -> None:
+    h, w, channels = photo.pixels.shape
+    if channels != 3 or photo.pixels.dtype not in (np.uint8, np.uint16) or not 0 < h * w <= MAX_PIXELS:
+        raise WrongError(f"a photo of {photo.pixels.shape} {photo.pixels.dtype}")
+    if photo.alpha is not None and (photo.alpha.shape, photo.alpha.dtype) != ((h, w), photo.pixels.dtype):
+        raise WrongError(f"alpha of {photo.alpha.shape} {photo.alpha.dtype}")
+
+
+# --- bundles
+
+
+@functools.cache
+def _tiny_bundle() -> Path:
+    """The bundle that all cases of a process start from."""
+    return make_tiny_bundle(Path(tempfile.mkdtemp(prefix="ldp-fuzz-bundle-")))
+
+
+_FILES = {"manifest": [MANIFEST_FILE], "graph": ["clip.onnx", "deblur.onnx"], "embeddings": [TEXT_EMBEDDINGS_FILE]}
+_CHANGES = {
+    "manifest": bundle_files.mutate_manifest,
+    "graph": bundle_files.mutate_graph,
+    "embeddings": bundle_files.mutate_embeddings,
+}
+
+
+def _run_bundle(kind: str, case: Case, place: Place) -> None:
+    random = case.chance()
+    folder = place.inputs / "tiny"
+    shutil.copytree(_tiny_bundle(), folder)
+    true_hashes = random.random() < (0.5 if kind in ("manifest", "folder") else 0.75)
+    backend = "openvino" if random.random() < 0.05 else "onnxruntime"
+    for chance in case.changes(random):
+        if kind == "folder":
+            bundle_files.mutate_folder(chance, folder)
+        else:
+            path = folder / chance.choice(_FILES[kind])
+            path.write_bytes(_CHANGES[kind](chance, path.read_bytes()))
+    if true_hashes:
+        bundle_files.relist(folder)
+    bundle = Bundle.load(folder)
+    views = np.random.default_rng(case.seed).integers(0, 256, (2, 20, 24, 3), np.uint8)
+    result = Deblurrer(bundle, backend=backend, precision="fp32", threads=1)(views[0], views[1])
+    if result.restored.shape != views[0].shape or not np.isfinite(result.blur_map).all():
+        raise WrongError(f"an image of {result.restored.shape}")
+
+
+# --- arrays and the command line
+
+
+@functools.cache
+def _deblurrer() -> Deblurrer:
+    return Deblurrer.from_bundle(_tiny_bundle(), backend="onnxruntime", precision="fp32", threads=1)
+
+
+def _run_arrays(case: Case, place: Place) -> None:
+    random = case.chance()
+    h, w = random.choice((0, 1, 2, 17, 33)), random.choice((1, 3, 31, 40))
+    plain = np.random.default_rng(case.seed).integers(0, 65536, (2, h, w, 3), np.uint16)
+    views = [
+        _odd_array(chance, view) for chance, view in zip((Random(case.seed), Random(case.seed)), plain, strict=True)
+    ]
+    for chance in case.changes(random):
+        if chance.random() < 0.3:
+            at = chance.randrange(2)
+            views[at] = _odd_array(chance, plain[at])
+    before = [np.array(view, copy=True) for view in views]
+    axis = random.choice(("horizontal", "vertical"))
+    result = _deblurrer()(views[0], views[1], axis=axis)
+    if any(not np.array_equal(old, new) for old, new in zip(before, views, strict=True)):
+        raise WrongError("a view was changed")
+    usual = [np.ascontiguousarray(view, dtype=view.dtype.newbyteorder("=")) for view in before]
+    same = _deblurrer()(usual[0], usual[1], axis=axis).restored
+    if result.restored.dtype != same.dtype or not np.array_equal(result.restored, same):
+        raise WrongError("the image depends on how its memory lies")
+
+
+def _odd_array(random: Random, view: np.ndarray) -> np.ndarray:
+    """The view in another depth, layout or number of channels."""
+    eight = view.astype(np.uint8)
+    kinds: list[Callable[[], np.ndarray]] = [
+        lambda: eight,
+        lambda: view,
+        lambda: view.astype(">u2"),
+        lambda: np.repeat(view, 2, axis=1)[:, ::2],
+        lambda: np.asfortranarray(eight),
+        lambda: view[::-1, ::-1, ::-1],
+        lambda: np.frombuffer(view.tobytes(), np.uint16).reshape(view.shape),  # read-only
+        lambda: np.broadcast_to(eight[:1, :1], eight.shape) if eight.size else eight,
+        lambda: np.frombuffer(b"\0" + view.tobytes(), np.uint8)[1:].view(np.uint16).reshape(view.shape),  # unaligned
+        lambda: view / np.float32(65535),
+        lambda: np.full(view.shape, np.nan, np.float32),
+        lambda: view[..., 0],
+        lambda: np.concatenate([view, view[..., :1]], axis=2),
+        lambda: view.astype(np.int64),
+        lambda: view.astype(object),
+        lambda: view > 100,
+    ]
+    weights = [4] * 9 + [1] * (len(kinds) - 9)
+    return random.choices(kinds, weights)[0]()
+
+
+def _run_command(case: Case, place: Place) -> None:
+    """``ldp deblur`` on a changed file beside an intact one: exit code, one line, nothing left behind."""
+    random = case.chance()
+    kind = random.choice(list(image_files.MUTATIONS))
+    original, data, _ = _image(case, kind)
+    left, right = place.inputs / "left", place.inputs / "right"
+    left.write_bytes(data)
+    right.write_bytes(data if random.random() < 0.7 else original)
+    out = place.outputs / random.choice(("out.png", "out.tif", "out.jpg"))
+    arguments = ["deblur", str(left), str(right), "-o", str(out), "--bundle", str(_tiny_bundle()), "--quiet"]
+    arguments += ["--backend", "onnxruntime", "--threads", "1"]
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        code = main(arguments)
+    lines = errors.getvalue().splitlines()
+    if code == 2:
+        if not lines or not lines[-1].startswith("ldp: error: ") or out.exists():
+            raise WrongError(f"exit code 2 with {lines} and an output" if out.exists() else f"exit code 2 with {lines}")
+        raise ImageError(lines[-1])
+    if code != 0 or not out.is_file():
+        raise WrongError(f"exit code {code}: {errors.getvalue()}")
+    _check_photo(read_photo(out))
+    place.expected.add(out.name)
+
+
+def _run_exif(case: Case, place: Place) -> None:
+    """A changed EXIF block goes through every format that carries one."""
+    random = case.chance()
+    block = image_files.exif_block(random.choice("<>"), random.randint(1, 8))
+    for chance in case.changes(random):
+        block = image_files.mutate_exif(chance, block)
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    png = encode_photo("a.png", Photo(pixels))
+    chunks = image_files.split_png(png)
+    chunks.insert(1, (b"eXIf", block))
+    path = place.inputs / "image"
+    path.write_bytes(image_files.join_png(chunks))
+    photo = read_photo(path)
+    for suffix in (".png", ".tif", ".jpg"):
+        out = place.outputs / f"again{suffix}"
+        place.expected.add(out.name)
+        write_photo(out, photo)
+        if (again := read_photo(out)).exif != photo.exif or again.orientation != 1:
+            raise WrongError(f"the EXIF block changed when it was written as {suffix}")
+
+
+# --- controls: what the harness has to notice
+
+
+def _control(kind: str, case: Case, place: Place) -> None:
+    match kind:
+        case "traceback":
+            struct.unpack("<I", b"")
+        case "leftover":
+            (place.outputs / ".out.png.tmp").touch()
+            raise ImageError("a file stayed behind")
+        case "crash":
+            os.abort()
+        case "hang":
+            while True:
+                pass
+
+
+KINDS: dict[str, tuple[int, Runner]] = {
+    "png": (24, functools.partial(_run_image, "png")),
+    "tiff": (24, functools.partial(_run_image, "tiff")),
+    "jpeg": (16, functools.partial(_run_image, "jpeg")),
+    "exif": (6, _run_exif),
+    "manifest": (12, functools.partial(_run_bundle, "manifest")),
+    "graph": (8, functools.partial(_run_bundle, "graph")),
+    "embeddings": (2, functools.partial(_run_bundle, "embeddings")),
+    "folder": (2, functools.partial(_run_bundle, "folder")),
+    "command": (4, _run_command),
+    "arrays": (2, _run_arrays),
+}
+"""Kind -> its share in percent, and what runs it."""
+
+CONTROLS: dict[str, Runner] = {
+    f"control-{name}": functools.partial(_control, name) for name in ("traceback", "leftover", "crash", "hang")
+}
+
+
+def draw(seed: int, count: int) -> Iterator[Case]:
+    """Cases of all kinds, in their shares; equal for equal seeds."""
+    random = Random(seed)
+    names, weights = list(KINDS), [share for share, _ in KINDS.values()]
+    for i in range(count):
+        yield Case(random.choices(names, weights)[0], seed * 10**7 + i)
+
+
+def run_case(case: Case) -> Outcome:
+    """Runs a case in a folder of its own and says how it ended; what kills the process is for the caller to see."""
+    runner = CONTROLS[case.kind] if case.kind in CONTROLS else KINDS[case.kind][1]
+    _tiny_bundle()  # lies outside of every case's folder
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory(prefix="ldp-fuzz-") as name:
+        root = Path(name)
+        place = Place(root / "in", root / "out")
+        place.inputs.mkdir()
+        place.outputs.mkdir()
+        before = tempfile.tempdir
+        (root / "tmp").mkdir()
+        tempfile.tempdir = str(root / "tmp")
+        try:
+            end, detail = RESULT, ""
+            try:
+                runner(case, place)
+            except LDPError as error:
+                end, detail = ERROR, type(error).__name__
+                if "\n" in str(error):
+                    end, detail = "wrong", f"an error of several lines: {error}"
+            except WrongError as error:
+                end, detail = "wrong", str(error)
+            except MemoryError:
+                end, detail = "memory", traceback.format_exc()
+            except Exception:
+                end, detail = "exception", traceback.format_exc()
+            names = {path.name for path in place.outputs.iterdir()}
+            left = (
+                names - place.expected
+                if end == RESULT
+                else {n for n in names if ".tmp" in n or n not in place.expected}
+            )
+            left |= {path.name for path in (root / "tmp").iterdir()}
+            if end in (RESULT, ERROR) and left:
+                end, detail = "leftover", ", ".join(sorted(left))
+            grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most)
+            if end in (RESULT, ERROR) and grown > MEMORY:
+                end, detail = "memory", f"{grown} bytes more"
+            return Outcome(end, detail, _contents(place.inputs) if end in FINDINGS else {})
+        finally:
+            tempfile.tempdir = before
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.resolve().is_relative_to(folder.resolve()))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.stat().st_size < 10**7}

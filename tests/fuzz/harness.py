@@ -1,0 +1,156 @@
+"""Runs cases in worker processes, so that a case that hangs or kills its process is counted, and the others go on."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.cases import FINDINGS, MAX_STEPS, Case, Outcome, run_case
+
+LIMIT = 60.0
+"""Seconds after which a case counts as a hang; the slowest take well below one on an idle core."""
+
+START_LIMIT = 300.0
+"""Seconds that a worker may take to start."""
+
+ADDRESS_SPACE = 16 << 30
+"""Bytes of addresses that a worker may have: a case that takes all memory ends in an error, and spares the machine."""
+
+
+def quiet() -> None:
+    """Silences what the libraries say about damaged files, as the command line does."""
+    os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+def _work(connection: Connection, scratch: str) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["LDP_CACHE"] = os.path.join(scratch, "cache")
+    tempfile.tempdir = scratch
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write to the descriptor
+    quiet()
+    connection.send(None)
+    while (case := connection.recv()) is not None:
+        connection.send(run_case(case))
+
+
+class Worker:
+    """A process that runs one case at a time."""
+
+    def __init__(self) -> None:
+        """Starts it."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="ldp-fuzz-worker-")
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, self._scratch.name), daemon=True)
+        self._process.start()
+        theirs.close()
+        if not self.connection.poll(START_LIMIT):
+            raise RuntimeError(f"a worker did not start within {START_LIMIT} s")
+        self.connection.recv()
+
+    def start(self, case: Case) -> None:
+        """Hands it a case."""
+        self.connection.send(case)
+
+    def outcome(self) -> Outcome:
+        """What came of the case; the process may be dead afterwards."""
+        try:
+            outcome: Outcome = self.connection.recv()
+            return outcome
+        except EOFError:
+            self._process.join()
+            return Outcome("crash", f"the process ended with {self._process.exitcode}")
+
+    def stop(self) -> None:
+        """Ends the process and removes what it left."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+        self._scratch.cleanup()
+
+
+def run_cases(cases: Iterator[Case], jobs: int = 1, limit: float = LIMIT) -> Iterator[tuple[Case, Outcome]]:
+    """Runs cases in ``jobs`` processes.
+
+    Args:
+        cases: What to run.
+        jobs: Processes at a time.
+        limit: Seconds after which a case counts as a hang.
+
+    Yields:
+        Each case with its outcome, as they end.
+    """
+    idle: list[Worker] = []
+    busy: dict[Any, tuple[Worker, Case, float]] = {}
+    try:
+        cases = iter(cases)
+        for case in cases:
+            worker = idle.pop() if idle else Worker()
+            worker.start(case)
+            busy[worker.connection] = worker, case, time.monotonic() + limit
+            while len(busy) >= jobs:
+                yield from _ended(busy, idle)
+        while busy:
+            yield from _ended(busy, idle)
+    finally:
+        for worker in [*idle, *(worker for worker, _, _ in busy.values())]:
+            worker.stop()
+
+
+def _ended(busy: dict[Any, tuple[Worker, Case, float]], idle: list[Worker]) -> Iterator[tuple[Case, Outcome]]:
+    """Waits until a case has ended or run out of time."""
+    first = min(end for _, _, end in busy.values())
+    ready = wait(list(busy), timeout=max(0.0, first - time.monotonic()))
+    for connection, (worker, case, end) in list(busy.items()):
+        if connection in ready:
+            outcome = worker.outcome()
+        elif time.monotonic() > end:
+            outcome = Outcome("hang", "no end within the limit")
+        else:
+            continue
+        del busy[connection]
+        if outcome.end in ("crash", "hang"):
+            worker.stop()
+        else:
+            idle.append(worker)
+        yield case, outcome
+
+
+def shrink(case: Case, outcome: Outcome, limit: float = LIMIT) -> tuple[Case, Outcome]:
+    """Leaves out the changes without which a case ends in the same way."""
+    kept = tuple(range(MAX_STEPS))
+    for step in range(MAX_STEPS):
+        fewer = replace(case, steps=tuple(s for s in kept if s != step))
+        ((_, again),) = run_cases(iter([fewer]), limit=limit)
+        if again.end == outcome.end:
+            kept, case, outcome = fewer.steps or (), fewer, again
+    return case, outcome
+
+
+def save(folder: Path, case: Case, outcome: Outcome) -> Path:
+    """Writes a finding: its input, and what happened."""
+    place = folder / f"{outcome.end}-{case.kind}-{case.seed}"
+    for name, content in outcome.files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "finding.txt").write_text(f"{case}\n{outcome.end}\n{outcome.detail}\n", encoding="utf-8", errors="replace")
+    return place
+
+
+def is_finding(outcome: Outcome) -> bool:
+    """Whether that is a bug."""
+    return outcome.end in FINDINGS
