@@ -629,11 +629,11 @@ def _inside(folder: Path, name: str) -> Path:
     """The path of a file of the bundle, which must exist and, links followed, lie inside the folder."""
     path = folder / name
     try:
-        found, real = path.is_file(), path.resolve()
+        if not path.is_file():
+            raise BundleError(f"{path}: expected a file of the bundle, came none; {_MEND_FILES}")
+        real = path.resolve()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND_FILES}") from error
-    if not found:
-        raise BundleError(f"{path}: expected a file of the bundle, came none; {_MEND_FILES}")
     if not real.is_relative_to(folder.resolve()):
         raise BundleError(f"{path}: expected a file inside the bundle, came a link to {real}; copy the file there")
     return path

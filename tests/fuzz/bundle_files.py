@@ -293,14 +293,14 @@ def mutate_folder(random: Random, folder: Path) -> None:
         case 6:
             (folder / "inner").mkdir(exist_ok=True)
             shutil.move(path, folder / "inner" / name)
-        case _:
+        case _ if not os.path.lexists(folder / "more"):
             (folder / "more").symlink_to(random.choice((".", "..", "/")))
 
 
 def relist(folder: Path) -> None:
     """Makes the hashes and sizes of the manifest true, as whoever forges a bundle would, where it can be read."""
     path = folder / MANIFEST_FILE
-    if not path.is_file():  # a pipe would never be read to its end
+    if not path.is_file() or path.stat().st_size > 10**7:  # a pipe would never be read to its end
         return
     try:
         manifest = json.loads(path.read_bytes())

@@ -23,7 +23,7 @@ LIMIT = 60.0
 START_LIMIT = 300.0
 """Seconds that a worker may take to start."""
 
-ADDRESS_SPACE = 16 << 30
+ADDRESS_SPACE = 6 << 30
 """Bytes of addresses that a worker may have: a case that takes all memory ends in an error, and spares the machine."""
 
 

@@ -108,3 +108,13 @@ def test_any_bytes_give_an_orientation_and_a_block_that_reads_the_same(data: byt
     assert 1 <= orientation <= 8
     if clean is not None:
         assert clean_exif(clean) == (1, clean)
+
+
+def test_values_that_overlap_cannot_fill_the_memory() -> None:
+    value = 100_000
+    entries = b"".join(struct.pack("<HHII", 0x9000 + i, 7, value, 8) for i in range(500))
+    block = b"II*\0" + struct.pack("<I", 8 + value) + bytes(value) + struct.pack("<H", 500) + entries
+    order, tags = read_block(block)
+    assert order == "<"
+    assert sum(len(entry[2]) for entry in tags.values()) <= len(block)
+    assert len(tags) == 1

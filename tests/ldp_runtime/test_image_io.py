@@ -488,6 +488,133 @@ def test_refuses_a_decompression_bomb_before_decoding(
     assert f"at most {image_io.MAX_PIXELS}" in text
 
 
+def test_the_largest_dual_pixel_photos_are_within_the_limit() -> None:
+    assert image_io.MAX_PIXELS > 8736 * 11648
+    assert image_io.MAX_FILE_BYTES > 8736 * 11648 * 6
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(png_header(16000, 16000) + png_chunk(b"IEND", b""), id="png"),
+        pytest.param(
+            b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, 16000, 16000, 1) + b"\x01\x11\x00\xff\xd9", id="jpeg"
+        ),
+        pytest.param(
+            tiff(G8, photometric="minisblack", compression="zlib", rowsperstrip=16000)
+            .replace(struct.pack("<HHII", 256, 4, 1, 9), struct.pack("<HHII", 256, 4, 1, 16000))
+            .replace(struct.pack("<HHII", 257, 4, 1, 6), struct.pack("<HHII", 257, 4, 1, 16000)),
+            id="tiff",
+        ),
+    ],
+)
+def test_a_short_file_that_claims_much_is_refused_before_decoding(
+    tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    for decoder in ("_decode_pillow", "_decode_cv2", "_decode_tiff"):
+        monkeypatch.setattr(image_io, decoder, decode)
+    assert "cannot hold the 16000 x 16000 pixels that it claims" in error(tmp_path, data)
+
+
+def test_files_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG")
+    os.truncate(tmp_path / "huge.png", image_io.MAX_FILE_BYTES + 1)
+    with pytest.raises(ImageError, match=f"expected at most {image_io.MAX_FILE_BYTES}"):
+        read_photo(tmp_path / "huge.png")
+
+
+BOMB = zlib.compress(bytes(2**26), 9)
+"""64 MiB of zeros in 64 KiB."""
+
+
+def test_a_strip_that_inflates_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiff(RGB16, photometric="rgb", compression="zlib")
+    position = data.index(struct.pack("<HHI", 279, 4, 1))
+    bomb = data[: position + 8] + struct.pack("<I", len(BOMB)) + data[position + 12 :]
+    position = bomb.index(struct.pack("<HHI", 273, 4, 1))
+    bomb = bomb[: position + 8] + struct.pack("<I", len(bomb)) + bomb[position + 12 :] + BOMB
+    inflated: list[int] = []
+    real = zlib.decompressobj
+
+    class Watched:
+        def __init__(self) -> None:
+            self._stream = real()
+
+        def decompress(self, packed: bytes, limit: int) -> bytes:
+            out = self._stream.decompress(packed, limit)
+            inflated.append(len(out))
+            return out
+
+        @property
+        def eof(self) -> bool:
+            return self._stream.eof
+
+    monkeypatch.setattr(image_io.zlib, "decompressobj", Watched)
+    assert "inflates to too many bytes" in error(tmp_path, bomb)
+    assert inflated == [RGB16.nbytes + 1]
+
+
+def test_a_deflated_tiff_is_what_tifffile_reads(tmp_path: Path) -> None:
+    large = noise(70, 50, 3, dtype=np.uint16)
+    for options in ({"rowsperstrip": 7}, {"tile": (32, 16)}, {"rowsperstrip": 2**31}, {"predictor": True}):
+        for order in "<>":
+            data = tiff(large, photometric="rgb", compression="zlib", byteorder=order, **options)
+            np.testing.assert_array_equal(read(tmp_path, data).pixels, large)
+    planes = tiff(
+        np.moveaxis(large, 2, 0), photometric="rgb", planarconfig="separate", compression="zlib", tile=(16, 16)
+    )
+    np.testing.assert_array_equal(read(tmp_path, planes).pixels, large)
+
+
+def test_a_png_with_a_second_or_a_late_header_is_refused(tmp_path: Path) -> None:
+    whole = WHOLE["png16"]
+    ihdr, rest = whole[8:33], whole[33:]
+    text = png_chunk(b"tEXt", b"a" * 4 + b"\x10")
+    assert "one header, first of all" in error(tmp_path, whole[:8] + ihdr + ihdr + rest)
+    assert "one header, first of all" in error(tmp_path, whole[:8] + text + ihdr + rest)
+    read(tmp_path, whole[:8] + ihdr + text + rest)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"zTXt", b"a\0\0" + BOMB),
+        png_chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB),
+        png_chunk(b"iCCP", b"a\0\0" + BOMB),
+    ],
+)
+def test_a_bomb_in_a_text_or_profile_is_refused(tmp_path: Path, chunk: bytes) -> None:
+    whole = WHOLE["png"]
+    assert "damaged or truncated" in error(tmp_path, whole[:33] + chunk + whole[33:])
+
+
+@pytest.mark.parametrize("length", [1, 2, 150])
+def test_a_circle_of_directories_ends(tmp_path: Path, length: int) -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for _ in range(length):
+            writer.write(RGB16, photometric="rgb", metadata=None)
+    data = bytearray(buffer.getvalue())
+    (at,) = first = struct.unpack_from("<I", data, 4)
+    for _ in range(length - 1):
+        (count,) = struct.unpack_from("<H", data, at)
+        (at,) = struct.unpack_from("<I", data, at + 2 + 12 * count)
+    (count,) = struct.unpack_from("<H", data, at)
+    struct.pack_into("<I", data, at + 2 + 12 * count, *first)
+    assert "pages" in error(tmp_path, bytes(data))
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
+    data = pillow(Image.fromarray(gradient(24, 40)), "JPEG", progressive=True)
+    read(tmp_path, data)
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:-2] + data[last:-2] * image_io.MAX_JPEG_SCANS + b"\xff\xd9"
+    assert f"more than the {image_io.MAX_JPEG_SCANS} that are read" in error(tmp_path, bomb)
+
+
 def test_more_pixels_than_pillows_own_limit_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     for kind in ("PNG", "TIFF", "JPEG"):
