@@ -428,10 +428,10 @@ def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     def place(index: int, start: int, size: int) -> None:
         stream = zlib.decompressobj()
         inflated = stream.decompress(data[start : start + size], limit + 1)
-        if len(inflated) > limit or not stream.eof:
-            raise ValueError(
-                f"part {index} of the picture holds {'more' if len(inflated) > limit else 'less'} than it says"
-            )
+        if len(inflated) > limit:
+            raise ValueError(f"part {index} of the picture inflates to more than its {limit} bytes")
+        if not stream.eof:
+            raise ValueError(f"part {index} of the picture ends early")
         segment, (plane, _, y, x, _), (_, height, width, _) = decode(inflated, index)
         array[plane, 0, y : y + height, x : x + width] = segment[0, : page.imagelength - y, : page.imagewidth - x]
 

@@ -58,7 +58,7 @@ def main() -> int:
 
     counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in KINDS}
     findings: list[dict[str, Any]] = []
-    start = time.monotonic()
+    start, commit = time.monotonic(), str(machine.commit())
     cases = draw(arguments.seed, arguments.cases)
     with tqdm(total=arguments.cases, unit="case", mininterval=1.0) as bar:
         for case, outcome in run_cases(cases, arguments.jobs, arguments.limit):
@@ -84,7 +84,7 @@ def main() -> int:
         "jobs": arguments.jobs,
         "limit_s": arguments.limit,
         "seconds": round(time.monotonic() - start, 1),
-        "commit": str(machine.commit()),
+        "commit": commit,
         "machine": machine.describe()["summary"],
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "counts": {kind: dict(sorted(ends.items())) for kind, ends in counts.items()},

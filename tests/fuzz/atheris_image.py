@@ -12,7 +12,8 @@ with atheris.instrument_imports(include=["ldp_runtime.image_io", "ldp_runtime.ex
     from ldp_runtime.errors import LDPError
     from ldp_runtime.image_io import encode_photo, read_photo
 
-from tests.fuzz.harness import quiet
+from tests.fuzz.harness import corpus, quiet
+from tests.fuzz.image_files import originals
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="ldp-fuzz-atheris-")
 _PATH = Path(_FOLDER.name) / "image"
@@ -33,5 +34,6 @@ def test_one_input(data: bytes) -> None:
 
 if __name__ == "__main__":
     quiet()
+    sys.argv += corpus(sys.argv[1:], [data for files in originals().values() for data in files.values()])
     atheris.Setup(sys.argv, test_one_input)
     atheris.Fuzz()

@@ -17,6 +17,9 @@ with atheris.instrument_imports(include=["ldp_runtime.bundle", "ldp_runtime.onnx
 
 from pathlib import Path
 
+from tests.fuzz.cases import tiny_bundle
+from tests.fuzz.harness import corpus
+
 
 def test_one_input(data: bytes) -> None:
     """A manifest, or after a zero byte a graph: a value or our own error, else the fuzzer has found a bug."""
@@ -35,5 +38,9 @@ def test_one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
+    _BUNDLE = tiny_bundle()
+    _SEEDS = [(_BUNDLE / "bundle.json").read_bytes()]
+    _SEEDS += [b"\0" + (_BUNDLE / name).read_bytes() for name in ("clip.fp16.onnx", "deblur.fp16.onnx")]
+    sys.argv += corpus(sys.argv[1:], _SEEDS)
     atheris.Setup(sys.argv, test_one_input)
     atheris.Fuzz()

@@ -133,7 +133,7 @@ def _check_photo(photo: Photo) -> None:
 
 
 @functools.cache
-def _tiny_bundle() -> Path:
+def tiny_bundle() -> Path:
     """The bundle that all cases of a process start from."""
     return make_tiny_bundle(Path(tempfile.mkdtemp(prefix="ldp-fuzz-bundle-")))
 
@@ -149,7 +149,7 @@ _CHANGES = {
 def _run_bundle(kind: str, case: Case, place: Place) -> None:
     random = case.chance()
     folder = place.inputs / "tiny"
-    shutil.copytree(_tiny_bundle(), folder)
+    shutil.copytree(tiny_bundle(), folder)
     true_hashes = random.random() < (0.5 if kind in ("manifest", "folder") else 0.75)
     backend = "openvino" if random.random() < 0.05 else "onnxruntime"
     for chance in case.changes(random):
@@ -172,7 +172,7 @@ def _run_bundle(kind: str, case: Case, place: Place) -> None:
 
 @functools.cache
 def _deblurrer() -> Deblurrer:
-    return Deblurrer.from_bundle(_tiny_bundle(), backend="onnxruntime", precision="fp32", threads=1)
+    return Deblurrer.from_bundle(tiny_bundle(), backend="onnxruntime", precision="fp32", threads=1)
 
 
 def _run_arrays(case: Case, place: Place) -> None:
@@ -231,7 +231,7 @@ def _run_command(case: Case, place: Place) -> None:
     left.write_bytes(data)
     right.write_bytes(data if random.random() < 0.7 else original)
     out = place.outputs / random.choice(("out.png", "out.tif", "out.jpg"))
-    arguments = ["deblur", str(left), str(right), "-o", str(out), "--bundle", str(_tiny_bundle()), "--quiet"]
+    arguments = ["deblur", str(left), str(right), "-o", str(out), "--bundle", str(tiny_bundle()), "--quiet"]
     arguments += ["--backend", "onnxruntime", "--threads", "1"]
     printed, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
@@ -315,7 +315,7 @@ def draw(seed: int, count: int) -> Iterator[Case]:
 def run_case(case: Case) -> Outcome:
     """Runs a case in a folder of its own and says how it ended; what kills the process is for the caller to see."""
     runner = CONTROLS[case.kind] if case.kind in CONTROLS else KINDS[case.kind][1]
-    _tiny_bundle()  # lies outside of every case's folder
+    tiny_bundle()  # lies outside of every case's folder
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory(prefix="ldp-fuzz-") as name:
         root = Path(name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import tempfile
 import time
 import warnings
@@ -154,3 +156,22 @@ def save(folder: Path, case: Case, outcome: Outcome) -> Path:
 def is_finding(outcome: Outcome) -> bool:
     """Whether that is a bug."""
     return outcome.end in FINDINGS
+
+
+def corpus(arguments: list[str], files: list[bytes]) -> list[str]:
+    """A folder for a coverage-guided fuzzer to start from, unless its arguments name one.
+
+    Args:
+        arguments: Those of the command line.
+        files: What to put there.
+
+    Returns:
+        What to append to the arguments.
+    """
+    if any(not argument.startswith("-") for argument in arguments):
+        return []
+    folder = Path(tempfile.mkdtemp(prefix="ldp-fuzz-corpus-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for i, content in enumerate(files):
+        (folder / f"{i:03}").write_bytes(content)
+    return [str(folder)]

@@ -586,6 +586,12 @@ def test_what_is_no_file_is_not_waited_for(bundle: Path, tmp_path: Path) -> None
     assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
 
 
+def test_a_link_to_itself_is_no_file(bundle: Path) -> None:
+    (bundle / "clip.onnx").unlink()
+    (bundle / "clip.onnx").symlink_to("clip.onnx")
+    assert "expected a file of the bundle, came none" in error_of(lambda: Bundle.load(bundle))
+
+
 def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (bundle / "clip.onnx").rename(tmp_path / "outside" / "clip.onnx")
