@@ -12,6 +12,7 @@ COMMANDS = (
     "import-release",
     "selftest",
     "engine",
+    "triton",
     "evaluate",
     "data",
     "train",

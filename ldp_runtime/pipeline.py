@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.backends import graph_precision, select
-from ldp_runtime.backends.base import EngineBackend, Session, one_line
+from ldp_runtime.backends.base import Backend, EngineBackend, Session, one_line
 from ldp_runtime.blur_map import blur_logits, upsample_map
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.cuda.arrays import DeviceView, is_device_array
@@ -139,7 +139,7 @@ class Deblurrer:
         self,
         bundle: Bundle,
         *,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         precision: str = "auto",
         threads: int | None = None,
         tile: int | str = AUTO,
@@ -162,7 +162,7 @@ class Deblurrer:
         cls,
         bundle: str | os.PathLike[str] = "ldp-nano",
         *,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         precision: str = "auto",
         threads: int | None = None,
         tile: int | str = AUTO,
@@ -171,7 +171,7 @@ class Deblurrer:
 
         Args:
             bundle: A name or a folder, as for ``bundle.find_bundle``.
-            backend: A name of ``backends.BACKENDS``, or ``"auto"`` for the fastest that works.
+            backend: A name of ``backends.BACKENDS``, ``"auto"`` for the fastest that works, or a backend of your own.
             precision: One of ``backends.PRECISIONS``, or ``"auto"`` for the backend's own.
             threads: CPU threads, at least 1; None leaves it to the backend.
             tile: Longest side in px of the tiles that an image is restored in; ``"auto"`` takes tiles where memory

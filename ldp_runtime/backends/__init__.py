@@ -65,11 +65,11 @@ class Choice(NamedTuple):
     passed_over: Mapping[str, str]
 
 
-def select(name: str = "auto", precision: str = "auto", *, failed: Mapping[str, str] | None = None) -> Choice:
+def select(name: str | Backend = "auto", precision: str = "auto", *, failed: Mapping[str, str] | None = None) -> Choice:
     """Picks a backend.
 
     Args:
-        name: A name of ``BACKENDS``, or ``"auto"`` for the fastest that works here.
+        name: A name of ``BACKENDS``, ``"auto"`` for the fastest that works here, or a backend that is not among them.
         precision: One of ``PRECISIONS``, or ``"auto"``; a backend without it is passed over.
         failed: Backends that "auto" must pass over, and why.
 
@@ -79,14 +79,14 @@ def select(name: str = "auto", precision: str = "auto", *, failed: Mapping[str, 
     Raises:
         BackendError: An unknown name or precision, or nothing that works here.
     """
-    if name != "auto" and name not in BACKENDS:
+    if isinstance(name, str) and name != "auto" and name not in BACKENDS:
         raise BackendError(f"expected a backend, one of auto, {', '.join(BACKENDS)}, came {name!r}")
     if precision not in ("auto", *PRECISIONS):
         raise BackendError(f"expected a precision, one of auto, {', '.join(PRECISIONS)}, came {precision!r}")
     if name != "auto":
-        backend = BACKENDS[name]
+        backend = BACKENDS[name] if isinstance(name, str) else name
         backend.available()
-        return Choice(backend, f"{name} in {backend.resolve(precision)}, as asked", {})
+        return Choice(backend, f"{backend.name} in {backend.resolve(precision)}, as asked", {})
     passed = dict(failed or {})
     absent: dict[str, str] = {}  # no reason to speak of it on a machine without a GPU
     for candidate, merit in AUTO_ORDER.items():
