@@ -107,14 +107,14 @@ class ServedSession(Session):
         request = pb.InferenceRequest(
             model_name=self._model,
             requested_output_names=[spec.name for spec in self.outputs],
-            inputs=[pb.Tensor(name, array) for name, array in feeds.items()],
+            inputs=[_tensor(name, array) for name, array in feeds.items()],
             preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU),
         )
         response = request.exec()
         if response.has_error():
             raise BackendError(f"model {self._model} failed: {one_line(RuntimeError(response.error().message()))}")
         # The server takes its memory back with the response.
-        return {tensor.name(): np.array(tensor.as_numpy()) for tensor in response.output_tensors()}
+        return {tensor.name(): _array(tensor).copy() for tensor in response.output_tensors()}
 
 
 class TritonPythonModel:
@@ -155,9 +155,9 @@ class TritonPythonModel:
             pb.Logger.log_warn(note)
         tensors = []
         if RESTORED in job.wanted:
-            tensors.append(pb.Tensor(RESTORED, np.stack([result.restored for result in results])))
+            tensors.append(_tensor(RESTORED, np.stack([result.restored for result in results])))
         if BLUR_MAP in job.wanted:
-            tensors.append(pb.Tensor(BLUR_MAP, np.stack([result.blur_map for result in results])))
+            tensors.append(_tensor(BLUR_MAP, np.stack([result.blur_map for result in results])))
         return pb.InferenceResponse(output_tensors=tensors)
 
 
@@ -244,9 +244,22 @@ class _Job:
 
 
 def _input(request: Any, name: str) -> NDArray[Any]:
-    """An input ``(n, h, w, 3)``; it is the server's memory, which is not written to."""
-    array: NDArray[Any] = _utils().get_input_tensor_by_name(request, name).as_numpy()
-    return array
+    """An input ``(n, h, w, 3)``."""
+    return _array(_utils().get_input_tensor_by_name(request, name))
+
+
+# Tensors go by DLPack, not by the server's own way to NumPy: servers of release 24.10 take arrays of NumPy 2 for empty
+# ones, and give such with wrong strides.
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    """A tensor of the server as an array; it is the server's memory, which is not written to."""
+    return np.from_dlpack(tensor)
+
+
+def _tensor(name: str, array: Array) -> Any:
+    """An array as a tensor of the server."""
+    return _utils().Tensor.from_dlpack(name, array)
 
 
 def _utils() -> Any:
