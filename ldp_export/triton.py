@@ -358,7 +358,7 @@ def _model_config(name: str, bits: int, serving: Serving, graphs: Mapping[str, _
     if not graphs:  # else the models that it asks may not be there yet
         shape = [*serving.warm_up, 3]
         views = {view: (_IMAGE_TYPES[bits], shape) for view in (LEFT, RIGHT)}
-        config["model_warmup"] = [_warm_up("pair", 1, views)]
+        config["model_warmup"] = [_warm_up(serving.warm_up, views)]
     return config
 
 
@@ -380,8 +380,8 @@ def _graphs(bundle: Bundle, serving: Serving) -> dict[str, _Graph]:
 
 def _onnx_graph(kind: str, served: ServedGraph, bundle: Bundle, serving: Serving) -> _Graph:
     path = bundle.graph(kind, graph_precision(_precision(serving)))
-    config = _graph_config(kind, served, bundle, serving, ENGINE_CLIP_BATCH)
-    config |= {"backend": "onnxruntime", "default_model_filename": path.name}
+    runner = {"backend": "onnxruntime", "default_model_filename": path.name}
+    config = _graph_config(served, runner, bundle, serving, ENGINE_CLIP_BATCH)
     if serving.openvino:
         accelerator = {"name": "openvino"}
         config["optimization"] = {"execution_accelerators": {"cpu_execution_accelerator": [accelerator]}}
@@ -393,9 +393,8 @@ def _onnx_graph(kind: str, served: ServedGraph, bundle: Bundle, serving: Serving
 def _engine_graph(kind: str, served: ServedGraph, bundle: Bundle, serving: Serving) -> _Graph:
     engines = served_engines(bundle)[kind]
     batch = min(entry.profile[served.inputs[0].name].max[0] for entry in engines.values())
-    config = _graph_config(kind, served, bundle, serving, batch)
     names = {arch: f"{kind}.{arch}.plan" for arch in engines}
-    config |= {
+    runner = {
         "platform": "tensorrt_plan",
         "default_model_filename": next(iter(names.values())),
         "cc_model_filenames": [
@@ -404,15 +403,16 @@ def _engine_graph(kind: str, served: ServedGraph, bundle: Bundle, serving: Servi
         ],
         "instance_group": [{"count": 1, "kind": Word("KIND_GPU")}],
     }
+    config = _graph_config(served, runner, bundle, serving, batch)
     return _Graph(served, config, {names[arch]: entry.file for arch, entry in engines.items()})
 
 
-def _graph_config(kind: str, served: ServedGraph, bundle: Bundle, serving: Serving, batch: int) -> Config:
-    """What the config of a graph has whatever runs it.
+def _graph_config(served: ServedGraph, runner: Config, bundle: Bundle, serving: Serving, batch: int) -> Config:
+    """The config of a graph.
 
     Args:
-        kind: "clip" or "deblur".
         served: The model.
+        runner: The fields that say what runs it.
         bundle: The bundle.
         serving: How it is served.
         batch: The most windows that may be run at once, where the graph takes batches.
@@ -420,6 +420,7 @@ def _graph_config(kind: str, served: ServedGraph, bundle: Bundle, serving: Servi
     batched = all(isinstance(spec.shape[0], str) for spec in (*served.inputs, *served.outputs))
     config: Config = {
         "name": served.model,
+        **runner,
         "max_batch_size": batch if batched else 0,
         "version_policy": {"latest": {"num_versions": 1}},
         "input": [_tensor(spec, batched) for spec in served.inputs],
@@ -445,15 +446,15 @@ def _graph_warm_up(served: ServedGraph, batched: bool, bundle: Bundle, serving: 
     for spec in served.inputs:
         shape = spec.shape[1:] if batched else (*spec.shape[:2], *sides.get(spec.name, (H, W)))
         tensors[spec.name] = (_TYPES[spec.dtype.name], [*shape])
-    return _warm_up(f"{H}x{W}", 1 if batched else 0, tensors)
+    return _warm_up((H, W), tensors)
 
 
-def _warm_up(name: str, batch: int, tensors: Mapping[str, tuple[Word, list[Any]]]) -> Config:
+def _warm_up(size: tuple[int, int], tensors: Mapping[str, tuple[Word, list[Any]]]) -> Config:
     inputs = [
         {"key": key, "value": {"data_type": dtype, "dims": dims, "random_data": True}}
         for key, (dtype, dims) in tensors.items()
     ]
-    return {"name": name, "batch_size": batch, "inputs": inputs}
+    return {"name": f"{size[0]}x{size[1]}", "batch_size": 1, "inputs": inputs}
 
 
 def _precision(serving: Serving) -> str:
