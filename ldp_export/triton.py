@@ -96,9 +96,9 @@ python client.py left.png right.png -o sharp.png --grpc --url localhost:8001
 ## Tune it
 
 * `instance_group` of `{first}`: how many processes restore pairs at a time. {instances}
-* `dynamic_batching`: a process takes up to {max_batch} pairs, of any sizes, from the queue. They run one after the other;
-  on a GPU the copies of one overlap with the work on another. When more than `max_queue_size` requests wait, further
-  ones are refused at once.
+* `dynamic_batching`: a process takes up to {max_batch} pairs, of any sizes, from the queue. They run one after the
+  other; on a GPU the copies of one overlap with the work on another. When more than `max_queue_size` requests wait,
+  further ones are refused at once.
 * `parameters`: precision and tiles, and for the variant `python` backend and threads, as for `ldp deblur`.
 """
 _INSTANCES = {

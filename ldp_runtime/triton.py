@@ -6,6 +6,7 @@ models of the same server to run them (Triton calls that business logic scriptin
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -259,7 +260,36 @@ def _array(tensor: Any) -> NDArray[Any]:
 
 def _tensor(name: str, array: Array) -> Any:
     """An array as a tensor of the server."""
-    return _utils().Tensor.from_dlpack(name, array)
+    lent = _Lent(array)
+    tensor = _utils().Tensor.from_dlpack(name, lent)
+    lent.mark_taken()
+    return tensor
+
+
+class _Lent:
+    """An array for the server to take, whose capsule ends without a complaint.
+
+    Who takes a DLPack capsule renames it, so that its end does not free the memory a second time. The server renames it
+    to a name that NumPy does not know, and NumPy would print a traceback for each tensor.
+    """
+
+    _TAKEN = b"used_dltensor"
+
+    def __init__(self, array: Array) -> None:
+        self._array, self._capsule = array, None
+
+    def __dlpack__(self, **_: Any) -> Any:
+        self._capsule = self._array.__dlpack__()
+        return self._capsule
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    def mark_taken(self) -> None:
+        """Gives the capsule the name that the standard wants."""
+        rename = ctypes.pythonapi.PyCapsule_SetName
+        rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        rename(self._capsule, self._TAKEN)
 
 
 def _utils() -> Any:

@@ -115,9 +115,10 @@ def test_python_variant(bundle: Bundle, tmp_path: Path, config_class: Any) -> No
         assert parameters == {"backend": "auto", "precision": "auto", "threads": "2", "tile": "512"}
         warm_up = config.model_warmup[0]
         assert warm_up.batch_size == 1
-        assert {key: [*value.dims] for key, value in warm_up.inputs.items()} == dict.fromkeys(
-            ("LEFT", "RIGHT"), [256, 256, 3]
-        )
+        assert {(key, *value.dims) for key, value in warm_up.inputs.items()} == {
+            ("LEFT", 256, 256, 3),
+            ("RIGHT", 256, 256, 3),
+        }
         assert Bundle.load(tmp_path / "repository" / name / "1" / "bundle").content == bundle.content
 
 
@@ -148,7 +149,7 @@ def check_against_graph(config: Any, file: Path) -> None:
     kinds = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
     batch = [-1] if config.max_batch_size else []
     for tensors, specs in ((config.input, session.inputs), (config.output, session.outputs)):
-        have = [(t.name, kinds[t.data_type].name, batch + [*t.dims]) for t in tensors]
+        have = [(t.name, kinds[t.data_type].name, [*batch, *t.dims]) for t in tensors]
         types_ = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
         assert have == [
             (s.name, types_[s.dtype.name], [size if isinstance(size, int) else -1 for size in s.shape]) for s in specs
@@ -283,7 +284,7 @@ class Tensor:
         self._name, self._array = name, array
 
     @classmethod
-    def from_dlpack(cls, name: str, array: np.ndarray) -> Tensor:
+    def from_dlpack(cls, name: str, array: Any) -> Tensor:
         return cls(name, np.from_dlpack(array))
 
     def name(self) -> str:
@@ -375,9 +376,7 @@ def open_model(model: Path, config_class: Any) -> TritonPythonModel:
 
 
 @pytest.fixture
-def model(
-    bundle: Bundle, tmp_path: Path, config_class: Any, backend_utils: types.SimpleNamespace
-) -> TritonPythonModel:
+def model(bundle: Bundle, tmp_path: Path, config_class: Any, backend_utils: types.SimpleNamespace) -> TritonPythonModel:
     write_repository(bundle, tmp_path / "repository", Serving(backend="onnxruntime", threads=1))
     return open_model(tmp_path / "repository" / "ldp", config_class)
 
@@ -438,7 +437,9 @@ def test_the_graphs_as_models_of_the_server(
     folder = tmp_path / "repository"
     bits = np.iinfo(dtype).bits
     write_repository(bundle, folder, Serving(variant="onnxruntime", bits=(bits,), tile=256))
-    sessions = {f"ldp_{kind}": BACKENDS["onnxruntime"].open(bundle.graph(kind), "fp32", 1) for kind in ("clip", "deblur")}
+    sessions = {
+        f"ldp_{kind}": BACKENDS["onnxruntime"].open(bundle.graph(kind), "fp32", 1) for kind in ("clip", "deblur")
+    }
     asked: list[str] = []
 
     class InferenceRequest:
@@ -497,5 +498,5 @@ def test_a_damaged_repository_or_a_wrong_parameter_is_one_line(
     with pytest.raises(TileError):
         make_deblurrer(folder, {"tile": "some"})
     (folder / "bundle" / "deblur.onnx").write_bytes(b"")
-    with pytest.raises(backend_utils.TritonModelException, match="expected .* bytes, came 0"):
+    with pytest.raises(backend_utils.TritonModelException, match=r"expected .* bytes, came 0"):
         open_model(tmp_path / "repository" / "ldp", config_class)
