@@ -81,7 +81,7 @@ class Report:
     """The result of one benchmark.
 
     Attributes:
-        kind: Which benchmark: "latency", "parity", "roofline", "peers", "engine_build".
+        kind: Which benchmark: "latency", "parity", "roofline", "peers", "scaling", "engine_build", "capacity".
         machine: What `machine.describe` says of the machine that it ran on.
         created: When, ISO 8601 in UTC.
         commit: State of the source.

@@ -49,7 +49,7 @@ SEAM_TILE = 512
 """Longest tile for the seams; tiles of halos too wide for it are as short as these allow."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SAMPLE = _ROOT / "samples" / "motorcycle"
+SAMPLE = _ROOT / "samples" / "motorcycle"
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def sample_pair(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.u
 
     views = []
     for name in ("left", "right"):
-        pixels = read_photo(_SAMPLE / f"{name}.png").pixels
+        pixels = read_photo(SAMPLE / f"{name}.png").pixels
         rows = reflect_indices(pixels.shape[0], max(shape[0], pixels.shape[0]))[: shape[0]]
         view = np.empty((*shape, 3), dtype=pixels.dtype)
         for x in range(0, shape[1], pixels.shape[1]):

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "engines": "benchmarks.engine_build",
     "exports": "benchmarks.exports",
     "reliability": "benchmarks.reliability",
+    "capacity": "benchmarks.capacity",
     "report": "benchmarks.report",
 }
 """Name of a benchmark -> its module, which is laid out like that of a command."""
