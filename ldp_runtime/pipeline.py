@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 CLIP_BATCH = 8
 """Windows that CLIP sees at a time, at most: bounds the memory that a large photo takes."""
 
-_IN_FLIGHT = 2
+IN_FLIGHT = 2
 """Pairs that ``map`` has started on at a time: one is worked on while the result of the other is taken."""
 
 PATCH_BATCH = 32
@@ -234,17 +234,35 @@ class Deblurrer:
             BundleError: The bundle's graphs are not those of the pipeline.
             BackendError: The backend failed.
         """
-        started: deque[_OnCpu | _OnGpu] = deque()
+        started: deque[Started] = deque()
         try:
             for left, right in _ahead(pairs):
                 started.append(self._start(left, right, axis, restore=True))
-                if len(started) > _IN_FLIGHT - 1:
+                if len(started) == IN_FLIGHT:
                     yield cast(Result, started.popleft().take())
             while started:
                 yield cast(Result, started.popleft().take())
         finally:
             for left_over in started:
                 left_over.discard()
+
+    def start(self, left: Image, right: Image, *, axis: str = "horizontal") -> Started:
+        """Starts on a pair; ``take`` of what comes back waits for its ``Result``.
+
+        On a GPU the work goes on meanwhile; on a CPU ``take`` does it. Pairs that are started one after the other are
+        to be taken in that order, ``IN_FLIGHT`` at a time. An error of one leaves the others alone.
+
+        Args:
+            left: As for a call.
+            right: As for a call; neither may change until the result is taken.
+            axis: As for a call.
+
+        Raises:
+            ImageError: The views are not a pair.
+            BundleError: The bundle's graphs are not those of the pipeline.
+            BackendError: The backend failed.
+        """
+        return self._start(left, right, axis, restore=True)
 
     def blur_map(self, left: Image, right: Image, *, axis: str = "horizontal") -> BlurMapResult:
         """Estimates the blur map alone; the deblur graph is not opened.
@@ -262,7 +280,7 @@ class Deblurrer:
         """
         return self._start(left, right, axis, restore=False).take()
 
-    def _start(self, left: Image, right: Image, axis: str, *, restore: bool) -> _OnCpu | _OnGpu:
+    def _start(self, left: Image, right: Image, axis: str, *, restore: bool) -> Started:
         """Starts on a pair; "auto" goes on to the next backend when one cannot."""
         while isinstance(self._backend, EngineBackend):
             try:
@@ -532,6 +550,16 @@ class Deblurrer:
                 )
         with clock("blur_logits"):
             return np.ascontiguousarray(grid.blend(np.concatenate(fields))[: H // p, : W // p])
+
+
+class Started(Protocol):
+    """A pair that a ``Deblurrer`` has started on."""
+
+    def take(self) -> BlurMapResult:
+        """Waits for the result, a ``Result`` where the pair is restored; raises what came up, see ``Deblurrer``."""
+
+    def discard(self) -> None:
+        """Forgets the pair, if it was not taken."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -15,25 +14,23 @@ from ldp_runtime import __version__
 from ldp_runtime.errors import ImageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ldp_runtime.image_io import Photo
+    from ldp_runtime.pair_files import Views
     from ldp_runtime.pipeline import BlurMapResult, Deblurrer
-
-MATCH_THRESHOLD = 0.5
-"""Views that correlate less are taken for different photos. Of 380 pairs of unrelated photos (scikit-image's)
-99 % correlate less; each photo correlates more than 0.6 with itself when one copy is shifted by 5 % of the
-width, both are blurred over twice that shift, and noise of 3 % is added."""
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of a command on a pair."""
-    from ldp_runtime.backends import BACKENDS, PRECISIONS
-
-    add_json_argument(parser)
     parser.add_argument("left", metavar="LEFT", help="left view: PNG, TIFF or JPEG, 8 or 16 bits")
     parser.add_argument("right", metavar="RIGHT", help="right view, of the same size and depth")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of a command that runs the networks on pairs, one or many."""
+    from ldp_runtime.backends import BACKENDS, PRECISIONS
+
+    add_json_argument(parser)
     parser.add_argument(
         "--bundle",
         default="ldp-nano",
@@ -195,74 +192,19 @@ def check_outputs(inputs: list[str], outputs: list[str]) -> None:
         check_writable(output)
 
 
-def read_pair(arguments: argparse.Namespace, report: PairReport) -> tuple[Photo, Photo, str]:
-    """Reads and checks both views.
+def read_pair(arguments: argparse.Namespace, report: PairReport) -> Views:
+    """Reads and checks both views; what looks wrong and their size go into the report."""
+    from ldp_runtime.pair_files import read_views
 
-    Returns:
-        The left and the right view of the upright picture, the left with the metadata to keep; and the axis.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    from ldp_runtime.image_io import read_photo, upright_disparity
-    from ldp_runtime.quality import view_correlation
-
-    names = (arguments.right, arguments.left) if arguments.swap else (arguments.left, arguments.right)
-    left, right = (read_photo(name) for name in names)
-    if left.orientation != right.orientation:
-        raise ImageError(
-            f"{names[0]} has EXIF orientation {left.orientation} and {names[1]} has {right.orientation}; "
-            "expected two views of one photo: give both files the same orientation tag"
-        )
-    check_like(names[1], right, names[0], left)
-    if np.array_equal(left.pixels, right.pixels):
-        report.warn(
-            f"{names[0]} and {names[1]} hold the same picture, so there is no disparity to restore from; "
-            "give the two views of a dual-pixel pair"
-        )
-    else:
-        correlation = view_correlation(left.pixels, right.pixels)
-        if correlation < MATCH_THRESHOLD:
-            report.warn(
-                f"{names[0]} and {names[1]} do not look like two views of one photo (correlation "
-                f"{correlation:.2f}, expected at least {MATCH_THRESHOLD}); check that they belong together"
-            )
-    axis, mirrored = upright_disparity(arguments.axis, left.orientation)
-    if mirrored:
-        left, right = replace(left, pixels=right.pixels), replace(right, pixels=left.pixels)
-    height, width = left.pixels.shape[:2]
-    report.fields |= {"width": width, "height": height, "bits": 8 * left.pixels.dtype.itemsize, "axis": axis}
-    return left, right, axis
-
-
-def check_like(name: str, photo: Photo, other: str, expected: Photo) -> None:
-    """Checks that a photo has the size and depth of another."""
-    (h, w), (expected_h, expected_w) = photo.pixels.shape[:2], expected.pixels.shape[:2]
-    if (h, w) != (expected_h, expected_w):
-        raise ImageError(
-            f"{name} is {w} x {h} px; expected {expected_w} x {expected_h} px as {other}: crop or scale "
-            "neither, or all alike"
-        )
-    if photo.pixels.dtype != expected.pixels.dtype:
-        bits, expected_bits = (8 * p.pixels.dtype.itemsize for p in (photo, expected))
-        raise ImageError(f"{name} has {bits} bits; expected {expected_bits} as {other}: export all with the same depth")
+    views = read_views(arguments.left, arguments.right, axis=arguments.axis, swap=arguments.swap)
+    for warning in views.warnings:
+        report.warn(warning)
+    height, width = views.left.pixels.shape[:2]
+    bits = 8 * views.left.pixels.dtype.itemsize
+    report.fields |= {"width": width, "height": height, "bits": bits, "axis": views.axis}
+    return views
 
 
 def quality_text(value: dict[str, float | None]) -> str:
     psnr = "equal to the target" if value["psnr_db"] is None else f"PSNR {value['psnr_db']:.2f} dB"
     return psnr if value["ssim"] is None else f"{psnr}, SSIM {value['ssim']:.4f}"
-
-
-def encode_blur_map(path: str, blur_map: np.ndarray) -> bytes:
-    """Encodes a blur map ``(h, w)`` by the suffix: numbers as .npy, otherwise a colour picture."""
-    import numpy as np
-
-    from ldp_runtime.image_io import Photo, encode_photo
-    from ldp_runtime.visualize import colour_blur_map
-
-    if Path(path).suffix.lower() == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, blur_map)
-        return buffer.getvalue()
-    return encode_photo(path, Photo(colour_blur_map(blur_map)))

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from ldp_runtime.commands._pair import (
     PairReport,
     add_pair_arguments,
     check_blur_map_name,
     check_outputs,
-    encode_blur_map,
     load,
     read_pair,
 )
-
-if TYPE_CHECKING:
-    pass
 
 HELP = "Shows where a pair is blurred."
 EXAMPLES = """\
@@ -39,15 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from ldp_runtime import image_io
+    from ldp_runtime.pair_files import encode_blur_map
 
     report = PairReport(arguments)
     check_blur_map_name(arguments.output)
     check_outputs([arguments.left, arguments.right], [arguments.output])
     with report.stage("read"):
-        left, right, axis = read_pair(arguments, report)
+        views = read_pair(arguments, report)
     with report.stage("load"):
         deblurrer = load(arguments)
-    result = deblurrer.blur_map(left.pixels, right.pixels, axis=axis)
+    result = deblurrer.blur_map(views.left.pixels, views.right.pixels, axis=views.axis)
     report.add_result(deblurrer, result)
     with report.stage("write"):
         image_io.write_files({arguments.output: encode_blur_map(arguments.output, result.blur_map)})

@@ -11,9 +11,7 @@ from ldp_runtime.commands._pair import (
     add_pair_arguments,
     add_tile_argument,
     check_blur_map_name,
-    check_like,
     check_outputs,
-    encode_blur_map,
     load,
     quality_text,
     read_pair,
@@ -62,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ldp_runtime import image_io
+    from ldp_runtime.pair_files import encode_blur_map
 
     report = PairReport(arguments)
     inputs = [arguments.left, arguments.right, *([arguments.target] if arguments.target else [])]
@@ -74,12 +73,13 @@ def run(arguments: argparse.Namespace) -> None:
     check_outputs(inputs, outputs)
 
     with report.stage("read"):
-        left, right, axis = read_pair(arguments, report)
+        views = read_pair(arguments, report)
+        left, right = views.left, views.right
         image_io.check_format(arguments.output, left)
         target = _read_target(arguments.target, left) if arguments.target else None
     with report.stage("load"):
         deblurrer = load(arguments)
-    result = deblurrer(left.pixels, right.pixels, axis=axis)
+    result = deblurrer(left.pixels, right.pixels, axis=views.axis)
     report.add_result(deblurrer, result)
     report.fields["tiles"] = result.tiles
 
@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _read_target(name: str, left: Photo) -> Photo:
     from ldp_runtime.image_io import read_photo
+    from ldp_runtime.pair_files import check_like
 
     target = read_photo(name)
     check_like(name, target, "the views", left)
