@@ -13,6 +13,7 @@ from ldp_runtime.command import make_parser, run
 COMMANDS = (
     "deblur",
     "blur-map",
+    "batch",
     "info",
     "selftest",
     "trust",
@@ -23,10 +24,12 @@ _EXIT_CODES = """\
 exit codes:
   0    done
   2    something to mend: a file, an option, the disk or the installation; one line on stderr says what
-  1    a check that was asked for failed (its line on stderr says which), or a bug in ldp; please report it
+  1    a check that was asked for failed (its line on stderr says which), some pairs of ldp batch failed, or a bug
+       in ldp; please report it
   130  interrupted with Ctrl-C
   141  whoever read the output, such as `head`, left before its end
-An output file is whole or not there, whatever the exit code; one that was there before stays until then.
+An output file is whole or not there, whatever the exit code; one that was there before stays until then. ldp batch
+keeps what is done.
 """
 
 

@@ -103,8 +103,8 @@ def run(program: str, parser: Callable[[], argparse.ArgumentParser], argv: Seque
     except MemoryError:
         print(f"{program}: error: out of memory; give smaller images or close other programs", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a command may say how far it came
+        print(": ".join([f"{program}: interrupted", *map(str, stop.args)]), file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _drop_stdout()

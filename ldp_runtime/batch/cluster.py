@@ -1,0 +1,228 @@
+"""Runs jobs on a Ray cluster: actors hold the model, and paths go out to them and outcomes come back.
+
+Views and restored images do not pass through Ray. Each worker reads and writes the files itself, so all machines need
+the same folders, the same bundle and LDP installed. A worker that dies is started again and its pairs with it; since a
+file comes into place in one step and the journal is the driver's, a pair that was under way is done once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.backends.base import one_line
+from ldp_runtime.batch.jobs import Job, Settings
+from ldp_runtime.batch.journal import OutputError
+from ldp_runtime.batch.work import (
+    Outcome,
+    PairError,
+    finish,
+    make_deblurrer,
+    outcome_from_json,
+    outcome_to_json,
+    read,
+    start,
+    write,
+)
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.errors import LDPError
+
+LOCAL = "local"
+
+CPU_BACKENDS = ("openvino", "onnxruntime")
+_CALLS = 3
+"""Pairs that a worker has at a time: one is read, one computed, one written."""
+_OBJECT_STORE = 80 * 2**20
+"""Bytes of shared memory of a local cluster, little more than the least that Ray takes: only paths pass through it."""
+_LONGEST_TEMPORARY = 40
+"""Below a longer folder the paths of Ray's sockets would exceed what the system allows."""
+
+
+class ClusterError(LDPError):
+    """Ray is not installed, the cluster cannot be reached, or a worker cannot work."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker gets.
+
+    Attributes:
+        workers: How many there are.
+        cpus: CPUs of each.
+        gpus: GPUs of each, 0 or 1.
+        threads: CPU threads of its backend; None for the backend's own choice.
+    """
+
+    workers: int
+    cpus: int
+    gpus: int
+    threads: int | None
+
+
+def share_out(
+    nodes: Sequence[dict[str, float]], settings: Settings, *, workers: int | None = None, least: int = 1
+) -> Share:
+    """Shares a cluster out: a worker a GPU where the backend takes one, else a worker a machine, or so many as asked.
+
+    Args:
+        nodes: What each machine has, `CPU` and `GPU`.
+        settings: Those of the run.
+        workers: How many workers; None for a worker a GPU or machine.
+        least: CPUs that a machine needs to count.
+
+    Raises:
+        ClusterError: There is nothing to work on, or too little for so many workers.
+    """
+    nodes = [node for node in nodes if node.get("CPU", 0) >= least]
+    if not nodes:
+        raise ClusterError("expected a cluster with free CPUs, came none; start a Ray node on each machine")
+    gpus = int(sum(node.get("GPU", 0) for node in nodes)) if settings.backend not in CPU_BACKENDS else 0
+    count = workers or gpus or len(nodes)
+    if gpus and count > gpus:
+        raise ClusterError(f"expected at most {gpus} workers, one a GPU, came {count}; ask for fewer with --workers")
+    alone = count <= len(nodes)
+    cpus = int(min(node["CPU"] for node in nodes)) // (1 if alone else -(-count // len(nodes)))
+    if cpus < 1:
+        total = int(sum(node["CPU"] for node in nodes))
+        raise ClusterError(f"expected at most {total} workers, one a CPU, came {count}; ask for fewer with --workers")
+    threads = settings.threads or (None if alone or gpus else cpus)
+    return Share(count, cpus, 1 if gpus else 0, threads)
+
+
+class Worker:
+    """An actor that holds the model. Ray calls it from several threads; one at a time computes."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Opens the bundle; a fault comes out with the first pair, since Ray would try to make the actor again."""
+        self._settings = Settings(**settings)
+        self._lock = threading.Lock()
+        self._fault: str | None = None
+        try:
+            self._deblurrer = make_deblurrer(Bundle.load(self._settings.bundle), self._settings)
+        except LDPError as error:
+            self._fault = str(error)
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """Restores a pair: a job as JSON in, its outcome as JSON out."""
+        return {"outcome": json.dumps(self._outcome(_job(json.loads(row["job"]))))}
+
+    def _outcome(self, job: Job) -> dict[str, Any]:
+        if self._fault is not None:
+            return {"stop": self._fault}
+        try:
+            pair = read(job, self._settings)
+            with self._lock:
+                restored = finish(pair, start(self._deblurrer, pair))
+            return outcome_to_json(write(restored, self._settings))
+        except PairError as error:
+            return outcome_to_json(error.failure)
+        except OutputError as error:
+            return {"stop": str(error)}
+
+
+def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: int | None = None) -> Iterator[Outcome]:
+    """Restores pairs on a cluster.
+
+    Args:
+        jobs: What to do.
+        settings: What all share.
+        address: That of the cluster's head, as `host:port` or `auto`; `LOCAL` starts one on this machine.
+        workers: As for `share_out`.
+
+    Yields:
+        What became of each pair, in the order in which they end.
+
+    Raises:
+        ClusterError: The cluster cannot be reached or gives up, or a worker has another bundle.
+        OutputError: Nothing can be written any more.
+    """
+    with _connected(address) as ray:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = share_out(nodes, settings, workers=workers)
+        settings = replace(settings, threads=share.threads)
+        items = [{"job": json.dumps(_job_fields(job))} for job in jobs]
+        workforce = ray.data.ActorPoolStrategy(
+            size=min(share.workers, len(items)),
+            max_concurrent_calls_per_actor=_CALLS,
+            enable_true_multi_threading=True,
+        )
+        # Ray Data starts an actor that died again, and its rows with it, without end unless told otherwise.
+        outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            Worker,
+            fn_constructor_args=(asdict(settings),),
+            compute=workforce,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus or None,
+        )
+        try:
+            for row in outcomes.iter_rows():
+                outcome = json.loads(row["outcome"])
+                if "stop" in outcome:
+                    raise OutputError(outcome["stop"])
+                yield outcome_from_json(outcome)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"the cluster gave up ({one_line(error)}); the same command goes on") from error
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster; a local one is there for as long as the context is."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported: it tells nobody that it was used
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray
+        import ray.data
+        import ray.exceptions
+    except ModuleNotFoundError as error:
+        raise ClusterError(f"expected Ray, came {one_line(error)}; install it with pip install 'ldp[ray]'") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "include_dashboard": None}
+    folder: str | None = None
+    try:
+        if address == LOCAL:
+            base = tempfile.gettempdir()
+            folder = tempfile.mkdtemp(prefix="ldp-ray-", dir=base if len(base) <= _LONGEST_TEMPORARY else "/tmp")
+            options |= {
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE,
+                "_temp_dir": folder,
+            }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Ray's own coming defaults
+                ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ClusterError(
+                f"expected a Ray cluster at {address}, came {one_line(error)}; give the host:port of its head, auto on "
+                f"one of its machines, or {LOCAL}"
+            ) from error
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield ray
+    finally:
+        with suppress(Exception):
+            ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _job_fields(job: Job) -> dict[str, str | None]:
+    return {name: None if value is None else str(value) for name, value in vars(job).items()}
+
+
+def _job(fields: dict[str, str | None]) -> Job:
+    paths = {name: None if fields[name] is None else Path(str(fields[name])) for name in ("left", "right", "output")}
+    blur_map = fields["blur_map"]
+    return Job(**paths, blur_map=None if blur_map is None else Path(blur_map), name=str(fields["name"]))  # type: ignore[arg-type]

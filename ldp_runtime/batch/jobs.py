@@ -1,0 +1,108 @@
+"""What is to be done: a job a pair, with the settings that all share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ldp_runtime.batch.pairs import Pair, PairingError
+
+FORMATS = {"png": ".png", "tiff": ".tif", "jpg": ".jpg"}
+"""Format of the restored images -> suffix."""
+
+MAP_FORMATS = {"png": "_blur.png", "npy": "_blur.npy"}
+"""Format of the blur maps -> how their names end."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pairs share. `backend`, `precision`, `threads` and `tile` are as for `Deblurrer.from_bundle`.
+
+    Attributes:
+        bundle: The bundle's folder.
+        axis: How the sensor splits its pixels.
+        swap: The views are named the wrong way round.
+        content: `Bundle.content` of the bundle, which every worker has to have.
+    """
+
+    bundle: str
+    backend: str
+    precision: str
+    threads: int | None
+    tile: int | str
+    axis: str
+    swap: bool
+    content: str
+
+    def key(self) -> str:
+        """SHA-256 of what changes a restored image, as the user asked for it."""
+        fields = asdict(self)
+        for name in ("bundle", "threads"):  # where the bundle lies and how many threads run are no matter
+            del fields[name]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pair to restore.
+
+    Attributes:
+        left: File of the left view, absolute.
+        right: File of the right view, absolute.
+        output: The restored image to write, absolute.
+        blur_map: The blur map to write, absolute, if there is to be one.
+        name: `output` below the output folder, with slashes.
+    """
+
+    left: Path
+    right: Path
+    output: Path
+    blur_map: Path | None
+    name: str
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Every file that is to be written."""
+        return (self.output,) if self.blur_map is None else (self.output, self.blur_map)
+
+
+def make_jobs(pairs: Iterable[Pair], folder: Path, *, image_format: str | None, map_format: str | None) -> list[Job]:
+    """Names the outputs of pairs.
+
+    Args:
+        pairs: The pairs.
+        folder: The output folder.
+        image_format: A name of `FORMATS`; None takes that of the left view.
+        map_format: A name of `MAP_FORMATS`; None for no blur maps.
+
+    Raises:
+        PairingError: Two outputs have one name, or one is an input.
+    """
+    folder = Path(os.path.abspath(folder))
+    jobs = []
+    for pair in pairs:
+        suffix = pair.suffix or (pair.left.suffix if image_format is None else FORMATS[image_format])
+        stem = str(pair.name)
+        blur_map = None if map_format is None else folder / f"{stem}{MAP_FORMATS[map_format]}"
+        name = stem + suffix
+        left, right = (Path(os.path.abspath(view)) for view in (pair.left, pair.right))
+        jobs.append(Job(left, right, folder / name, blur_map, name))
+    inputs = {os.path.realpath(view): view for job in jobs for view in (job.left, job.right)}
+    makers: dict[str, Job] = {}
+    for job in jobs:
+        for output in job.outputs:
+            real = os.path.realpath(output)
+            if real in inputs:
+                raise PairingError(f"{output} is an input, which would be lost; choose another output folder")
+            if real in makers:
+                other = makers[real]
+                raise PairingError(
+                    f"{output} would be made of {job.left} and of {other.left}; expected a name for each: rename one, "
+                    "or give names in a CSV with the column output"
+                )
+            makers[real] = job
+    return jobs

@@ -1,0 +1,269 @@
+"""What is done: a journal in the output folder, a JSON line a finished pair, so that a run goes on where one ended.
+
+A pair is done when its inputs, its settings and its outputs are those of its last line. Size and time of a file that
+have not changed stand for its content; where they have, its hash decides. The journal also knows which names are ours
+to write, so that a file that somebody else put there is not lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from ldp_runtime.batch.jobs import Job
+from ldp_runtime.bundle import sha256_file
+from ldp_runtime.errors import LDPError
+
+JOURNAL_FILE = ".ldp-batch.jsonl"
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # those of image_io.write_files
+
+
+class OutputError(LDPError):
+    """The output folder cannot be used, so that there is no point in going on."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file at the time when it was read or written.
+
+    Attributes:
+        size: Bytes.
+        mtime_ns: Time of its last change, nanoseconds.
+        sha256: Hash of its content.
+    """
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        """Those of a file; a change while it is hashed shows in the time, which is taken first."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, sha256_file(path))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A pair that is done.
+
+    Attributes:
+        name: `Job.name`.
+        settings: `Settings.key`.
+        left: The left view.
+        right: The right view.
+        outputs: Path below the output folder -> what was written there.
+        made: What ran, for people: backend, precision, pixels, seconds.
+    """
+
+    name: str
+    settings: str
+    left: FileFacts
+    right: FileFacts
+    outputs: Mapping[str, FileFacts]
+    made: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Record:
+        """The inverse of `to_json`; raises KeyError, TypeError or ValueError where a line is none."""
+        facts = {name: FileFacts(**value[name]) for name in ("left", "right")}
+        outputs = {name: FileFacts(**entry) for name, entry in value["outputs"].items()}
+        return cls(name=value["name"], settings=value["settings"], outputs=outputs, made=value["made"], **facts)
+
+
+class Journal:
+    """The journal of an output folder. As a context it holds the folder, so that two runs do not write into one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the journal, if there is one; nothing is written.
+
+        Args:
+            folder: The output folder, which need not exist yet.
+
+        Raises:
+            OutputError: The journal cannot be read.
+        """
+        self.folder = Path(os.path.abspath(folder))
+        self._file: IO[bytes] | None = None
+        self._read()
+
+    @property
+    def path(self) -> Path:
+        """The journal's file."""
+        return self.folder / JOURNAL_FILE
+
+    def __enter__(self) -> Journal:
+        """Makes the folder and takes hold of it.
+
+        Raises:
+            OutputError: The folder cannot be written, or another run holds it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder} cannot be written: {error.strerror or error}; choose another output folder or mend its "
+                "rights"
+            ) from error
+        if not _lock(self._file):
+            self._file.close()
+            raise OutputError(f"{self.folder} is in use by another ldp batch; wait until it ends, or stop it")
+        self._read()  # another run may have ended just now
+        if self._torn:
+            self._append(b"\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def is_done(self, job: Job, settings: str, *, verify: bool = False) -> bool:
+        """Whether a pair needs no work.
+
+        Args:
+            job: The pair.
+            settings: `Settings.key` of this run.
+            verify: Hash every file, also those whose size and time have not changed.
+        """
+        record = self._records.get(job.name)
+        if record is None or record.settings != settings:
+            return False
+        outputs = [record.outputs.get(self._relative(path)) for path in job.outputs]
+        expected = zip((*job.outputs, job.left, job.right), (*outputs, record.left, record.right), strict=True)
+        return all(facts is not None and _holds(path, facts, verify) for path, facts in expected)
+
+    def foreign(self, jobs: Iterable[Job]) -> list[Path]:
+        """The outputs that exist and were not written by a run of ours."""
+        return [
+            path
+            for job in jobs
+            for path in job.outputs
+            if self._relative(path) not in self._ours and os.path.lexists(path)
+        ]
+
+    def claim(self, jobs: Iterable[Job]) -> None:
+        """Notes, before any is written, that these outputs are ours.
+
+        Raises:
+            OutputError: The journal cannot be written.
+        """
+        new = sorted({self._relative(path) for job in jobs for path in job.outputs} - self._ours)
+        if new:
+            self._append_line({"ours": new})
+            self._ours.update(new)
+
+    def add(self, record: Record) -> None:
+        """Notes that a pair is done.
+
+        Raises:
+            OutputError: The journal cannot be written.
+        """
+        self._append_line({"done": record.to_json()})
+        self._records[record.name] = record
+
+    def sweep(self, jobs: Iterable[Job]) -> int:
+        """Removes what runs that were killed left half-written, and tells how many files that were.
+
+        Raises:
+            OutputError: One cannot be removed.
+        """
+        expected: dict[Path, set[str]] = {}
+        for job in jobs:
+            for path in job.outputs:
+                real = Path(os.path.realpath(path))
+                expected.setdefault(real.parent, set()).add(real.name)
+        swept = 0
+        for folder, names in expected.items():
+            try:
+                for path in list(folder.iterdir()) if folder.is_dir() else ():
+                    match = _TEMPORARY.fullmatch(path.name)
+                    if match is not None and match["name"] in names:
+                        path.unlink(missing_ok=True)
+                        swept += 1
+            except OSError as error:
+                raise OutputError(f"{folder} cannot be tidied: {error.strerror or error}; mend its rights") from error
+        return swept
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _read(self) -> None:
+        """Reads the lines; one that was cut off by a kill, or is no line of ours, is as if it were not there."""
+        self._records: dict[str, Record] = {}
+        self._ours: set[str] = set()
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be read: {error.strerror or error}; choose another output folder or mend its "
+                "rights"
+            ) from error
+        self._torn = bool(content) and not content.endswith(b"\n")
+        for line in content.splitlines():
+            try:
+                value = json.loads(line)
+                if "ours" in value:
+                    self._ours.update(value["ours"])
+                elif "done" in value:
+                    record = Record.from_json(value["done"])
+                    self._records[record.name] = record
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+
+    def _append_line(self, value: object) -> None:
+        self._append(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+    def _append(self, content: bytes) -> None:
+        if self._file is None:
+            raise ValueError("expected an open journal, came one that is only read; use it in a with block")
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror or error}; make room or mend the rights of its folder"
+            ) from error
+
+
+def _holds(path: Path, facts: FileFacts, verify: bool) -> bool:
+    """Whether a file is as it was."""
+    try:
+        status = path.stat()
+        if status.st_size != facts.size:
+            return False
+        if status.st_mtime_ns == facts.mtime_ns and not verify:
+            return True
+        return sha256_file(path) == facts.sha256
+    except OSError:
+        return False
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Takes hold of a file until it is closed or the process ends; True too where the system knows no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have none
+        pass
+    return True

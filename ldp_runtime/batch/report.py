@@ -1,0 +1,147 @@
+"""What a run tells: a bar or lines while it goes, the failures and a summary at its end, the same as a JSON log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ldp_runtime.batch.work import Done, Failure, Outcome
+
+LINE_SECONDS = 30.0
+_SHOWN = 20
+
+
+@dataclass
+class Tally:
+    """What became of the pairs so far.
+
+    Attributes:
+        pairs: How many there are in all.
+        skipped: How many were done before.
+        restored: How many were restored now.
+        failures: Those that failed.
+        warnings: What to know of those restored, each once.
+        pixels: Pixels that were restored now.
+        stages: Seconds by stage, added up over the pairs; stages overlap.
+        ran: Backend and precision -> how many pairs they restored.
+        begin: When the run began, by `time.monotonic`.
+    """
+
+    pairs: int
+    skipped: int
+    restored: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    pixels: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    ran: dict[str, int] = field(default_factory=dict)
+    begin: float = field(default_factory=time.monotonic)
+
+    def add(self, outcome: Outcome) -> list[str]:
+        """Counts an outcome; returns its warnings that did not come up before."""
+        if isinstance(outcome, Failure):
+            self.failures.append(outcome)
+            return []
+        made = outcome.record.made
+        self.restored += 1
+        self.pixels += made["pixels"]
+        ran = f"{made['backend']} {made['precision']}"
+        self.ran[ran] = self.ran.get(ran, 0) + 1
+        for stage, value in made["seconds"].items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + value
+        new = [warning for warning in dict.fromkeys(outcome.warnings) if warning not in self.warnings]
+        self.warnings += new
+        return new
+
+    @property
+    def ended(self) -> int:
+        """Pairs that need no more work in this run."""
+        return self.skipped + self.restored + len(self.failures)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the run began."""
+        return time.monotonic() - self.begin
+
+    @property
+    def megapixels_a_second(self) -> float:
+        """Throughput over the whole run."""
+        return self.pixels / 1e6 / max(self.seconds, 1e-9)
+
+    def summary(self) -> str:
+        """The line at the end."""
+        return (
+            f"{self.pairs} pairs: {self.restored} restored, {self.skipped} skipped, {len(self.failures)} failed; "
+            f"{self.pixels / 1e6:.1f} megapixels in {self.seconds:.1f} s, {self.megapixels_a_second:.2f} Mpx/s"
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {
+            "pairs": self.pairs,
+            "restored": self.restored,
+            "skipped": self.skipped,
+            "failed": len(self.failures),
+            "left": self.pairs - self.ended,
+            "megapixels": round(self.pixels / 1e6, 6),
+            "seconds": round(self.seconds, 3),
+            "ran": self.ran,
+            "stages": {name: round(value, 3) for name, value in self.stages.items()},
+            "warnings": self.warnings,
+            "failures": [vars(failure) for failure in self.failures],
+        }
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """The failures, a line each, so many that a screen holds them."""
+    lines = [f"failed: {failure.name}: {failure.error}" for failure in failures[:_SHOWN]]
+    if len(failures) > _SHOWN:
+        lines.append(f"failed: {len(failures) - _SHOWN} more, see the log")
+    return lines
+
+
+class Progress:
+    """Shows a tally on stderr: a bar on a terminal, elsewhere a line every `LINE_SECONDS`."""
+
+    def __init__(self, tally: Tally, *, quiet: bool) -> None:
+        """Shows nothing but warnings when it is to be quiet."""
+        from tqdm import tqdm
+
+        self._tally = tally
+        self._terminal = sys.stderr.isatty() and not quiet
+        self._lines = not self._terminal and not quiet
+        self._next = time.monotonic() + LINE_SECONDS
+        self._bar = tqdm(
+            total=tally.pairs, initial=tally.skipped, unit="pair", disable=not self._terminal, dynamic_ncols=True
+        )
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts an outcome and shows it."""
+        for warning in self._tally.add(outcome):
+            self.say(f"ldp: warning: {warning}")
+        if isinstance(outcome, Done):
+            self._bar.set_postfix_str(f"{self._tally.megapixels_a_second:.2f} Mpx/s", refresh=False)
+        self._bar.update()
+        if self._lines and time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_SECONDS
+            self.say(self._line())
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+    def _line(self) -> str:
+        tally = self._tally
+        now = tally.ended - tally.skipped
+        left = round((tally.pairs - tally.ended) * tally.seconds / max(now, 1))
+        return (
+            f"{tally.ended}/{tally.pairs} pairs, {len(tally.failures)} failed, {tally.megapixels_a_second:.2f} Mpx/s, "
+            f"about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        )

@@ -1,0 +1,102 @@
+"""A run over many pairs: what is done is skipped, outcomes go into the journal, the tally and the log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime import image_io
+from ldp_runtime.batch.jobs import Job, Settings
+from ldp_runtime.batch.journal import Journal, OutputError
+from ldp_runtime.batch.report import Progress, Tally
+from ldp_runtime.batch.work import Done, Outcome
+from ldp_runtime.errors import BackendError
+
+LOG_FILE = "ldp-batch.json"
+GIVE_UP_AFTER = 3
+"""So many pairs in a row on which the backend itself failed end a run; the next would fail too."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        jobs: Every pair.
+        todo: Those that are not done.
+        settings: What all share.
+        journal: That of the output folder.
+    """
+
+    jobs: Sequence[Job]
+    todo: Sequence[Job]
+    settings: Settings
+    journal: Journal
+
+    @classmethod
+    def make(
+        cls, jobs: Sequence[Job], settings: Settings, folder: Path, *, overwrite: bool = False, verify: bool = False
+    ) -> Plan:
+        """Looks at what is done; nothing is written.
+
+        Args:
+            jobs: Every pair.
+            settings: What all share.
+            folder: The output folder.
+            overwrite: Restore every pair again, and replace files that no run wrote.
+            verify: As for `Journal.is_done`.
+
+        Raises:
+            OutputError: The journal cannot be read, or an output exists that no run wrote.
+        """
+        journal = Journal(folder)
+        if overwrite:
+            return cls(jobs, jobs, settings, journal)
+        foreign = journal.foreign(jobs)
+        if foreign:
+            more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+            raise OutputError(
+                f"{', '.join(map(str, foreign[:_SHOWN]))}{more} exist and were not written by ldp batch; choose "
+                "another output folder, or replace them with --overwrite"
+            )
+        key = settings.key()
+        return cls(jobs, [job for job in jobs if not journal.is_done(job, key, verify=verify)], settings, journal)
+
+
+def follow(plan: Plan, outcomes: Iterable[Outcome], progress: Progress) -> None:
+    """Takes outcomes into the journal and the tally as they come.
+
+    Raises:
+        BackendError: The backend failed on `GIVE_UP_AFTER` pairs in a row.
+        OutputError: The journal cannot be written.
+    """
+    in_a_row = 0
+    for outcome in outcomes:
+        if isinstance(outcome, Done):
+            plan.journal.add(outcome.record)
+            in_a_row = 0
+        else:
+            in_a_row = in_a_row + 1 if outcome.whole else in_a_row
+        progress.add(outcome)
+        if not isinstance(outcome, Done) and in_a_row == GIVE_UP_AFTER:
+            raise BackendError(f"the backend failed on {in_a_row} pairs in a row, so the run ends: {outcome.error}")
+
+
+def write_log(path: Path, tally: Tally, settings: Settings, **more: Any) -> None:
+    """Writes the log of a run as JSON, in one step.
+
+    Raises:
+        ImageError: It cannot be written.
+    """
+    fields = log_fields(tally, settings, **more)
+    image_io.write_files({path: (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()})
+
+
+def log_fields(tally: Tally, settings: Settings, **more: Any) -> dict[str, Any]:
+    """The log of a run as plain JSON values."""
+    return {**more, "settings": vars(settings), **tally.fields()}

@@ -1,0 +1,244 @@
+"""The work on one pair in three steps, which runners overlap: read, restore, write.
+
+A step that fails raises the pair's `PairError`, and the others go on. What would make every pair fail, an output folder
+that cannot be written, raises `OutputError` instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from ldp_runtime import image_io
+from ldp_runtime.backends.base import one_line
+from ldp_runtime.batch.jobs import Job, Settings
+from ldp_runtime.batch.journal import FileFacts, OutputError, Record
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError
+from ldp_runtime.pair_files import Views, encode_blur_map, read_views
+from ldp_runtime.pipeline import Deblurrer, Result, Started
+from ldp_runtime.tiles import ran_out_of_memory
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A pair that could not be restored.
+
+    Attributes:
+        name: `Job.name`.
+        left: Its left view.
+        right: Its right view.
+        error: Why, a line.
+        whole: The fault lies in the backend or the bundle, so other pairs are likely to fail too.
+        traceback: Where, if it is a bug.
+    """
+
+    name: str
+    left: str
+    right: str
+    error: str
+    whole: bool = False
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A pair that was restored.
+
+    Attributes:
+        record: For the journal.
+        warnings: What to know of it, sentences for people.
+    """
+
+    record: Record
+    warnings: tuple[str, ...]
+
+
+Outcome = Done | Failure
+
+
+class PairError(Exception):
+    """Ends the work on a pair; carries its `Failure`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error)
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Read:
+    """A pair that was read: its job, its views, the files as they were, and how long reading took in seconds."""
+
+    job: Job
+    views: Views
+    left: FileFacts
+    right: FileFacts
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A pair that was restored: what was read, and the result."""
+
+    read: Read
+    result: Result
+
+
+def make_deblurrer(bundle: Bundle, settings: Settings) -> Deblurrer:
+    """What restores all pairs.
+
+    Raises:
+        BundleError: The bundle is another than that of `settings`.
+        BackendError: The backend does not work here.
+    """
+    if bundle.content != settings.content:
+        raise BundleError(
+            f"expected {settings.bundle} with content {settings.content[:12]}, came {bundle.content[:12]}; put the "
+            "same bundle on every machine"
+        )
+    return Deblurrer(
+        bundle,
+        backend=settings.backend,
+        precision=settings.precision,
+        threads=settings.threads,
+        tile=settings.tile,
+    )
+
+
+def read(job: Job, settings: Settings) -> Read:
+    """Reads and checks the views.
+
+    Raises:
+        PairError: They cannot be restored.
+    """
+    with failing_alone(job):
+        begin = time.perf_counter()
+        try:
+            facts = FileFacts.of(job.left), FileFacts.of(job.right)
+        except OSError as error:
+            raise ImageError(
+                f"{error.filename} cannot be read: {error.strerror}; check the name and its rights"
+            ) from error
+        views = read_views(job.left, job.right, axis=settings.axis, swap=settings.swap)
+        image_io.check_format(job.output, views.left)
+        return Read(job, views, *facts, time.perf_counter() - begin)
+
+
+def start(deblurrer: Deblurrer, pair: Read) -> Started:
+    """Starts on a pair; `finish` waits for its result.
+
+    Raises:
+        PairError: The backend failed.
+    """
+    with failing_alone(pair.job):
+        return deblurrer.start(pair.views.left.pixels, pair.views.right.pixels, axis=pair.views.axis)
+
+
+def finish(pair: Read, started: Started) -> Restored:
+    """Waits for the result of a pair.
+
+    Raises:
+        PairError: It cannot be restored.
+    """
+    with failing_alone(pair.job):
+        return Restored(pair, cast(Result, started.take()))
+
+
+def write(restored: Restored, settings: Settings) -> Done:
+    """Encodes and writes the outputs of a pair, each in one step.
+
+    Raises:
+        PairError: They cannot be encoded.
+        OutputError: They cannot be written, and neither could those of other pairs.
+    """
+    pair, result = restored.read, restored.result
+    job = pair.job
+    with failing_alone(job):
+        begin = time.perf_counter()
+        contents: dict[Path, bytes] = {}
+        contents[job.output] = image_io.encode_photo(job.output, replace(pair.views.left, pixels=result.restored))
+        if job.blur_map is not None:
+            contents[job.blur_map] = encode_blur_map(job.blur_map, result.blur_map)
+        _write_files(contents)
+        seconds = {"read": pair.seconds, **result.timings, "write": time.perf_counter() - begin}
+        made = {
+            "backend": result.backend,
+            "precision": result.precision,
+            "tiles": result.tiles,
+            "pixels": pair.views.pixels,
+            "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        }
+        folder = _root(job)
+        outputs = {path.relative_to(folder).as_posix(): _facts(path, content) for path, content in contents.items()}
+        record = Record(job.name, settings.key(), pair.left, pair.right, outputs, made)
+        return Done(record, (*pair.views.warnings, *result.notes))
+
+
+@contextmanager
+def failing_alone(job: Job) -> Iterator[None]:
+    """Turns what goes wrong with a pair into its `PairError`; `OutputError` passes, since all pairs have it."""
+    try:
+        yield
+    except (OutputError, PairError):
+        raise
+    except MemoryError as error:
+        text = "out of memory; give smaller images, a smaller --tile, or close other programs"
+        raise PairError(failure(job, text)) from error
+    except LDPError as error:
+        whole = isinstance(error, (BackendError, BundleError)) and not ran_out_of_memory(error)
+        raise PairError(failure(job, str(error), whole=whole)) from error
+    except Exception as error:
+        text = f"{type(error).__name__}: {one_line(error)} (a bug; please report it with the log)"
+        raise PairError(failure(job, text, traceback=traceback.format_exc())) from error
+
+
+def failure(job: Job, error: str, *, whole: bool = False, traceback: str | None = None) -> Failure:
+    """The failure of a job."""
+    return Failure(job.name, str(job.left), str(job.right), error, whole, traceback)
+
+
+def _write_files(contents: dict[Path, bytes]) -> None:
+    try:
+        for folder in {path.parent for path in contents}:
+            folder.mkdir(parents=True, exist_ok=True)
+        image_io.write_files({**contents})
+    except (OSError, ImageError) as error:
+        cause = error.__cause__ if isinstance(error, ImageError) else error
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            raise ImageError(
+                f"{next(iter(contents))} cannot be written: its name is too long; rename the views"
+            ) from error
+        text = str(error) if isinstance(error, ImageError) else f"{error.filename} cannot be written: {error.strerror}"
+        raise OutputError(f"{text}; make room or mend the rights of the folder") from error
+
+
+def _root(job: Job) -> Path:
+    """The output folder."""
+    return job.output.parents[job.name.count("/")]
+
+
+def _facts(path: Path, content: bytes) -> FileFacts:
+    status = os.stat(path)
+    return FileFacts(status.st_size, status.st_mtime_ns, hashlib.sha256(content).hexdigest())
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain JSON values, to come from another machine."""
+    if isinstance(outcome, Failure):
+        return {"failure": vars(outcome)}
+    return {"done": outcome.record.to_json(), "warnings": list(outcome.warnings)}
+
+
+def outcome_from_json(value: dict[str, Any]) -> Outcome:
+    """The inverse of `outcome_to_json`."""
+    if "failure" in value:
+        return Failure(**value["failure"])
+    return Done(Record.from_json(value["done"]), tuple(value["warnings"]))

@@ -1,0 +1,235 @@
+"""``ldp batch``: restores a folder of pairs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldp_runtime import __version__
+from ldp_runtime.command import CheckFailedError
+from ldp_runtime.commands._pair import add_model_arguments, add_tile_argument
+from ldp_runtime.errors import ImageError, LDPError
+
+if TYPE_CHECKING:
+    from ldp_runtime.batch.jobs import Job, Settings
+    from ldp_runtime.batch.pairs import Pair
+    from ldp_runtime.batch.report import Tally
+    from ldp_runtime.batch.run import Plan
+    from ldp_runtime.batch.work import Outcome
+    from ldp_runtime.bundle import Bundle
+
+HELP = "Restores a folder, or a list, of pairs; goes on where an earlier run ended."
+EXAMPLES = """\
+examples:
+  ldp batch photos/ restored/
+  ldp batch photos/ restored/ --dry-run
+  ldp batch pairs.csv restored/ --format tiff --blur-map png
+  ldp batch dd_dp_dataset_canon/ restored/ --bundle my-bundle --backend cuda
+  ldp batch /share/photos/ /share/restored/ --ray head:6379
+
+INPUT is a folder, in which pairs are found by name, with all the folders in it:
+  NAME_L.png and NAME_R.png           -> NAME.png
+  left/NAME.png and right/NAME.png    -> NAME.png
+  test_l/NAME_L.png, test_r/NAME_R.png, targets in test_c/ (DPD-blur) -> test/NAME.png
+  NAME/left.png and NAME/right.png    -> NAME.png
+or a CSV with the columns left,right or left,right,output, names relative to it.
+
+Reading, computing and writing overlap. The same command again skips what is
+done: pairs whose views, options and outputs have not changed, by their hashes
+in OUTPUT/.ldp-batch.jsonl. A run may be killed at any time; no file is ever
+half-written. Pairs that fail are listed at the end and in OUTPUT/ldp-batch.json,
+and the others are restored: then the exit code is 1.
+
+With --ray, workers on many machines read and write the files themselves: INPUT,
+OUTPUT and the bundle lie on storage that all share under the same paths, and LDP
+is installed on each. The model is held by one worker a GPU, or a machine.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    parser.add_argument("input", metavar="INPUT", type=Path, help="folder with pairs, or a CSV that lists them")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to; made if missing")
+    add_model_arguments(parser)
+    add_tile_argument(parser)
+    parser.add_argument(
+        "--format",
+        choices=("png", "tiff", "jpg"),
+        help="format of the restored images (default: that of the left view)",
+    )
+    parser.add_argument(
+        "--blur-map", choices=("png", "npy"), help="also write each blur map, NAME_blur, as a picture or as numbers"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="restore every pair again, and replace files that are no run's"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="hash every finished file, also where its size and time have not changed"
+    )
+    parser.add_argument(
+        "--skip-unpaired", action="store_true", help="leave out images that belong to no pair, in place of an error"
+    )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="list what would be done, and do nothing")
+    parser.add_argument("--log", type=Path, metavar="PATH", help="the log (default: ldp-batch.json in OUTPUT)")
+    parser.add_argument(
+        "--io-threads",
+        type=_count,
+        metavar="N",
+        help="threads that read, and threads that write; each holds a pair (default: half of the CPUs, up to 4)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="work on a Ray cluster: host:port of its head, auto on one of its machines, or local for one here",
+    )
+    parser.add_argument(
+        "--workers", type=_count, metavar="N", help="with --ray: workers (default: one a GPU, else one a machine)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``.
+
+    Raises:
+        CheckFailedError: Some pairs failed.
+        KeyboardInterrupt: With how far it came.
+    """
+    from ldp_runtime.batch.jobs import make_jobs
+    from ldp_runtime.batch.run import Plan
+    from ldp_runtime.bundle import Bundle
+
+    if arguments.workers is not None and arguments.ray is None:
+        raise ImageError("--workers is for --ray ADDRESS|local; leave it out, or name a cluster")
+    jobs = make_jobs(_pairs(arguments), arguments.output, image_format=arguments.format, map_format=arguments.blur_map)
+    bundle = Bundle.load(arguments.bundle)
+    plan = Plan.make(
+        jobs, _settings(arguments, bundle), arguments.output, overwrite=arguments.overwrite, verify=arguments.verify
+    )
+    if arguments.dry_run:
+        _print_plan(plan, arguments)
+    else:
+        _run(plan, bundle, arguments)
+
+
+def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
+    from ldp_runtime.batch.report import Progress, Tally, failure_lines
+    from ldp_runtime.batch.run import LOG_FILE, follow, log_fields, write_log
+
+    log = arguments.log or arguments.output / LOG_FILE
+    ended: dict[str, Any] = {"version": __version__, "bundle": bundle.manifest.name, "ended": "done", "error": None}
+    with plan.journal as journal:
+        journal.sweep(plan.jobs)
+        journal.claim(plan.todo)
+        tally = Tally(len(plan.jobs), len(plan.jobs) - len(plan.todo))
+        outcomes = _outcomes(plan, bundle, arguments)
+        progress = Progress(tally, quiet=arguments.quiet)
+        try:
+            follow(plan, outcomes, progress)
+        except KeyboardInterrupt:
+            ended["ended"] = "interrupted"
+            raise KeyboardInterrupt(_how_far(tally)) from None
+        except LDPError as error:
+            ended |= {"ended": "stopped", "error": str(error)}
+            raise type(error)(f"{error}; {_how_far(tally)}") from error
+        finally:
+            outcomes.close()
+            progress.close()
+            journal.sweep(plan.jobs)
+            write_log(log, tally, plan.settings, **ended)
+            for line in failure_lines(tally.failures):
+                print(f"ldp: {line}", file=sys.stderr)
+            if arguments.json:
+                print(json.dumps(log_fields(tally, plan.settings, **ended, log=str(log)), indent=2, allow_nan=False))
+            elif not arguments.quiet:
+                print(f"{tally.summary()}\nlog in {log}")
+    if tally.failures:
+        raise CheckFailedError(
+            f"{len(tally.failures)} of {len(plan.jobs)} pairs, listed in {log}; mend them and run the command again"
+        )
+
+
+def _outcomes(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> Generator[Outcome]:
+    if not plan.todo:
+        return
+    if arguments.ray is not None:
+        from ldp_runtime.batch.cluster import run_ray
+
+        yield from run_ray(plan.todo, plan.settings, arguments.ray, workers=arguments.workers)
+        return
+    from ldp_runtime.batch.local import run_local
+
+    yield from run_local(plan.todo, plan.settings, bundle, io_threads=arguments.io_threads)
+
+
+def _how_far(tally: Tally) -> str:
+    return (
+        f"{tally.skipped + tally.restored} of {tally.pairs} pairs are done and no file is half-written; the same "
+        "command goes on from there"
+    )
+
+
+def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
+    from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, read_csv
+
+    source = arguments.input
+    if source.is_dir():
+        if os.path.realpath(source) == os.path.realpath(arguments.output):
+            raise PairingError(f"{arguments.output} is the folder of the views; choose another output folder")
+        listing = find_pairs(source, arguments.output)
+        check_listing(source, listing, skip_unpaired=arguments.skip_unpaired)
+        if listing.alone:
+            print(f"ldp: warning: {len(listing.alone)} images belong to no pair and are left out", file=sys.stderr)
+        return listing.pairs
+    if not source.exists():
+        raise PairingError(f"{source} does not exist; give a folder with pairs or a CSV that lists them")
+    if source.suffix.lower() != ".csv":
+        raise PairingError(f"expected a folder or a .csv, came {source}; for one pair there is ldp deblur")
+    pairs = read_csv(source)
+    if not pairs:
+        raise PairingError(f"{source} lists no pairs; expected a line a pair below the first")
+    return pairs
+
+
+def _settings(arguments: argparse.Namespace, bundle: Bundle) -> Settings:
+    from ldp_runtime.batch.jobs import Settings
+
+    return Settings(
+        bundle=str(bundle.path),
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        tile=arguments.tile,
+        axis=arguments.axis,
+        swap=arguments.swap,
+        content=bundle.content,
+    )
+
+
+def _print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
+    todo = set(plan.todo)
+
+    def fields(job: Job) -> dict[str, Any]:
+        outputs = [str(path) for path in job.outputs]
+        return {"left": str(job.left), "right": str(job.right), "outputs": outputs, "done": job not in todo}
+
+    if arguments.json:
+        print(json.dumps([fields(job) for job in plan.jobs], indent=2))
+        return
+    for job in plan.jobs:
+        print(
+            f"{'restore' if job in todo else 'done':8} {job.left} + {job.right} -> {' + '.join(map(str, job.outputs))}"
+        )
+    print(f"{len(plan.jobs)} pairs: {len(plan.todo)} to restore, {len(plan.jobs) - len(plan.todo)} done")
+
+
+def _count(text: str) -> int:
+    """A positive number; raises what argparse expects."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, came {text!r}")
+    return int(text)
