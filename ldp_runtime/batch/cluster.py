@@ -192,6 +192,10 @@ def _connected(address: str) -> Iterator[Any]:
     folder: str | None = None
     try:
         if address == LOCAL:
+            # On the user's own machine workers are to get as far as ldp itself would: Ray would kill them where other
+            # programs fill the memory, and let every other program go first.
+            os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+            os.environ.setdefault("RAY_worker_niceness", "0")
             base = tempfile.gettempdir()
             folder = tempfile.mkdtemp(prefix="ldp-ray-", dir=base if len(base) <= _LONGEST_TEMPORARY else "/tmp")
             options |= {

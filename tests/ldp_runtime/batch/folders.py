@@ -1,0 +1,54 @@
+"""Folders of small pairs, and `ldp batch` over them, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldp_runtime.batch.journal import JOURNAL_FILE
+from ldp_runtime.image_io import Photo, write_photo
+
+H, W = 37, 51
+BACKEND = ("--backend", "onnxruntime", "--precision", "fp32", "--threads", "1")
+
+
+def make_pairs(folder: Path, count: int, *, height: int = H, width: int = W) -> Path:
+    """Writes pairs `00/pair_L.png`, `00/pair_R.png` and so on, all different."""
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        coarse = rng.uniform(0.1, 0.9, (-(-height // 8), -(-width // 8), 3))
+        scene = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
+        for view, shift in (("L", 1), ("R", -1)):
+            path = folder / f"{i:02}" / f"pair_{view}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_photo(path, Photo(np.round(255 * np.roll(scene, shift, axis=1)).astype(np.uint8)))
+    return folder
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Every file below an output folder save for the journal and the log: path -> content."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name not in (JOURNAL_FILE, "ldp-batch.json")}
+
+
+def command(source: Path, output: Path, bundle: Path, *options: object) -> list[str]:
+    """The arguments of `ldp` for a batch with the tiny bundle."""
+    return ["batch", *map(str, (source, output, "--bundle", bundle, *BACKEND, *options))]
+
+
+def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Starts `ldp` in a process and a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ldp_runtime", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        start_new_session=True,
+        **options,
+    )

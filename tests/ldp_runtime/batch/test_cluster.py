@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldp_runtime.batch.cluster import ClusterError, Share, share_out
+from ldp_runtime.batch.jobs import Settings
+from ldp_runtime.batch.journal import JOURNAL_FILE
+from ldp_runtime.cli import main
+from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start
+from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+
+MACHINE = {"CPU": 16.0}
+GPU_MACHINE = {"CPU": 16.0, "GPU": 4.0}
+PAIRS = 24
+
+
+def settings(backend: str = "auto", threads: int | None = None) -> Settings:
+    return Settings("bundle", backend, "auto", threads, "auto", "horizontal", False, "content")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "backend", "workers", "expected"),
+    [
+        ([MACHINE, MACHINE], "auto", None, Share(2, 16, 0, None)),
+        ([MACHINE, {"CPU": 4.0}], "auto", None, Share(2, 4, 0, None)),
+        ([MACHINE], "auto", 4, Share(4, 4, 0, 4)),
+        ([MACHINE, MACHINE], "openvino", 3, Share(3, 8, 0, 8)),
+        ([GPU_MACHINE, GPU_MACHINE], "auto", None, Share(8, 4, 1, None)),
+        ([GPU_MACHINE], "openvino", None, Share(1, 16, 0, None)),
+        ([GPU_MACHINE], "cuda", 2, Share(2, 8, 1, None)),
+        ([{"memory": 1.0}, MACHINE], "auto", None, Share(1, 16, 0, None)),
+    ],
+)
+def test_share_out(nodes: list[dict[str, float]], backend: str, workers: int | None, expected: Share) -> None:
+    assert share_out(nodes, settings(backend), workers=workers) == expected
+
+
+def test_threads_as_asked() -> None:
+    assert share_out([MACHINE], settings(threads=3), workers=2).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "words"),
+    [([], None, "free CPUs"), ([MACHINE], 17, "at most 16 workers"), ([GPU_MACHINE], 5, "at most 4 workers")],
+)
+def test_too_little_to_share(nodes: list[dict[str, float]], workers: int | None, words: str) -> None:
+    with pytest.raises(ClusterError, match=words):
+        share_out(nodes, settings(), workers=workers)
+
+
+def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source = make_pairs(tmp_path / "in", 1)
+    assert main(command(source, tmp_path / "out", make_tiny_bundle(tmp_path), "--ray", "local")) == 2
+    assert "pip install 'ldp[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    """Two workers on a local cluster; one is killed in the middle, and the outputs are those of a local run."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    bundle = make_tiny_bundle(tmp_path)
+    source = make_pairs(tmp_path / "in", PAIRS, height=300, width=400)
+    assert main(command(source, tmp_path / "local", bundle, "-q")) == 0
+
+    out = tmp_path / "ray"
+    arguments = command(source, out, bundle)
+    process = start([*arguments, "--ray", "local", "--workers", "2", "--json"])
+    journal = out / JOURNAL_FILE
+    while process.poll() is None and not (journal.exists() and b'{"done"' in journal.read_bytes()):
+        pass
+    workers = actors(process.pid)
+    assert workers, "the run ended before a worker could be killed"
+    os.kill(workers[0], signal.SIGKILL)
+    printed, err = process.communicate(timeout=540)
+    assert process.returncode == 0, err
+    assert json.loads(printed)["restored"] == PAIRS
+
+    assert outputs(out) == outputs(tmp_path / "local")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    names = [line["done"]["name"] for line in lines if "done" in line]
+    assert sorted(names) == sorted(outputs(out))  # each once
+
+    # A local run goes on from a run on the cluster.
+    assert main([*arguments, "-q"]) == 0
+    assert journal.read_text().count('{"done"') == PAIRS
+
+
+def actors(driver: int) -> list[int]:
+    """Processes of a local cluster that hold our model, by what Ray calls them."""
+    session = os.getsid(driver)
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            name = (entry / "cmdline").read_bytes() if entry.name.isdecimal() else b""
+            if b"ray::" in name and b"Worker" in name and descends(int(entry.name), session):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def descends(process: int, session: int) -> bool:
+    """Whether a process was started by one of a session."""
+    while process > 1:
+        if process == session:
+            return True
+        process = int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
+    return False
