@@ -81,7 +81,7 @@ class Report:
     """The result of one benchmark.
 
     Attributes:
-        kind: Which benchmark: "latency", "parity", "roofline", "peers", "scaling", "engine_build", "capacity".
+        kind: Which benchmark, such as "latency" or "engine_build".
         machine: What `machine.describe` says of the machine that it ran on.
         created: When, ISO 8601 in UTC.
         commit: State of the source.

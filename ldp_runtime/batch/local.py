@@ -9,8 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
 from ldp_runtime.batch.jobs import Job, Settings
-from ldp_runtime.batch.work import Done, Outcome, PairError, Read, Restored, finish, make_deblurrer, read, start, write
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.batch.work import Done, Outcome, PairError, Read, Restored, finish, read, start, write
 from ldp_runtime.pipeline import IN_FLIGHT, Deblurrer, Started
 
 MOST_IO_THREADS = 4
@@ -22,7 +21,7 @@ def default_io_threads() -> int:
 
 
 def run_local(
-    jobs: Iterable[Job], settings: Settings, bundle: Bundle, *, io_threads: int | None = None
+    jobs: Iterable[Job], settings: Settings, deblurrer: Deblurrer, *, io_threads: int | None = None
 ) -> Iterator[Outcome]:
     """Restores pairs; at most `io_threads` are read ahead and as many wait to be written, which bounds memory.
 
@@ -31,17 +30,15 @@ def run_local(
     Args:
         jobs: What to do.
         settings: What all share.
-        bundle: That of `settings`.
+        deblurrer: What restores, made of `settings`.
         io_threads: Threads that read and threads that write, each; None for `default_io_threads`.
 
     Yields:
         What became of each pair, in the order in which they end.
 
     Raises:
-        BackendError: The backend does not work here.
         OutputError: Nothing can be written any more.
     """
-    deblurrer = make_deblurrer(bundle, settings)
     threads = io_threads or default_io_threads()
     readers = ThreadPoolExecutor(threads, thread_name_prefix="ldp-read")
     writers = ThreadPoolExecutor(threads, thread_name_prefix="ldp-write")

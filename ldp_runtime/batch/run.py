@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from ldp_runtime import image_io
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import Journal, OutputError
-from ldp_runtime.batch.report import Progress, Tally
+from ldp_runtime.batch.report import Progress
 from ldp_runtime.batch.work import Done, Outcome
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, ImageError
 
 LOG_FILE = "ldp-batch.json"
 GIVE_UP_AFTER = 3
@@ -87,16 +87,13 @@ def follow(plan: Plan, outcomes: Iterable[Outcome], progress: Progress) -> None:
             raise BackendError(f"the backend failed on {in_a_row} pairs in a row, so the run ends: {outcome.error}")
 
 
-def write_log(path: Path, tally: Tally, settings: Settings, **more: Any) -> None:
+def write_log(path: Path, fields: Mapping[str, Any]) -> None:
     """Writes the log of a run as JSON, in one step.
 
     Raises:
-        ImageError: It cannot be written.
+        OutputError: It cannot be written.
     """
-    fields = log_fields(tally, settings, **more)
-    image_io.write_files({path: (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()})
-
-
-def log_fields(tally: Tally, settings: Settings, **more: Any) -> dict[str, Any]:
-    """The log of a run as plain JSON values."""
-    return {**more, "settings": vars(settings), **tally.fields()}
+    try:
+        image_io.write_files({path: (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()})
+    except ImageError as error:
+        raise OutputError(f"the log {error}; name another place for it with --log") from error

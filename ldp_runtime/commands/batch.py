@@ -118,11 +118,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
+    from ldp_runtime.batch.journal import OutputError
     from ldp_runtime.batch.report import Progress, Tally, failure_lines
-    from ldp_runtime.batch.run import LOG_FILE, follow, log_fields, write_log
+    from ldp_runtime.batch.run import LOG_FILE, follow, write_log
 
     log = arguments.log or arguments.output / LOG_FILE
-    ended: dict[str, Any] = {"version": __version__, "bundle": bundle.manifest.name, "ended": "done", "error": None}
+    end: LDPError | KeyboardInterrupt | None = None
     with plan.journal as journal:
         journal.sweep(plan.jobs)
         journal.claim(plan.todo)
@@ -132,22 +133,33 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
         try:
             follow(plan, outcomes, progress)
         except KeyboardInterrupt:
-            ended["ended"] = "interrupted"
-            raise KeyboardInterrupt(_how_far(tally)) from None
+            end = KeyboardInterrupt(_how_far(tally))
         except LDPError as error:
-            ended |= {"ended": "stopped", "error": str(error)}
-            raise type(error)(f"{error}; {_how_far(tally)}") from error
+            end = type(error)(f"{error}; {_how_far(tally)}")
         finally:
             outcomes.close()
             progress.close()
-            journal.sweep(plan.jobs)
-            write_log(log, tally, plan.settings, **ended)
-            for line in failure_lines(tally.failures):
-                print(f"ldp: {line}", file=sys.stderr)
-            if arguments.json:
-                print(json.dumps(log_fields(tally, plan.settings, **ended, log=str(log)), indent=2, allow_nan=False))
-            elif not arguments.quiet:
-                print(f"{tally.summary()}\nlog in {log}")
+        journal.sweep(plan.jobs)
+    fields = {
+        "version": __version__,
+        "bundle": bundle.manifest.name,
+        "ended": "done" if end is None else "interrupted" if isinstance(end, KeyboardInterrupt) else "stopped",
+        "error": str(end) if isinstance(end, LDPError) else None,
+        "settings": vars(plan.settings),
+        **tally.fields(),
+    }
+    try:
+        write_log(log, fields)
+    except OutputError as error:
+        end = end or error
+    for line in failure_lines(tally.failures):
+        print(f"ldp: {line}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({**fields, "log": str(log)}, indent=2, allow_nan=False))
+    elif not arguments.quiet:
+        print(f"{tally.summary()}\nlog in {log}")
+    if end is not None:
+        raise end
     if tally.failures:
         raise CheckFailedError(
             f"{len(tally.failures)} of {len(plan.jobs)} pairs, listed in {log}; mend them and run the command again"
@@ -163,8 +175,10 @@ def _outcomes(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> Gene
         yield from run_ray(plan.todo, plan.settings, arguments.ray, workers=arguments.workers)
         return
     from ldp_runtime.batch.local import run_local
+    from ldp_runtime.batch.work import make_deblurrer
 
-    yield from run_local(plan.todo, plan.settings, bundle, io_threads=arguments.io_threads)
+    deblurrer = make_deblurrer(bundle, plan.settings)
+    yield from run_local(plan.todo, plan.settings, deblurrer, io_threads=arguments.io_threads)
 
 
 def _how_far(tally: Tally) -> str:
