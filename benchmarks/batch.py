@@ -247,8 +247,8 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(
         [
             f"# ldp batch with {name}",
-            f"{pairs} pairs of {width} x {height} px, 8-bit PNG, {data['ran']}; {data['io_threads']} thread(s) read and "
-            f"as many write.",
+            f"{pairs} pairs of {width} x {height} px, 8-bit PNG, {data['ran']}; {data['io_threads']} thread(s) read "
+            f"and as many write.",
             markdown_table(["", "seconds", "pairs a second", "Mpx a second"], rows),
             f"Overlapping makes it {won:.2f} times as fast: the median of {len(rounds)} round(s), each of which runs "
             f"the loop and the batch. Load average before and after: {loads}.",

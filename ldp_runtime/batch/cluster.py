@@ -24,8 +24,10 @@ from ldp_runtime.backends.base import one_line
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import OutputError
 from ldp_runtime.batch.work import (
+    Done,
     Outcome,
     PairError,
+    failure,
     finish,
     make_deblurrer,
     outcome_from_json,
@@ -40,6 +42,9 @@ from ldp_runtime.errors import LDPError
 LOCAL = "local"
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
+RETRIES = 5
+"""How often a pair is tried again when its worker dies, lest a pair that kills its worker is tried for ever."""
+
 _CALLS = 3
 """Pairs that a worker has at a time: one is read, one computed, one written."""
 _OBJECT_STORE = 80 * 2**20
@@ -69,24 +74,23 @@ class Share:
     threads: int | None
 
 
-def share_out(
-    nodes: Sequence[dict[str, float]], settings: Settings, *, workers: int | None = None, least: int = 1
-) -> Share:
+def share_out(nodes: Sequence[dict[str, float]], settings: Settings, *, workers: int | None = None) -> Share:
     """Shares a cluster out: a worker a GPU where the backend takes one, else a worker a machine, or so many as asked.
 
     Args:
         nodes: What each machine has, `CPU` and `GPU`.
         settings: Those of the run.
         workers: How many workers; None for a worker a GPU or machine.
-        least: CPUs that a machine needs to count.
 
     Raises:
         ClusterError: There is nothing to work on, or too little for so many workers.
     """
-    nodes = [node for node in nodes if node.get("CPU", 0) >= least]
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not nodes:
-        raise ClusterError("expected a cluster with free CPUs, came none; start a Ray node on each machine")
-    gpus = int(sum(node.get("GPU", 0) for node in nodes)) if settings.backend not in CPU_BACKENDS else 0
+        raise ClusterError("expected a cluster with CPUs, came none; start a Ray node on each machine")
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and settings.backend not in CPU_BACKENDS]
+    nodes = with_gpu or nodes
+    gpus = int(sum(node["GPU"] for node in with_gpu))
     count = workers or gpus or len(nodes)
     if gpus and count > gpus:
         raise ClusterError(f"expected at most {gpus} workers, one a GPU, came {count}; ask for fewer with --workers")
@@ -143,8 +147,8 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
         What became of each pair, in the order in which they end.
 
     Raises:
-        ClusterError: The cluster cannot be reached or gives up, or a worker has another bundle.
-        OutputError: Nothing can be written any more.
+        ClusterError: The cluster cannot be reached or gives up; or a worker has another bundle, or nothing can be
+            written any more.
     """
     with _connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -156,22 +160,30 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
             max_concurrent_calls_per_actor=_CALLS,
             enable_true_multi_threading=True,
         )
-        # Ray Data starts an actor that died again, and its rows with it, without end unless told otherwise.
-        outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            Worker,
-            fn_constructor_args=(asdict(settings),),
-            compute=workforce,
-            num_cpus=share.cpus,
-            num_gpus=share.gpus or None,
-        )
+        pairs = ray.data.from_items(items, override_num_blocks=len(items))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # max_task_retries has no other way in, and is to go with Ray 2.64
+            outcomes = pairs.map(
+                Worker,
+                fn_constructor_args=(asdict(settings),),
+                compute=workforce,
+                num_cpus=share.cpus,
+                num_gpus=share.gpus or None,
+                max_task_retries=RETRIES,
+            )
+        missing = {job.name: job for job in jobs}
         try:
             for row in outcomes.iter_rows():
-                outcome = json.loads(row["outcome"])
-                if "stop" in outcome:
-                    raise OutputError(outcome["stop"])
-                yield outcome_from_json(outcome)
+                value = json.loads(row["outcome"])
+                if "stop" in value:
+                    raise ClusterError(f"a worker cannot go on: {value['stop']}")
+                outcome = outcome_from_json(value)
+                del missing[outcome.record.name if isinstance(outcome, Done) else outcome.name]
+                yield outcome
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the cluster gave up ({one_line(error)}); the same command goes on") from error
+            raise ClusterError(f"the cluster gave up ({one_line(error)}); see that its machines are well") from error
+        for job in missing.values():
+            yield failure(job, f"its worker died {RETRIES + 1} times; see whether the pair fits into a worker's memory")
 
 
 @contextmanager
@@ -188,6 +200,7 @@ def _connected(address: str) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # a block is a pair; one without an outcome has failed, and the others go on
     options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "include_dashboard": None}
     folder: str | None = None
     try:

@@ -209,7 +209,7 @@ def _write_files(contents: dict[Path, bytes]) -> None:
     try:
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)
-        image_io.write_files({**contents})
+        image_io.write_files({str(path): content for path, content in contents.items()})
     except (OSError, ImageError) as error:
         cause = error.__cause__ if isinstance(error, ImageError) else error
         if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:

@@ -498,7 +498,7 @@ def test_info(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert text in out
 
 
-@pytest.mark.parametrize("command", [[], ["deblur"], ["blur-map"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["deblur"], ["blur-map"], ["batch"], ["info"]])
 def test_help_has_examples_and_exit_codes(run: Run, command: list[str]) -> None:
     code, out, err = run(*command, "--help")
     assert (code, err) == (0, "")

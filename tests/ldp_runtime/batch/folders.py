@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,14 +41,21 @@ def command(source: Path, output: Path, bundle: Path, *options: object) -> list[
     return ["batch", *map(str, (source, output, "--bundle", bundle, *BACKEND, *options))]
 
 
-def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    """Starts `ldp` in a process and a group of its own."""
+def start(arguments: list[str], *, path: Path | None = None) -> subprocess.Popen[str]:
+    """Starts `ldp` in a process and a session of its own; `path` is looked in first for modules."""
+    folders = [folder for folder in (path, Path(__file__).resolve().parents[3]) if folder is not None]
     return subprocess.Popen(
         [sys.executable, "-m", "ldp_runtime", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
         start_new_session=True,
-        **options,
     )
+
+
+def wait_for(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    """Waits until a run has finished so many pairs, or ended."""
+    journal = output / JOURNAL_FILE
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b'{"done"') >= count):
+        time.sleep(0.005)

@@ -20,7 +20,7 @@ from ldp_runtime.batch.journal import JOURNAL_FILE, Journal
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, NumericsError
 from ldp_runtime.image_io import Photo, read_photo, write_photo
-from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start
+from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 PAIRS = 4
@@ -437,14 +437,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Pa
     source = make_pairs(folder / "in", 40)
     assert main(command(source, folder / "out", bundle, "-q", "--blur-map", "png")) == 0
     return source, outputs(folder / "out")
-
-
-def wait_for(process: Any, folder: Path, count: int) -> None:
-    """Waits until a run has finished so many pairs, or ended."""
-    journal = folder / JOURNAL_FILE
-    while process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b'{"done"') >= count:
-            return
 
 
 def test_ctrl_c(unbroken: tuple[Path, dict[str, bytes]], bundle: Path, out: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ldp_runtime.batch.cluster import ClusterError, Share, share_out
+from ldp_runtime.batch.cluster import RETRIES, ClusterError, Share, share_out
 from ldp_runtime.batch.jobs import Settings
 from ldp_runtime.batch.journal import JOURNAL_FILE
 from ldp_runtime.cli import main
-from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start
+from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 MACHINE = {"CPU": 16.0}
@@ -35,6 +35,7 @@ def settings(backend: str = "auto", threads: int | None = None) -> Settings:
         ([GPU_MACHINE], "openvino", None, Share(1, 16, 0, None)),
         ([GPU_MACHINE], "cuda", 2, Share(2, 8, 1, None)),
         ([{"memory": 1.0}, MACHINE], "auto", None, Share(1, 16, 0, None)),
+        ([{"CPU": 2.0}, GPU_MACHINE], "auto", None, Share(4, 4, 1, None)),
     ],
 )
 def test_share_out(nodes: list[dict[str, float]], backend: str, workers: int | None, expected: Share) -> None:
@@ -47,7 +48,7 @@ def test_threads_as_asked() -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "workers", "words"),
-    [([], None, "free CPUs"), ([MACHINE], 17, "at most 16 workers"), ([GPU_MACHINE], 5, "at most 4 workers")],
+    [([], None, "with CPUs"), ([MACHINE], 17, "at most 16 workers"), ([GPU_MACHINE], 5, "at most 4 workers")],
 )
 def test_too_little_to_share(nodes: list[dict[str, float]], workers: int | None, words: str) -> None:
     with pytest.raises(ClusterError, match=words):
@@ -72,9 +73,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "ray"
     arguments = command(source, out, bundle)
     process = start([*arguments, "--ray", "local", "--workers", "2", "--json"])
-    journal = out / JOURNAL_FILE
-    while process.poll() is None and not (journal.exists() and b'{"done"' in journal.read_bytes()):
-        pass
+    wait_for(process, out, 1)
     workers = actors(process.pid)
     assert workers, "the run ended before a worker could be killed"
     os.kill(workers[0], signal.SIGKILL)
@@ -83,6 +82,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert json.loads(printed)["restored"] == PAIRS
 
     assert outputs(out) == outputs(tmp_path / "local")
+    journal = out / JOURNAL_FILE
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     names = [line["done"]["name"] for line in lines if "done" in line]
     assert sorted(names) == sorted(outputs(out))  # each once
@@ -90,6 +90,37 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     # A local run goes on from a run on the cluster.
     assert main([*arguments, "-q"]) == 0
     assert journal.read_text().count('{"done"') == PAIRS
+
+
+@pytest.mark.slow
+def test_a_pair_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
+    """A worker that reads the second pair ends at once, as if the system had killed it for its memory."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    source = make_pairs(tmp_path / "in", 3)
+    out = tmp_path / "out"
+    arguments = command(source, out, make_tiny_bundle(tmp_path), "--ray", "local", "--workers", "1", "--json")
+    process = start(arguments, path=tmp_path)
+    printed, err = process.communicate(timeout=580)
+    assert process.returncode == 1, err
+    failures = {failure["name"]: failure["error"] for failure in json.loads(printed)["failures"]}
+    assert f"its worker died {RETRIES + 1} times" in failures["01/pair.png"]
+    assert set(outputs(out)) == {f"{i:02}/pair.png" for i in range(3)} - set(failures)
+
+
+POISON = """
+import os, sys
+
+if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
+    from ldp_runtime.batch import work
+
+    def read(job, settings, real=work.read):
+        if job.name.startswith("01/"):
+            os._exit(9)
+        return real(job, settings)
+
+    work.read = read
+"""
 
 
 def actors(driver: int) -> list[int]:
