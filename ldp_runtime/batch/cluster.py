@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
         ClusterError: The cluster cannot be reached or gives up; or a worker has another bundle, or nothing can be
             written any more.
     """
-    with _connected(address) as ray:
+    # Ray prints on stdout what befalls its workers; there is only our report.
+    with redirect_stdout(sys.stderr), _connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings, workers=workers)
         settings = replace(settings, threads=share.threads)
@@ -191,6 +193,7 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster; a local one is there for as long as the context is."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported: it tells nobody that it was used
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else some of what Ray says comes when it has left
     try:
         import ray
         import ray.data
