@@ -14,6 +14,7 @@ COMMANDS = (
     "deblur",
     "blur-map",
     "batch",
+    "serve",
     "info",
     "selftest",
     "trust",

@@ -140,7 +140,20 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             stores samples that are not 8- or 16-bit grey or RGB.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    return decode_photo(path, _read_bytes(path))
+
+
+def decode_photo(name: str | os.PathLike[str], data: bytes) -> Photo:
+    """Decodes the content of a file, as ``read_photo`` does.
+
+    Args:
+        name: What errors call it; it is not opened.
+        data: The content.
+
+    Raises:
+        ImageError: As for ``read_photo``.
+    """
+    path = Path(name)
     if data.startswith(_PNG_SIGNATURE):
         array, icc_profile, exif_block, dpi = _read_png(path, data)
     elif data.startswith(_TIFF_SIGNATURES):
@@ -148,10 +161,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
     elif data.startswith(_JPEG_SIGNATURE):
         array, icc_profile, exif_block, dpi = _read_jpeg(path, data)
     else:
-        raise ImageError(
-            f"{path} is not a PNG, TIFF or JPEG file; convert it to one of them (a raw photo has to be "
-            "split into its two views and developed first)"
-        )
+        raise _unknown_format(path)
 
     orientation, exif = clean_exif(exif_block or b"")
     array = _upright(array, orientation)
@@ -168,6 +178,36 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
         exif=exif,
         dpi=dpi,
         orientation=orientation,
+    )
+
+
+def photo_size(name: str | os.PathLike[str], data: bytes) -> tuple[int, int]:
+    """Tells the width and height in px that the header of a file claims; no pixel is decoded.
+
+    Args:
+        name: What errors call it; it is not opened.
+        data: The content of a PNG, TIFF or JPEG file. The EXIF orientation is not applied.
+
+    Raises:
+        ImageError: The content has another format, or a header that cannot be read.
+    """
+    path = Path(name)
+    with _decoding(path):
+        if data.startswith(_PNG_SIGNATURE):
+            return PngImagePlugin.PngImageFile(io.BytesIO(data)).size
+        if data.startswith(_JPEG_SIGNATURE):
+            return JpegImagePlugin.JpegImageFile(io.BytesIO(data)).size
+        if data.startswith(_TIFF_SIGNATURES):
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                page = tiff.pages[0].aspage()
+                return page.imagewidth, page.imagelength
+        raise _unknown_format(path)
+
+
+def _unknown_format(path: Path) -> ImageError:
+    return ImageError(
+        f"{path} is not a PNG, TIFF or JPEG file; convert it to one of them (a raw photo has to be "
+        "split into its two views and developed first)"
     )
 
 

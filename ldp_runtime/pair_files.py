@@ -60,6 +60,27 @@ def read_views(
     """
     names = (right, left) if swap else (left, right)
     first, second = (image_io.read_photo(name) for name in names)
+    return match_views(first, second, names, axis=axis)
+
+
+def match_views(
+    first: Photo,
+    second: Photo,
+    names: tuple[str | os.PathLike[str], str | os.PathLike[str]],
+    *,
+    axis: str = "horizontal",
+) -> Views:
+    """Checks that two photos belong together, and names them for the upright picture.
+
+    Args:
+        first: The left view as the sensor has it, or the top one.
+        second: The other view.
+        names: What errors and warnings call them.
+        axis: As for ``read_views``.
+
+    Raises:
+        ImageError: They differ in size, depth or EXIF orientation.
+    """
     if first.orientation != second.orientation:
         raise ImageError(
             f"{names[0]} has EXIF orientation {first.orientation} and {names[1]} has {second.orientation}; "

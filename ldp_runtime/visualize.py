@@ -58,7 +58,7 @@ def comparison(panels: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _cell(label: str, image: np.ndarray) -> np.ndarray:
     """A label above its image, ``(h + label height, at least the label's width, 3)`` uint8."""
-    image = _to_uint8(image)
+    image = to_uint8(image)
     scale = PANEL_SIDE / max(image.shape[:2])
     if scale < 1:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -72,7 +72,8 @@ def _cell(label: str, image: np.ndarray) -> np.ndarray:
     return cell
 
 
-def _to_uint8(image: np.ndarray) -> np.ndarray:
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Scales uint16 or float in [0, 1] to uint8, rounded; uint8 comes back as it is."""
     if image.dtype == np.uint8:
         return image
     top = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1

@@ -28,9 +28,23 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of a command that runs the networks on pairs, one or many."""
+    add_json_argument(parser)
+    add_backend_arguments(parser)
+    parser.add_argument(
+        "--axis",
+        default="horizontal",
+        choices=("horizontal", "vertical"),
+        help="how the sensor splits its pixels: vertical for top (LEFT) and bottom (RIGHT); a camera "
+        "that was turned is known from EXIF (default: %(default)s)",
+    )
+    parser.add_argument("--swap", action="store_true", help="take LEFT for the right view and RIGHT for the left")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares which bundle is run, and by what."""
     from ldp_runtime.backends import BACKENDS, PRECISIONS
 
-    add_json_argument(parser)
     parser.add_argument(
         "--bundle",
         default="ldp-nano",
@@ -50,15 +64,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="arithmetic of the networks (default: auto, the backend's own)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    parser.add_argument(
-        "--axis",
-        default="horizontal",
-        choices=("horizontal", "vertical"),
-        help="how the sensor splits its pixels: vertical for top (LEFT) and bottom (RIGHT); a camera "
-        "that was turned is known from EXIF (default: %(default)s)",
-    )
-    parser.add_argument("--swap", action="store_true", help="take LEFT for the right view and RIGHT for the left")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

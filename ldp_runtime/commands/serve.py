@@ -1,0 +1,174 @@
+"""``ldp serve``: a local HTTP service with a page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldp_runtime.commands._pair import add_backend_arguments, add_tile_argument, load
+from ldp_runtime.errors import LDPError
+
+if TYPE_CHECKING:
+    from ldp_runtime.pipeline import Deblurrer
+
+HELP = "Serves a web page and an HTTP API that restore pairs."
+EXAMPLES = """\
+examples:
+  ldp serve
+  ldp serve --port 9000 --workers 2 --max-megapixels 50
+  curl -F left=@left.png -F right=@right.png http://127.0.0.1:8000/v1/deblur -o sharp.png
+  LDP_TOKEN=$(cat token) ldp serve --host 0.0.0.0
+
+It listens on 127.0.0.1 alone unless --host says more. Then clients have to send
+a token (Authorization: Bearer TOKEN): that of --token-file or of LDP_TOKEN, or
+one that is made and printed. There is no TLS: put a proxy in front for that.
+Routes: / (the page), /v1/deblur, /v1/restorations, /v1/health, /v1/limits,
+/metrics, /openapi.json.
+
+Ctrl-C or SIGTERM stops it: no connection is accepted from then on, pairs that
+wait are answered with 503, and those that are being restored get --grace
+seconds. It ends with 130 after Ctrl-C and with 0 after SIGTERM.
+
+"""
+
+_TOKEN_VARIABLE = "LDP_TOKEN"
+_LEAST_TOKEN = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    parser.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--token-file", metavar="PATH", help=f"file with the token that clients send (default: ${_TOKEN_VARIABLE})"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_at_least_one,
+        default=1,
+        metavar="N",
+        help="pairs restored at a time, each with graphs of its own in memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=_at_least_one,
+        default=8,
+        metavar="N",
+        help="pairs that may wait; more are answered with 429 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-upload", type=_positive, default=256, metavar="MIB", help="largest upload (default: %(default)s MiB)"
+    )
+    parser.add_argument(
+        "--max-megapixels", type=_positive, default=100, metavar="N", help="largest view (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_positive,
+        default=300,
+        metavar="S",
+        help="seconds from the upload to the result (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace", type=_positive, default=30, metavar="S", help="seconds to finish in when stopped (default: 30)"
+    )
+    add_backend_arguments(parser)
+    add_tile_argument(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no line a request")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """See ``ldp_runtime.command.Command``."""
+    import signal
+
+    try:
+        from ldp_runtime.service.app import Service
+        from ldp_runtime.service.gate import is_loopback
+        from ldp_runtime.service.server import listen, serve
+        from ldp_runtime.service.settings import MIB, Settings
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "ldp_runtime":
+            raise
+        raise LDPError(
+            f"ldp serve needs the package {error.name}, which is not installed; run pip install 'ldp[serve]'"
+        ) from error
+    import secrets
+
+    token, made = _read_token(arguments.token_file), False
+    sock = listen(arguments.host, arguments.port)
+    with sock:
+        address, port = sock.getsockname()[:2]
+        if token is None and not is_loopback(address):
+            token, made = secrets.token_urlsafe(24), True
+        settings = Settings(
+            token=token,
+            workers=arguments.workers,
+            queue=arguments.queue,
+            max_upload=int(arguments.max_upload * MIB),
+            max_pixels=int(arguments.max_megapixels * 1e6),
+            time_limit=arguments.time_limit,
+            grace=arguments.grace,
+        )
+        first: list[Deblurrer] = []
+
+        def open_deblurrer() -> Deblurrer:
+            deblurrer = _warm(load(arguments))
+            first.append(deblurrer)
+            return deblurrer
+
+        service = Service(settings, open_deblurrer)
+        host = f"[{address}]" if ":" in address else address
+        print(f"bundle   {first[0].bundle.manifest.name} ({first[0].bundle.path})")
+        print(f"backend  {first[0].reason}")
+        if made:
+            print(f"token    {token}")
+        print(f"serving  http://{host}:{port}/" + (f"#token={token}" if made else ""), flush=True)
+        stopped_by = serve(service, sock, log_requests=not arguments.quiet)
+    if stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def _warm(deblurrer: Deblurrer) -> Deblurrer:
+    """Opens the graphs, so that the first client does not wait for that."""
+    import numpy as np
+
+    blank = np.zeros((64, 64, 3), np.uint8)
+    deblurrer(blank, blank)
+    return deblurrer
+
+
+def _read_token(path: str | None) -> str | None:
+    if path is not None:
+        where = path
+        try:
+            token = Path(path).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LDPError(f"{path}: expected a file with a token in ASCII, came {error}; choose another") from error
+    elif _TOKEN_VARIABLE in os.environ:
+        where, token = _TOKEN_VARIABLE, os.environ[_TOKEN_VARIABLE].strip()
+    else:
+        return None
+    if len(token) < _LEAST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise LDPError(
+            f"{where}: expected a token of at least {_LEAST_TOKEN} printable characters without spaces, came "
+            f"{len(token)} characters; make one with: openssl rand -hex 16"
+        )
+    return token
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, came {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, came {text!r}")
+    return value

@@ -1,0 +1,278 @@
+// The page: takes a pair, sends it, follows it through the queue, and shows what came of it.
+
+import { makeViewer } from "/viewer.js";
+
+const POLL = 400; // ms
+const $ = (id) => document.getElementById(id);
+
+// A token comes after # in the address, which is never sent, and stays in this tab alone.
+const fragment = new URLSearchParams(location.hash.slice(1));
+if (fragment.has("token")) {
+  sessionStorage.setItem("ldp-token", fragment.get("token"));
+  history.replaceState(null, "", location.pathname);
+}
+
+const viewer = makeViewer({
+  stage: $("stage"), pan: $("pan"), pictures: $("pictures"), slider: $("slider"), opacity: $("opacity"),
+  zooms: { fit: $("fit"), 1: $("full"), 2: $("double") },
+});
+const urls = new Map(); // picture -> object URL
+let limits = null;
+let work = null; // what is under way: {request, path, cancelled}
+
+class ServiceError extends Error {}
+
+function headers() {
+  const token = sessionStorage.getItem("ldp-token");
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+function problem(status, text) {
+  if (status === 401) $("sign-in").hidden = false;
+  try {
+    return new ServiceError(JSON.parse(text).detail);
+  } catch {
+    return new ServiceError(`the service answered with status ${status}`);
+  }
+}
+
+async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: headers() });
+  } catch {
+    throw new ServiceError("the service does not answer; is it still running?");
+  }
+  if (!answer.ok) throw problem(answer.status, await answer.text());
+  return answer;
+}
+
+function send(form, onProgress) {
+  const request = new XMLHttpRequest(); // fetch cannot tell how much was sent
+  const answer = new Promise((resolve, reject) => {
+    request.open("POST", "/v1/restorations");
+    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.upload.onprogress = (event) => onProgress(event.loaded / event.total);
+    request.onload = () => {
+      if (request.status === 202) resolve(JSON.parse(request.responseText));
+      else reject(problem(request.status, request.responseText));
+    };
+    request.onerror = () => reject(new ServiceError("the upload broke off; is the service still running?"));
+    request.onabort = () => reject(new ServiceError("cancelled"));
+    request.send(form);
+  });
+  return { request, answer };
+}
+
+// --- the pair ---
+
+const SIDES = {
+  left: /(^|[^a-z])(left|top|l)([^a-z]|$)/i,
+  right: /(^|[^a-z])(right|bottom|r)([^a-z]|$)/i,
+};
+
+export function arrange(files) {
+  const [first, second] = files;
+  if (!second) return SIDES.right.test(first.name) && !SIDES.left.test(first.name) ? [null, first] : [first, null];
+  const swapped = SIDES.right.test(first.name) && !SIDES.left.test(first.name)
+    || (SIDES.left.test(second.name) && !SIDES.right.test(second.name));
+  if (swapped) return [second, first];
+  const named = SIDES.left.test(first.name) || SIDES.right.test(second.name);
+  return named || first.name <= second.name ? [first, second] : [second, first];
+}
+
+function put(input, file) {
+  const transfer = new DataTransfer();
+  if (file) transfer.items.add(file);
+  input.files = transfer.files;
+}
+
+function take(files) {
+  const chosen = [...files].slice(0, 2);
+  if (chosen.length === 0) return;
+  const [left, right] = arrange(chosen);
+  if (left) put($("left"), left);
+  if (right) put($("right"), right);
+  say(files.length > 2 ? "Only the first two files were taken." : "");
+}
+
+for (const id of ["left", "right"]) $(id).addEventListener("change", () => say(""));
+$("exchange").addEventListener("click", () => {
+  const [left, right] = [$("left").files[0], $("right").files[0]];
+  put($("left"), right);
+  put($("right"), left);
+});
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (event.relatedTarget === null) $("drop").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  take(event.dataTransfer.files);
+});
+
+// --- the work ---
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function fail(text) {
+  $("error").textContent = text;
+  $("error").hidden = !text;
+}
+
+function busy(on) {
+  $("restore").disabled = on;
+  $("cancel").hidden = !on;
+  if (!on) $("progress").hidden = true;
+}
+
+function check(left, right) {
+  if (!left || !right) return "Choose both views first.";
+  if (limits && left.size + right.size > limits.max_upload - 4096) {
+    return `The two files have more than ${Math.floor(limits.max_upload / 2 ** 20)} MiB, which the service does not take.`;
+  }
+  return "";
+}
+
+async function follow(path) {
+  for (;;) {
+    const status = await (await ask(path)).json();
+    if (status.state === "done") return status;
+    if (status.state === "failed") throw new ServiceError(status.problem.detail);
+    say(status.state === "waiting" ? `Waiting: number ${status.position} in the queue` : "Restoring…");
+    await new Promise((resolve) => setTimeout(resolve, POLL));
+    if (work.cancelled) throw new ServiceError("cancelled");
+  }
+}
+
+async function picture(name, path) {
+  const blob = await (await ask(path)).blob();
+  if (urls.has(name)) URL.revokeObjectURL(urls.get(name));
+  urls.set(name, URL.createObjectURL(blob));
+  return urls.get(name);
+}
+
+$("form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (work) return;
+  const [left, right] = [$("left").files[0], $("right").files[0]];
+  const wrong = check(left, right);
+  fail(wrong);
+  if (wrong) return;
+  const form = new FormData();
+  form.append("left", left);
+  form.append("right", right);
+  form.append("axis", $("axis").value);
+  form.append("format", $("format").value);
+  busy(true);
+  $("progress").hidden = false;
+  $("progress").value = 0;
+  say("Sending…");
+  work = { cancelled: false };
+  try {
+    const sent = send(form, (part) => { $("progress").value = part; });
+    work.request = sent.request;
+    const { id } = await sent.answer;
+    work.path = `/v1/restorations/${id}`;
+    $("progress").removeAttribute("value"); // it is not known how long it takes from here
+    $("progress").setAttribute("aria-label", "Restoration");
+    await show(await follow(work.path), left.name);
+    ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has all of it now
+    say("Done.");
+  } catch (error) {
+    say(error.message === "cancelled" ? "Cancelled." : "");
+    if (error.message !== "cancelled") fail(sentence(error instanceof ServiceError ? error.message : String(error)));
+  } finally {
+    work = null;
+    busy(false);
+  }
+});
+
+function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+function drop() {
+  if (!work) return;
+  work.cancelled = true;
+  work.request?.abort();
+  if (work.path) fetch(work.path, { method: "DELETE", headers: headers(), keepalive: true }).catch(() => {});
+}
+$("cancel").addEventListener("click", () => { drop(); $("restore").disabled = false; $("restore").focus(); });
+addEventListener("pagehide", drop);
+
+// --- the result ---
+
+async function show(status, name) {
+  const { report, links } = status;
+  say("Loading the pictures…");
+  const [image, after, before, map] = await Promise.all(
+    ["image", "after", "before", "blur-map"].map((file) => picture(file, links[file])),
+  );
+  const shown = { after, before, map };
+  await Promise.all(Object.entries(shown).map(([id, url]) => {
+    $(id).src = url;
+    return $(id).decode();
+  }));
+  const stem = name.replace(/\.[^.]*$/, "");
+  const suffix = { png: ".png", tiff: ".tif", jpeg: ".jpg" }[$("format").value];
+  $("save-image").href = image;
+  $("save-image").download = `${stem}-restored${suffix}`;
+  $("save-map").href = map;
+  $("save-map").download = `${stem}-blur-map.png`;
+  tell(report);
+  $("result").hidden = false;
+  viewer.show(report.width, report.height);
+}
+
+function tell(report) {
+  const total = Object.values(report.seconds).reduce((sum, value) => sum + value, 0);
+  $("summary").textContent = `${report.width} × ${report.height} px, ${report.bits} bits, restored in `
+    + `${total.toFixed(1)} s by ${report.bundle} on ${report.backend} (${report.precision})`;
+  $("seconds").replaceChildren(...Object.entries(report.seconds).map(([stage, value]) => {
+    const row = document.createElement("tr");
+    for (const text of [stage.replace("_", " "), value.toFixed(3)]) {
+      row.insertCell().textContent = text;
+    }
+    return row;
+  }));
+  $("warnings").hidden = report.warnings.length === 0;
+  $("warnings").replaceChildren(...report.warnings.map((text) => {
+    const item = document.createElement("li");
+    item.textContent = sentence(text);
+    return item;
+  }));
+}
+
+// --- the service ---
+
+async function greet() {
+  try {
+    const health = await (await ask("/v1/health")).json();
+    $("service").textContent = health.status === "ready" ? "Service ready" : "Service is stopping";
+    limits = await (await ask("/v1/limits")).json();
+    $("sign-in").hidden = true;
+    fail("");
+  } catch (error) {
+    if (!(error instanceof ServiceError)) throw error;
+    $("service").textContent = $("sign-in").hidden ? "No service" : "Needs a token";
+    $("service").classList.add("off");
+    if ($("sign-in").hidden) fail(sentence(error.message));
+    return;
+  }
+  $("service").classList.remove("off");
+}
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("ldp-token", $("token").value.trim());
+  greet();
+});
+greet();

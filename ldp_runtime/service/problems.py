@@ -1,0 +1,73 @@
+"""Errors as RFC 9457 problems: a JSON object with a status and the line that the command line would print."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
+
+from ldp_runtime.errors import ImageError, LDPError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(default="about:blank", description="Always about:blank: title and status say the kind")
+    title: str = Field(description="The status in words")
+    status: int = Field(description="The HTTP status")
+    detail: str = Field(description="What was expected, what came, and the mend")
+
+
+class ProblemError(HTTPException):
+    """An error that is answered with a problem."""
+
+    def __init__(self, status: int, detail: str, *, retry_after: float | None = None, close: bool = False) -> None:
+        """Takes the answer.
+
+        Args:
+            status: HTTP status.
+            detail: What was expected, what came, and the mend.
+            retry_after: Seconds after which it is worth another try.
+            close: The connection is of no more use.
+        """
+        headers = {}
+        if retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+        if close:
+            headers["Connection"] = "close"
+        super().__init__(status, detail, headers or None)
+
+
+def describe(status: int, detail: str) -> Problem:
+    """The problem of a status."""
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+
+
+def respond(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer that brings a problem."""
+    return JSONResponse(describe(status, detail).model_dump(), status, headers, MEDIA_TYPE)
+
+
+def problem_of(error: BaseException) -> ProblemError:
+    """What to answer when a restoration raised ``error``."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, ImageError):
+        return ProblemError(422, str(error))
+    if isinstance(error, MemoryError):
+        return ProblemError(503, "out of memory; send smaller images, or try again later", retry_after=10)
+    if isinstance(error, LDPError):
+        return ProblemError(500, str(error))
+    return ProblemError(500, "a bug in ldp; its log has the traceback, please report it")
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route, for its OpenAPI description."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}

@@ -1,0 +1,166 @@
+"""From the two files of a client to the files of their restoration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ldp_runtime.errors import ImageError
+from ldp_runtime.image_io import Photo, check_format, decode_photo, encode_photo, photo_size
+from ldp_runtime.pair_files import Views, encode_blur_map, match_views
+from ldp_runtime.quality import center_view
+from ldp_runtime.service.jobs import Job, JobQueue
+from ldp_runtime.visualize import to_uint8
+
+if TYPE_CHECKING:
+    from ldp_runtime.pipeline import Deblurrer, Result
+
+Axis = Literal["horizontal", "vertical"]
+Format = Literal["png", "tiff", "jpeg"]
+FileName = Literal["image", "blur-map", "before", "after"]
+
+SUFFIXES: dict[Format, str] = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
+NAMES = ("the left view", "the right view")
+"""What errors call the files: a client's own names for them go no further."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a client sent.
+
+    Attributes:
+        left: Content of the file of the left view.
+        right: Content of the file of the right view.
+        axis: How the sensor splits its pixels, as for ``read_views``.
+        swap: The files are the wrong way round.
+        format: Of the restored image.
+    """
+
+    left: bytes
+    right: bytes
+    axis: Axis = "horizontal"
+    swap: bool = False
+    format: Format = "png"
+
+
+@dataclass(frozen=True)
+class File:
+    """A picture to be sent."""
+
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What came of an upload.
+
+    Attributes:
+        files: ``image``, in the format that was asked for, with the depth and metadata of the left view. With
+            previews also ``blur-map``, and ``before`` and ``after`` as every browser shows them: 8-bit PNG.
+        width: In px.
+        height: In px.
+        bits: A sample of the image.
+        seconds: By stage, in order.
+        bundle: Name of the bundle.
+        backend: What ran.
+        precision: In which precision.
+        tiles: How many tiles the image was restored in.
+        warnings: What looks wrong, a sentence each.
+    """
+
+    files: Mapping[str, File]
+    width: int
+    height: int
+    bits: int
+    seconds: Mapping[str, float]
+    bundle: str
+    backend: str
+    precision: str
+    tiles: int
+    warnings: tuple[str, ...]
+
+
+RestorationJob = Job["Deblurrer", Restoration]
+RestorationQueue = JobQueue["Deblurrer", Restoration]
+
+
+def restore(
+    deblurrer: Deblurrer, job: RestorationJob, upload: Upload, *, max_pixels: int, previews: bool
+) -> Restoration:
+    """Restores an upload.
+
+    Args:
+        deblurrer: Of the thread that this runs in.
+        job: Tells whether anyone still waits.
+        upload: What to restore.
+        max_pixels: Largest view.
+        previews: Make the pictures of the page too.
+
+    Raises:
+        ImageError: The files are no pair, are too large, or do not fit into the format.
+        ProblemError: The time is over, or the client left.
+        LDPError: The restoration failed.
+    """
+    begin = time.monotonic()
+    seconds = {"wait": begin - job.submitted}
+    views = _read(upload, max_pixels)
+    name = "restored" + SUFFIXES[upload.format]
+    check_format(name, views.left)
+    seconds["read"] = time.monotonic() - begin
+    job.check()
+    result = deblurrer(views.left.pixels, views.right.pixels, axis=views.axis)
+    job.check()
+    begin = time.monotonic()
+    image = replace(views.left, pixels=result.restored)
+    files = {"image": File(encode_photo(name, image), f"image/{upload.format}")}
+    if previews:
+        files |= _previews(views, result, files["image"])
+    height, width = result.restored.shape[:2]
+    return Restoration(
+        files=files,
+        width=width,
+        height=height,
+        bits=8 * result.restored.dtype.itemsize,
+        seconds={**seconds, **result.timings, "write": time.monotonic() - begin},
+        bundle=deblurrer.bundle.manifest.name,
+        backend=result.backend,
+        precision=result.precision,
+        tiles=result.tiles,
+        warnings=(*views.warnings, *result.notes),
+    )
+
+
+def _read(upload: Upload, max_pixels: int) -> Views:
+    contents = (upload.right, upload.left) if upload.swap else (upload.left, upload.right)
+    names = (NAMES[1], NAMES[0]) if upload.swap else NAMES
+    for name, data in zip(names, contents, strict=True):
+        if not data:
+            raise ImageError(f"{name} is empty (0 bytes); choose the file again")
+        width, height = photo_size(name, data)
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{name} has {width} x {height} pixels; expected at most {max_pixels / 1e6:g} megapixels: crop or "
+                "scale it, or start the service with a larger --max-megapixels"
+            )
+    first, second = (decode_photo(name, data) for name, data in zip(names, contents, strict=True))
+    return match_views(first, second, names, axis=upload.axis)
+
+
+def _previews(views: Views, result: Result, image: File) -> dict[str, File]:
+    left = views.left
+    # The profile of a grey photo does not fit a colour picture; a browser needs no EXIF.
+    profile = None if left.grey else left.icc_profile
+    center = np.rint(center_view(left.pixels, views.right.pixels)).astype(left.pixels.dtype)
+    before = Photo(to_uint8(center), icc_profile=profile)
+    shown = image.media_type == "image/png" and result.restored.dtype == np.uint8 and left.alpha is None
+    after = image.data if shown else encode_photo(".png", Photo(to_uint8(result.restored), icc_profile=profile))
+    return {
+        "before": File(encode_photo("before.png", before), "image/png"),
+        "after": File(after, "image/png"),
+        "blur-map": File(encode_blur_map("blur-map.png", result.blur_map), "image/png"),
+    }

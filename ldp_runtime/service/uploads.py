@@ -1,0 +1,119 @@
+"""Reading an upload within its limits: how many at a time, how large, how slow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import Message, Receive
+
+from ldp_runtime.service.problems import ProblemError
+
+if TYPE_CHECKING:
+    from ldp_runtime.service.app import Service
+    from ldp_runtime.service.settings import Settings
+
+
+class Uploads:
+    """Counts the uploads that are being read."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.reading = 0
+
+    @contextmanager
+    def slot(self) -> Iterator[Callable[[], None]]:
+        """Counts one more; yields what ends it before the block does.
+
+        Raises:
+            ProblemError: So many are being read that no more may.
+        """
+        if self.reading >= self._limit:
+            raise ProblemError(
+                429, f"{self._limit} uploads are being read, and no more may; try again later", retry_after=2
+            )
+        self.reading += 1
+        open_ = True
+
+        def end() -> None:
+            nonlocal open_
+            self.reading -= int(open_)
+            open_ = False
+
+        try:
+            yield end
+        finally:
+            end()
+
+
+class UploadRoute(APIRoute):
+    """A route whose body is an upload: refused before it is read, or while it is."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See ``APIRoute``: FastAPI reads the form in the handler, from the request that it gets here."""
+        handle = super().get_route_handler()
+
+        async def handle_within_limits(request: Request) -> Response:
+            service: Service = request.app.state.service
+            service.queue.check_room()
+            _check_length(request, service.settings.max_upload)
+            with service.uploads.slot() as end:
+                receive = _limited(request.receive, service.settings, end)
+                return await handle(Request(request.scope, receive))
+
+        return handle_within_limits
+
+
+def _check_length(request: Request, limit: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(
+        413,
+        f"the upload has more than {limit} bytes; send a smaller pair, or start the service with a larger --max-upload",
+    )
+
+
+def _limited(receive: Receive, settings: Settings, end: Callable[[], None]) -> Receive:
+    """A ``receive`` that refuses a body that is too large or comes too slowly.
+
+    Args:
+        receive: Where the body comes from.
+        settings: The limits.
+        end: Called when the body is complete.
+    """
+    start = time.monotonic()
+    came = 0
+    complete = False
+
+    async def receive_within_limits() -> Message:
+        nonlocal came, complete
+        if complete:  # what comes now is that the client leaves
+            return await receive()
+        left = start + settings.upload_grace + came / settings.upload_rate - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                message = await receive()
+        except TimeoutError:
+            raise ProblemError(
+                408,
+                f"the upload came at less than {settings.upload_rate} bytes a second; send it over a faster line",
+                close=True,
+            ) from None
+        came += len(message.get("body", b""))
+        if came > settings.max_upload:
+            raise _too_large(settings.max_upload)
+        if not message.get("more_body", False):
+            complete = True
+            end()
+        return message
+
+    return receive_within_limits
