@@ -11,6 +11,7 @@ COMMANDS = (
     "onnx",
     "import-release",
     "selftest",
+    "quantize",
     "engine",
     "triton",
     "evaluate",

@@ -1,4 +1,4 @@
-"""Builds TensorRT engines from a bundle's FP16 graphs. Imports no torch.
+"""Builds TensorRT engines from a bundle's FP16 graphs, or from its INT8 graphs. Imports no torch.
 
 TensorRT-RTX compiles for GPUs that need not be there. The enterprise TensorRT times its kernels on the GPU that will
 run them, so it needs that GPU.
@@ -28,6 +28,7 @@ from ldp_runtime.bundle import GRAPHS, BlurMapSpec, Bundle, Manifest, read_manif
 from ldp_runtime.engines import (
     ENGINE_FOLDER,
     ENGINE_PRECISION,
+    ENGINE_PRECISIONS,
     FLAVOURS,
     EngineEntry,
     Profile,
@@ -318,6 +319,7 @@ def build_engines(
     sizes: SizeRange,
     flavour: str = "rtx",
     architectures: Sequence[str] | None = None,
+    precision: str = ENGINE_PRECISION,
     *,
     progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -332,6 +334,7 @@ def build_engines(
         sizes: Padded sizes that the engines shall take.
         flavour: A name of `FLAVOURS`.
         architectures: As for `TensorRT.targets`.
+        precision: A name of `ENGINE_PRECISIONS`.
         progress: Makes what is told of a build's progress; it gets the build's name.
         report: Is told what was built and what was there, a line at a time, and TensorRT's warnings.
 
@@ -340,7 +343,7 @@ def build_engines(
 
     Raises:
         BackendError: TensorRT is missing or cannot build.
-        BundleError: The bundle has no FP16 graphs or cannot be written.
+        BundleError: The bundle has no graphs of that precision or cannot be written.
         KeyboardInterrupt: Cancelled with Ctrl-C; nothing of the engine under way is left.
     """
     if bundle.manifest.blur_map != BlurMapSpec():
@@ -351,22 +354,23 @@ def build_engines(
         )
     tensorrt = TensorRT(flavour)
     targets = tensorrt.targets(architectures)
-    graphs = {kind: bundle.graph_hash(kind, ENGINE_PRECISION) for kind in GRAPHS}
-    _drop_stale(bundle, graphs)
+    source = ENGINE_PRECISIONS[precision]
+    graphs = {kind: bundle.graph_hash(kind, source) for kind in GRAPHS}
+    _drop_stale(bundle)
     entries = []
     for kind, profile in profiles(bundle.manifest, sizes).items():
         for group in targets:
-            parts = kind, flavour, tensorrt.version, group, ENGINE_PRECISION, profile
+            parts = kind, flavour, tensorrt.version, group, precision, profile
             key = engine_key(graphs[kind], *parts)
             entry = _found(bundle, key)
             if entry is not None:
                 report(f"there already: {entry}")
             else:
-                with (progress or _no_progress)(f"{kind} for {', '.join(group)}") as told:
-                    plan = tensorrt.build(bundle.graph(kind, ENGINE_PRECISION), profile, group, progress=told)
+                with (progress or _no_progress)(f"{kind} in {precision} for {', '.join(group)}") as told:
+                    plan = tensorrt.build(bundle.graph(kind, source), profile, group, progress=told)
                 for warning in dict.fromkeys(plan.warnings):
                     report(f"{tensorrt.name} warns: {one_line(Exception(warning))}")
-                file = f"{ENGINE_FOLDER}/{kind}-{flavour}-{key[:16]}.engine"
+                file = f"{ENGINE_FOLDER}/{kind}-{precision}-{flavour}-{key[:16]}.engine"
                 entry = EngineEntry(*parts, key, file, hashlib.sha256(plan.content).hexdigest(), len(plan.content))
                 _write(bundle, entry, plan.content)
                 report(f"built {entry} ({entry.size / 2**20:.1f} MiB)")
@@ -401,12 +405,23 @@ def _write(bundle: Bundle, entry: EngineEntry, content: bytes) -> None:
         _set_engines(bundle, lambda engines: [*(e for e in engines if e.key != entry.key), entry])
 
 
-def _drop_stale(bundle: Bundle, graphs: Mapping[str, str]) -> None:
+def _drop_stale(bundle: Bundle) -> None:
     """Takes engines of other graphs off the manifest, and engine files that it does not list off the folder."""
+    hashes = {
+        (kind, precision): bundle.graph_hash(kind, source)
+        for kind, files in bundle.manifest.graphs.items()
+        for precision, source in ENGINE_PRECISIONS.items()
+        if source in files
+    }
+
+    def fresh(entry: EngineEntry) -> bool:
+        graph = hashes.get((entry.kind, entry.precision))
+        return graph is not None and entry.made_from(graph)
+
     with _writing(bundle):
         before = read_manifest(bundle.path).engines
-        if not all(entry.made_from(graphs[entry.kind]) for entry in before):
-            _set_engines(bundle, lambda engines: [e for e in engines if e.made_from(graphs[e.kind])])
+        if not all(map(fresh, before)):
+            _set_engines(bundle, lambda engines: list(filter(fresh, engines)))
         listed = {bundle.path / entry.file for entry in read_manifest(bundle.path).engines}
         for path in (bundle.path / ENGINE_FOLDER).glob("*.engine"):
             if path not in listed:

@@ -39,7 +39,6 @@ from ldp_export.parity import Parity, measure, randomise, randomise_network
 from ldp_export.selftest import add_sample
 from ldp_runtime import __version__
 from ldp_runtime.bundle import (
-    GRAPH_PRECISIONS,
     MANIFEST_FILE,
     TEXT_EMBEDDINGS_FILE,
     BlurMapSpec,
@@ -56,6 +55,9 @@ OPSET = 20
 
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights from which on they lie in a file beside the graph: a protobuf holds at most 2 GiB."""
+
+EXPORTED_PRECISIONS = ("fp32", "fp16")
+"""Of the graphs written here; `quantize` adds others."""
 
 _RUNTIME_MULTIPLE = 16
 _FOLD_ALL = 2**31
@@ -199,9 +201,9 @@ def export_bundle(
         WriteError: The folder cannot be written.
     """
     encoder = model.clip_encoder()
-    files = {kind: {p: _file_name(kind, p) for p in GRAPH_PRECISIONS} for kind in ("clip", "deblur")}
+    files = {kind: {p: _file_name(kind, p) for p in EXPORTED_PRECISIONS} for kind in ("clip", "deblur")}
     with staged_folder(output, last=MANIFEST_FILE) as staged:
-        for precision in GRAPH_PRECISIONS:
+        for precision in EXPORTED_PRECISIONS:
             half = precision == "fp16"
             report(f"clip graph, {precision}")
             save_graph(clip_graph(encoder, model.windows.window, half=half), staged / files["clip"][precision])

@@ -29,6 +29,7 @@ from ldp_runtime.blur_map import DP_AWARE, ENSEMBLES, FORMATS
 from ldp_runtime.engines import (
     ENGINE_FOLDER,
     ENGINE_PRECISION,
+    ENGINE_PRECISIONS,
     FLAVOURS,
     EngineEntry,
     Shape,
@@ -49,7 +50,9 @@ SELFTEST_FILE = "selftest.npz"
 """Optional: a pair and what shall become of it, see ``ldp_runtime.selftest``."""
 PROMPTS = 8
 GRAPHS = ("clip", "deblur")
-GRAPH_PRECISIONS = ("fp32", "fp16")
+GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
+"""Of graphs: "int8" leaves in FP32 what is not quantised, "int8-fp16", which engines are built from, in FP16."""
+
 BLUR_METHODS = ("dense", "patch")
 NETWORK_INPUTS = ("logits", "map")
 ENV_BUNDLES = "LDP_BUNDLES"
@@ -74,6 +77,7 @@ MAX_EMBED_DIM = 16384
 
 _MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
 _MEND_MANIFEST = "export the bundle again with ldp-export onnx"
+_MEND_INT8 = "make the INT8 graphs with ldp-export quantize"
 _NETWORK_MULTIPLE = 16
 _MAX_INTEGER = 2**53  # what every JSON reader keeps exactly
 _MAX_NAME = 200
@@ -166,13 +170,15 @@ class Manifest:
         ensemble: The ensemble that the network was trained with: a name of ``blur_map.ENSEMBLES``, or the index of a
             single prompt.
         padding: The size rule of the pair.
-        graphs: ``{"clip" | "deblur": {"fp32" | "fp16": file}}``; "fp32" is always there.
+        graphs: ``{"clip" | "deblur": {precision: file}}``, each precision one of ``GRAPH_PRECISIONS``; "fp32" is
+            always there.
         opset: ONNX opset of the graphs.
         tools: Versions of what exported the bundle.
         blur_map: How the blur map is estimated and given to the network.
         training: Provenance of the weights.
         parity: Figures measured at export.
         evaluation: Figures of ``ldp-export evaluate``.
+        quantization: How the INT8 graphs were made and what they cost; a manifest without the field has none.
         licences: Licences of weights and data.
         engines: Built TensorRT engines. They carry their own hashes: one for another GPU need not be here.
         files: Hash and size of every file, by its path inside the bundle with forward slashes.
@@ -192,6 +198,7 @@ class Manifest:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     licences: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
     files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
@@ -201,6 +208,8 @@ class Manifest:
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
         if self.blur_map == BlurMapSpec():
             del value["blur_map"]
+        if not self.quantization:
+            del value["quantization"]
         return value
 
     @property
@@ -251,6 +260,7 @@ class Manifest:
             training=top.take("training", _mapping),
             parity=top.take("parity", _mapping),
             evaluation=top.take("evaluation", _mapping),
+            quantization=top.take("quantization", _mapping) if "quantization" in top.value else {},
             licences=top.take("licences", _mapping),
             engines=tuple(_engine(child) for child in top.children("engines")),
             files=_files(top.child("files")),
@@ -310,7 +320,7 @@ class Bundle:
 
         Args:
             kind: ``"clip"`` or ``"deblur"``.
-            precision: ``"fp32"`` or ``"fp16"``.
+            precision: A name of ``GRAPH_PRECISIONS``.
 
         Raises:
             BundleError: The bundle has no such graph, or it is no longer the one that was verified.
@@ -331,7 +341,8 @@ class Bundle:
         if precision not in files:
             raise BundleError(
                 f"expected a {precision} {kind} graph in bundle {self.manifest.name!r}, "
-                f"came {', '.join(files)}; choose that precision or {_MEND_MANIFEST}"
+                f"came {', '.join(files)}; choose another precision or "
+                f"{_MEND_INT8 if precision.startswith('int8') else _MEND_MANIFEST}"
             )
         return files[precision]
 
@@ -340,7 +351,7 @@ class Bundle:
 
         Args:
             kind: ``"clip"`` or ``"deblur"``.
-            precision: ``"fp32"`` or ``"fp16"``.
+            precision: A name of ``GRAPH_PRECISIONS``.
 
         Raises:
             BundleError: The bundle has no such graph.
@@ -350,7 +361,14 @@ class Bundle:
         return hashlib.sha256("".join(f"{self.manifest.files[n].sha256}\n" for n in names).encode()).hexdigest()
 
     def find_engine(
-        self, kind: str, *, flavour: str, version: str, arch: str, shapes: Mapping[str, Shape]
+        self,
+        kind: str,
+        *,
+        flavour: str,
+        version: str,
+        arch: str,
+        shapes: Mapping[str, Shape],
+        precision: str = ENGINE_PRECISION,
     ) -> EngineEntry:
         """The engine to run; one made from another graph than the bundle has now never comes.
 
@@ -360,22 +378,24 @@ class Bundle:
             version: Version of the TensorRT that will run it.
             arch: Architecture of the GPU that will run it, such as ``"sm_89"``.
             shapes: The shape of each input, as from ``engines.deblur_shapes`` and ``engines.clip_shapes``.
+            precision: A name of ``engines.ENGINE_PRECISIONS``.
 
         Raises:
             BackendError: There is none; the message says what there is and how to build one.
-            BundleError: The bundle has no FP16 graph.
+            BundleError: The bundle has no graph that engines of this precision are built from.
         """
-        graph = self.graph_hash(kind, ENGINE_PRECISION)
-        fresh = [e for e in self.manifest.engines if e.kind == kind and e.made_from(graph)]
+        graph = self.graph_hash(kind, ENGINE_PRECISIONS[precision])
+        alike = [e for e in self.manifest.engines if (e.kind, e.precision) == (kind, precision)]
+        fresh = [e for e in alike if e.made_from(graph)]
         same = [e for e in fresh if (e.flavour, e.version) == (flavour, version) and arch in e.targets]
         if (found := nearest(same, shapes)) is not None:
             return found
         wanted = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         have = "; ".join(map(str, fresh)) or "no engine of its graph"
         raise BackendError(
-            f"expected an engine of bundle {self.manifest.name!r}: {kind} by {FLAVOURS[flavour]} {version} for {arch} "
-            f"that takes {wanted}; came {have}; build one with ldp-export engine {self.path} --flavour {flavour} "
-            f"--arch {arch}"
+            f"expected an engine of bundle {self.manifest.name!r}: {kind} in {precision} by {FLAVOURS[flavour]} "
+            f"{version} for {arch} that takes {wanted}; came {have}; build one with ldp-export engine {self.path} "
+            f"--flavour {flavour} --arch {arch} --precision {precision}"
         )
 
     def read_engine(self, entry: EngineEntry) -> bytes:
@@ -1032,7 +1052,7 @@ def _engine(fields: _Object) -> EngineEntry:
         flavour=fields.take("flavour", _one_of(tuple(FLAVOURS))),
         version=fields.take("version", _text),
         targets=fields.take("targets", _targets),
-        precision=fields.take("precision", _one_of(GRAPH_PRECISIONS)),
+        precision=fields.take("precision", _one_of(tuple(ENGINE_PRECISIONS))),
         profile={name: _shape_range(profile.child(name)) for name in profile.value},
         key=fields.take("key", _sha256),
         file=fields.take("file", _engine_file),

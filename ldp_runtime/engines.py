@@ -16,8 +16,11 @@ FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 """The two TensorRTs: the one for RTX GPUs, which builds with no GPU, and the enterprise one, which needs the GPU."""
 
 ENGINE_FOLDER = "engines"
+ENGINE_PRECISIONS = {"fp16": "fp16", "int8": "int8-fp16"}
+"""Precision of an engine -> that of the graphs it is built from."""
+
 ENGINE_PRECISION = "fp16"
-"""Engines are built from the FP16 graphs."""
+"""The precision of engines where none is asked for."""
 
 _KEY_FORMAT = 3
 """Rises when engines are built in another way from the same parts."""
@@ -62,7 +65,7 @@ class EngineEntry:
         flavour: A name of ``FLAVOURS``.
         version: Version of that TensorRT; no other runs the engine.
         targets: Architectures of the GPUs that run it, such as ``"sm_89"``, rising.
-        precision: Precision of the graph.
+        precision: A name of ``ENGINE_PRECISIONS``.
         profile: The shapes of each input.
         key: ``engine_key`` of all of the above and the graph, 64 hexadecimal digits.
         file: Its path inside the bundle with forward slashes.
@@ -99,7 +102,8 @@ class EngineEntry:
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{name} {shapes}" for name, shapes in self.profile.items())
-        return f"{self.kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
+        kind = self.kind if self.precision == ENGINE_PRECISION else f"{self.kind} in {self.precision}"
+        return f"{kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
 
 
 def engine_key(
@@ -113,7 +117,7 @@ def engine_key(
         flavour: The TensorRT.
         version: Its version.
         targets: The architectures; their order does not matter.
-        precision: The graph's precision.
+        precision: The engine's precision.
         profile: The shapes of each input; the order of inputs does not matter.
 
     Returns:

@@ -296,7 +296,7 @@ class Deblurrer:
         clock = _Clock()
         with clock("open"):
             if self._runner is None:
-                self._runner = backend.open_bundle(self.bundle)
+                self._runner = backend.open_bundle(self.bundle, self._precision)
                 self._runner.tile = self._tile
         runner = self._runner
         first, second = (runner.view(view) if is_device_array(view) else view for view in (left, right))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ldp_export.commands._parts import ArgumentError, say
-from ldp_runtime.engines import FLAVOURS
+from ldp_runtime.engines import ENGINE_PRECISION, ENGINE_PRECISIONS, FLAVOURS
 
 if TYPE_CHECKING:
     from ldp_export.engine import Progress
@@ -20,6 +20,7 @@ examples:
   ldp-export engine my-bundle --shape 1120x1680 --arch sm_89
   ldp-export engine my-bundle --min 512x512 --opt 1024x1536 --max 2048x3072
   ldp-export engine my-bundle --flavour tensorrt
+  ldp-export engine my-bundle --precision int8
 
 By default the engines take pairs from the smallest up to 2240x3360 px and are
 tuned for 1120x1680; larger pairs are run in tiles. --shape makes engines for
@@ -29,6 +30,9 @@ are padded as the bundle pads.
 --flavour rtx (TensorRT-RTX) builds with no GPU, by default for sm_75, sm_80,
 sm_86, sm_89 and sm_120: an engine for Turing and one for all that came later.
 --flavour tensorrt builds on and for the GPU that is there.
+
+--precision int8 takes the graphs that ldp-export quantize made: INT8 where they
+say so, FP16 for the rest. Run them with --backend cuda --precision int8.
 
 The engines go into the bundle's folder engines/ and its manifest. What is there
 already is not built again. A machine trusts the engines that it built; others
@@ -44,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="rtx",
         choices=tuple(FLAVOURS),
         help="TensorRT-RTX or the enterprise TensorRT (default: rtx)",
+    )
+    parser.add_argument(
+        "--precision",
+        default=ENGINE_PRECISION,
+        choices=tuple(ENGINE_PRECISIONS),
+        help="arithmetic of the engines (default: %(default)s)",
     )
     parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for, such as sm_89,sm_120 (default: see below)")
     parser.add_argument("--shape", metavar="HxW", help="one size in px, for the fastest engines")
@@ -66,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
     padding = bundle.manifest.padding
     sizes = SizeRange.of(padding, *asked) if shape is None else SizeRange.fixed(padding, shape)
     say(f"sizes, padded: {sizes}")
-    entries = build_engines(bundle, sizes, arguments.flavour, architectures, progress=_bar, report=say)
+    flavour, precision = arguments.flavour, arguments.precision
+    entries = build_engines(bundle, sizes, flavour, architectures, precision, progress=_bar, report=say)
     size = sum(entry.size for entry in entries) / 2**20
     print(f"{bundle.path}: {len(entries)} engines, {size:.1f} MiB")
 

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from ldp_runtime.bundle import Bundle
     from ldp_runtime.cuda.runner import Runner
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-"""Arithmetic of a session. "fp16" needs the bundle's FP16 graphs; the other two run the FP32 graphs."""
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+"""Arithmetic of a session. "fp16" and "int8" need graphs of their own in the bundle; the others run the FP32 graphs."""
 
 Array = NDArray[np.generic]
 
 
 def graph_precision(precision: str) -> str:
-    """Which of a bundle's graphs a precision runs: "fp16" its own, the others the FP32 graph."""
-    return "fp16" if precision == "fp16" else "fp32"
+    """Which of a bundle's graphs a precision runs: "fp16" and "int8" their own, the others the FP32 graph."""
+    return precision if precision in ("fp16", "int8") else "fp32"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Backend(ABC):
         """Makes a graph ready to run.
 
         Args:
-            path: An ONNX file; for "fp16" the FP16 graph.
+            path: An ONNX file: the graph of ``graph_precision``.
             precision: One of ``precisions`` or ``"auto"``.
             threads: CPU threads, at least 1; None leaves it to the backend.
             content: Hash of the graph and its weights. With it the backend keeps what it compiles in the
@@ -167,8 +167,12 @@ class EngineBackend(Backend):
     """A backend that runs a bundle's engines, all stages on the GPU, in place of single graphs."""
 
     @abstractmethod
-    def open_bundle(self, bundle: Bundle) -> Runner:
+    def open_bundle(self, bundle: Bundle, precision: str = "fp16") -> Runner:
         """Makes a bundle ready to run; its engines are opened when a pair's size is known.
+
+        Args:
+            bundle: The bundle.
+            precision: One of ``precisions``: which of its engines.
 
         Raises:
             BackendError: The bundle has no engine for this GPU; the message says how to build one.

@@ -47,7 +47,8 @@ class OnnxRuntimeSession(Session):
 class OnnxRuntimeBackend(Backend):
     """One of ONNX Runtime's execution providers.
 
-    On the CPU "fp16" runs the FP16 graph, some nodes in FP32 arithmetic: good for checks, not for speed.
+    On the CPU "fp16" runs the FP16 graph, some nodes in FP32 arithmetic: good for checks, not for speed. "int8" is for
+    the CPU alone; on a GPU INT8 needs engines, see the backend ``cuda``.
     """
 
     def __init__(self, name: str, provider: str) -> None:
@@ -74,7 +75,7 @@ class OnnxRuntimeBackend(Backend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return ("fp32", "fp16")
+        return ("fp32", "fp16", "int8") if self._provider == "CPUExecutionProvider" else ("fp32", "fp16")
 
     def describe(self) -> str:
         """See ``Backend``."""

@@ -49,7 +49,8 @@ class OpenVinoBackend(Backend):
 
     In bf16 the plugin keeps what lies between the last convolution and the output in FP32, so the skip of
     ``restored = center + network`` is not rounded; a test holds it to that. "fp16" runs the FP16 graph, in
-    half arithmetic where the CPU has it and else in FP32.
+    half arithmetic where the CPU has it and else in FP32. "int8" runs the INT8 graph; what that leaves in float
+    runs in bf16 where the CPU has it.
     """
 
     name = "openvino"
@@ -67,7 +68,8 @@ class OpenVinoBackend(Backend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return ("bf16", "fp32", "fp16") if "BF16" in _capabilities(_core()) else ("fp32", "fp16")
+        exact = ("bf16", "fp32") if "BF16" in _capabilities(_core()) else ("fp32",)
+        return (*exact, "fp16", "int8")
 
     def describe(self) -> str:
         """See ``Backend``."""
@@ -81,9 +83,10 @@ class OpenVinoBackend(Backend):
         core = _core()
         # Asked for f16 on a CPU without it, the plugin takes bf16 and says nothing.
         half = "f16" if "FP16" in _capabilities(core) else "f32"
+        rest = "bf16" if "BF16" in _capabilities(core) else "f32"
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": half}[precision],
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": half, "int8": rest}[precision],
         }
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads

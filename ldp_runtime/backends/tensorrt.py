@@ -22,7 +22,7 @@ from ldp_runtime.cache import cache_folder
 from ldp_runtime.cuda.base import Device, Engine, EngineContext, OutOfDeviceMemoryError, Stream
 from ldp_runtime.cuda.device import NoGpuError, open_device
 from ldp_runtime.cuda.runner import EngineSource, Runner
-from ldp_runtime.engines import EngineEntry, Shape
+from ldp_runtime.engines import ENGINE_PRECISIONS, EngineEntry, Shape
 from ldp_runtime.errors import BackendError
 from ldp_runtime.files import write_whole
 from ldp_runtime.trust import is_trusted
@@ -34,7 +34,7 @@ _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
 
 
 class TensorRtBackend(EngineBackend):
-    """One flavour of TensorRT, with the bundle's FP16 engines."""
+    """One flavour of TensorRT, with the bundle's FP16 or INT8 engines."""
 
     def __init__(self, name: str, flavour: str) -> None:
         """Makes the backend ``name`` of a flavour of ``engines.FLAVOURS``."""
@@ -49,7 +49,7 @@ class TensorRtBackend(EngineBackend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return ("fp16",)
+        return tuple(ENGINE_PRECISIONS)
 
     def describe(self) -> str:
         """See ``Backend``."""
@@ -57,19 +57,19 @@ class TensorRtBackend(EngineBackend):
         device = open_device()
         return f"{MODULES[self._flavour]} {trt.__version__}, {device.name} ({device.arch})"
 
-    def open_bundle(self, bundle: Bundle) -> Runner:
+    def open_bundle(self, bundle: Bundle, precision: str = "fp16") -> Runner:
         """See ``EngineBackend``."""
         if bundle.manifest.blur_map != BlurMapSpec():
             raise BackendError(
                 f"{self.name} runs bundles whose blur map comes from dense features and goes in as logits, and "
                 f"{bundle.manifest.name!r} is of another kind; choose a backend such as onnxruntime-cuda"
             )
-        source = TensorRtSource(_import(self.name, self._flavour), self._flavour, open_device(), bundle)
+        source = TensorRtSource(_import(self.name, self._flavour), self._flavour, open_device(), bundle, precision)
         if not source.candidates():
             raise BackendError(
-                f"bundle {bundle.manifest.name!r} has no engine of {MODULES[self._flavour]} {source.version} for "
-                f"{source.device.arch}; build some with ldp-export engine {bundle.path} --flavour {self._flavour} "
-                f"--arch {source.device.arch}"
+                f"bundle {bundle.manifest.name!r} has no {precision} engine of {MODULES[self._flavour]} "
+                f"{source.version} for {source.device.arch}; build some with ldp-export engine {bundle.path} "
+                f"--flavour {self._flavour} --arch {source.device.arch} --precision {precision}"
             )
         return Runner(self.name, source.device, bundle, source)
 
@@ -90,18 +90,18 @@ class CudaBackend(EngineBackend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return ("fp16",)
+        return tuple(ENGINE_PRECISIONS)
 
     def describe(self) -> str:
         """See ``Backend``."""
         return "; ".join(backend.describe() for backend in self._installed())
 
-    def open_bundle(self, bundle: Bundle) -> Runner:
+    def open_bundle(self, bundle: Bundle, precision: str = "fp16") -> Runner:
         """See ``EngineBackend``."""
         problems = []
         for backend in self._installed():
             try:
-                return backend.open_bundle(bundle)
+                return backend.open_bundle(bundle, precision)
             except BackendError as error:
                 problems.append(str(error))
         raise BackendError("; ".join(problems))
@@ -127,8 +127,9 @@ class TensorRtSource(EngineSource):
         version: Version of the TensorRT.
     """
 
-    def __init__(self, trt: Any, flavour: str, device: Device, bundle: Bundle) -> None:
-        """Takes the module of a flavour."""
+    def __init__(self, trt: Any, flavour: str, device: Device, bundle: Bundle, precision: str = "fp16") -> None:
+        """Takes the module of a flavour, and the precision of the engines."""
+        self._precision = precision
         self.device, self.version = device, str(trt.__version__)
         self._trt, self._flavour, self._bundle = trt, flavour, bundle
         self._logger = make_logger(trt)
@@ -140,13 +141,19 @@ class TensorRtSource(EngineSource):
         return [
             entry
             for entry in self._bundle.manifest.engines
-            if (entry.flavour, entry.version) == (self._flavour, self.version) and self.device.arch in entry.targets
+            if (entry.flavour, entry.version, entry.precision) == (self._flavour, self.version, self._precision)
+            and self.device.arch in entry.targets
         ]
 
     def find(self, kind: str, shapes: dict[str, Shape]) -> EngineEntry:
         """See ``EngineSource``."""
         return self._bundle.find_engine(
-            kind, flavour=self._flavour, version=self.version, arch=self.device.arch, shapes=shapes
+            kind,
+            flavour=self._flavour,
+            version=self.version,
+            arch=self.device.arch,
+            shapes=shapes,
+            precision=self._precision,
         )
 
     def open(self, entry: EngineEntry) -> Engine:

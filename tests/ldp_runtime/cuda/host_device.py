@@ -454,6 +454,6 @@ class HostBackend(EngineBackend):
     def describe(self) -> str:
         return self.device.name
 
-    def open_bundle(self, bundle: Bundle) -> Runner:
+    def open_bundle(self, bundle: Bundle, precision: str = "fp32") -> Runner:
         self.runner = Runner(self.name, self.device, bundle, OrtSource(bundle, self._precision, **self._source))
         return self.runner

@@ -394,7 +394,7 @@ def test_no_engine_says_how_to_build_one(bundle: Bundle, monkeypatch: pytest.Mon
     monkeypatch.setattr(adapter, "_import", lambda name, flavour: trt)
     monkeypatch.setattr(adapter, "open_device", HostDevice)
     with pytest.raises(
-        BackendError, match=r"has no engine of tensorrt 9\.9 for sm_0; build some with ldp-export engine"
+        BackendError, match=r"has no fp16 engine of tensorrt 9\.9 for sm_0; build some with ldp-export engine"
     ):
         TensorRtBackend("tensorrt", "tensorrt").open_bundle(bundle)
 
@@ -422,7 +422,7 @@ class Flavour(TensorRtBackend):
         if not self._there:
             raise NoGpuError(f"{self.name} is not here")
 
-    def open_bundle(self, bundle: Any) -> Any:
+    def open_bundle(self, bundle: Any, precision: str = "fp16") -> Any:
         if self._runner is None:
             raise BackendError(f"no engine of {self.name}")
         return self._runner
