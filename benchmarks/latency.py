@@ -389,10 +389,14 @@ def stages_table(series: Mapping[str, Any]) -> str:
 
 def _precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
     """The precisions of a backend that this bundle has graphs for."""
-    from ldp_runtime.backends import BACKENDS, graph_precision
+    from ldp_runtime.backends import BACKENDS, EngineBackend, graph_precision
+    from ldp_runtime.engines import ENGINE_PRECISION
 
     backend = BACKENDS[name]
     backend.available()
+    if isinstance(backend, EngineBackend):
+        built = {ENGINE_PRECISION, *(engine.precision for engine in bundle.manifest.engines)}
+        return tuple(p for p in backend.precisions if p in built)
     graphs = bundle.manifest.graphs.values()
     return tuple(p for p in backend.precisions if all(graph_precision(p) in files for files in graphs))
 

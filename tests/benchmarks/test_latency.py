@@ -95,6 +95,8 @@ def test_shapes() -> None:
 def test_all_is_every_backend_here_in_each_of_its_precisions(bundle: Bundle) -> None:
     contenders, left_out = find_contenders(["all"], bundle, None)
     wanted = [Contender(name, p) for name in ("openvino", "onnxruntime") for p in BACKENDS[name].precisions]
+    wanted.remove(Contender("openvino", "int8"))  # the bundle has no INT8 graphs
+    wanted.remove(Contender("onnxruntime", "int8"))
     assert [c for c in contenders if c.backend in ("openvino", "onnxruntime")] == wanted
     assert {c.backend for c in contenders} | set(left_out) == {*BACKENDS, *latency.TORCH} - {latency.ANY_TENSORRT}
     assert "models/checkpoints has none" in left_out["torch"]

@@ -239,9 +239,9 @@ def test_a_broken_graph_is_a_backend_error(name: str, tmp_path: Path) -> None:
 def test_unknown_precision_and_thread_count(name: str, bundle: Path) -> None:
     backend = BACKENDS[name]
     with pytest.raises(BackendError) as caught:
-        backend.open(bundle / "clip.onnx", "int8")
+        backend.open(bundle / "clip.onnx", "fp8")
     assert str(caught.value) == (
-        f"expected a precision of {name} on this machine ({', '.join(backend.precisions)}), came 'int8'; "
+        f"expected a precision of {name} on this machine ({', '.join(backend.precisions)}), came 'fp8'; "
         "choose one of these or auto"
     )
     with pytest.raises(BackendError, match="expected at least 1 thread, came 0; leave it out"):
