@@ -515,6 +515,7 @@ class _Graph:
                 extra_options=options,
             )
             quantizer.quantize_model()
+            quantizer.model.topological_sort()
             model = quantizer.model.model
         _save(model, path)
         return path
