@@ -7,18 +7,17 @@ stay until a source of the exporter changes.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from benchmarks.bundles import CLIP_PATCH, ROOT, random_bundle
+from benchmarks.bundles import CLIP_PATCH, random_bundle
 from benchmarks.latency import CONFIG_NAMES
 from benchmarks.peers import PEERS
 from benchmarks.peers_bench import DEFAULT_BACKENDS, choose_backends, export_peer
+from benchmarks.processes import run_module
 from benchmarks.results import BenchmarkError
 from benchmarks.roofline import design_variants, export_variant
 
@@ -121,21 +120,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> dict[Job, float]:
 
 def _run_process(job: Job) -> float:
     begin = time.monotonic()
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.exports", job.kind, job.name, job.detail],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
+    code, message = run_module("benchmarks.exports", job.kind, job.name, job.detail)
+    if code != 0:
         raise BenchmarkError(
-            f"expected {job} to be exported, came a process that ended with {done.returncode}: "
-            f"{lines[-1] if lines else 'no message'}; mend the exporter, or leave it out"
+            f"expected {job} to be exported, came a process that ended with {code}: {message}; mend the exporter, or "
+            "leave it out"
         )
     return time.monotonic() - begin
 

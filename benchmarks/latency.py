@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.latency_worker import FIRST_COUNTS
+from benchmarks.processes import run_module
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from ldp_runtime.errors import BackendError
 
@@ -65,7 +63,6 @@ SAME_WEIGHTS_DB = 45.0
 """FP32 images of 8 bits that differ by more than this are not the work of the same weights: rounding leaves 60 dB."""
 
 _SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "motorcycle"
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -461,19 +458,9 @@ def _add_block(
     files = folder / "spec.json", folder / "block.json"
     files[0].write_text(json.dumps(asdict(spec)))
     files[1].unlink(missing_ok=True)
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.latency_worker", *map(str, files)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0 or not files[1].is_file():
-        lines = done.stderr.strip().splitlines()
-        track.error = f"the process ended with {done.returncode}: {lines[-1] if lines else 'no message'}"
+    code, message = run_module("benchmarks.latency_worker", *map(str, files))
+    if code != 0 or not files[1].is_file():
+        track.error = f"the process ended with {code}: {message}"
         return
     result = json.loads(files[1].read_text())
     if "error" in result:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from benchmarks.bundles import ROOT, open_bundle
 from benchmarks.flops import graph_cost
 from benchmarks.latency_worker import FIRST_COUNTS
 from benchmarks.peers import PEERS, Peer
+from benchmarks.processes import run_module
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from benchmarks.roofline import parse_size, walk_graphs
 from benchmarks.timing import ratio, summarise
@@ -216,19 +216,9 @@ def _add_block(measurement: Measurement, bundle: Bundle, folder: Path, threads: 
     files = folder / "spec.json", folder / "block.json"
     files[0].write_text(json.dumps(asdict(spec)))
     files[1].unlink(missing_ok=True)
-    search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, files)],
-        env={**os.environ, "PYTHONPATH": search},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0 or not files[1].is_file():
-        lines = done.stderr.strip().splitlines()
-        measurement.error = f"the process ended with {done.returncode}: {lines[-1] if lines else 'no message'}"
+    code, message = run_module(module, *map(str, files))
+    if code != 0 or not files[1].is_file():
+        measurement.error = f"the process ended with {code}: {message}"
         return
     result = json.loads(files[1].read_text())
     if "error" in result:

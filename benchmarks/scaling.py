@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.bundles import ROOT
 from benchmarks.latency import CONFIG_NAMES, parse_shape
+from benchmarks.processes import run_module
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from ldp_runtime.commands._pair import parse_tile
 
@@ -48,8 +48,7 @@ SEAM_SHAPE = (1024, 1408)
 SEAM_TILE = 512
 """Longest tile for the seams; tiles of halos too wide for it are as short as these allow."""
 
-_ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = _ROOT / "samples" / "motorcycle"
+SAMPLE = ROOT / "samples" / "motorcycle"
 
 
 @dataclass(frozen=True)
@@ -157,24 +156,14 @@ def measure(spec: Spec) -> Point:
     Raises:
         BenchmarkError: The process failed; the message has its last words.
     """
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
         files = Path(folder) / "spec.json", Path(folder) / "point.json"
         files[0].write_text(json.dumps(asdict(spec)))
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.scaling", *map(str, files)],
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode != 0 or not files[1].is_file():
-            lines = done.stderr.strip().splitlines()
+        code, message = run_module("benchmarks.scaling", *map(str, files))
+        if code != 0 or not files[1].is_file():
             raise BenchmarkError(
-                f"expected a restored image of {_size(spec.shape)} px, came a process that ended with "
-                f"{done.returncode}: {lines[-1] if lines else 'no message'}; choose a smaller --tile or --shape"
+                f"expected a restored image of {_size(spec.shape)} px, came a process that ended with {code}: "
+                f"{message}; choose a smaller --tile or --shape"
             )
         value = json.loads(files[1].read_text())
     return Point(**{**value, "shape": (value["shape"][0], value["shape"][1])})
