@@ -193,7 +193,6 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster; a local one is there for as long as the context is."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported: it tells nobody that it was used
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else some of what Ray says comes when it has left
     try:
         import ray
         import ray.data

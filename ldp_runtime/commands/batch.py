@@ -121,10 +121,12 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
     from ldp_runtime.batch.journal import OutputError
     from ldp_runtime.batch.report import Progress, Tally, failure_lines
     from ldp_runtime.batch.run import LOG_FILE, follow, write_log
+    from ldp_runtime.image_io import check_writable
 
     log = arguments.log or arguments.output / LOG_FILE
     end: LDPError | KeyboardInterrupt | None = None
     with plan.journal as journal:
+        check_writable(log)
         journal.sweep(plan.jobs)
         journal.claim(plan.todo)
         tally = Tally(len(plan.jobs), len(plan.jobs) - len(plan.todo))

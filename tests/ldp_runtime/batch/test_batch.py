@@ -320,6 +320,15 @@ def test_an_output_folder_that_cannot_be_made(source: Path, bundle: Path, capsys
     assert err.count("\n") == 1
 
 
+def test_the_log_elsewhere(run: Run, out: Path, tmp_path: Path, starts: list[int]) -> None:
+    code, _, err = run("--log", tmp_path / "missing" / "log.json")
+    assert (code, starts) == (2, [])
+    assert "missing does not exist; make it first" in err
+    assert run("--log", tmp_path / "log.json")[0] == 0
+    assert json.loads((tmp_path / "log.json").read_text())["restored"] == PAIRS
+    assert not (out / "ldp-batch.json").exists()
+
+
 def test_wrong_inputs(source: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.csv").write_text("left,right\n")
     for arguments, words in [

@@ -373,6 +373,25 @@ def test_nan_is_an_error_not_an_image(use: Any, tmp_path: Path) -> None:
         gpu(*a_pair(20, 24))
 
 
+def test_an_error_of_one_pair_leaves_those_in_flight_alone(use: Any, bundle: Path, tmp_path: Path) -> None:
+    gpu, _ = use()
+    pair = a_pair(20, 24)
+    started = gpu.start(*pair)
+    with pytest.raises(ImageError, match="one size"):
+        gpu.start(pair[0], pair[1][1:])
+    assert_close(started.take(), on_cpu(bundle)(*pair))
+
+    path = make_tiny_bundle(tmp_path)
+    spoil(path / "deblur.onnx", deblur_graph(np.random.default_rng(0), np.dtype(np.float32)))
+    rewrite(path)
+    gpu, _ = use(path)
+    for _ in range(3):
+        both = [gpu.start(*a_pair(20, 24, seed=seed)) for seed in range(2)]
+        for started in both:
+            with pytest.raises(NumericsError):
+                started.take()
+
+
 def spoil(path: Path, model: onnx.ModelProto) -> None:
     """Writes a graph whose weights hold one NaN."""
     weight = next(w for w in model.graph.initializer if len(w.dims) == 4)
