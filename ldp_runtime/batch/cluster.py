@@ -23,7 +23,7 @@ from typing import Any
 
 from ldp_runtime.backends.base import one_line
 from ldp_runtime.batch.jobs import Job, Settings
-from ldp_runtime.batch.journal import OutputError
+from ldp_runtime.batch.journal import OutputError, tries_file
 from ldp_runtime.batch.work import (
     Done,
     Outcome,
@@ -43,8 +43,8 @@ from ldp_runtime.errors import LDPError
 LOCAL = "local"
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
-RETRIES = 5
-"""How often a pair is tried again when its worker dies, lest a pair that kills its worker is tried for ever."""
+TRIES = 3
+"""After so many workers that died over a pair it has failed; Ray itself would try it for ever."""
 
 _CALLS = 3
 """Pairs that a worker has at a time: one is read, one computed, one written."""
@@ -110,7 +110,8 @@ class Worker:
     def __init__(self, settings: dict[str, Any]) -> None:
         """Opens the bundle; a fault comes out with the first pair, since Ray would try to make the actor again."""
         self._settings = Settings(**settings)
-        self._lock = threading.Lock()
+        self._compute = threading.Lock()
+        self._turns, self._free = threading.Lock(), threading.Semaphore(_CALLS)
         self._fault: str | None = None
         try:
             self._deblurrer = make_deblurrer(Bundle.load(self._settings.bundle), self._settings)
@@ -124,15 +125,39 @@ class Worker:
     def _outcome(self, job: Job) -> dict[str, Any]:
         if self._fault is not None:
             return {"stop": self._fault}
+        mark = tries_file(job)
         try:
-            pair = read(job, self._settings)
-            with self._lock:
-                restored = finish(pair, start(self._deblurrer, pair))
-            return outcome_to_json(write(restored, self._settings))
+            with self._turn(alone=_tries(mark) > 0):
+                if _tries(mark) >= TRIES:
+                    mend = "see whether the pair fits into a worker's memory"
+                    return outcome_to_json(failure(job, f"{TRIES} workers died over it; {mend}"))
+                _try_again(mark)
+                try:
+                    return outcome_to_json(self._restored(job))
+                finally:
+                    mark.unlink(missing_ok=True)
         except PairError as error:
             return outcome_to_json(error.failure)
         except OutputError as error:
             return {"stop": str(error)}
+
+    def _restored(self, job: Job) -> Done:
+        pair = read(job, self._settings)
+        with self._compute:
+            restored = finish(pair, start(self._deblurrer, pair))
+        return write(restored, self._settings)
+
+    @contextmanager
+    def _turn(self, *, alone: bool) -> Iterator[None]:
+        """Waits for room; a pair that a worker died over has the next to itself, so that it takes no other with it."""
+        wanted = _CALLS if alone else 1
+        with self._turns:
+            for _ in range(wanted):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(wanted)
 
 
 def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: int | None = None) -> Iterator[Outcome]:
@@ -162,30 +187,22 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
             max_concurrent_calls_per_actor=_CALLS,
             enable_true_multi_threading=True,
         )
-        pairs = ray.data.from_items(items, override_num_blocks=len(items))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # max_task_retries has no other way in, and is to go with Ray 2.64
-            outcomes = pairs.map(
-                Worker,
-                fn_constructor_args=(asdict(settings),),
-                compute=workforce,
-                num_cpus=share.cpus,
-                num_gpus=share.gpus or None,
-                max_task_retries=RETRIES,
-            )
-        missing = {job.name: job for job in jobs}
+        # A block is a pair. Ray Data starts an actor that died again, and the blocks that it had.
+        outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            Worker,
+            fn_constructor_args=(asdict(settings),),
+            compute=workforce,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus or None,
+        )
         try:
             for row in outcomes.iter_rows():
                 value = json.loads(row["outcome"])
                 if "stop" in value:
                     raise ClusterError(f"a worker cannot go on: {value['stop']}")
-                outcome = outcome_from_json(value)
-                del missing[outcome.record.name if isinstance(outcome, Done) else outcome.name]
-                yield outcome
+                yield outcome_from_json(value)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"the cluster gave up ({one_line(error)}); see that its machines are well") from error
-        for job in missing.values():
-            yield failure(job, f"its worker died {RETRIES + 1} times; see whether the pair fits into a worker's memory")
 
 
 @contextmanager
@@ -202,7 +219,6 @@ def _connected(address: str) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a block is a pair; one without an outcome has failed, and the others go on
     options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "include_dashboard": None}
     folder: str | None = None
     try:
@@ -235,6 +251,23 @@ def _connected(address: str) -> Iterator[Any]:
             ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tries(mark: Path) -> int:
+    """How many workers began with a pair and did not end: a byte each."""
+    try:
+        return mark.stat().st_size
+    except OSError:
+        return 0
+
+
+def _try_again(mark: Path) -> None:
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        with mark.open("ab") as file:
+            file.write(b".")
+    except OSError as error:
+        raise OutputError(f"{mark.parent} cannot be written: {error.strerror}; mend its rights") from error
 
 
 def _job_fields(job: Job) -> dict[str, str | None]:

@@ -22,7 +22,7 @@ from ldp_runtime.errors import LDPError
 
 JOURNAL_FILE = ".ldp-batch.jsonl"
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # those of image_io.write_files
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|tries)\.tmp")  # those of image_io.write_files and `tries_file`
 
 
 class OutputError(LDPError):
@@ -239,6 +239,11 @@ class Journal:
             raise OutputError(
                 f"{self.path} cannot be written: {error.strerror or error}; make room or mend the rights of its folder"
             ) from error
+
+
+def tries_file(job: Job) -> Path:
+    """Where the workers of a cluster count their tries of a pair; swept like all that is temporary."""
+    return job.output.with_name(f".{job.output.name}.tries.tmp")
 
 
 def _holds(path: Path, facts: FileFacts, verify: bool) -> bool:
