@@ -22,7 +22,6 @@ from ldp_runtime.bundle import GRAPHS, MANIFEST_FILE, Bundle
 from ldp_runtime.engines import ENGINE_PRECISION, FLAVOURS, EngineEntry, architecture_number
 from ldp_runtime.errors import LDPError
 from ldp_runtime.geometry import ENGINE_CLIP_BATCH
-from ldp_runtime.onnx_files import external_files
 from ldp_runtime.tiles import AUTO, OFF, check_tile, tile_multiple
 from ldp_runtime.triton import BLUR_MAP, BUNDLE_FOLDER, GRAPHS_FILE, LEFT, RESTORED, RIGHT, ServedGraph
 from ldp_runtime.trust import is_trusted
@@ -363,10 +362,16 @@ def _model_config(name: str, bits: int, serving: Serving, graphs: Mapping[str, _
 
 
 def _graphs(bundle: Bundle, serving: Serving) -> dict[str, _Graph]:
-    """The graphs that are models of their own, by their kinds."""
+    """The graphs that are models of their own, by their kinds.
+
+    Raises:
+        LDPError: The bundle has no graphs of that precision, or no engines of them.
+    """
+    precision = graph_precision(_precision(serving))
+    for kind in GRAPHS:
+        bundle.graph(kind, precision)
     if serving.variant == "python":
         return {}
-    precision = graph_precision(_precision(serving))
     found = {}
     for kind in GRAPHS:
         session = BACKENDS["onnxruntime"].open(bundle.graph(kind, precision), precision)
@@ -385,9 +390,9 @@ def _onnx_graph(kind: str, served: ServedGraph, bundle: Bundle, serving: Serving
     if serving.openvino:
         accelerator = {"name": "openvino"}
         config["optimization"] = {"execution_accelerators": {"cpu_execution_accelerator": [accelerator]}}
-    locations = ("", *external_files(path))
-    files = {location or path.name: (path.parent / (location or path.name)) for location in locations}
-    return _Graph(served, config, {name: file.relative_to(bundle.path).as_posix() for name, file in files.items()})
+    graph = path.relative_to(bundle.path)
+    files = [graph, *map(Path, bundle.weights[graph.as_posix()])]  # weights lie where the graph looks for them
+    return _Graph(served, config, {file.relative_to(graph.parent).as_posix(): file.as_posix() for file in files})
 
 
 def _engine_graph(kind: str, served: ServedGraph, bundle: Bundle, serving: Serving) -> _Graph:

@@ -7,8 +7,8 @@ python client.py left.tif right.tif -o sharp.tif --url localhost:8001 --grpc --a
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from typing import Any
 
 import cv2
 import numpy as np
@@ -34,17 +34,11 @@ def restore(
     Raises:
         tritonclient.utils.InferenceServerException: The server refused the pair or cannot be reached.
     """
-    protocol: Any
-    if grpc:
-        import tritonclient.grpc as protocol
-    else:
-        import tritonclient.http as protocol
-    from tritonclient.utils import np_to_triton_dtype
-
+    protocol = importlib.import_module("tritonclient.grpc" if grpc else "tritonclient.http")
     inputs = []
     for name, view in (("LEFT", left), ("RIGHT", right)):
         batch = np.ascontiguousarray(view)[None]  # (1, h, w, 3)
-        inputs.append(protocol.InferInput(name, list(batch.shape), np_to_triton_dtype(batch.dtype)))
+        inputs.append(protocol.InferInput(name, list(batch.shape), batch.dtype.name.upper()))
         inputs[-1].set_data_from_numpy(batch)
     outputs = [protocol.InferRequestedOutput(name) for name in ("RESTORED", "BLUR_MAP")]
     client = protocol.InferenceServerClient(url) if grpc else protocol.InferenceServerClient(url, network_timeout=600)

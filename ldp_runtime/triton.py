@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from ldp_runtime.backends.base import Array, Backend, Session, TensorSpec, graph_precision, one_line
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import BackendError, LDPError, NumericsError
-from ldp_runtime.pipeline import Deblurrer, Result
+from ldp_runtime.pipeline import IN_FLIGHT, Deblurrer, Result, Started
 from ldp_runtime.stages import Image
 
 LEFT, RIGHT = "LEFT", "RIGHT"
@@ -210,21 +211,29 @@ def restore(deblurrer: Deblurrer, pairs: Sequence[Pair]) -> list[Result | LDPErr
         For each pair its result or its error.
     """
     outcomes: list[Result | LDPError] = []
-    for axis, group in itertools.groupby(pairs, key=lambda pair: pair[2]):
-        views = [(left, right) for left, right, _ in group]
-        done: list[Result | LDPError] = []
-        try:
-            for result in deblurrer.map(views, axis=axis):
-                done.append(result)
-        except LDPError:  # of one of the pairs that are left: each by itself tells which
-            done.extend(_restore_one(deblurrer, pair, axis) for pair in views[len(done) :])
-        outcomes += done
+    started: deque[Started | LDPError] = deque()
+    try:
+        for left, right, axis in pairs:
+            try:
+                started.append(deblurrer.start(left, right, axis=axis))
+            except LDPError as error:
+                started.append(error)
+            if len(started) == IN_FLIGHT:
+                outcomes.append(_take(started.popleft()))
+        while started:
+            outcomes.append(_take(started.popleft()))
+    finally:
+        for left_over in started:
+            if not isinstance(left_over, LDPError):
+                left_over.discard()
     return outcomes
 
 
-def _restore_one(deblurrer: Deblurrer, views: tuple[Image, Image], axis: str) -> Result | LDPError:
+def _take(started: Started | LDPError) -> Result | LDPError:
+    if isinstance(started, LDPError):
+        return started
     try:
-        return deblurrer(*views, axis=axis)
+        return cast(Result, started.take())
     except LDPError as error:
         return error
 

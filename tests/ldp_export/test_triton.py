@@ -249,6 +249,13 @@ def test_options_that_do_not_fit(bundle: Bundle, tmp_path: Path, changes: dict[s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_precision_that_the_bundle_lacks(bundle: Bundle, tmp_path: Path) -> None:
+    for variant in ("python", "onnxruntime"):
+        with pytest.raises(BundleError, match=r"expected a.* int8"):
+            write_repository(bundle, tmp_path / "repository", Serving(variant=variant, precision="int8"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_tile_or_a_full_disk_leaves_nothing(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
