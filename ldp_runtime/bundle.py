@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -610,7 +610,7 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
+def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[io.BufferedReader]:
     """Opens a file of the bundle whose size and hash have been checked; what is read there is what was hashed."""
     path = _inside(folder, name)
     try:
@@ -627,7 +627,7 @@ def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND_FILES}") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     """Opens a regular file for reading, and does not wait for whoever writes to a pipe.
 
     Raises:
@@ -637,7 +637,7 @@ def _opened(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(0, "not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return open(descriptor, "rb")
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
@@ -659,7 +659,7 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_graph(path: Path, file: BinaryIO, manifest: Manifest) -> GraphFile:
+def _read_graph(path: Path, file: io.BufferedReader, manifest: Manifest) -> GraphFile:
     """Checks an ONNX file, and that its opset is what the manifest says."""
     try:
         size = os.fstat(file.fileno()).st_size
@@ -700,7 +700,7 @@ def _weights(
     return names
 
 
-def _read_text_embeddings(path: Path, file: BinaryIO, manifest: Manifest) -> NDArray[np.float32]:
+def _read_text_embeddings(path: Path, file: io.BufferedReader, manifest: Manifest) -> NDArray[np.float32]:
     from ldp_runtime.backends.base import one_line  # the backends import this module
 
     shape = (len(manifest.prompts), manifest.clip.embed_dim)

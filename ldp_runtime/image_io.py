@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -88,7 +89,7 @@ _JPEG_ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 _TIFFFILE_UNPACKS = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.PACKBITS, *_DEFLATE)
 # Most bytes that a byte of a strip or tile stands for; other compressions have no bound.
-_TIFF_RATIOS = {
+_TIFF_RATIOS: dict[int, int] = {
     tifffile.COMPRESSION.NONE: 1,
     tifffile.COMPRESSION.PACKBITS: 64,
     tifffile.COMPRESSION.LZW: 4096,
@@ -282,7 +283,7 @@ def _png_chunks(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
     exif = None
     start = len(_PNG_SIGNATURE)
     kind = b""
-    packed = 0
+    width = height = bits = colour_type = packed = 0
     while kind != b"IEND":
         if start + 12 > len(data):
             raise ValueError("the file ends early")
@@ -458,8 +459,8 @@ def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray
 
 def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     """Decodes a page with deflate: as ``page.asarray()``, which would inflate a strip or tile to whatever it holds."""
-    array = np.empty(page.shaped, page.dtype)  # (planes, 1, h, w, samples of a plane)
-    limit = math.prod(page.chunks) * page.dtype.itemsize
+    array = np.empty(page.shaped, np.dtype(f"u{page.bitspersample // 8}"))  # (planes, 1, h, w, samples of a plane)
+    limit = math.prod(page.chunks) * array.itemsize
     if not page.is_tiled:  # a single strip may claim any number of rows
         limit = min(limit, array.nbytes)
     page.compression = tifffile.COMPRESSION.NONE  # what is left for tifffile to decode
@@ -473,7 +474,8 @@ def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
         if not stream.eof:
             raise ValueError(f"part {index} of the picture ends early")
         segment, (plane, _, y, x, _), (_, height, width, _) = decode(inflated, index)
-        array[plane, 0, y : y + height, x : x + width] = segment[0, : page.imagelength - y, : page.imagewidth - x]
+        pixels = cast(np.ndarray, segment)[0, : page.imagelength - y, : page.imagewidth - x]
+        array[plane, 0, y : y + height, x : x + width] = pixels
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for _ in threads.map(place, itertools.count(), page.dataoffsets, page.databytecounts):

@@ -59,22 +59,41 @@ class Worker:
         self._process = context.Process(target=_work, args=(theirs, self._scratch.name), daemon=True)
         self._process.start()
         theirs.close()
-        if not self.connection.poll(START_LIMIT):
-            raise RuntimeError(f"a worker did not start within {START_LIMIT} s")
-        self.connection.recv()
+        self._case: Case | None = None
+        self._end = time.monotonic() + START_LIMIT
+        self._limit = 0.0
 
-    def start(self, case: Case) -> None:
-        """Hands it a case."""
+    def start(self, case: Case, limit: float) -> None:
+        """Hands it a case, which counts as a hang after ``limit`` seconds from when the process is ready."""
+        self._case, self._limit = case, limit
+        self._end = max(self._end, time.monotonic() + limit)
         self.connection.send(case)
 
-    def outcome(self) -> Outcome:
-        """What came of the case; the process may be dead afterwards."""
-        try:
-            outcome: Outcome = self.connection.recv()
-            return outcome
-        except EOFError:
-            self._process.join()
-            return Outcome("crash", f"the process ended with {self._process.exitcode}")
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the case counts as a hang."""
+        return max(0.0, self._end - time.monotonic())
+
+    def outcome(self, heard: bool) -> tuple[Case, Outcome] | None:
+        """What came of the case, if it has ended or run out of time; the process may be dead afterwards.
+
+        Args:
+            heard: There is something to receive.
+        """
+        case = self._case
+        assert case is not None
+        if heard:
+            try:
+                outcome: Outcome | None = self.connection.recv()
+            except EOFError:
+                self._process.join()
+                return case, Outcome("crash", f"the process ended with {self._process.exitcode}")
+            if outcome is not None:
+                return case, outcome
+            self._end = time.monotonic() + self._limit  # the process is ready
+        elif self.seconds_left == 0.0:
+            return case, Outcome("hang", "no end within the limit")
+        return None
 
     def stop(self) -> None:
         """Ends the process and removes what it left."""
@@ -96,39 +115,33 @@ def run_cases(cases: Iterator[Case], jobs: int = 1, limit: float = LIMIT) -> Ite
         Each case with its outcome, as they end.
     """
     idle: list[Worker] = []
-    busy: dict[Any, tuple[Worker, Case, float]] = {}
+    busy: dict[Any, Worker] = {}
     try:
-        cases = iter(cases)
         for case in cases:
             worker = idle.pop() if idle else Worker()
-            worker.start(case)
-            busy[worker.connection] = worker, case, time.monotonic() + limit
+            worker.start(case, limit)
+            busy[worker.connection] = worker
             while len(busy) >= jobs:
                 yield from _ended(busy, idle)
         while busy:
             yield from _ended(busy, idle)
     finally:
-        for worker in [*idle, *(worker for worker, _, _ in busy.values())]:
+        for worker in [*idle, *busy.values()]:
             worker.stop()
 
 
-def _ended(busy: dict[Any, tuple[Worker, Case, float]], idle: list[Worker]) -> Iterator[tuple[Case, Outcome]]:
-    """Waits until a case has ended or run out of time."""
-    first = min(end for _, _, end in busy.values())
-    ready = wait(list(busy), timeout=max(0.0, first - time.monotonic()))
-    for connection, (worker, case, end) in list(busy.items()):
-        if connection in ready:
-            outcome = worker.outcome()
-        elif time.monotonic() > end:
-            outcome = Outcome("hang", "no end within the limit")
-        else:
+def _ended(busy: dict[Any, Worker], idle: list[Worker]) -> Iterator[tuple[Case, Outcome]]:
+    """Waits until something happens, and gives the cases that have ended or run out of time."""
+    heard = wait(list(busy), timeout=min(worker.seconds_left for worker in busy.values()))
+    for connection, worker in list(busy.items()):
+        if (ended := worker.outcome(connection in heard)) is None:
             continue
         del busy[connection]
-        if outcome.end in ("crash", "hang"):
+        if ended[1].end in ("crash", "hang"):
             worker.stop()
         else:
             idle.append(worker)
-        yield case, outcome
+        yield ended
 
 
 def shrink(case: Case, outcome: Outcome, limit: float = LIMIT) -> tuple[Case, Outcome]:
