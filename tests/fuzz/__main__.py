@@ -24,9 +24,10 @@ examples:
   python -m tests.fuzz --cases 20000 --jobs 2 -o fuzz
   python -m tests.fuzz --cases 500 --seed 7
 
-Writes summary.json and summary.md to the folder, and each finding with its
-input. The exit code is 1 if there is a finding. A case is known by its kind
-and seed, which the summary names: equal seeds make equal cases.
+Writes summary.json and summary.md to the folder, after Ctrl-C too, and each
+finding with its input. The exit code is 1 if there is a finding. A case is
+known by its kind and seed, which the summary names: equal seeds make equal
+cases.
 """
 
 
@@ -34,7 +35,7 @@ def main() -> int:
     """Runs the cases.
 
     Returns:
-        The exit code: 0 if every case ended well, 1 if one did not.
+        The exit code: 0 if every case ended well, 1 if one did not, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz",
@@ -60,26 +61,24 @@ def main() -> int:
     findings: list[dict[str, Any]] = []
     start, commit = time.monotonic(), str(machine.commit())
     cases = draw(arguments.seed, arguments.cases)
+    interrupted = False
     with tqdm(total=arguments.cases, unit="case", mininterval=1.0) as bar:
-        for case, outcome in run_cases(cases, arguments.jobs, arguments.limit):
-            counts[case.kind][outcome.detail if outcome.end == ERROR else outcome.end] += 1
-            if is_finding(outcome):
-                small, again = shrink(case, outcome, arguments.limit) if len(findings) < 20 else (case, outcome)
-                place = save(arguments.output, small, again if is_finding(again) else outcome)
-                findings.append(
-                    {
-                        "kind": case.kind,
-                        "seed": case.seed,
-                        "steps": small.steps,
-                        "end": outcome.end,
-                        "folder": place.name,
-                    }
-                )
-                bar.write(f"{outcome.end}: {case.kind} {case.seed}, see {place}")
-            bar.update()
-            bar.set_postfix(findings=len(findings), refresh=False)
+        try:
+            for case, outcome in run_cases(cases, arguments.jobs, arguments.limit):
+                counts[case.kind][outcome.detail if outcome.end == ERROR else outcome.end] += 1
+                if is_finding(outcome):
+                    small, again = shrink(case, outcome, arguments.limit) if len(findings) < 20 else (case, outcome)
+                    place = save(arguments.output, small, again)
+                    fields = {"kind": case.kind, "seed": case.seed, "steps": small.steps, "end": outcome.end}
+                    findings.append({**fields, "folder": place.name})
+                    bar.write(f"{outcome.end}: {case.kind} {case.seed}, see {place}")
+                bar.update()
+                bar.set_postfix(findings=len(findings), refresh=False)
+        except KeyboardInterrupt:  # what ran so far is worth its summary
+            interrupted = True
     summary = {
-        "cases": arguments.cases,
+        "cases": sum(sum(ends.values()) for ends in counts.values()),
+        "interrupted": interrupted,
         "seed": arguments.seed,
         "jobs": arguments.jobs,
         "limit_s": arguments.limit,
@@ -94,7 +93,7 @@ def main() -> int:
     text = markdown(summary)
     (arguments.output / "summary.md").write_text(text, encoding="utf-8")
     print(text)
-    return 1 if findings else 0
+    return 130 if interrupted else int(bool(findings))
 
 
 def markdown(summary: dict[str, Any]) -> str:
