@@ -293,6 +293,7 @@ def _command(program: str, arguments: list[str], out: str, log: str, fault: Faul
     os.dup2(handle, 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background may ignore it
     count = _watch(out, fault)
     if fault.largest_file is not None:  # Python ignores SIGXFSZ: a write beyond it fails with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, resource.RLIM_INFINITY))

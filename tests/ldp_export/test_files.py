@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ldp_export.files import WriteError, staged_folder, write_text
+from ldp_export.files import WriteError, finish_staged, staged_folder, write_text
 
 
 def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
@@ -41,3 +41,39 @@ def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
     write_text(tmp_path / "other", "text")
     assert (tmp_path / "other").read_text() == "text"
+
+
+def test_a_full_disk_while_files_are_staged_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last").write_text("old")
+    for error in (OSError(28, "No space left on device"), OSError("800 requested and 12 written")):
+        with (
+            pytest.raises(WriteError, match=r"run cannot be written: .*; free some space or choose"),
+            staged_folder(tmp_path / "run", last="last"),
+        ):
+            raise error
+    with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "run", last="last"):
+        (tmp_path / "missing").read_text()  # a bug of ours, not of the disk
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "last"]
+    assert (tmp_path / "run" / "last").read_text() == "old"
+
+
+def test_a_publication_that_was_cut_short_is_ended(tmp_path: Path) -> None:
+    folder, ready = tmp_path / "run", tmp_path / ".run.new"
+    folder.mkdir()
+    ready.mkdir()
+    (folder / "first").write_text("new")
+    (folder / "notes").write_text("mine")
+    (ready / "second").write_text("new")
+    (ready / "last").write_text("new")
+    finish_staged(folder, "last")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "first": "new",
+        "second": "new",
+        "last": "new",
+        "notes": "mine",
+    }
+    ready.mkdir()  # killed after the last file, before the folder went
+    finish_staged(folder, "last")
+    assert (folder / "last").read_text() == "new"
+    assert not ready.exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from ldp_export.losses import LossConfig
 from ldp_export.network import LDPNet
 from ldp_export.parity import randomise_network
 from ldp_export.training import DataConfig, StageConfig, TrainConfig, TrainingError, ValidationConfig, loop, train
+from ldp_export.training.log import RunLog
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import open_fabric
 from ldp_runtime.bundle import Prompt
@@ -208,6 +210,27 @@ def test_a_stopped_run_ends_with_the_same_weights(
     assert [r["loss"] for r in _records(tmp_path) if "loss" in r] == [
         r["loss"] for r in _records(finished) if "loss" in r
     ]
+
+
+def test_a_line_of_the_log_that_a_full_disk_cut_short_is_dropped(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "train.log.jsonl").write_text("\n".join([*lines, '{"step": 2, "lo']))
+    RunLog(tmp_path, 2).close()
+    assert [record["step"] for record in _records(tmp_path)] == [1, 2]
+
+
+def test_a_disk_that_is_full_ends_a_run_that_goes_on_later(
+    config: TrainConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(contents: dict[Path, bytes]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "train.state.pt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_whole", full)
+        with pytest.raises(TrainingError, match="cannot be written: No space left on device; free some"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert _furthest(_state(tmp_path / "run")["net"], _state(finished)["net"]) == 0
 
 
 def test_what_changes_in_a_run_is_recorded(

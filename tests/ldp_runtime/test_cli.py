@@ -6,7 +6,9 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from ldp_runtime import Deblurrer, __version__, image_io
+from ldp_runtime.backends import openvino as openvino_backend
 from ldp_runtime.cli import main
 from ldp_runtime.commands import deblur as deblur_command
 from ldp_runtime.errors import ImageError
@@ -575,3 +578,76 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- backends that do not load
+
+
+@pytest.fixture
+def no_openvino(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # import openvino now fails
+    openvino_backend._core.cache_clear()
+    yield
+    openvino_backend._core.cache_clear()
+
+
+def test_a_backend_that_does_not_load_is_passed_over_with_a_warning(
+    pair: tuple[str, str], tmp_path: Path, bundle: Path, no_openvino: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("deblur", "blur-map"):
+        out = tmp_path / f"{command}.png"
+        assert main([command, *pair, "-o", str(out), "--bundle", str(bundle), "-q"]) == 0
+        printed, err = capsys.readouterr()
+        assert printed == ""
+        assert err.startswith("ldp: warning: openvino was passed over, onnxruntime ran: openvino needs the package ")
+        assert err.count("\n") == 1
+        assert out.is_file()
+
+
+def test_without_any_backend_each_reason_is_told(
+    pair: tuple[str, str],
+    tmp_path: Path,
+    bundle: Path,
+    no_openvino: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))  # what an uninstall may leave
+    assert main(["deblur", *pair, "-o", str(tmp_path / "out.png"), "--bundle", str(bundle)]) == 2
+    printed, err = capsys.readouterr()
+    assert printed == ""
+    for words in (
+        "ldp: error: no backend works here in precision auto: openvino: openvino needs the package openvino",
+        "onnxruntime: onnxruntime needs the package onnxruntime, which does not load (module 'onnxruntime' has no ",
+    ):
+        assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out.count("which does not load") >= 3  # each backend, and what auto would say
+
+
+@pytest.mark.parametrize("package", ["openvino", "onnxruntime"])
+def test_a_library_whose_binary_is_damaged_is_passed_over(
+    pair: tuple[str, str], tmp_path: Path, bundle: Path, package: str
+) -> None:
+    """A shared library that is not one, in a folder that comes before the real package's."""
+    broken = tmp_path / "site" / package
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(f"from {package} import native\n")
+    (broken / f"native{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"\x7fELF, cut short")
+    arguments = ["deblur", *pair, "-o", str(tmp_path / "out.png"), "--bundle", str(bundle), "-q"]
+    path = os.pathsep.join([str(broken.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "ldp_runtime", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    if package == "openvino":
+        assert "warning: openvino was passed over, onnxruntime ran: " in done.stderr
+        assert "native" in done.stderr
+    else:
+        assert done.stderr == ""  # openvino runs, and nobody asked for the other

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -521,6 +522,55 @@ def test_a_clip_gone_wrong_gives_no_blur_map(spoilt: Path, bad: float) -> None:
             "expected finite numbers of at most 1e+17 in CLIP's stereo_features, came NaN, Inf or larger in 32 of "
             f"768; {MEND_NUMERICS}"
         )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["stereo_features", "center_features"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e19])
+def test_one_bad_feature_among_many_is_found(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str, name: str, bad: float
+) -> None:
+    """Inf would become a logit that the clip at +-10 hides or a NaN; a huge number a cosine of zero."""
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision=precision, threads=1)
+    (clip,) = deblurrer._sessions("clip")
+    run = clip.run
+
+    def spoilt_run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        features = run(feeds)
+        features[name][-1, 1, 0, 3] = bad
+        return features
+
+    monkeypatch.setattr(clip, "run", spoilt_run)
+    with np.errstate(over="ignore"), pytest.raises(NumericsError, match=rf"in CLIP's {name}, came .* in 1 of "):
+        deblurrer.blur_map(*a_pair(100, 140))
+
+
+def test_logits_that_are_not_finite_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+    monkeypatch.setattr(pipeline, "blur_logits", lambda stereo, *_: np.full((len(stereo), 4, 4), np.nan, np.float32))
+    with pytest.raises(NumericsError, match="expected finite blur logits, came NaN or Inf in 16 of 16"):
+        deblurrer(*a_pair(40, 50))
+
+
+def test_a_sequence_is_read_only_so_far_ahead_of_who_takes_the_results(bundle: Path) -> None:
+    """However fast the source: two pairs are in flight, one is read, and the queue holds no more."""
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+    read = 0
+
+    def source() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal read
+        for seed in range(20):
+            read += 1
+            yield a_pair(20, 30, seed=seed)
+
+    furthest = 0
+    results = deblurrer.map(source())
+    for taken in range(1, 6):
+        next(results)
+        furthest = max(furthest, read - taken)
+    results.close()
+    assert furthest <= 3
+    assert read < 20
 
 
 # --- sessions and choices

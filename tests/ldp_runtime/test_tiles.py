@@ -229,11 +229,14 @@ def test_words_for_no_memory(text: str) -> None:
 
 
 ONNX_RUNTIME_TEXT = (
-    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'conv2d_2_nchwc' Status "
-    "Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::"
-    "AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size 51380224"
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'conv2d_2_nchwc' "
+    "Status Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::"
+    "AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size 51"
 )
-OPENVINO_TEXT = "Exception from src/inference/src/cpp/core.cpp:132: Exception from src/inference/src/dev/plugin.cpp:59: std::bad_alloc"
+OPENVINO_TEXT = (
+    "Exception from src/inference/src/cpp/core.cpp:132: Exception from src/inference/src/dev/plugin.cpp:59: "
+    "std::bad_alloc"
+)
 
 
 @pytest.mark.parametrize("text", [ONNX_RUNTIME_TEXT, ONNX_RUNTIME_TEXT.replace("conv2d_2", "conv" * 20), OPENVINO_TEXT])

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +204,45 @@ def test_damaged_and_missing_shards(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     with pytest.raises(DataError, match="no shard of rendered scenes"):
         open_dataset("simulated", tmp_path, "val")
+
+
+RENDER = """
+import os
+import sys
+import time
+from pathlib import Path
+from ldp_export.data import scenes
+
+def forever(*_, **__):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    job = scenes.RenderJob(Path(sys.argv[1]), None, Path(sys.argv[2]), 1)
+    print(os.getpid(), flush=True)
+    scenes.render(job, 130, jobs=2)
+else:
+    scenes.render_shard = forever  # in the processes that render
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whom", "how"), [("parent", signal.SIGKILL), ("child", signal.SIGKILL), ("parent", signal.SIGINT)]
+)
+def test_processes_that_render_end_with_the_run(photos: Path, tmp_path: Path, whom: str, how: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(RENDER)
+    command = [sys.executable, str(script), str(photos), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        parent, *children = (int(run.stdout.readline()) for _ in range(3))
+        os.kill(parent if whom == "parent" else children[0], how)
+        assert run.stdout.read() == ""  # ends when all of them have closed it
+        error = run.stderr.read()
+    if whom == "child":
+        assert "DataError: a process that renders was killed, perhaps for want of memory; run the same" in error
+    elif how == signal.SIGINT:
+        assert "KeyboardInterrupt" in error
+    assert list((tmp_path / "out").iterdir()) == []

@@ -392,6 +392,20 @@ def test_an_error_of_one_pair_leaves_those_in_flight_alone(use: Any, bundle: Pat
                 started.take()
 
 
+def test_features_whose_squares_overflow_are_an_error_not_a_cosine_of_zero(use: Any, tmp_path: Path) -> None:
+    path = make_tiny_bundle(tmp_path)
+    model = clip_graph(np.random.default_rng(0), np.dtype(np.float32))
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight) * np.float32(1e21)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path / "clip.onnx")
+    rewrite(path)
+    gpu, _ = use(path)
+    for action in (gpu, gpu.blur_map):
+        with pytest.raises(NumericsError, match="finite blur logits, came NaN or Inf in"):
+            action(*a_pair(20, 24))
+
+
 def spoil(path: Path, model: onnx.ModelProto) -> None:
     """Writes a graph whose weights hold one NaN."""
     weight = next(w for w in model.graph.initializer if len(w.dims) == 4)
