@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.backends import BACKENDS, Backend
-from ldp_runtime.backends.base import EngineBackend, one_line
+from ldp_runtime.backends.base import EngineBackend, graph_precision, one_line
 from ldp_runtime.blur_map import sigmoid
 from ldp_runtime.bundle import SELFTEST_FILE, Bundle
 from ldp_runtime.errors import BackendError, BundleError, LDPError
@@ -38,7 +38,10 @@ FP16_LIMIT_DB = 50.0
 BF16_LIMIT_DB = 45.0
 """Least PSNR to the kept values in bf16, whose features have three bits less than FP16's."""
 
-BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1}
+INT8_LIMIT_DB = 35.0
+"""Least PSNR to the kept values in INT8: finds graphs that are broken; for their quality see ``ldp bench parity``."""
+
+BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1, "int8": 0.2}
 """Largest difference of the blur map, by precision."""
 
 _MEND = "export the bundle again, or write the sample anew with ldp-export selftest"
@@ -107,7 +110,7 @@ class SelfTest:
 
     Attributes:
         outcomes: One for each backend that can work here and each of its precisions.
-        absent: Backends that cannot, and why.
+        absent: Backends, or a precision of one, that cannot, and why.
         kept: The bundle keeps values to compare with.
     """
 
@@ -138,12 +141,12 @@ def run_selftest(bundle: Bundle, only: str | None = None) -> SelfTest:
     kept = sample is not None
     outcomes: list[Outcome] = []
     absent: dict[str, str] = {}
-    for backend, precision in _runs(only, absent):
+    for backend, precision in _runs(bundle, only, absent):
         try:
             outcome, sample = _test(bundle, backend, precision, sample)
         except LDPError as error:
             if isinstance(backend, EngineBackend) and only is None and isinstance(error, BackendError):
-                absent[backend.name] = str(error)  # no engines, or none that are trusted
+                absent[f"{backend.name} in {precision}"] = str(error)  # no engines, or none that are trusted
                 continue
             outcome = Outcome(backend.name, precision, "FAIL", str(error))
         except Exception as error:  # a broken library may raise anything, and the others shall be tested too
@@ -214,8 +217,8 @@ def read_sample(bundle: Bundle) -> Sample | None:
     return Sample(**fields)
 
 
-def _runs(only: str | None, absent: dict[str, str]) -> Iterator[tuple[Backend, str]]:
-    """The backends that can work here with each of their precisions, the reference first."""
+def _runs(bundle: Bundle, only: str | None, absent: dict[str, str]) -> Iterator[tuple[Backend, str]]:
+    """The backends that can work here with each precision that the bundle has graphs for, the reference first."""
     names = [only] if only is not None else sorted(BACKENDS, key=lambda name: name != REFERENCE_BACKEND)
     for name in names:
         backend = BACKENDS[name]
@@ -228,7 +231,9 @@ def _runs(only: str | None, absent: dict[str, str]) -> Iterator[tuple[Backend, s
             absent[name] = str(error)
             continue
         for precision in sorted(precisions, key=lambda precision: precision != "fp32"):
-            yield backend, precision
+            graphs = bundle.manifest.graphs.values()
+            if isinstance(backend, EngineBackend) or all(graph_precision(precision) in files for files in graphs):
+                yield backend, precision
 
 
 def _test(bundle: Bundle, backend: Backend, precision: str, sample: Sample | None) -> tuple[Outcome, Sample]:
@@ -259,7 +264,8 @@ def _judged(run: Outcome, result: Result, sample: Sample, parity: Mapping[str, A
         limit = _gate(parity, "deblur fp32 max abs", FP32_LIMIT) + 1 / _PEAK  # a step of 16 bits
         near, rule = largest <= limit, f"a difference of at most {limit:.2g}, came {largest:.2g}"
     else:
-        limit = BF16_LIMIT_DB if run.precision == "bf16" else _gate(parity, "chain fp16 PSNR in dB", FP16_LIMIT_DB)
+        fixed = {"bf16": BF16_LIMIT_DB, "int8": INT8_LIMIT_DB}
+        limit = fixed.get(run.precision) or _gate(parity, "chain fp16 PSNR in dB", FP16_LIMIT_DB)
         near, rule = decibel >= limit, f"at least {limit:g} dB, came {decibel:.1f}"
     blur_limit = BLUR_LIMITS[run.precision]
     reasons = [] if near else [f"restored image: expected {rule}"]

@@ -17,9 +17,11 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class Ending:
 
     Attributes:
         code: Its exit code; -9 for a kill.
-        stderr: What it said.
+        stderr: What it said, on stdout too.
         seconds: How long it took.
         operations: File operations in the output folder; None where it was killed.
     """
@@ -149,7 +151,7 @@ class Server:
 
         Args:
             scenario: The command.
-            out: The output folder; made if missing. Logs lie beside it.
+            out: The output folder; made if missing.
             fault: What happens to it.
             limit: Seconds after which it counts as hung.
 
@@ -157,11 +159,15 @@ class Server:
             TimeoutError: It hung.
         """
         out.mkdir(parents=True, exist_ok=True)
-        log = out.with_name(f"{out.name}.log")
-        arguments = (scenario.program, scenario.arguments(out), str(out), str(log), fault)
+        reader, writer = self._context.Pipe(duplex=False)  # a file would fall under the limit of `largest_file`
+        arguments = (scenario.program, scenario.arguments(out), str(out), writer, fault)
         process = self._context.Process(target=_command, args=arguments)
         start = time.monotonic()
         process.start()
+        writer.close()
+        told: list[bytes] = []
+        listener = threading.Thread(target=_listen, args=(reader.fileno(), told), daemon=True)
+        listener.start()
         if fault.seconds is not None:
             process.join(fault.seconds)
             if process.is_alive() and process.pid is not None:
@@ -171,12 +177,16 @@ class Server:
             process.kill()
             process.join()
             raise TimeoutError(f"{scenario.name} hung for {limit:g} s")
-        told = log.with_suffix(".operations")
-        operations = int(told.read_text()) if told.is_file() else None
-        stderr = log.read_text() if log.is_file() else ""
-        for path in (log, told):
-            path.unlink(missing_ok=True)
-        return Ending(process.exitcode, stderr, time.monotonic() - start, operations)
+        seconds = time.monotonic() - start
+        listener.join()
+        reader.close()
+        output, _, operations = b"".join(told).decode(errors="replace").partition("\0")
+        return Ending(process.exitcode, output, seconds, int(operations) if operations else None)
+
+
+def _listen(handle: int, told: list[bytes]) -> None:
+    while content := os.read(handle, 2**16):
+        told.append(content)
 
 
 def kill_and_recover(server: Server, scenario: Scenario, out: Path, fault: Fault, *, old: bool) -> dict[str, Any]:
@@ -287,10 +297,9 @@ def noise_pair(folder: Path, height: int = 40, width: int = 56) -> tuple[Path, P
 # --- in the process of the command
 
 
-def _command(program: str, arguments: list[str], out: str, log: str, fault: Fault) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+def _command(program: str, arguments: list[str], out: str, output: Connection, fault: Fault) -> None:
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background may ignore it
@@ -306,11 +315,10 @@ def _command(program: str, arguments: list[str], out: str, log: str, fault: Faul
     else:
         from ldp_export.cli import main
     code = main(arguments)
-    with contextlib.suppress(OSError):
-        Path(log).with_suffix(".operations").write_text(str(count[0]))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    os.write(output.fileno(), f"\0{count[0]}".encode())
     os._exit(code)  # what other libraries do at the end is not ours to test
 
 
@@ -324,7 +332,7 @@ def _watch(out: str, fault: Fault) -> list[int]:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in _EVENTS or not arguments or not isinstance(arguments[0], (str, os.PathLike)):
             return
-        if not os.fspath(arguments[0]).startswith(out + os.sep):  # logs lie beside it
+        if not os.fspath(arguments[0]).startswith(out + os.sep):
             return
         at, count[0] = count[0], count[0] + 1
         if fault.operation == at:
