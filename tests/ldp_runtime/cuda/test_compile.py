@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -172,7 +173,7 @@ def test_a_full_disk_leaves_nothing_behind(cache: Path, built: list[str], monkey
     def full(source: str, target: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compiling.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert compile_kernels("sm_89").startswith(b"cubin")
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
