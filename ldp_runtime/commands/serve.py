@@ -40,7 +40,7 @@ _LEAST_TOKEN = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
     parser.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)")
     parser.add_argument(
         "--token-file", metavar="PATH", help=f"file with the token that clients send (default: ${_TOKEN_VARIABLE})"
     )
@@ -156,6 +156,12 @@ def _read_token(path: str | None) -> str | None:
             f"{len(token)} characters; make one with: openssl rand -hex 16"
         )
     return token
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, came {text!r}")
+    return int(text)
 
 
 def _at_least_one(text: str) -> int:

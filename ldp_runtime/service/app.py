@@ -276,7 +276,8 @@ async def _outcome(service: Service, job: RestorationJob, request: Request) -> R
     left = asyncio.create_task(_disconnected(request))
     try:
         timeout = job.deadline - time.monotonic()
-        await asyncio.wait({outcome, left}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {outcome, left}
+        await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if outcome.done():
             return outcome.result()
         if left.done():

@@ -158,7 +158,7 @@ def _previews(views: Views, result: Result, image: File) -> dict[str, File]:
     center = np.rint(center_view(left.pixels, views.right.pixels)).astype(left.pixels.dtype)
     before = Photo(to_uint8(center), icc_profile=profile)
     shown = image.media_type == "image/png" and result.restored.dtype == np.uint8 and left.alpha is None
-    after = image.data if shown else encode_photo(".png", Photo(to_uint8(result.restored), icc_profile=profile))
+    after = image.data if shown else encode_photo("after.png", Photo(to_uint8(result.restored), icc_profile=profile))
     return {
         "before": File(encode_photo("before.png", before), "image/png"),
         "after": File(after, "image/png"),

@@ -184,7 +184,7 @@ $("form").addEventListener("submit", async (event) => {
     work.path = `/v1/restorations/${id}`;
     $("progress").removeAttribute("value"); // it is not known how long it takes from here
     $("progress").setAttribute("aria-label", "Restoration");
-    await show(await follow(work.path), left.name);
+    await show(await follow(work.path), left.name, form.get("format"));
     ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has all of it now
     say("Done.");
   } catch (error) {
@@ -211,7 +211,7 @@ addEventListener("pagehide", drop);
 
 // --- the result ---
 
-async function show(status, name) {
+async function show(status, name, format) {
   const { report, links } = status;
   say("Loading the pictures…");
   const [image, after, before, map] = await Promise.all(
@@ -223,7 +223,7 @@ async function show(status, name) {
     return $(id).decode();
   }));
   const stem = name.replace(/\.[^.]*$/, "");
-  const suffix = { png: ".png", tiff: ".tif", jpeg: ".jpg" }[$("format").value];
+  const suffix = { png: ".png", tiff: ".tif", jpeg: ".jpg" }[format];
   $("save-image").href = image;
   $("save-image").download = `${stem}-restored${suffix}`;
   $("save-map").href = map;
