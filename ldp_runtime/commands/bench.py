@@ -22,6 +22,7 @@ BENCHMARKS = {
     "exports": "benchmarks.exports",
     "reliability": "benchmarks.reliability",
     "capacity": "benchmarks.capacity",
+    "service": "benchmarks.service",
     "report": "benchmarks.report",
 }
 """Name of a benchmark -> its module, which is laid out like that of a command."""

@@ -40,7 +40,9 @@ _LEAST_TOKEN = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
     parser.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)"
+    )
     parser.add_argument(
         "--token-file", metavar="PATH", help=f"file with the token that clients send (default: ${_TOKEN_VARIABLE})"
     )

@@ -91,7 +91,11 @@ def test_swap_and_axis(client: TestClient, deblurrer: FakeDeblurrer) -> None:
         ({"left": ("l.png", b"no image"), "right": ("r.png", encoded())}, {}, ["the left view", "PNG, TIFF or JPEG"]),
         ({"left": ("l.png", b""), "right": ("r.png", encoded())}, {}, ["the left view", "empty"]),
         ({"left": ("l", encoded()[:-40]), "right": ("r", encoded())}, {}, ["the left view", "damaged"]),
-        ({"left": ("l", encoded()), "right": ("r", encoded(size=(H, W + 1)))}, {}, ["the right view", f"{W + 1} x {H}"]),
+        (
+            {"left": ("l", encoded()), "right": ("r", encoded(size=(H, W + 1)))},
+            {},
+            ["the right view", f"{W + 1} x {H}"],
+        ),
         ({"left": ("l", encoded()), "right": ("r", encoded(dtype=np.uint16))}, {}, ["16 bits", "expected 8"]),
         (pair(dtype=np.uint16), {"format": "jpeg"}, ["JPEG holds 8 bits"]),
         ({"left": ("l", encoded())}, {}, ["right", "required"]),
@@ -239,7 +243,9 @@ def test_a_failed_restoration_says_why(running: Served) -> None:
     check_problem(client.get(f"{path}/image"), 409, "no image")
 
 
-@pytest.mark.parametrize("path", ["/v1/restorations/none", "/v1/restorations/none/image", "/v1/restorations/..%2f..%2fimage"])
+@pytest.mark.parametrize(
+    "path", ["/v1/restorations/none", "/v1/restorations/none/image", "/v1/restorations/..%2f..%2fimage"]
+)
 def test_an_unknown_restoration(client: TestClient, path: str) -> None:
     check_problem(client.get(path), 404)
 
@@ -314,7 +320,9 @@ def test_loopback_names_are_answered(client: TestClient, host: str) -> None:
     assert client.get("/v1/health", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8000", "[::1", "", "localhost@evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8000", "[::1", "", "localhost@evil"]
+)
 def test_other_names_are_not(client: TestClient, host: str) -> None:
     for path in ("/", "/v1/health", "/v1/deblur"):
         check_problem(client.get(path, headers={"Host": host}), 421, "localhost")
@@ -334,7 +342,12 @@ def test_the_own_page_may_send(client: TestClient) -> None:
 def test_the_token_is_asked_for(deblurrer: FakeDeblurrer) -> None:
     token = "a-token-of-16-letters"
     with served(deblurrer, token=token) as (client, _):
-        for headers in ({}, {"Authorization": token}, {"Authorization": f"Bearer {token}x"}, {"Authorization": "Bearer"}):
+        for headers in (
+            {},
+            {"Authorization": token},
+            {"Authorization": f"Bearer {token}x"},
+            {"Authorization": "Bearer"},
+        ):
             for path in ("/v1/limits", "/metrics", "/v1/restorations/x", "/nothing"):
                 answer = client.get(path, headers=headers)
                 check_problem(answer, 401, "Authorization")
@@ -362,7 +375,8 @@ def test_every_answer_has_the_security_headers(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/page", "/page/", "/page/page.js", "/../pyproject.toml", "/%2e%2e/app.py", "/docs", "/redoc", "/index.html"]
+    "path",
+    ["/page", "/page/", "/page/page.js", "/../pyproject.toml", "/%2e%2e/app.py", "/docs", "/redoc", "/index.html"],
 )
 def test_no_other_path_reaches_a_file(client: TestClient, path: str) -> None:
     check_problem(client.get(path), 404)

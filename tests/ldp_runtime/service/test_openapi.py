@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -29,17 +28,22 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def api() -> Iterator[Any]:
+@pytest.mark.parametrize("examples", [4, pytest.param(200, marks=pytest.mark.slow)])
+def test_answers_are_as_described(examples: int) -> None:
+    operations = []
     with served(FakeDeblurrer(), token=TOKEN) as (_, service):
-        yield schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+        schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+        for found in schema.get_all_operations():
+            operation = found.ok()
+            operations.append(f"{operation.method.upper()} {operation.path}")
 
+            @effort(examples)
+            @given(case=operation.as_strategy())
+            def check(case: Any) -> None:
+                case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=CHECKS)
 
-schema = schemathesis.pytest.from_fixture("api")
-
-
-def check(case: Any) -> None:
-    case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=CHECKS)
+            check()
+    assert {"POST /v1/deblur", "POST /v1/restorations", "GET /v1/restorations/{id}/{file}"} <= set(operations)
 
 
 def effort(examples: int) -> Any:
@@ -51,16 +55,3 @@ def effort(examples: int) -> Any:
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-
-
-@schema.parametrize()
-@effort(5)
-def test_some_requests(case: Any) -> None:
-    check(case)
-
-
-@pytest.mark.slow
-@schema.parametrize()
-@effort(200)
-def test_many_requests(case: Any) -> None:
-    check(case)

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, on the real service with the bundle ldp-nano's small stand-in."""
+"""The page in a real Chromium, on the real service around a deblurrer that inverts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def url(deblurrer: FakeDeblurrer) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", ws="none", lifespan="on"))
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
-    yield "http://127.0.0.1:{}".format(sock.getsockname()[1])
+    yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     deblurrer.go.set()
     server.should_exit = True
     thread.join(60)

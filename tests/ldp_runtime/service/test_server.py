@@ -125,7 +125,9 @@ def test_a_bad_token_is_refused(
     assert main(["serve", "--port", "0", "--token-file", str(tmp_path / "token")]) == 2
 
 
-@pytest.mark.parametrize("option", ["--workers", "--queue", "--max-upload", "--max-megapixels", "--time-limit", "--grace"])
+@pytest.mark.parametrize(
+    "option", ["--workers", "--queue", "--max-upload", "--max-megapixels", "--time-limit", "--grace"]
+)
 @pytest.mark.parametrize("value", ["0", "-1", "many", "nan"])
 def test_limits_are_positive(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", option, value]) == 2

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks import service
+from benchmarks.results import Report
+from ldp_runtime.cli import main
+from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+
+
+def test_mutations_differ_from_the_form_and_are_repeatable() -> None:
+    _, body = service.request_of(b"left", b"right")
+    forms = list(service.mutations(body, 50, random.Random(1)))
+    assert forms == list(service.mutations(body, 50, random.Random(1)))
+    assert sum(form != body for form in forms) > 45
+    assert len(set(forms)) > 40
+
+
+def test_quantiles() -> None:
+    assert service.quantiles([]) is None
+    assert service.quantiles([float(i) for i in range(101)]) == {"median": 50, "p95": 95, "max": 100}
+
+
+@pytest.mark.slow
+def test_the_whole_load_on_a_tiny_bundle(tmp_path: Path) -> None:
+    bundle = make_tiny_bundle(tmp_path)
+    arguments = ["--bundle", str(bundle), "--backend", "onnxruntime", "--seconds", "1", "--mutations", "40"]
+    assert main(["bench", "service", *arguments, "--concurrency", "1", "2", "-o", str(tmp_path)]) == 0
+    report = Report.read(tmp_path / "service.json")
+    parts = report.data["parts"]
+    for name, part in parts.items():
+        if "good" in part:
+            assert part["good"]["status"] == 200, name
+            assert part["left"] == 0, name
+    assert parts["overload"]["statuses"]["429"] > 0
+    assert parts["slow bodies"]["ended"] == {"408": service.HELD}
+    assert report.data["exit_code"] == 0
+    assert "| sustained, 2 at a time |" in (tmp_path / "service.md").read_text()
