@@ -177,7 +177,7 @@ def test_the_copy_is_whole_and_says_how_it_was_made(quantized: Path, pristine: P
     assert costs == sorted(costs, reverse=True) and costs[-1] > 0
     assert record["macs_share"] == {"clip": 1.0, "deblur": 1.0}
     figures = record["check"]["noise"]
-    assert figures["passed"] and 0 < abs(figures["delta_db"]) <= 5
+    assert figures["passed"] and 0 < abs(figures["delta_db"]) <= 5 and 0 < abs(figures["deblur_fp16_delta_db"]) <= 5
     assert sorted(p.name for p in quantized.parent.iterdir()) == [quantized.name]  # nothing staged is left
 
 
