@@ -27,18 +27,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ldp_export.checkpoint import staged_folder
+from ldp_export.files import staged_folder
 from ldp_export.onnx_export import EXTERNAL_ABOVE
 from ldp_runtime.backends import BACKENDS, Session
 from ldp_runtime.bundle import (
     GRAPHS,
     MANIFEST_FILE,
+    TEXT_EMBEDDINGS_FILE,
     BlurMapSpec,
     Bundle,
     FileEntry,
     Manifest,
     save_manifest,
     sha256_file,
+    write_manifest,
 )
 from ldp_runtime.errors import LDPError
 from ldp_runtime.geometry import WindowGrid
@@ -369,11 +371,8 @@ class _Chain:
             path = self.graphs["deblur"].quantized(kept["deblur"], self._scratch / "deblur.candidate.onnx", rest)
             deblur = self._open(path)
         if kept.get("clip"):
-            path = self.graphs["clip"].quantized(kept["clip"], self._scratch / "clip.candidate.onnx")
-            graphs = {**self.bundle.manifest.graphs, "clip": {"fp32": path.name}}
-            manifest = replace(self.bundle.manifest, graphs=graphs)
-            changed = replace(self.bundle, path=self._scratch, manifest=manifest)
-            deblurrer = Deblurrer(changed, backend=_BACKEND, precision="fp32", threads=self._threads)
+            candidate = self._with_clip(kept["clip"])
+            deblurrer = Deblurrer(candidate, backend=_BACKEND, precision="fp32", threads=self._threads)
         noises, losses = [], []
         for reference in references:
             pair = reference.pair
@@ -382,6 +381,20 @@ class _Chain:
             noises.append(_mse(image, reference.restored) / max(_mse(reference.restored, reference.target), 1e-12))
             losses.append(psnr(image, reference.target, data_range=1) - reference.score)
         return float(np.mean(noises)), float(np.mean(losses))
+
+    def _with_clip(self, kept: set[str]) -> Bundle:
+        """A bundle whose FP32 CLIP graph has these layers quantised."""
+        manifest, folder = self.bundle.manifest, self._scratch / "candidate"
+        deblur = manifest.graphs["deblur"]["fp32"]
+        if not folder.exists():
+            folder.mkdir()
+            for name in (TEXT_EMBEDDINGS_FILE, deblur, *self.bundle.weights[deblur]):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.bundle.path / name, folder / name)
+        path = self.graphs["clip"].quantized(kept, folder / "clip.candidate.onnx")
+        graphs = {"clip": {"fp32": path.name}, "deblur": {"fp32": deblur}}
+        write_manifest(folder, replace(manifest, graphs=graphs, engines=()))
+        return Bundle.load(folder)
 
     def _open(self, path: Path) -> Session:
         return BACKENDS[_BACKEND].open(path, "fp32", self._threads)
