@@ -43,8 +43,9 @@ class TensorRtBackend(EngineBackend):
 
     def available(self) -> None:
         """See ``Backend``."""
+        _check_installed(self.name, self._flavour)
+        open_device()  # before TensorRT is loaded, which takes long and is for nothing without a GPU
         _import(self.name, self._flavour)
-        open_device()
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -321,11 +322,16 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _import(name: str, flavour: str) -> Any:
+def _check_installed(name: str, flavour: str) -> None:
     module = MODULES[flavour]
     if importlib.util.find_spec(module) is None:
         extra = "ldp[rtx]" if flavour == "rtx" else module
         raise NoGpuError(f"{name} needs the package {module}, which is not installed; install {extra}")
+
+
+def _import(name: str, flavour: str) -> Any:
+    _check_installed(name, flavour)
+    module = MODULES[flavour]
     try:
         return importlib.import_module(module)
     except Exception as error:  # a broken native library raises more than ImportError

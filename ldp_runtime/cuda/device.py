@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from ldp_runtime.errors import BackendError
 
 _CAPTURE_MODE = "thread_local"  # other threads' streams may go on while one is captured
 _DLPACK_CUDA = 2  # kDLCUDA
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class NoGpuError(BackendError):
@@ -41,6 +43,7 @@ def open_device(index: int = 0) -> CudaDevice:
     """
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         raise NoGpuError("CUDA needs the package cuda-core, which is not installed; install ldp[cuda]")
+    _load_driver()
     from cuda.core import Device as CoreDevice
 
     try:
@@ -54,6 +57,21 @@ def open_device(index: int = 0) -> CudaDevice:
         raise NoGpuError(f"expected {index + 1} NVIDIA GPU(s) or more, came {len(devices)}; check CUDA_VISIBLE_DEVICES")
     with _translated("the GPU cannot be opened"):
         return CudaDevice(devices[index])
+
+
+def _load_driver() -> None:
+    """Loads NVIDIA's driver: where there is none, that takes no time, and importing cuda.core takes half a second.
+
+    Raises:
+        NoGpuError: There is none.
+    """
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError as error:
+        raise NoGpuError(
+            f"CUDA needs an NVIDIA driver, which does not load ({one_line(error)}); install the driver, or choose a "
+            "CPU backend"
+        ) from error
 
 
 class CudaDevice(Device):

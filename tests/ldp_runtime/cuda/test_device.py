@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +104,25 @@ def test_what_is_missing_is_said() -> None:
         assert device.arch.startswith("sm_")
     with pytest.raises(NoGpuError):
         open_device(99)
+
+
+def test_without_a_driver_neither_cuda_core_nor_tensorrt_is_loaded() -> None:
+    code = """
+import sys
+from ldp_runtime.backends import select
+from ldp_runtime.cuda import device
+device._DRIVER = "no-such-driver.so"
+assert select()[0].name != "cuda"
+heavy = {"cuda.core", "cuda.bindings", "tensorrt", "tensorrt_rtx"} & sys.modules.keys()
+assert not heavy, f"loaded: {heavy}"
+try:
+    device.open_device()
+except device.NoGpuError as error:
+    assert "CUDA needs" in str(error), error
+else:
+    raise SystemExit("a GPU without a driver")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_errors_of_cuda_become_ours() -> None:
