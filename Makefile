@@ -37,13 +37,15 @@ test: lint types ## lint, types and the tests that need neither a GPU nor patien
 test-all: lint types ## lint, types and every test; GPU tests skip where there is none
 	$(BIN)/python -m pytest
 
-bench: $(ALL) ## latency, parity, rooflines and peers of nano and small: benchmarks/reports
+bench: $(ALL) ## latency, parity, rooflines, peers and scaling of nano and small: benchmarks/reports
+	$(BIN)/ldp bench exports --variants
 	$(BIN)/ldp bench parity
-	$(BIN)/ldp bench latency --seconds 300
-	$(BIN)/ldp bench latency --config small --shape 448x672 --seconds 200 \
-		--backend openvino onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
-	$(BIN)/ldp bench roofline --config small
+	$(BIN)/ldp bench latency --seconds 100
+	$(BIN)/ldp bench latency --config small --seconds 250 \
+		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
+	$(BIN)/ldp bench roofline --config small --variants
 	$(BIN)/ldp bench peers
+	$(BIN)/ldp bench scaling --shape 1120x1680 2240x3360 --no-seams
 	$(BIN)/ldp bench report
 
 lint: $(ALL) ## ruff: rules and formatting
@@ -88,5 +90,5 @@ $(BASE): $(VENV_MADE) $(REQUIREMENTS)
 	@touch $@
 
 $(ALL): $(VENV_MADE) $(REQUIREMENTS)
-	$(PIP) install --quiet -c constraints.txt -e '.[export,train,bench,rtx,cuda,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[export,train,bench,ray,rtx,cuda,serve,fuzz,dev]'
 	@touch $(BASE) $@

@@ -60,8 +60,8 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
         batch: What they are computed on.
 
     Returns:
-        `rows`, one a loss; `psnr_db` of the center view and the restoration; the `blur_aware` loss of the center view and
-        of the target, below which the restoration should not go; and of the pixels whose target deviates
+        `rows`, one a loss; `psnr_db` of the center view and the restoration; the `blur_aware` loss of the center view
+        and of the target, below which the restoration should not go; and of the pixels whose target deviates
         from the center view by less than the floor: their `share` of all, of those that the blur map calls blurred
         too, and their part of the squared error and of the blur-weighting loss.
     """
@@ -158,8 +158,8 @@ def markdown(report: Report) -> str:
             f"Pixels whose target deviates from the center view by less than {FLOOR:g} are {small['share']:.0%} of "
             f"all, and {small['blurred_share']:.0%} of all are such pixels that the blur map calls blurred. They have "
             f"{small['of_squared_error']:.0%} of the squared error and {small['of_blur_weighting']:.0%} of the "
-            f"blur-weighting loss. The blur-aware loss is {significant(data['blur_aware']['center'])} for the center view "
-            f"and {significant(data['blur_aware']['target'])} for the target.",
+            f"blur-weighting loss. The blur-aware loss is {significant(data['blur_aware']['center'])} for the center "
+            f"view and {significant(data['blur_aware']['target'])} for the target.",
         ]
     )
 
