@@ -309,11 +309,9 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
     Raises:
         BenchmarkError: There is no folder to keep it in.
     """
-    folder = cache_folder("benchmarks", exporter_key(), "variants")
-    if folder is None:
+    path = _variant_path(config, patch)
+    if path is None:
         raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
-    key = hashlib.sha256(json.dumps([config.to_dict(), patch], sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{key}.onnx"
     if not path.is_file():
         from ldp_export.network import LDPNet
         from ldp_export.onnx_export import deblur_graph, save_graph
@@ -327,6 +325,21 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
         finally:
             partial.unlink(missing_ok=True)
     return path
+
+
+def variants_are_exported(manifest: Manifest) -> bool:
+    """Whether the cache has the graphs of all of `design_variants` of a bundle's network."""
+    from ldp_export.network import LDPConfig
+
+    variants = design_variants(LDPConfig.from_dict(manifest.network)).values()
+    paths = [_variant_path(variant, manifest.clip.patch) for variant in variants]
+    return all(path is not None and path.is_file() for path in paths)
+
+
+def _variant_path(config: LDPConfig, patch: int) -> Path | None:
+    folder = cache_folder("benchmarks", exporter_key(), "variants")
+    key = hashlib.sha256(json.dumps([config.to_dict(), patch], sort_keys=True).encode()).hexdigest()[:16]
+    return None if folder is None else folder / f"{key}.onnx"
 
 
 def _variant_row(what: str, config: LDPConfig, steps: Sequence[Step], device: Device) -> dict[str, Any]:
@@ -579,6 +592,8 @@ def finding(data: Mapping[str, Any]) -> str:
             f"({_change(best['ms'], total)}) with {best['parameters'] / 1e6:.1f} M parameters. What it would do to the "
             "restored image is unknown until it is trained."
         )
+    else:
+        lines.append("Other designs of the network were not compared; `ldp bench roofline --variants` does it.")
     return "\n\n".join(lines)
 
 
@@ -708,7 +723,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default=DEFAULT_DEVICE, help=f"GPU of the tables (default: {DEFAULT_DEVICE})")
     parser.add_argument(
-        "--variants", action="store_true", help="also export other designs of the network, once, and compare them"
+        "--variants",
+        action="store_true",
+        help="also compare other designs of the network, which are exported once (minutes); done anyway if they are",
     )
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report (default: %(default)s)")
 
@@ -716,7 +733,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     bundle = open_bundle(arguments.bundle, arguments.config)
-    data = analyse(bundle, arguments.shape, arguments.device, variants=arguments.variants)
+    variants = arguments.variants or variants_are_exported(bundle.manifest)
+    data = analyse(bundle, arguments.shape, arguments.device, variants=variants)
     name = f"roofline-{bundle.manifest.name}"
     plot(data, [arguments.output / f"{name}.{suffix}" for suffix in ("svg", "png")])
     text = f"{markdown(data)}\n![roofline]({name}.svg)\n"

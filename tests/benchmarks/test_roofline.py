@@ -24,6 +24,7 @@ from benchmarks.roofline import (
     finding,
     floor,
     markdown,
+    variants_are_exported,
 )
 from ldp_export.network import CONFIGS
 from ldp_runtime.bundle import Bundle
@@ -170,12 +171,18 @@ def test_a_variant_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert paths[0] == paths[1] != paths[2]
     assert {path.read_bytes() for path in paths} == {b"fp16"}
     assert {path.name for path in paths[0].parent.iterdir()} == {path.name for path in paths}
+    manifest = Bundle.load(NANO).manifest
+    assert not variants_are_exported(manifest)
+    for variant in design_variants(CONFIGS["nano"]).values():
+        export_variant(variant, manifest.clip.patch)
+    assert variants_are_exported(manifest)
 
 
 def test_the_command_writes_all_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(roofline, "measure_cpu", lambda: [CPU])
+    monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))  # has no variants, whatever the user's has
     parser = argparse.ArgumentParser()
     roofline.add_arguments(parser)
     roofline.run(parser.parse_args(["--bundle", str(NANO), "--shape", "100x150", "--output", str(tmp_path)]))

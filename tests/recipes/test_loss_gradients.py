@@ -23,7 +23,8 @@ def test_gradients_are_compared_with_charbonniers(tmp_path: Path) -> None:
     scenes = make_scenes(tmp_path / "scenes", shards=2, size=(32, 48))
     data = analyse(checkpoint, held_out_batch(checkpoint, scenes, 3))
     rows = {row["loss"]: row for row in data["rows"]}
-    assert rows["Charbonnier"]["times_charbonnier"] == rows["Charbonnier"]["cosine_to_charbonnier"] == pytest.approx(1)
+    assert rows["Charbonnier"]["times_charbonnier"] == pytest.approx(1)
+    assert rows["Charbonnier"]["cosine_to_charbonnier"] == pytest.approx(1, abs=1e-5)
     assert rows["squared error"]["cosine_to_squared_error"] == pytest.approx(1, abs=1e-5)
     # A larger floor makes the loss, and so its gradient, smaller.
     assert rows["blur-weighting, floor 0.1"]["value"] < rows["blur-weighting, floor 0.01"]["value"]
@@ -43,4 +44,4 @@ def test_the_command_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert report.kind == "loss_gradients" and report.data["checkpoint"] == "tiny"
     assert loss_gradients.markdown(report) in capsys.readouterr().out
     assert main(["--scenes", str(tmp_path / "nowhere"), *options]) == 2
-    assert "error: expected" in capsys.readouterr().err
+    assert "error: simulated: val: no shards" in capsys.readouterr().err
