@@ -135,6 +135,13 @@ def cannot_write(path: Path | str, error: BaseException) -> str:
     return f"{path} cannot be written: {reason}; {mend}"
 
 
+def temporary_stem(name: str) -> str:
+    """What stands for a file's name in ``.NAME.N.tmp``: the name, or a hash where it is too long."""
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return name
+
+
 class _Temporary:
     """A temporary file of this process."""
 
@@ -189,9 +196,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _claim(target: Path, *, folder: bool) -> tuple[Path, int | None]:
     """Makes or takes over a temporary file or folder; returns it with the handle that holds its lock."""
-    name = target.name
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    name = temporary_stem(target.name)
     for n in itertools.count():
         path = target.with_name(f".{name}.{n}.tmp")
         while True:

@@ -39,6 +39,7 @@ from ldp_runtime.batch.work import (
 )
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write
 
 LOCAL = "local"
 
@@ -267,7 +268,7 @@ def _try_again(mark: Path) -> None:
         with mark.open("ab") as file:
             file.write(b".")
     except OSError as error:
-        raise OutputError(f"{mark.parent} cannot be written: {error.strerror}; mend its rights") from error
+        raise OutputError(cannot_write(mark.parent, error)) from error
 
 
 def _job_fields(job: Job) -> dict[str, str | None]:

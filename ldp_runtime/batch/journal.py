@@ -19,10 +19,11 @@ from typing import IO, Any
 from ldp_runtime.batch.jobs import Job
 from ldp_runtime.bundle import sha256_file
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write, temporary_stem
 
 JOURNAL_FILE = ".ldp-batch.jsonl"
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|tries)\.tmp")  # those of image_io.write_files and `tries_file`
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|tries)\.tmp")  # those of ldp_runtime.files and `tries_file`
 
 
 class OutputError(LDPError):
@@ -113,10 +114,7 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise OutputError(
-                f"{self.folder} cannot be written: {error.strerror or error}; choose another output folder or mend its "
-                "rights"
-            ) from error
+            raise OutputError(cannot_write(self.folder, error)) from error
         if not _lock(self._file):
             self._file.close()
             raise OutputError(f"{self.folder} is in use by another ldp batch; wait until it ends, or stop it")
@@ -185,7 +183,7 @@ class Journal:
         for job in jobs:
             for path in job.outputs:
                 real = Path(os.path.realpath(path))
-                expected.setdefault(real.parent, set()).add(real.name)
+                expected.setdefault(real.parent, set()).add(temporary_stem(real.name))
         swept = 0
         for folder, names in expected.items():
             try:
@@ -236,14 +234,12 @@ class Journal:
             while content:
                 content = content[self._file.write(content) :]
         except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written: {error.strerror or error}; make room or mend the rights of its folder"
-            ) from error
+            raise OutputError(cannot_write(self.path, error)) from error
 
 
 def tries_file(job: Job) -> Path:
     """Where the workers of a cluster count their tries of a pair; swept like all that is temporary."""
-    return job.output.with_name(f".{job.output.name}.tries.tmp")
+    return job.output.with_name(f".{temporary_stem(job.output.name)}.tries.tmp")
 
 
 def _holds(path: Path, facts: FileFacts, verify: bool) -> bool:

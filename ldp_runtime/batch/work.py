@@ -23,6 +23,7 @@ from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import FileFacts, OutputError, Record
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError
+from ldp_runtime.files import cannot_write
 from ldp_runtime.pair_files import Views, encode_blur_map, read_views
 from ldp_runtime.pipeline import Deblurrer, Result, Started
 from ldp_runtime.tiles import ran_out_of_memory
@@ -216,8 +217,8 @@ def _write_files(contents: dict[Path, bytes]) -> None:
             raise ImageError(
                 f"{next(iter(contents))} cannot be written: its name is too long; rename the views"
             ) from error
-        text = str(error) if isinstance(error, ImageError) else f"{error.filename} cannot be written: {error.strerror}"
-        raise OutputError(f"{text}; make room or mend the rights of the folder") from error
+        text = str(error) if isinstance(error, ImageError) else cannot_write(error.filename, error)
+        raise OutputError(text) from error
 
 
 def _root(job: Job) -> Path:

@@ -294,7 +294,7 @@ def test_a_full_disk_ends_the_run(run: Run, out: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "replace", replace)
     code, _, err = run("--io-threads", "1")
     assert code == 2
-    assert "No space left on device; make room or mend the rights of the folder; " in err
+    assert "No space left on device; free some space or choose another folder; 1 of 4 pairs are done" in err
     assert "the same command goes on from there" in err
     assert set(outputs(out)) == {"00/pair.png"}
     assert log(out)["failures"] == []
@@ -308,7 +308,7 @@ def test_an_output_folder_that_is_read_only(run: Run, out: Path, starts: list[in
     out.mkdir(mode=0o500)
     code, _, err = run()
     assert (code, starts) == (2, [])
-    assert f"{out} cannot be written: Permission denied; choose another output folder" in err
+    assert f"{out} cannot be written: Permission denied; choose another folder" in err
 
 
 def test_an_output_folder_that_cannot_be_made(source: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +316,7 @@ def test_an_output_folder_that_cannot_be_made(source: Path, bundle: Path, capsys
     code = main(command(source, source / "00/pair_L.png/out", bundle))
     assert code == 2
     err = capsys.readouterr().err
-    assert "cannot be" in err and "choose another output folder" in err
+    assert "choose another folder" in err or "choose another output folder" in err
     assert err.count("\n") == 1
 
 
