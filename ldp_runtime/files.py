@@ -89,7 +89,7 @@ def claimed_folder(target: Path) -> Iterator[Path]:
         path, handle = _claim(target, folder=True)
         if handle is not None:
             stack.callback(os.close, handle)
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        stack.callback(_remove_folder, path)
         for child in path.iterdir():
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
@@ -142,6 +142,14 @@ def temporary_stem(name: str) -> str:
     return name
 
 
+def _remove_folder(path: Path) -> None:
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except KeyboardInterrupt:  # it came just here: once more
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
 class _Temporary:
     """A temporary file of this process."""
 
@@ -176,6 +184,13 @@ class _Temporary:
         return self
 
     def __exit__(self, *_: object) -> None:
+        try:
+            self._remove()
+        except KeyboardInterrupt:  # it came just here: once more
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
         with contextlib.suppress(OSError):
             if self._there:
                 self._path.unlink(missing_ok=True)

@@ -151,3 +151,20 @@ def test_a_folder_is_abandoned_when_its_owner_is_gone(tmp_path: Path) -> None:
 def test_messages(error: Exception, disk: bool, says: str) -> None:
     assert is_disk_error(error) is disk
     assert cannot_write("a.png", error).startswith(f"a.png cannot be written: {says}")
+
+
+def test_ctrl_c_in_the_middle_of_cleaning_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed = []
+    unlink = os.unlink
+
+    def interrupted(path: Path, **given: object) -> None:
+        if not pressed:
+            pressed.append(path)
+            raise KeyboardInterrupt
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_can_write(tmp_path / "a")
+    assert pressed == [tmp_path / ".a.0.tmp"]
+    assert names(tmp_path) == set()
