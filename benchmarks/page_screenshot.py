@@ -54,9 +54,9 @@ def take(url: str, executable: str, output: Path, *, dark: bool) -> None:
         page.get_by_role("button", name="Restore").click()
         page.get_by_text("Done.").wait_for()
         page.locator("h1").click()  # no focus ring
-        picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        shown = page.screenshot(full_page=True)
         browser.close()
-    picture = picture.convert("RGB")
+    picture = Image.open(io.BytesIO(shown)).convert("RGB")
     picture.quantize(palette=picture.quantize(_COLOURS), dither=Image.Dither.FLOYDSTEINBERG).save(output, optimize=True)
 
 

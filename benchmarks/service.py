@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             memory.append({"after": name, **footprint(service)})
 
         for clients in arguments.concurrency:
-            part(f"sustained, {clients} at a time", lambda n=clients: load(service, head, body, n, arguments.seconds))
+            part(f"sustained, {clients} at a time", partial(load, service, head, body, clients, arguments.seconds))
         part("overload", lambda: load(service, head, body, OVERLOAD, arguments.seconds))
         part("slow heads", lambda: hold(service, head, body, sent=head[:60], drip=b"X-A: b\r\n"))
         part("slow bodies", lambda: hold(service, head, body, sent=head + body[:2000], drip=b"a"))

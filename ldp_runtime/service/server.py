@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,12 +75,10 @@ def serve(service: Service, sock: socket.socket, *, log_requests: bool) -> int |
         timeout_graceful_shutdown=max(1, int(settings.grace)),
     )
     if log_requests:
-        import logging
-
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     server = _Server(config, service)
     server.run(sockets=[sock])
-    if not service.queue.join(0 if server.force_exit else settings.grace):
+    if not service.queue.join(0 if server.force_exit else server.stop_by - time.monotonic()):
         # A thread that is inside a native library would crash as the interpreter takes that apart.
         print("ldp: warning: stopped while a pair was being restored", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -93,6 +93,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self.signal: int | None = None
+        self.stop_by = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,6 +113,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.stop_by = time.monotonic() + self._service.settings.grace
         self._service.queue.close()
         await super().shutdown(sockets)
 
@@ -163,5 +165,5 @@ class _TimedProtocol(H11Protocol):
         self._idle = self.loop.call_later(self.settings.idle_seconds, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if getattr(self.cycle, "response_complete", True):  # None before the first request
             self.transport.abort()

@@ -71,7 +71,7 @@ const SIDES = {
   right: /(^|[^a-z])(right|bottom|r)([^a-z]|$)/i,
 };
 
-export function arrange(files) {
+function arrange(files) {
   const [first, second] = files;
   if (!second) return SIDES.right.test(first.name) && !SIDES.left.test(first.name) ? [null, first] : [first, null];
   const swapped = SIDES.right.test(first.name) && !SIDES.left.test(first.name)

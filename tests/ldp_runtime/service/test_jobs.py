@@ -38,7 +38,8 @@ def test_each_worker_has_a_tool_of_its_own() -> None:
     held = [Held(), Held()]
     jobs = [queue.submit(work, 60) for work in held]
     for work in held:
-        assert work.begun.wait(60)
+        assert work.begun.wait(60)  # both at a time
+    for work in held:
         work.go.set()
     assert {job.future.result(60) for job in jobs} == {1, 2}
     assert len(set(threads)) == 2

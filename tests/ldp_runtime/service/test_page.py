@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ def deblurrer() -> FakeDeblurrer:
     return FakeDeblurrer()
 
 
-@pytest.fixture(scope="module")
-def url(deblurrer: FakeDeblurrer) -> Iterator[str]:
-    """A service in a thread of this process."""
+@contextmanager
+def in_thread(deblurrer: FakeDeblurrer, token: str | None = None) -> Iterator[str]:
+    """A service in a thread of this process; yields its URL."""
     deblurrers: Any = deblurrer
-    service = Service(Settings(), lambda: deblurrers)
+    service = Service(Settings(token=token), lambda: deblurrers)
     sock = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", ws="none", lifespan="on"))
     thread = threading.Thread(target=server.run, args=([sock],))
@@ -51,6 +52,12 @@ def url(deblurrer: FakeDeblurrer) -> Iterator[str]:
     server.should_exit = True
     thread.join(60)
     service.queue.close()
+
+
+@pytest.fixture(scope="module")
+def url(deblurrer: FakeDeblurrer) -> Iterator[str]:
+    with in_thread(deblurrer) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +234,27 @@ def test_errors_are_told_and_work_can_be_cancelled(page: Any, deblurrer: FakeDeb
     deblurrer.go.set()
     page.get_by_text("Cancelled.").wait_for()
     restore(page)
+
+
+def test_a_token_comes_with_the_address_or_is_asked_for(browser: Any) -> None:
+    token = "a-token-of-16-letters"
+    with in_thread(FakeDeblurrer(), token) as url:
+        for given in (True, False):
+            context = browser.new_context()
+            page = context.new_page()
+            page.set_default_timeout(60_000)
+            page.goto(f"{url}/#token={token}" if given else url)
+            if not given:
+                page.get_by_text("Needs a token").wait_for()
+                page.get_by_label("Token of this service").fill(token)
+                page.get_by_role("button", name="Use it").click()
+            page.get_by_text("Service ready").wait_for()
+            assert page.evaluate("location.hash") == ""
+            choose(page)
+            restore(page)
+            _, content = download(page, "Download image")
+            np.testing.assert_array_equal(decode_photo("image", content).pixels, 255 - view(1))
+            context.close()
 
 
 def test_the_keyboard_reaches_every_control_and_axe_finds_nothing(page: Any) -> None:

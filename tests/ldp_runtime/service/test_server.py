@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -306,3 +308,38 @@ def test_what_runs_is_finished_when_the_service_stops(quick: InThread) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
     restored = decode_photo("answer", answer.partition(b"\r\n\r\n")[2]).pixels
     np.testing.assert_array_equal(restored, 255 - view(1))
+
+
+STUCK = """
+from tests.ldp_runtime.service.fakes import FakeDeblurrer
+from ldp_runtime.service.app import Service
+from ldp_runtime.service.server import listen, serve
+from ldp_runtime.service.settings import Settings
+deblurrer = FakeDeblurrer()
+deblurrer.go.clear()
+service = Service(Settings(grace=1), lambda: deblurrer)
+sock = listen("127.0.0.1", 0)
+print(sock.getsockname()[1], flush=True)
+serve(service, sock, log_requests=False)
+"""
+
+
+def test_what_does_not_end_within_the_grace_is_left() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", STUCK], text=True, env=environment, **pipes) as process:
+        try:
+            port = int(process.stdout.readline())
+            head, body = form(encoded(), encoded())
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(head + body)
+                running = 0
+                while running == 0:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/health", timeout=60) as answer:
+                        running = json.load(answer)["running"]
+                process.send_signal(signal.SIGTERM)
+                _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "ldp: warning: stopped while a pair was being restored" in err
