@@ -466,7 +466,7 @@ class _Graph:
         from onnxruntime.quantization import CalibrationMethod
         from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator
 
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
+        class Reader(CalibrationDataReader):
             def __init__(self) -> None:
                 self._feeds = iter(feeds)
 
@@ -500,7 +500,7 @@ class _Graph:
         path = self._path.with_suffix(".shapes.onnx")
         _save(model, path)
         shapes = BACKENDS[_BACKEND].open(path, "fp32").run(feeds)
-        return {node.name: math.prod(int(size) for size in shapes[f"{node.name}_shape"]) for node in nodes}
+        return {node.name: math.prod(shapes[f"{node.name}_shape"].tolist()) for node in nodes}
 
     def quantized(self, kept: set[str], path: Path, precision: str = "fp32") -> Path:
         """Writes the graph with these layers quantised.
