@@ -269,7 +269,7 @@ def _with_low_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
     import numpy as np
 
     noise = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint16)
-    return pixels.astype(np.uint16) << 8 | noise
+    return pixels.astype(np.uint16) << np.uint16(8) | noise
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

@@ -187,7 +187,7 @@ def sample_pair() -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     radius = at * reach // w
 
     def box(first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.uint16]:
-        mean = (sums[:, last + 1] - sums[:, first]) // (last + 1 - first)[:, None]
+        mean: NDArray[np.int64] = (sums[:, last + 1] - sums[:, first]) // (last + 1 - first)[:, None]
         return (mean * _TO_16_BITS).astype(np.uint16)
 
     at = at + reach

@@ -285,7 +285,8 @@ class _Lent:
     _TAKEN = b"used_dltensor"
 
     def __init__(self, array: Array) -> None:
-        self._array, self._capsule = array, None
+        self._array: Any = array  # NumPy's types leave out that of strings' arrays
+        self._capsule: Any = None
 
     def __dlpack__(self, **_: Any) -> Any:
         self._capsule = self._array.__dlpack__()

@@ -37,7 +37,7 @@ def write_pair(
 ) -> None:
     import numpy as np
 
-    from ldp_export.checkpoint import staged_folder
+    from ldp_export.files import staged_folder
     from ldp_runtime.image_io import write_pixels
 
     with staged_folder(folder, last=record_name) as staged:
