@@ -9,6 +9,7 @@ reader: the plan gives core-hours and GPU-hours.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import tempfile
@@ -257,8 +258,8 @@ def measure_coding(shape: tuple[int, int] = PAPER) -> list[Coding]:
             path = Path(folder) / f"picture{_SUFFIXES[kind]}"
             content = encode_photo(path, photo)
             path.write_bytes(content)
-            write = _cpu_seconds(lambda path=path, photo=photo: encode_photo(path, photo))  # type: ignore[misc]
-            read = _cpu_seconds(lambda path=path: read_photo(path))  # type: ignore[misc]
+            write = _cpu_seconds(functools.partial(encode_photo, path, photo))
+            read = _cpu_seconds(functools.partial(read_photo, path))
             size = megapixels(shape)
             found.append(Coding(kind, bits, read / size, write / size, len(content) / size))
     return found
@@ -269,7 +270,8 @@ def _with_low_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
     import numpy as np
 
     noise = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint16)
-    return pixels.astype(np.uint16) << np.uint16(8) | noise
+    sixteen: NDArray[np.uint16] = pixels.astype(np.uint16) * np.uint16(256) + noise
+    return sixteen
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
@@ -355,7 +357,7 @@ def plan(
         "host_cores": host_cores,
         "network_gbit": network,
         "feed": feed.name,
-        "sources": {kind: report.provenance() for kind, report in measured.items()},
+        "sources": {kind: _source(report) for kind, report in measured.items()},
         "cpu": cpu,
         "files": files,
         "gpu": gpu,
@@ -470,20 +472,19 @@ def bottlenecks(data: Mapping[str, Any]) -> list[str]:
     feed = next(row for row in data["files"] if row["name"] == data["feed"])
     shares = [files / (files + row["cores"]) for files, row in zip(feed["cores"], data["cpu"], strict=True)]
     lines = [
-        f"* On CPUs it is the network's arithmetic: files ({data['feed']}) take {min(shares):.0%} to {max(shares):.0%} "
+        f"* On CPUs it is the restoration itself: files ({data['feed']}) take {min(shares):.0%} to {max(shares):.0%} "
         "of all cores."
         if max(shares) < 0.5
         else f"* On CPUs files ({data['feed']}) take up to {max(shares):.0%} of all cores: it is these."
     ]
     for shape in data["shapes"]:
         rows = [row for row in data["gpu"] if row["shape"] == shape]
-        by_first: dict[str, list[str]] = {}
-        for row in rows:
-            bounds = row["pairs_a_second"]
-            text = f"{row['device']} ({significant(bounds[row['first']])} of {significant(bounds[_GPU])} pairs/s)"
-            by_first.setdefault(row["first"], []).append(text if row["first"] != _GPU else row["device"])
-        told = "; ".join(f"**{first}** with {', '.join(devices)}" for first, devices in by_first.items())
-        lines.append(f"* On a GPU, {_size(shape)} px, {data['host_cores']} cores beside it, {data['feed']}: {told}.")
+        told = [
+            _told(first, [row for row in rows if row["first"] == first])
+            for first in dict.fromkeys(row["first"] for row in rows)
+        ]
+        cores = f"{data['host_cores']} cores beside it"
+        lines.append(f"* On a GPU, {_size(shape)} px, {cores}, {data['feed']}: {'; '.join(told)}.")
     cheapest = min(data["files"], key=lambda row: 2 * row["read"] + row["write"])
     dearest = max(data["files"], key=lambda row: 2 * row["read"] + row["write"])
     ratio = (2 * dearest["read"] + dearest["write"]) / (2 * cheapest["read"] + cheapest["write"])
@@ -492,6 +493,22 @@ def bottlenecks(data: Mapping[str, Any]) -> list[str]:
         f"than {dearest['name']}. The network counts with {significant(data['network_gbit'])} Gbit/s."
     )
     return ["\n".join(lines)]
+
+
+def _source(report: Report) -> str:
+    loads = report.data.get("load_average", {}).values()
+    texts = ["unknown" if load is None else f"{load:.2f}" for load in loads]
+    return f"{report.provenance()}; load average {' and '.join(texts) or 'unknown'}"
+
+
+def _told(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The GPUs that one thing holds back, and how far."""
+    text = f"**{first}** with {', '.join(row['device'] for row in rows)}"
+    if first == _GPU:
+        return text
+    rate = significant(rows[0]["pairs_a_second"][first])
+    floors = sorted(row["pairs_a_second"][_GPU] for row in rows)
+    return f"{text}: {rate} pairs/s, where the floors allow {significant(floors[0])} to {significant(floors[-1])}"
 
 
 def _count(value: float) -> str:

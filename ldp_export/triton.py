@@ -175,7 +175,7 @@ class Serving:
                 raise TritonError(f"expected a {name}, one of {', '.join(choices)}, came {value!r}")
         if not self.bits or set(self.bits) - MODELS.keys():
             raise TritonError(f"expected bits, of {', '.join(map(str, MODELS))}, came {self.bits}")
-        for what, number, least in (
+        for name, number, least in (
             ("instances", self.instances, 1),
             ("pairs a batch", self.max_batch, 1),
             ("a delay in microseconds", self.max_delay, 0),
@@ -184,7 +184,7 @@ class Serving:
             ("the sides of the warm-up in px", min(self.warm_up), 1),
         ):
             if number < least:
-                raise TritonError(f"expected {what} of at least {least}, came {number}")
+                raise TritonError(f"expected {name} of at least {least}, came {number}")
         if self.variant != "python" and (self.backend != "auto" or self.threads is not None):
             raise TritonError(
                 f"expected a backend and threads with the variant python alone, came them with {self.variant}; leave "

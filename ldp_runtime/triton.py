@@ -284,8 +284,8 @@ class _Lent:
 
     _TAKEN = b"used_dltensor"
 
-    def __init__(self, array: Array) -> None:
-        self._array: Any = array  # NumPy's types leave out that of strings' arrays
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
         self._capsule: Any = None
 
     def __dlpack__(self, **_: Any) -> Any:
