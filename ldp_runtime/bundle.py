@@ -40,6 +40,7 @@ from ldp_runtime.engines import (
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import PADDING_MODE, Padding
+from ldp_runtime.npy_files import HEADER_BYTES, read_npy
 from ldp_runtime.onnx_files import ExternalData, GraphFile, read_graph
 
 SCHEMA = "ldp-bundle"
@@ -81,7 +82,6 @@ _MEND_INT8 = "make the INT8 graphs with ldp-export quantize"
 _NETWORK_MULTIPLE = 16
 _MAX_INTEGER = 2**53  # what every JSON reader keeps exactly
 _MAX_NAME = 200
-_NPY_HEADER_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -326,15 +326,27 @@ class Bundle:
             BundleError: The bundle has no such graph, or it is no longer the one that was verified.
         """
         name = self._graph_file(kind, precision)
-        for part in (name, *self.weights[name]):
-            path = self.path / part
-            try:
-                same = _state(path.stat()) == self.states[part]
-            except OSError:
-                same = False
-            if not same:
-                raise BundleError(f"{path}: expected the file that was verified, came another; load the bundle again")
-        return self.path / name
+        for part in self.weights[name]:
+            self.file(part)
+        return self.file(name)
+
+    def file(self, name: str) -> Path:
+        """A file that was verified and is still the same.
+
+        Args:
+            name: A name of the manifest's ``files``.
+
+        Raises:
+            BundleError: It was replaced or written to since.
+        """
+        path = self.path / name
+        try:
+            same = _state(path.stat()) == self.states[name]
+        except OSError:
+            same = False
+        if not same:
+            raise BundleError(f"{path}: expected the file that was verified, came another; load the bundle again")
+        return path
 
     def _graph_file(self, kind: str, precision: str) -> str:
         files = self.manifest.graphs[kind]
@@ -701,30 +713,21 @@ def _weights(
 
 
 def _read_text_embeddings(path: Path, file: io.BufferedReader, manifest: Manifest) -> NDArray[np.float32]:
-    from ldp_runtime.backends.base import one_line  # the backends import this module
-
     shape = (len(manifest.prompts), manifest.clip.embed_dim)
     size = math.prod(shape) * np.dtype(np.float32).itemsize
-    content = file.read(_NPY_HEADER_BYTES + size + 1)
-    stream = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(stream)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise ValueError(f"version {version} of the format")
-        came, by_columns, dtype = readers[version](stream, max_header_size=_NPY_HEADER_BYTES)
-    except Exception as error:  # a damaged header gives nearly any exception
+        embeddings = read_npy(file.read(2 * HEADER_BYTES + size))
+    except ValueError as error:
         raise BundleError(
-            f"{path}: expected a plain NumPy array, came something else ({one_line(error)}); {_MEND_FILES}"
+            f"{path}: expected a plain NumPy array, came something else ({error}); {_MEND_FILES}"
         ) from error
-    if came != shape or dtype != np.float32:
-        raise BundleError(f"{path}: expected shape {shape} float32, came {came} {dtype}; {_MEND_FILES}")
-    if len(content) != stream.tell() + size:
-        raise BundleError(f"{path}: expected {size} bytes after the header, came others; {_MEND_FILES}")
-    embeddings = np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
+    if embeddings.shape != shape or embeddings.dtype != np.float32:
+        raise BundleError(
+            f"{path}: expected shape {shape} float32, came {embeddings.shape} {embeddings.dtype}; {_MEND_FILES}"
+        )
     if not np.isfinite(embeddings).all():
         raise BundleError(f"{path}: expected finite numbers, came NaN or Inf; {_MEND_FILES}")
-    return np.array(embeddings, np.float32, order="C")
+    return embeddings.astype(np.float32, copy=False)  # the machine's byte order
 
 
 # The schema, field by field. A check returns a value typed, or raises _UnfitError with what it expected.

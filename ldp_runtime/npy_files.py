@@ -1,0 +1,74 @@
+"""NumPy's files from strangers: no pickles, and no more memory than the file says it has to."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HEADER_BYTES = 1 << 12
+"""Longest header of an array, in bytes."""
+
+
+def read_npy(content: bytes) -> NDArray[Any]:
+    """Reads the content of a ``.npy`` file.
+
+    Args:
+        content: All of it.
+
+    Returns:
+        The array, of numbers, in memory of its own.
+
+    Raises:
+        ValueError: It is no such file, holds objects or texts, or another number of bytes than its header says.
+    """
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"version {version} of the format")
+        shape, by_columns, dtype = readers[version](stream, max_header_size=HEADER_BYTES)
+    except Exception as error:  # a damaged header gives nearly any exception
+        raise ValueError(f"no array: {' '.join(str(error).split())[:200]}") from error
+    if dtype.kind not in "biuf" or any(length < 0 for length in shape):
+        raise ValueError(f"{shape} {dtype}")
+    if len(content) != stream.tell() + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(content)} bytes for {shape} {dtype}")
+    flat = np.frombuffer(content, dtype, offset=stream.tell())
+    return np.array(flat.reshape(shape, order="F" if by_columns else "C"), order="C")
+
+
+def read_npz(path: Path, names: Iterable[str], most: int) -> dict[str, NDArray[Any]]:
+    """Reads arrays of a ``.npz`` file.
+
+    Args:
+        path: The file.
+        names: Which arrays.
+        most: Bytes that they may take together.
+
+    Raises:
+        ValueError: It is no such file, lacks an array, or is larger.
+        OSError: It cannot be read.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            for name in names:
+                with file.open(f"{name}.npy") as member:
+                    content = member.read(most + 1)
+                if len(content) > most:
+                    raise ValueError(f"more than {most} bytes")
+                most -= len(content)
+                arrays[name] = read_npy(content)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a damaged archive gives nearly any exception
+        raise ValueError(f"no archive of arrays: {' '.join(str(error).split())[:200]}") from error
+    return arrays
