@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -256,12 +257,14 @@ def mutate_embeddings(random: Random, data: bytes) -> bytes:
         (b"'<f4'", b"[('a', '<f4')]"),
         (b"'<f4'", b"'>f4'"),
         (b"False", b"True"),
-        (b"NUMPY\x01", b"NUMPY\x03"),
+        (b"'fortran_order': False, ", b""),
         (b"{", b"{" * 3000),
     )
-    if random.random() < 0.7:
-        return data.replace(*random.choice(texts), 1)
-    return change_bytes(random, data)
+    if random.random() < 0.3:
+        return change_bytes(random, data)
+    header, body = data[10:128], data[128:]  # of the tiny bundle's version 1
+    changed = header.replace(*random.choice(texts), 1).rstrip()
+    return data[:8] + struct.pack("<H", max(118, len(changed) + 1)) + changed.ljust(117) + b"\n" + body
 
 
 # --- the folder
