@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from tests.fuzz.cases import FINDINGS, MAX_STEPS, Case, Outcome, run_case
 
 LIMIT = 60.0
@@ -31,7 +33,7 @@ ADDRESS_SPACE = 6 << 30
 
 def quiet() -> None:
     """Silences what the libraries say about damaged files, as the command line does."""
-    os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+    cv2.utils.logging.setLogLevel(0)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
 
