@@ -9,11 +9,11 @@ import argparse
 import shutil
 from pathlib import Path
 
+from benchmarks.bundles import ROOT
 from benchmarks.results import BenchmarkError
 from benchmarks.serving import serving
 
-_ROOT = Path(__file__).resolve().parent.parent
-_SAMPLE = _ROOT / "samples" / "motorcycle"
+_SAMPLE = ROOT / "samples" / "motorcycle"
 _COLOURS = 256
 """Of the picture: a palette, dithered, keeps it small."""
 
@@ -21,7 +21,7 @@ _COLOURS = 256
 def main() -> None:
     """Takes the screenshot."""
     parser = argparse.ArgumentParser(description="Takes a screenshot of the page of ldp serve.")
-    parser.add_argument("-o", "--output", type=Path, default=_ROOT / "docs" / "page.png", metavar="PATH")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "page.png", metavar="PATH")
     parser.add_argument("--dark", action="store_true", help="the page as a dark desktop shows it")
     arguments = parser.parse_args()
     executable = shutil.which("chromium")

@@ -10,12 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
+from benchmarks.bundles import ROOT
 from benchmarks.results import BenchmarkError
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def serving(*arguments: object) -> Iterator[Serving]:
     Raises:
         BenchmarkError: It ended before it served; the message has its last line.
     """
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "ldp_runtime", "serve", "--port", "0", "--quiet", *map(str, arguments)],

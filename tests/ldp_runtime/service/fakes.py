@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -95,3 +96,11 @@ def check_problem(answer: Any, status: int, *words: str) -> None:
     assert "\n" not in problem["detail"]
     for word in words:
         assert word in problem["detail"], problem
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Waits for what another thread does; fails if it does not come."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)

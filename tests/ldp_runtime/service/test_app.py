@@ -13,7 +13,7 @@ from ldp_runtime.image_io import Photo, decode_photo, encode_photo
 from ldp_runtime.service.app import PAGE, Service
 from ldp_runtime.service.gate import CHUNK
 from ldp_runtime.visualize import colour_blur_map
-from tests.ldp_runtime.service.fakes import URL, FakeDeblurrer, H, W, check_problem, encoded, pair, served, view
+from tests.ldp_runtime.service.fakes import URL, FakeDeblurrer, H, W, check_problem, encoded, pair, served, until, view
 
 Served = tuple[TestClient, Service]
 
@@ -301,8 +301,7 @@ def test_a_stopping_service_takes_nothing_new(running: Served, deblurrer: FakeDe
     waiting: list[Any] = []
     thread = threading.Thread(target=lambda: waiting.append(client.post("/v1/deblur", files=pair())))
     thread.start()
-    while service.queue.waiting == 0:
-        assert thread.is_alive()
+    until(lambda: service.queue.waiting == 1)
     assert client.get("/v1/health/ready").status_code == 200
     service.queue.close()
     thread.join(60)

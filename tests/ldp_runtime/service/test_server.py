@@ -26,7 +26,7 @@ from ldp_runtime.service import server as server_module
 from ldp_runtime.service.app import Service
 from ldp_runtime.service.server import ServeError, listen
 from ldp_runtime.service.settings import Settings
-from tests.ldp_runtime.service.fakes import FakeDeblurrer, encoded, view
+from tests.ldp_runtime.service.fakes import FakeDeblurrer, encoded, until, view
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
@@ -184,8 +184,7 @@ class InThread:
         server_module._Server = Kept
         self._thread._kwargs = {"log_requests": False}
         self._thread.start()
-        while not servers or not servers[0].started:
-            assert self._thread.is_alive()
+        until(lambda: servers and servers[0].started)
         server_module._Server = original
         return self
 
@@ -247,8 +246,7 @@ def test_uploads_have_a_limit_of_their_own() -> None:
     head, body = form(encoded(), encoded())
     with InThread(uploads=1, upload_grace=60) as quick, quick.connect() as slow, quick.connect() as other:
         slow.sendall(head + body[:200])
-        while quick.service.uploads.reading == 0:
-            pass
+        until(lambda: quick.service.uploads.reading == 1)
         other.sendall(head + body)
         assert b"1 uploads are being read" in other.recv(65536)
         slow.sendall(body[200:])
@@ -263,8 +261,7 @@ def test_a_client_that_takes_no_answer_is_cut_off(quick: InThread) -> None:
         connection.connect(quick.address)
         head, body = form(data, data)
         connection.sendall(head + body)
-        while quick._servers[0].server_state.connections:
-            assert quick._thread.is_alive()
+        until(lambda: not quick._servers[0].server_state.connections)
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(answer) < len(data)
@@ -278,11 +275,9 @@ def test_a_client_that_leaves_is_dropped_from_the_queue(quick: InThread) -> None
         assert quick.deblurrer.begun.wait(60)
         second = quick.connect()
         second.sendall(head + body)
-        while quick.service.queue.waiting == 0:
-            pass
+        until(lambda: quick.service.queue.waiting == 1)
         second.close()
-        while quick.service.queue.waiting == 1:
-            pass
+        until(lambda: quick.service.queue.waiting == 0)
         quick.deblurrer.go.set()
         assert first.recv(65536).startswith(b"HTTP/1.1 200")
     assert len(quick.deblurrer.axes) == 1
@@ -295,8 +290,7 @@ def test_what_runs_is_finished_when_the_service_stops(quick: InThread) -> None:
         first.sendall(head + body)
         assert quick.deblurrer.begun.wait(60)
         second.sendall(head + body)
-        while quick.service.queue.waiting == 0:
-            pass
+        until(lambda: quick.service.queue.waiting == 1)
         stopping = threading.Thread(target=quick.stop)
         stopping.start()
         assert read_all(second).startswith(b"HTTP/1.1 503 ")
