@@ -245,8 +245,8 @@ def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
         ),
         (drop("graphs", "clip", "fp32"), "field 'graphs.clip.fp32' is missing"),
         (
-            set_at("graphs", "clip", "int8", value="clip.onnx"),
-            "field 'graphs.clip.int8' is not part of schema version 1",
+            set_at("graphs", "clip", "int4", value="clip.onnx"),
+            "field 'graphs.clip.int4' is not part of schema version 1",
         ),
         (
             set_at("graphs", "deblur", "fp32", value="other.onnx"),
@@ -357,7 +357,7 @@ def test_a_precision_that_the_bundle_lacks(bundle: Path) -> None:
     rewrite(bundle, graphs={"clip": {"fp32": "clip.onnx"}, "deblur": {"fp32": "deblur.onnx"}})
     loaded = Bundle.load(bundle)
     assert error_of(lambda: loaded.graph("deblur", "fp16")) == (
-        f"expected a fp16 deblur graph in bundle 'tiny', came fp32; choose that precision or {MEND_MANIFEST}"
+        f"expected a fp16 deblur graph in bundle 'tiny', came fp32; choose another precision or {MEND_MANIFEST}"
     )
 
 

@@ -127,7 +127,7 @@ def test_an_engine_of_another_graph_is_not_taken(folder: Path, tmp_path: Path) -
         {"flavour": "tensorrt"},
         {"targets": ("sm_90",)},
         {"profile": profile((32, 32), MIDDLE, (512, 512))},
-        {"precision": "fp32"},
+        {"precision": "int8"},
     ],
 )
 def test_a_manifest_cannot_claim_another_origin(folder: Path, change: dict[str, Any]) -> None:
@@ -242,7 +242,7 @@ def set_to(name: str, value: object) -> Callable[[dict[str, Any]], None]:
         (set_to("targets", []), "field 'engines[0].targets': expected architectures such as sm_89, rising"),
         (set_to("targets", ["sm_89", "sm_86"]), "field 'engines[0].targets': expected architectures"),
         (set_to("targets", ["89"]), "field 'engines[0].targets': expected architectures"),
-        (set_to("precision", "int8"), "field 'engines[0].precision': expected one of fp32, fp16"),
+        (set_to("precision", "fp32"), "field 'engines[0].precision': expected one of fp16, int8"),
         (set_to("profile", {}), "field 'engines[0].profile': expected the shapes of each input"),
         (set_to("profile", {"pair": {"min": [1], "opt": [1]}}), "field 'engines[0].profile.pair.max' is missing"),
         (set_to("profile", {"pair": {"min": [1], "opt": [0], "max": [1]}}), "expected a list of sizes"),
