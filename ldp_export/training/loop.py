@@ -435,7 +435,10 @@ class _Run:
     # --- saving and resuming --------------------------------------------------------------------------------------
 
     def _save(self, sums: _Sums) -> None:
-        """Writes state and checkpoint, each in one step; not where the loss is NaN or Inf (see `_means`)."""
+        """Writes checkpoint and state, each in one step; not where the loss is NaN or Inf (see `_means`).
+
+        The state comes last: a run that is killed between the two does the last steps again, and writes both.
+        """
         self._means(sums)
         state = {
             "net": gathered(self.model.state_dict()),
@@ -450,6 +453,7 @@ class _Run:
             "ema": self._averaged(),
             "record": json.dumps([self.config.to_dict(), self.history, self.changed, self.scores]),
         }
+        self._write_checkpoint(state["ema"], CHECKPOINT_FOLDER)
         if self.rank == 0:
             buffer = io.BytesIO()  # torch, when it writes to a file, does not hand on the system's error
             torch.save(state, buffer)
@@ -457,7 +461,7 @@ class _Run:
                 write_whole({self.state_file: buffer.getvalue()})
             except OSError as error:
                 raise TrainingError(cannot_write(self.state_file, error)) from error
-        self._write_checkpoint(state["ema"], CHECKPOINT_FOLDER)
+        self.fabric.barrier()
 
     def _averaged(self) -> dict[str, Tensor]:
         """The averaged weights, whole and on the CPU; every process must ask."""
