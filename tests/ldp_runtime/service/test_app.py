@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -278,9 +279,10 @@ def test_a_full_queue_answers_with_429_before_it_reads_the_upload(deblurrer: Fak
 
 def test_a_pair_that_waits_too_long_is_given_up(deblurrer: FakeDeblurrer) -> None:
     deblurrer.go.clear()
-    with served(deblurrer, time_limit=0.3) as (client, service):
+    with served(deblurrer) as (client, service):
         client.post("/v1/restorations", files=pair())
         assert deblurrer.begun.wait(60)
+        service.settings = replace(service.settings, time_limit=0.3)
         answer = client.post("/v1/deblur", files=pair())
         check_problem(answer, 503, "no worker was free")
         assert answer.headers["retry-after"]
@@ -289,7 +291,7 @@ def test_a_pair_that_waits_too_long_is_given_up(deblurrer: FakeDeblurrer) -> Non
 
 def test_a_restoration_that_takes_too_long_is_answered_with_504(deblurrer: FakeDeblurrer) -> None:
     deblurrer.go.clear()
-    with served(deblurrer, time_limit=0.3) as (client, _):
+    with served(deblurrer, time_limit=3) as (client, _):
         check_problem(client.post("/v1/deblur", files=pair()), 504, "--time-limit")
 
 
