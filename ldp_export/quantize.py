@@ -68,6 +68,7 @@ DEPTHWISE = "depthwise"
 """The `role` of depthwise convolutions."""
 
 _OPS = ("Conv", "MatMul")
+_AVERAGING = ".averaging"  # weights of the means of layer normalisation, which is no layer to quantise
 _ENCODER = "encoder.visual."
 _BACKEND = "onnxruntime"
 
@@ -558,7 +559,7 @@ class _Graph:
 
 def _weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The convolutions and matrix products whose second factor is a weight, in the order of the graph."""
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name for tensor in graph.initializer if not tensor.name.endswith(_AVERAGING)}
     return [node for node in graph.node if node.op_type in _OPS and node.input[1] in weights]
 
 

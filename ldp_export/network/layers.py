@@ -1,10 +1,20 @@
-"""Layers of the NAFNet backbone (Chen et al. 2022), with channel attention that pools locally."""
+"""Layers of the NAFNet backbone (Chen et al. 2022), with channel attention that pools locally.
+
+Some layers have three forms that compute the same: PyTorch's own for training, and two for export. TensorRT takes the
+FP16 graph and fuses reductions with what is around them. CPU runtimes take the FP32 graph, where a reduction costs a
+pass over the map and often a change of its layout: there means are convolutions and pooling layers.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def exports_for_cpu(x: Tensor) -> bool:
+    """Whether a graph for CPU runtimes is being exported, where `x` is a map of the network."""
+    return torch.compiler.is_exporting() and x.dtype == torch.float32
 
 
 class LayerNorm2d(nn.Module):
@@ -15,19 +25,22 @@ class LayerNorm2d(nn.Module):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    averaging: Tensor | None
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("averaging", None, persistent=False)  # weights of a 1x1 convolution; `fold_norm` sets it
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to the same shape and type."""
         if torch.compiler.is_exporting():  # no transposes in the graph, and FP32 islands that every runtime keeps
+            averaging = self.averaging if exports_for_cpu(x) else None
             wide = x.float()
-            centred = wide - wide.mean(1, keepdim=True)
-            scale = torch.rsqrt((centred * centred).mean(1, keepdim=True) + self.eps)
+            centred = wide - _channel_mean(wide, averaging)
+            scale = torch.rsqrt(_channel_mean(centred * centred, averaging) + self.eps)
             normalised = centred * scale
             if self.weight is not None and self.bias is not None:
                 normalised = normalised * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]
@@ -35,6 +48,11 @@ class LayerNorm2d(nn.Module):
         channels_last = x.permute(0, 2, 3, 1)
         weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
         return F.layer_norm(channels_last, (x.shape[1],), weight, bias, self.eps).permute(0, 3, 1, 2)
+
+
+def _channel_mean(x: Tensor, averaging: Tensor | None) -> Tensor:
+    """Mean of the channels: `(B, C, H, W)` to `(B, 1, H, W)`; by convolution where there are weights for one."""
+    return x.mean(1, keepdim=True) if averaging is None else F.conv2d(x, averaging)
 
 
 class SimpleGate(nn.Module):
@@ -73,7 +91,8 @@ class SimplifiedChannelAttention(nn.Module):
     @staticmethod
     def _pool_cells(x: Tensor, cell: int) -> Tensor:
         """Means over cells: `(B, C, H, W)` to `(B, C, H / cell, W / cell)` in FP32."""
-        if torch.compiler.is_exporting():  # TensorRT pools while it writes x; pooling layers would take an FP32 copy
+        if torch.compiler.is_exporting() and not exports_for_cpu(x):
+            # TensorRT pools while it writes x; pooling layers would take an FP32 copy.
             cells = x.reshape(x.shape[0], x.shape[1], x.shape[2] // cell, cell, x.shape[3] // cell, cell)
             return cells.float().mean((3, 5))
         return F.avg_pool2d(x.float(), cell)
@@ -83,11 +102,13 @@ def fold_norm(norm: LayerNorm2d, conv: nn.Conv2d) -> None:
     """Moves a normalisation's weight and bias into the 1x1 convolution that follows it.
 
     Args:
-        norm: Keeps neither.
+        norm: Keeps neither; a graph for CPUs has its means by convolution from here on.
         conv: Computes after this what both did before.
     """
     if norm.weight is None or norm.bias is None:
         return
+    channels = norm.weight.shape[0]
+    norm.averaging = torch.full((1, channels, 1, 1), 1 / channels)  # exact in bf16 too where channels are a power of 2
     kernel = conv.weight.detach()
     bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     conv.bias = nn.Parameter(bias + kernel.flatten(1) @ norm.bias.detach())

@@ -23,6 +23,8 @@ from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import LayerNorm2d, NAFBlock, SimplifiedChannelAttention
 from ldp_export.onnx_export import deblur_graph, save_graph
 from ldp_export.parity import randomise, randomise_network
+from ldp_export.quantize import _weighted
+from ldp_runtime.backends import BACKENDS
 from tests.ldp_export.tiny_models import TINY_CONFIG
 
 RESIDUAL = 200.0
@@ -67,6 +69,26 @@ def test_channel_attention_pools_alike_for_export(monkeypatch: pytest.MonkeyPatc
     means = SimplifiedChannelAttention._pool_cells((x + 60000).half(), 4)
     assert means.dtype == torch.float32
     assert bool(torch.isfinite(means).all()), "a sum of 16 such numbers is beyond FP16"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_blocks_compute_the_same_in_the_form_for_export(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32 takes the form for CPUs: means by convolution, a pooling layer."""
+    naf, bpa = randomise(NAFBlock(6, 2)), randomise(BPABlock(8, 4, 3, 6, 4))
+    x, y, blur_logits = 3 * noise(2, 6, 8, 4) + 5, 3 * noise(2, 8, 7, 5) + 5, noise(2, 1, 3, 2, seed=1)
+    eager = naf(x), bpa(y, blur_logits)
+    naf.fold()
+    bpa.fold()
+    assert naf.norm1.averaging is not None
+    assert not [name for name in naf.state_dict() if "averaging" in name]
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    naf, bpa, x, y = naf.to(dtype), bpa.to(dtype), x.to(dtype), y.to(dtype)
+    for exported, expected, source in zip((naf(x), bpa(y, blur_logits)), eager, (x, y), strict=True):
+        # bf16 rounds to 1 in 256.
+        tolerance = 2e-5 if dtype == torch.float32 else 0.05 * float((expected - source).detach().abs().max())
+        torch.testing.assert_close(exported.float(), expected, atol=tolerance, rtol=tolerance)
 
 
 # --- the graph in half arithmetic
@@ -135,6 +157,16 @@ def case() -> Case:
     return Case(network, {"pair": pair.numpy(), "blur_logits": logits.numpy()}, restored.numpy())
 
 
+def assert_close(restored: NDArray[Any], case: Case, tolerance: float) -> None:
+    """`tolerance` is the RMS error allowed, as a share of the spread of what the network adds."""
+    assert restored.dtype == np.float32
+    error = np.abs(restored - case.restored)
+    assert float(np.sqrt(np.mean(error**2))) < tolerance * case.spread, (
+        f"mean {error.mean():.3g}, max {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}, "
+        f"of a residual of {case.spread:.3g}"
+    )
+
+
 def half_graph(network: LDPNet, path: Path) -> Path:
     save_graph(deblur_graph(network, TINY_CONFIG.multiple, half=True), path)
     return path
@@ -168,13 +200,7 @@ def test_large_residuals_pass_the_fp16_graph_in_half_arithmetic(case: Case, grap
     infinite = [name for name, value in values.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     assert not infinite
     assert max(float(np.abs(value).max()) for value in halves.values()) > RESIDUAL
-    restored = values["restored"]
-    assert restored.dtype == np.float32
-    error = np.abs(restored - case.restored)
-    assert float(np.sqrt(np.mean(error**2))) < 0.03 * case.spread, (
-        f"mean {error.mean():.3g}, max {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}, "
-        f"of a residual of {case.spread:.3g}"
-    )
+    assert_close(values["restored"], case, 0.03)
 
 
 def naive_form(path: Path) -> onnx.ModelProto:
@@ -242,6 +268,21 @@ def test_casts_are_those_of_the_islands_and_nothing_is_needless(case: Case, grap
     # Stem and end shuffle pixels; an attention cuts three windows, places its kernels, splits and joins its heads.
     assert counts["Transpose"] <= 12 * number(BPABlock) + 2
     assert not needless_nodes(graph)
+
+
+def test_the_graph_for_cpus_reduces_no_map_and_has_the_layers_of_the_other(
+    case: Case, graph: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "deblur.onnx"
+    save_graph(deblur_graph(case.network, TINY_CONFIG.multiple, half=False), path)
+    assert_close(BACKENDS["onnxruntime"].open(path, "fp32").run(case.feeds)["restored"], case, 1e-5)
+    counts, halves = count_nodes(path), count_nodes(graph)
+    norms = sum(isinstance(module, LayerNorm2d) for module in case.network.modules())
+    assert counts["ReduceMean"] == 0 < halves["ReduceMean"]
+    assert counts["Conv"] == halves["Conv"] + 2 * norms
+    assert not needless_nodes(path)
+    layers = [_weighted(onnx.load(file).graph) for file in (path, graph)]  # what is quantised
+    assert [node.op_type for node in layers[0]] == [node.op_type for node in layers[1]]
 
 
 def test_needless_nodes_are_found(tmp_path: Path) -> None:
