@@ -20,11 +20,11 @@ REQUIREMENTS := pyproject.toml constraints.txt hatch_build.py
 SAMPLE := samples/motorcycle
 FAST := not slow and not gpu
 
-.PHONY: help demo test test-all bench lint format types clean
+.PHONY: help demo test test-all test-triton fuzz bench reliability screenshot lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-9s %s\n' "$$name" "$$text"; done
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(BASE) ## deblur the sample pair: pictures in demo/, PSNR and SSIM on the screen
 	mkdir -p demo
@@ -36,6 +36,24 @@ test: lint types ## lint, types and the tests that need neither a GPU nor patien
 
 test-all: lint types ## lint, types and every test; GPU tests skip where there is none
 	$(BIN)/python -m pytest
+
+test-triton: $(ALL) ## a real Triton server on loopback, in an environment of its own (.venv-triton)
+	test -x .venv-triton/bin/python || $(BIN)/python -m venv .venv-triton
+	grep -vE '^(protobuf|grpcio)==' constraints.txt > .venv-triton/constraints.txt
+	.venv-triton/bin/pip install --quiet -c .venv-triton/constraints.txt -e . 'tritonclient[grpc,http]==2.73.0'
+	.venv-triton/bin/pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	$(BIN)/python -m pytest tests/ldp_export/test_triton_server.py
+
+fuzz: $(ALL) ## 20,000 hostile photos, bundles and arrays, then coverage-guided fuzzing of the readers: fuzz/
+	$(BIN)/python -m tests.fuzz --cases 20000 --jobs 2 -o fuzz
+	$(BIN)/python -m tests.fuzz.atheris_manifest -max_total_time=60
+	$(BIN)/python -m tests.fuzz.atheris_image -max_total_time=60
+
+reliability: $(ALL) ## kills, fills and interrupts the commands, fifty kills and more: benchmarks/reports
+	$(BIN)/ldp bench reliability
+
+screenshot: $(ALL) ## docs/page.png, the page of ldp serve in Chromium
+	$(BIN)/python -m benchmarks.page_screenshot
 
 bench: $(ALL) ## latency, parity, rooflines, peers and scaling of nano and small: benchmarks/reports
 	$(BIN)/ldp bench exports --variants
@@ -60,7 +78,7 @@ types: $(ALL) ## mypy on both packages
 	$(BIN)/mypy
 
 clean: ## remove what builds, tools and the demo wrote (not .venv)
-	rm -rf build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist demo fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find ldp_runtime ldp_export tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_MADE):
