@@ -56,12 +56,12 @@ screenshot: $(ALL) ## docs/page.png, the page of ldp serve in Chromium
 	$(BIN)/python -m benchmarks.page_screenshot
 
 bench: $(ALL) ## latency, parity, rooflines, peers and scaling of nano and small: benchmarks/reports
-	$(BIN)/ldp bench exports --variants
+	$(BIN)/ldp bench exports
 	$(BIN)/ldp bench parity
 	$(BIN)/ldp bench latency --seconds 100
 	$(BIN)/ldp bench latency --config small --seconds 250 \
 		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
-	$(BIN)/ldp bench roofline --config small --variants
+	$(BIN)/ldp bench roofline --config small
 	$(BIN)/ldp bench peers
 	$(BIN)/ldp bench scaling --shape 1120x1680 2240x3360 --no-seams
 	$(BIN)/ldp bench report

@@ -26,7 +26,16 @@ from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.losses import LossConfig
 from ldp_export.network import LDPNet
 from ldp_export.parity import randomise_network
-from ldp_export.training import DataConfig, StageConfig, TrainConfig, TrainingError, ValidationConfig, loop, train
+from ldp_export.training import (
+    DataConfig,
+    StageConfig,
+    TrainConfig,
+    TrainingError,
+    ValidationConfig,
+    loop,
+    parallel,
+    train,
+)
 from ldp_export.training.log import RunLog
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import open_fabric
@@ -301,6 +310,17 @@ def test_mixed_precision_does_not_round_the_pair(config: TrainConfig) -> None:
         seen, multiplied = fabric.setup_module(Sees())(x)
         assert torch.equal(seen, x)
         assert torch.equal(multiplied, x.to(dtype).float())
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_slow_arithmetic_is_warned_of(
+    has_bf16: bool, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parallel, "cpu_has_bf16", lambda: has_bf16)
+    for precision in ("fp32", "bf16"):
+        open_fabric(dataclasses.replace(config, precision=precision))  # type: ignore[arg-type]
+        warned = "set precision to fp32" in capsys.readouterr().err
+        assert warned == (precision == "bf16" and not has_bf16)
 
 
 @pytest.mark.parametrize(
