@@ -179,10 +179,13 @@ def test_a_variant_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_writes_all_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(roofline, "measure_cpu", lambda: [CPU])
-    monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))  # has no variants, whatever the user's has
+    monkeypatch.setenv("LDP_CACHE", str(tmp_path_factory.mktemp("cache")))  # has no variants, whatever the user's has
     parser = argparse.ArgumentParser()
     roofline.add_arguments(parser)
     roofline.run(parser.parse_args(["--bundle", str(NANO), "--shape", "100x150", "--output", str(tmp_path)]))
