@@ -19,6 +19,10 @@ REQUIREMENTS := pyproject.toml constraints.txt hatch_build.py
 
 SAMPLE := samples/motorcycle
 FAST := not slow and not gpu
+# For a schedule: another seed makes other cases.
+FUZZ_CASES ?= 20000
+FUZZ_SECONDS ?= 300
+FUZZ_SEED ?= 0
 
 .PHONY: help demo test test-all test-triton fuzz bench reliability screenshot lint format types clean
 
@@ -45,9 +49,9 @@ test-triton: $(ALL) ## a real Triton server on loopback, in an environment of it
 	$(BIN)/python -m pytest tests/ldp_export/test_triton_server.py
 
 fuzz: $(ALL) ## 20,000 hostile photos, bundles and arrays, then coverage-guided fuzzing of the readers: fuzz/
-	$(BIN)/python -m tests.fuzz --cases 20000 --jobs 2 -o fuzz
-	$(BIN)/python -m tests.fuzz.atheris_manifest -max_total_time=60
-	$(BIN)/python -m tests.fuzz.atheris_image -max_total_time=60
+	$(BIN)/python -m tests.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs 2 -o fuzz
+	$(BIN)/python -m tests.fuzz.atheris_manifest -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=fuzz/
+	$(BIN)/python -m tests.fuzz.atheris_image -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=fuzz/
 
 reliability: $(ALL) ## kills, fills and interrupts the commands, fifty kills and more: benchmarks/reports
 	$(BIN)/ldp bench reliability
