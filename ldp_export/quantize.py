@@ -82,7 +82,15 @@ class QuantizeError(LDPError):
 
 
 class QualityError(Exception):
-    """The INT8 graphs change the result by more than allowed on pairs that nothing was chosen with."""
+    """The INT8 graphs change the result by more than allowed on pairs that nothing was chosen with.
+
+    Attributes:
+        record: What would have been the manifest's `quantization`.
+    """
+
+    def __init__(self, message: str, record: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +264,7 @@ def quantize_bundle(
         figures, failures = chain.check(kept, max_loss)
         record = _record(sets, chain, table, left_out, loss, max_loss, figures)
         if failures:
-            raise QualityError("; ".join(failures))
+            raise QualityError("; ".join(failures), record)
         return _write(bundle, chain, kept, record, output)
 
 

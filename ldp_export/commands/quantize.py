@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             report=say,
         )
     except QualityError as error:
+        print(table(error.record))
         raise CheckFailedError(f"{error}; nothing was written; give more --pairs or a larger --max-loss") from error
     print(table(manifest.quantization))
     size = sum(e.size for name, e in manifest.files.items() if ".int8" in name) / 2**20

@@ -211,11 +211,19 @@ def test_with_no_loss_allowed_all_stays_in_float(tiny: Path) -> None:
     np.testing.assert_array_equal(restore(tiny, "onnxruntime", "int8")[0], restore(tiny, "onnxruntime", "fp32")[0])
 
 
-def test_a_failed_check_writes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_writes_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(quantize, "SELECTION_SHARE", 1e9)
     before = state(tiny)
     with pytest.raises(QualityError, match=r"INT8 on noise: expected a change in PSNR .* at most 1e-09 dB, came [+-]0"):
         quantize_bundle(Bundle.load(tiny), pairs(), max_loss=1e-9, threads=1)
+    assert state(tiny) == before
+    monkeypatch.setattr(quantize, "simulated_sets", lambda count, seed: pairs())
+    assert main(["quantize", str(tiny), "--max-loss", "1e-9", "--threads", "1"]) == 1
+    output = capsys.readouterr()
+    assert "deblur constant_5 3x3" in output.out  # the table shows what to look at
+    assert "nothing was written; give more --pairs or a larger --max-loss" in output.err
     assert state(tiny) == before
     assert sorted(p.name for p in tiny.parent.iterdir()) == ["tiny"]
 
