@@ -263,7 +263,7 @@ def test_progress_is_told(tiny: Path) -> None:
         yield recorders.setdefault(title, Recorder())
 
     build(tiny, progress=progress)
-    assert list(recorders) == ["clip for sm_86", "deblur for sm_86"]
+    assert list(recorders) == ["clip in fp16 for sm_86", "deblur in fp16 for sm_86"]
     for recorder in recorders.values():
         assert len(recorder.phases) > 3
         assert recorder.steps > 10
