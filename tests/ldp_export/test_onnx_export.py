@@ -103,7 +103,7 @@ def test_the_bundle_loads_and_its_manifest_says_what_it_is(nano_bundle: Path) ->
     assert manifest.opset == onnx_export.OPSET
     assert {"torch", "onnx", "onnxruntime", "open_clip_torch", "python", "ldp"} <= manifest.tools.keys()
     assert set(manifest.files) == {
-        "clip.onnx", "clip.fp16.onnx", "deblur.onnx", "deblur.fp16.onnx", "text_embeddings.npy",
+        "clip.onnx", "clip.fp16.onnx", "deblur.onnx", "deblur.fp16.onnx", "selftest.npz", "text_embeddings.npy",
     }  # fmt: skip
     gates = manifest.parity["gates"]
     assert {(gate["limit"], gate["is"]) for gate in gates} == {(1e-4, "at most"), (50.0, "at least")}
