@@ -68,7 +68,9 @@ def test_both_views_are_used(deblurrer: Deblurrer) -> None:
 def test_the_sample_files_are_the_near_setting() -> None:
     pair = focus_setting("near")
     for name, pixels in (("left", pair.left), ("right", pair.right), ("target", pair.target)):
-        np.testing.assert_array_equal(read_photo(SAMPLE / f"{name}.png").pixels, pixels)
+        apart = np.abs(read_photo(SAMPLE / f"{name}.png").pixels.astype(int) - pixels)
+        assert apart.max() <= 1, name  # sums are rounded in another way on other CPUs
+        assert np.count_nonzero(apart) < 1e-5 * apart.size, name
     np.testing.assert_array_equal(np.load(SAMPLE / "coc.npy"), pair.coc)
 
 
