@@ -62,7 +62,7 @@ screenshot: $(ALL) ## docs/page.png, the page of ldp serve in Chromium
 bench: $(ALL) ## latency, parity, rooflines, peers and scaling of nano and small: benchmarks/reports
 	$(BIN)/ldp bench exports
 	$(BIN)/ldp bench parity
-	$(BIN)/ldp bench latency --seconds 100
+	$(BIN)/ldp bench latency --seconds 200
 	$(BIN)/ldp bench latency --config small --seconds 250 \
 		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
 	$(BIN)/ldp bench roofline --config small

@@ -44,7 +44,7 @@ EXAMPLES = """examples:
   ldp bench peers --config small --shape 280x420 560x840 1120x1680
   ldp bench peers --peer nafnet --backend torch:fp32 onnxruntime:fp32 --shape 128x192 256x384 384x576
 """
-DEFAULT_SHAPES = ((160, 240), (320, 480))
+DEFAULT_SHAPES = ((160, 240), (240, 360), (320, 480))
 """Small, so that the slowest peer takes seconds a run on a CPU, not minutes."""
 DEFAULT_BACKENDS = ("torch:fp32", "auto")
 OURS = "ours"
