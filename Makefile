@@ -24,7 +24,7 @@ FUZZ_CASES ?= 20000
 FUZZ_SECONDS ?= 300
 FUZZ_SEED ?= 0
 
-.PHONY: help demo test test-all test-triton fuzz bench reliability screenshot lint format types clean
+.PHONY: help demo test test-all test-triton fuzz bench bench-short reliability screenshot lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -52,6 +52,10 @@ fuzz: $(ALL) ## 20,000 hostile photos, bundles and arrays, then coverage-guided 
 	$(BIN)/python -m tests.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs 2 -o fuzz
 	$(BIN)/python -m tests.fuzz.atheris_manifest -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=fuzz/
 	$(BIN)/python -m tests.fuzz.atheris_image -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=fuzz/
+
+bench-short: $(ALL) ## parity of ldp-nano, whose gates can fail, and a short latency run: build/bench
+	$(BIN)/ldp bench parity -o build/bench
+	$(BIN)/ldp bench latency --shape 240x360 --seconds 30 -o build/bench
 
 reliability: $(ALL) ## kills, fills and interrupts the commands, fifty kills and more: benchmarks/reports
 	$(BIN)/ldp bench reliability
