@@ -33,7 +33,7 @@ BLEND = 64
 """Px over which a tile goes over into the next, at most; what else they share is too near to a border to count."""
 
 TILE_BYTES = 1 << 30
-"""Memory of the network for a tile that is chosen here: a 102-megapixel pair of 8 bits is to stay below 3 GiB in all."""
+"""Memory of the network for a tile that is chosen here: a 102-megapixel 8-bit pair is to stay below 3 GiB in all."""
 
 WHOLE_BYTES = 1 << 31
 """Memory of the network up to which a pair goes in one piece, where that is chosen here."""
