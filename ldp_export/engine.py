@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.backends.base import one_line
 from ldp_runtime.backends.tensorrt import MODULES
 from ldp_runtime.bundle import GRAPHS, BlurMapSpec, Bundle, Manifest, read_manifest, save_manifest
 from ldp_runtime.engines import (
@@ -39,7 +38,7 @@ from ldp_runtime.engines import (
     deblur_shapes,
     engine_key,
 )
-from ldp_runtime.errors import BackendError, BundleError, LDPError
+from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
 from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import ENGINE_CLIP_BATCH, Padding, WindowGrid, clip_batch
 

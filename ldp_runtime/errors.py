@@ -25,3 +25,9 @@ class BackendError(LDPError):
 
 class NumericsError(LDPError):
     """A computation gave NaN or Inf, so there is no image to return."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -28,8 +28,7 @@ import numpy as np
 import tifffile
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-from ldp_runtime.backends.base import one_line
-from ldp_runtime.errors import ImageError
+from ldp_runtime.errors import ImageError, one_line
 from ldp_runtime.exif import (
     LONG,
     RATIONAL,

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.backends import graph_precision, select
-from ldp_runtime.backends.base import Backend, EngineBackend, Session, one_line
+from ldp_runtime.backends.base import Backend, EngineBackend, Session
 from ldp_runtime.blur_map import blur_logits, upsample_map
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.cuda.arrays import DeviceView, is_device_array
-from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
+from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError, one_line
 from ldp_runtime.geometry import WindowGrid
 from ldp_runtime.patch_blur_map import cut_patches, map_logits, patch_values, stretch
 from ldp_runtime.stages import (

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.backends import BACKENDS, Backend
-from ldp_runtime.backends.base import EngineBackend, graph_precision, one_line
+from ldp_runtime.backends.base import EngineBackend, graph_precision
 from ldp_runtime.blur_map import sigmoid
 from ldp_runtime.bundle import SELFTEST_FILE, Bundle
-from ldp_runtime.errors import BackendError, BundleError, LDPError
+from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
 from ldp_runtime.pipeline import Deblurrer, Result
 from ldp_runtime.quality import psnr
 

@@ -18,11 +18,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.backends.base import Array, Backend, Session, TensorSpec, graph_precision, one_line
+from ldp_runtime.backends.base import Backend, Session, graph_precision
 from ldp_runtime.bundle import Bundle
-from ldp_runtime.errors import BackendError, LDPError, NumericsError
+from ldp_runtime.errors import BackendError, LDPError, NumericsError, one_line
 from ldp_runtime.pipeline import IN_FLIGHT, Deblurrer, Result, Started
 from ldp_runtime.stages import Image
+from ldp_runtime.tensors import Array, TensorSpec
 
 LEFT, RIGHT = "LEFT", "RIGHT"
 """Inputs: ``(n, h, w, 3)`` uint8 or uint16 RGB, n pairs of one size."""

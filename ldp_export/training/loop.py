@@ -39,8 +39,8 @@ from ldp_export.training.config import DataConfig, StageConfig, TrainConfig, Tra
 from ldp_export.training.log import RunLog, side_by_side
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import AUTOCAST, gathered, open_fabric, shards, spread, whole
-from ldp_runtime.backends.base import one_line
 from ldp_runtime.cache import cache_folder
+from ldp_runtime.errors import one_line
 from ldp_runtime.files import cannot_write, write_whole
 
 STATE_FILE = "train.state.pt"

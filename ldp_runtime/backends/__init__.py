@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ldp_runtime.backends.base import PRECISIONS, Backend, EngineBackend, Session, TensorSpec, graph_precision
+from ldp_runtime.backends.base import PRECISIONS, Backend, EngineBackend, Session, graph_precision
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.backends.tensorrt import CudaBackend, TensorRtBackend
 from ldp_runtime.cuda.device import NoGpuError
 from ldp_runtime.errors import BackendError
+from ldp_runtime.tensors import TensorSpec
 
 __all__ = [
     "AUTO_ORDER",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, one_line
+from ldp_runtime.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle import Bundle
@@ -20,38 +19,10 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 """Arithmetic of a session. "fp16" and "int8" need graphs of their own in the bundle; the others run the FP32 graphs."""
 
-Array = NDArray[np.generic]
-
 
 def graph_precision(precision: str) -> str:
     """Which of a bundle's graphs a precision runs: "fp16" and "int8" their own, the others the FP32 graph."""
     return precision if precision in ("fp16", "int8") else "fp32"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a graph.
-
-    Attributes:
-        name: Its name.
-        shape: One entry an axis: the size, or a name (``"?"`` where the backend keeps none) if it is free.
-        dtype: Its element type.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: np.dtype[np.generic]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}"
-
-    def fits(self, array: Array) -> bool:
-        """Whether an array has this dtype and shape."""
-        return (
-            array.dtype == self.dtype
-            and array.ndim == len(self.shape)
-            and all(isinstance(want, str) or want == have for want, have in zip(self.shape, array.shape, strict=True))
-        )
 
 
 class Session(ABC):
@@ -183,9 +154,3 @@ class EngineBackend(Backend):
         raise BackendError(
             f"{self.name} runs the engines of a bundle, not single graphs; choose onnxruntime-cuda for those"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ldp_runtime.backends.base import Array, Backend, Session, TensorSpec, one_line
+from ldp_runtime.backends.base import Backend, Session
 from ldp_runtime.cache import cache_folder
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, one_line
+from ldp_runtime.tensors import Array, TensorSpec
 
 _FATAL_ONLY = 4
 """Errors come as exceptions; the library would print them on stderr as well."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ldp_runtime.backends.base import Array, Backend, Session, TensorSpec, one_line
+from ldp_runtime.backends.base import Backend, Session
 from ldp_runtime.cache import cache_folder, sealed
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, one_line
+from ldp_runtime.tensors import Array, TensorSpec
 
 _DEVICE = "CPU"
 

@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from ldp_runtime.backends.base import EngineBackend, TensorSpec, one_line
+from ldp_runtime.backends.base import EngineBackend
 from ldp_runtime.bundle import BlurMapSpec, Bundle
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.cuda.base import Device, Engine, EngineContext, OutOfDeviceMemoryError, Stream
 from ldp_runtime.cuda.device import NoGpuError, open_device
 from ldp_runtime.cuda.runner import EngineSource, Runner
 from ldp_runtime.engines import ENGINE_PRECISIONS, EngineEntry, Shape
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.files import write_whole
+from ldp_runtime.tensors import TensorSpec
 from ldp_runtime.trust import is_trusted
 
 MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

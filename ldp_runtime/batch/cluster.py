@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.backends.base import one_line
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import OutputError, tries_file
 from ldp_runtime.batch.work import (
@@ -38,7 +37,7 @@ from ldp_runtime.batch.work import (
     write,
 )
 from ldp_runtime.bundle import Bundle
-from ldp_runtime.errors import LDPError
+from ldp_runtime.errors import LDPError, one_line
 from ldp_runtime.files import cannot_write
 
 LOCAL = "local"

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from ldp_runtime import image_io
-from ldp_runtime.backends.base import one_line
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import FileFacts, OutputError, Record
 from ldp_runtime.bundle import Bundle
-from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError
+from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, one_line
 from ldp_runtime.files import cannot_write
 from ldp_runtime.pair_files import Views, encode_blur_map, read_views
 from ldp_runtime.pipeline import Deblurrer, Result, Started

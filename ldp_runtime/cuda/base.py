@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.backends.base import TensorSpec
 from ldp_runtime.cuda.launches import Launch
 from ldp_runtime.engines import Shape
 from ldp_runtime.errors import BackendError
+from ldp_runtime.tensors import TensorSpec
 
 ALIGNMENT = 256
 """Bytes that every buffer begins at a multiple of; TensorRT wants it of its scratch memory."""

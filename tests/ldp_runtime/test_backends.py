@@ -12,10 +12,11 @@ from onnx import TensorProto, helper
 
 from ldp_runtime.backends import AUTO_ORDER, BACKENDS, PRECISIONS, graph_precision, select
 from ldp_runtime.backends import openvino as openvino_backend
-from ldp_runtime.backends.base import Session, TensorSpec, one_line
+from ldp_runtime.backends.base import Session
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, one_line
+from ldp_runtime.tensors import TensorSpec
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, PATCH, WINDOW, deblur_graph, make_tiny_bundle
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
@@ -424,3 +425,12 @@ assert stack() == before, "dropped"
     command = [sys.executable, "-X", "faulthandler", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["backends.tensorrt", "cuda.base", "cuda.device", "cuda.runner", "image_io"])
+def test_modules_import_by_themselves_and_images_need_no_backend(module: str) -> None:
+    code = f"import sys, ldp_runtime.{module}; print('ldp_runtime.backends' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if module == "image_io":
+        assert done.stdout == "False\n"

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldp_runtime.backends.base import one_line
-from ldp_runtime.errors import BackendError
+from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.tiles import (
     BLEND,
     TILE_BYTES,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ldp_runtime.backends.base import EngineBackend, TensorSpec
+from ldp_runtime.backends.base import EngineBackend
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.cuda.base import (
     ALIGNMENT,
@@ -36,6 +36,7 @@ from ldp_runtime.cuda.launches import Launch
 from ldp_runtime.cuda.runner import EngineSource, Runner
 from ldp_runtime.engines import EngineEntry, Shape, ShapeRange, nearest
 from ldp_runtime.errors import BackendError
+from ldp_runtime.tensors import TensorSpec
 from tests.ldp_runtime.cuda import host_build
 
 POISON = 0xFF  # NaN as a float, -1 as an integer
