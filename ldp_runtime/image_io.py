@@ -649,7 +649,8 @@ def encode_photo(path: str | os.PathLike[str], photo: Photo, quality: int = JPEG
 def _encode_png(array: np.ndarray, photo: Photo) -> bytes:
     """Encodes ``(h, w, c)`` uint8 or uint16, c from 1 to 4; rows as what they add to the one above."""
     height, width, channels = array.shape
-    rows = np.ascontiguousarray(array.astype(array.dtype.newbyteorder(">"))).view(np.uint8).reshape(height, -1)
+    big_endian = array.astype(array.dtype.newbyteorder(">"), copy=False)
+    rows = np.ascontiguousarray(big_endian).view(np.uint8).reshape(height, -1)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = 2  # filter type "Up"
     filtered[0, 1:] = rows[0]

@@ -310,7 +310,8 @@ class Deblurrer:
             self._sessions("clip", "deblur")  # both, before the first is run
         padded, logits = self._blur_logits(left, right, clock)
         image, tiles, notes = self._restore(padded, logits, left, axis, clock)
-        blur_map = functools.partial(self._upsample, logits, image.shape[:2], axis)
+        # Not a method: a result must not keep the graphs and their memory.
+        blur_map = functools.partial(_upsample, logits, image.shape[:2], axis, self.bundle.manifest.blur_cell)
         fields = self._common_fields(logits, axis)
         return Result(blur_map, restored=image, timings=clock.seconds, notes=notes, tiles=len(tiles), **fields)
 
@@ -322,13 +323,9 @@ class Deblurrer:
         _, logits = self._blur_logits(left, right, clock)
         with clock("finish"):
             h, w = left.shape[:2]
-            blur_map = self._upsample(logits, (h, w) if axis == "horizontal" else (w, h), axis)
+            size = (h, w) if axis == "horizontal" else (w, h)
+            blur_map = _upsample(logits, size, axis, self.bundle.manifest.blur_cell)
         return BlurMapResult(blur_map, timings=clock.seconds, **self._common_fields(logits, axis))
-
-    def _upsample(self, logits: NDArray[np.float32], size: tuple[int, ...], axis: str) -> NDArray[np.float32]:
-        """The blur map of logits along x; ``size`` is the upright image's (h, w) in px."""
-        upright = logits if axis == "horizontal" else logits.T
-        return upsample_map(upright, (size[0], size[1]), self.bundle.manifest.blur_cell)
 
     def _common_fields(self, logits: NDArray[np.float32], axis: str) -> dict[str, Any]:
         upright = logits if axis == "horizontal" else np.ascontiguousarray(logits.T)
@@ -614,6 +611,12 @@ def _ahead(pairs: Iterable[tuple[Image, Image]]) -> Iterator[tuple[Image, Image]
         while (pair := following.result()) is not end:
             following = thread.submit(next, iterator, end)
             yield cast(tuple[Image, Image], pair)
+
+
+def _upsample(logits: NDArray[np.float32], size: tuple[int, ...], axis: str, cell: int) -> NDArray[np.float32]:
+    """The blur map of logits along x, one a ``cell``; ``size`` is the upright image's (h, w) in px."""
+    upright = logits if axis == "horizontal" else logits.T
+    return upsample_map(upright, (size[0], size[1]), cell)
 
 
 class _Clock:

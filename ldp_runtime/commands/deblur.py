@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = deblurrer(left.pixels, right.pixels, axis=views.axis)
     report.add_result(deblurrer, result)
     report.fields["tiles"] = result.tiles
+    del deblurrer  # what its graphs hold is needed to write a large photo
 
     quality = _quality(left, right, result.restored, target) if target is not None else None
     with report.stage("write"):
