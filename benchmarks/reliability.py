@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,8 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ldp-reliability-") as folder:
         counts = arguments.kills, arguments.steps, arguments.seed
         data = measure(Path(folder), *counts, light=arguments.light, jobs=arguments.jobs, told=_say)
-    others = {name: read_other(arguments.output / f"{name}.json") for name in ("fuzz", "service")}
-    report = Report.new("reliability", {**data, "others": {k: v for k, v in others.items() if v is not None}})
+    report = Report.new("reliability", {**data, "others": read_others(arguments.output)})
     paths = save(report, arguments.output, "reliability", to_markdown(report))
     print("\n".join(f"wrote {path}" for path in paths))
     if problems := all_problems(data):
@@ -157,15 +157,40 @@ def measure(
     return data
 
 
-def read_other(path: Path) -> dict[str, Any] | None:
-    """The counts of another report: what its ``data`` holds of numbers, texts and lists of them; None without one."""
-    if not path.is_file():
-        return None
-    report = Report.read(path)
-    return {
-        "provenance": report.provenance(),
-        "counts": {key: value for key, value in report.data.items() if isinstance(value, (int, float, str))},
-    }
+def read_others(folder: Path) -> dict[str, str]:
+    """What the counts of the fuzzing and of the service's load test say, by the name of the page that has them all.
+
+    Args:
+        folder: Where `fuzz.json`, the summary of `python -m tests.fuzz`, and the result `service.json` may lie.
+
+    Raises:
+        BenchmarkError: One of them is something else.
+    """
+    found = {}
+    fuzz, service = folder / "fuzz.json", folder / "service.json"
+    try:
+        if fuzz.is_file():
+            summary = json.loads(fuzz.read_text())
+            found["fuzzing"] = (
+                f"Fuzzing: {summary['cases']} hostile photos, bundles and arrays, {len(summary['findings'])} findings"
+            )
+        if service.is_file():
+            parts = Report.read(service).data["parts"]
+            statuses, overload = parts["malformed"]["statuses"], parts["overload"]
+            held = [parts[name] for name in ("slow heads", "slow bodies", "half-open")]
+            found["service"] = (
+                f"The service: of {parts['malformed']['forms']} malformed forms "
+                f"{sum(count for status, count in statuses.items() if status >= '500')} were answered with 5xx; "
+                f"{overload['clients']} clients on a queue for fewer were served {overload['statuses'].get('200', 0)} "
+                f"times and refused with 429 {overload['statuses'].get('429', 0)} times; of "
+                f"{sum(part['connections'] for part in held)} slow or half-open connections "
+                f"{sum(part['left'] for part in held)} were left"
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchmarkError(
+            f"expected results of the fuzzing and of the service in {folder}, came {error!r}"
+        ) from error
+    return found
 
 
 def all_problems(data: dict[str, Any]) -> list[str]:
@@ -223,11 +248,8 @@ def to_markdown(report: Report) -> str:
     ]
     if problems:
         parts += ["## Problems", "\n".join(f"- {problem}" for problem in problems)]
-    for name, title in (("fuzz", "Fuzzing"), ("service", "The service under load")):
-        if name in data["others"]:
-            other = data["others"][name]
-            rows = [(key.replace("_", " "), value) for key, value in other["counts"].items()]
-            parts += [f"## {title}", markdown_table(("what", "count"), rows), f"{other['provenance']}."]
+    if data["others"]:
+        parts += ["\n".join(f"- {text} ([all counts]({name}.md))." for name, text in data["others"].items())]
     return "\n\n".join(parts)
 
 

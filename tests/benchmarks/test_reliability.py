@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import reliability
-from benchmarks.reliability import KINDS, SHARES, all_problems, read_other, to_markdown
-from benchmarks.results import Commit, Report
+from benchmarks.reliability import KINDS, SHARES, all_problems, read_others, to_markdown
+from benchmarks.results import BenchmarkError, Commit, Report
 from tests.faults.harness import Scenario
 
 
@@ -45,10 +46,20 @@ def test_the_page_says_what_went_well_and_what_did_not(data: dict[str, Any]) -> 
 
 
 def test_counts_of_other_reports_are_taken_in(data: dict[str, Any], tmp_path: Path) -> None:
-    assert read_other(tmp_path / "fuzz.json") is None
-    report({"bundles": 300, "crashes": 0, "parts": [1, 2]}, "fuzz").write(tmp_path / "fuzz.json")
-    data["others"] = {"fuzz": read_other(tmp_path / "fuzz.json")}
+    assert read_others(tmp_path) == {}
+    (tmp_path / "fuzz.json").write_text(json.dumps({"cases": 300, "findings": []}))
+    held = {"connections": 5, "left": 0}
+    parts = {
+        "malformed": {"forms": 9, "statuses": {"400": 6, "422": 2, "500": 1}},
+        "overload": {"clients": 16, "statuses": {"200": 4, "429": 50}},
+        **dict.fromkeys(("slow heads", "slow bodies", "half-open"), held),
+    }
+    report({"parts": parts}, "service").write(tmp_path / "service.json")
+    data["others"] = read_others(tmp_path)
     page = to_markdown(report(data))
-    assert "## Fuzzing" in page
-    assert "| bundles | 300 |" in page
-    assert "parts" not in page
+    assert "- Fuzzing: 300 hostile photos, bundles and arrays, 0 findings ([all counts](fuzzing.md))." in page
+    assert "of 9 malformed forms 1 were answered with 5xx; 16 clients on a queue for fewer were served 4 times" in page
+    assert "of 15 slow or half-open connections 0 were left ([all counts](service.md))." in page
+    (tmp_path / "fuzz.json").write_text("[]")
+    with pytest.raises(BenchmarkError, match="expected results of the fuzzing"):
+        read_others(tmp_path)
