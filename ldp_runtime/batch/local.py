@@ -25,7 +25,7 @@ def run_local(
 ) -> Iterator[Outcome]:
     """Restores pairs; at most `io_threads` are read ahead and as many wait to be written, which bounds memory.
 
-    After Ctrl-C what is being written is finished, and comes out, before the interrupt goes on; nothing else is begun.
+    After Ctrl-C what is restored is written, and comes out, before the interrupt goes on; nothing else is begun.
 
     Args:
         jobs: What to do.
@@ -66,8 +66,6 @@ def run_local(
             yield from written(at_most=threads)
         yield from written(at_most=0)
     except KeyboardInterrupt:
-        writers.shutdown(wait=False, cancel_futures=True)
-        writing -= {future for future in writing if future.cancelled()}
         yield from written(at_most=0)
         raise
     finally:
