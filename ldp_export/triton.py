@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ldp_runtime.backends import BACKENDS, PRECISIONS, TensorSpec, graph_precisi
 from ldp_runtime.bundle import GRAPHS, MANIFEST_FILE, Bundle
 from ldp_runtime.engines import ENGINE_PRECISION, FLAVOURS, EngineEntry, architecture_number
 from ldp_runtime.errors import LDPError
+from ldp_runtime.files import cannot_write, claimed_folder
 from ldp_runtime.geometry import ENGINE_CLIP_BATCH
 from ldp_runtime.tiles import AUTO, OFF, check_tile, tile_multiple
 from ldp_runtime.triton import BLUR_MAP, BUNDLE_FOLDER, GRAPHS_FILE, LEFT, RESTORED, RIGHT, ServedGraph
@@ -221,36 +221,31 @@ def write_repository(bundle: Bundle, folder: Path, serving: Serving) -> list[str
     serving.check()
     tile, graphs = _tile(serving, bundle), _graphs(bundle, serving)
     folder = folder.absolute()
-    staged: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        staged.chmod(0o755)
-        for name, bits in zip(serving.models, dict.fromkeys(serving.bits), strict=True):
-            config = _model_config(name, bits, serving, graphs, tile)
-            _write_model(staged, config, bundle, serving, graphs)
-        first = staged / serving.models[0] / _VERSION / BUNDLE_FOLDER
-        for graph in graphs.values():
-            _write_graph(staged, first, graph)
-        for name, module in SCRIPTS.items():
-            shutil.copyfile(Path(__file__).with_name(module), staged / name)
-        names = [*serving.models, *(graph.served.model for graph in graphs.values())]
-        (staged / "README.md").write_text(_readme(bundle, serving, names), encoding="utf-8")
-        record = {
-            "schema": "ldp-triton",
-            "schema_version": SCHEMA_VERSION,
-            "ldp": __version__,
-            "variant": serving.variant,
-            "bundle": {"name": bundle.manifest.name, "content": bundle.content},
-            "models": names,
-        }
-        (staged / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(staged, folder)
+        with claimed_folder(folder) as staged:
+            for name, bits in zip(serving.models, dict.fromkeys(serving.bits), strict=True):
+                config = _model_config(name, bits, serving, graphs, tile)
+                _write_model(staged, config, bundle, serving, graphs)
+            first = staged / serving.models[0] / _VERSION / BUNDLE_FOLDER
+            for graph in graphs.values():
+                _write_graph(staged, first, graph)
+            for name, module in SCRIPTS.items():
+                shutil.copyfile(Path(__file__).with_name(module), staged / name)
+            names = [*serving.models, *(graph.served.model for graph in graphs.values())]
+            (staged / "README.md").write_text(_readme(bundle, serving, names), encoding="utf-8")
+            record = {
+                "schema": "ldp-triton",
+                "schema_version": SCHEMA_VERSION,
+                "ldp": __version__,
+                "variant": serving.variant,
+                "bundle": {"name": bundle.manifest.name, "content": bundle.content},
+                "models": names,
+            }
+            (staged / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            _put_in_place(staged, folder)
     except OSError as error:
-        raise TritonError(f"{folder} cannot be written: {error.strerror or error}; choose another folder") from error
-    finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
+        raise TritonError(cannot_write(folder, error)) from error
     return names
 
 
