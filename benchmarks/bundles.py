@@ -8,6 +8,7 @@ exported once and kept in LDP's cache, under a key made of the exporter's source
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,25 @@ CLIP_PATCH = 32
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = "checkpoints"
+
+
+def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool) -> None:
+    """Exports the deblurring graph of a network to a file of the cache, which appears whole or not at all.
+
+    Args:
+        network: As for `ldp_export.onnx_export.deblur_graph`, as are `multiple` and `half`.
+        multiple: H and W are multiples of this many px.
+        path: The ONNX file.
+        half: FP16 inside.
+    """
+    from ldp_export.onnx_export import deblur_graph, save_graph
+
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    try:
+        save_graph(deblur_graph(network.eval(), multiple, half=half), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def open_bundle(bundle: str | None, config: str | None) -> Bundle:

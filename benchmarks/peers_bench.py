@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bundles import ROOT, open_bundle
+from benchmarks.bundles import ROOT, keep_deblur_graph, open_bundle
 from benchmarks.flops import graph_cost
 from benchmarks.latency_worker import FIRST_COUNTS
 from benchmarks.peers import PEERS, Peer
@@ -100,16 +99,9 @@ def export_peer(peer: Peer, *, half: bool) -> Path:
         raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
     path = folder / f"{peer.name}{'.fp16' if half else ''}.onnx"
     if not path.is_file():
-        from ldp_export.onnx_export import deblur_graph, save_graph
-
         print(f"export: {peer.title}, {'fp16' if half else 'fp32'}", file=sys.stderr)
         network: Any = as_deblur_network(random_network(peer))
-        partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-        try:
-            save_graph(deblur_graph(network.eval(), math.lcm(_MULTIPLE, peer.multiple), half=half), partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        keep_deblur_graph(network, math.lcm(_MULTIPLE, peer.multiple), path, half=half)
     return path
 
 

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.bundles import exporter_key, open_bundle
+from benchmarks.bundles import exporter_key, keep_deblur_graph, open_bundle
 from benchmarks.flops import GraphCost, graph_cost
 from benchmarks.fusion import EXTRA, FusedGraph, fuse, unfused
 from benchmarks.hardware import FILE, Device, gpus, measure_cpu, sources
@@ -314,16 +313,9 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
         raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
     if not path.is_file():
         from ldp_export.network import LDPNet
-        from ldp_export.onnx_export import deblur_graph, save_graph
         from ldp_export.parity import randomise
 
-        network = randomise(LDPNet(config)).eval()
-        partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-        try:
-            save_graph(deblur_graph(network, math.lcm(16, config.multiple, patch), half=True), partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        keep_deblur_graph(randomise(LDPNet(config)), math.lcm(16, config.multiple, patch), path, half=True)
     return path
 
 
