@@ -276,6 +276,8 @@ def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) ->
     for block in module.modules():
         if isinstance(block, (NAFBlock, BPABlock)):
             block.fold()
+            if not half:
+                block.split_gates()
     module.to(torch.float16 if half else torch.float32)
     height, width = (Dim(name, min=1, max=_SIZE_LIMIT) * multiple for name in ("rows", "columns"))
     if isinstance(module, ReleasedNet):

@@ -68,6 +68,7 @@ DEPTHWISE = "depthwise"
 """The `role` of depthwise convolutions."""
 
 _OPS = ("Conv", "MatMul")
+_SECOND_HALF = ".second.weight"  # of a convolution that `ldp_export.network.layers.Halves` made two of
 _AVERAGING = ".averaging"  # weights of the means of layer normalisation, which is no layer to quantise
 _ENCODER = "encoder.visual."
 _BACKEND = "onnxruntime"
@@ -124,7 +125,7 @@ class Layer:
     """A convolution or matrix product with weights.
 
     Attributes:
-        name: Name of its node in both graphs.
+        name: Its name in both graphs.
         group: The group that it is kept or left out with.
         macs: Multiply-accumulates of it on the first pair.
     """
@@ -450,28 +451,32 @@ class _Reference:
 
 
 class _Graph:
-    """A graph of a bundle in FP32 and FP16, whose layers have the same names in both."""
+    """A graph of a bundle in FP32 and FP16, whose layers have the same names in both.
+
+    A layer is one node, or in the FP32 graph two: the halves of a convolution before a gate.
+    """
 
     def __init__(self, bundle: Bundle, kind: str, scratch: Path) -> None:
         self._kind = kind
         self._models = {precision: onnx.load(bundle.graph(kind, precision)) for precision in ("fp32", "fp16")}
         self._path = scratch / f"{kind}.float.onnx"
         self.layers: tuple[Layer, ...] = ()
-        self._inputs: dict[str, dict[str, str]] = {}
-        self._ranges: dict[str, tuple[float, float]] = {}
-        nodes = {precision: _weighted(model.graph) for precision, model in self._models.items()}
-        shapes = {
-            p: [(n.op_type, _weight(self._models[p].graph, n).dims[:]) for n in found] for p, found in nodes.items()
-        }
+        self._inputs: dict[str, dict[str, list[str]]] = {}  # precision -> layer -> what each of its nodes takes
+        self._ranges: dict[str, tuple[float, float]] = {}  # of tensors of the FP32 graph
+        found = {precision: _layer_nodes(model.graph) for precision, model in self._models.items()}
+        shapes = {p: [(n[0].op_type, _shape(self._models[p].graph, n)) for n in nodes] for p, nodes in found.items()}
         if shapes["fp32"] != shapes["fp16"]:
             raise QuantizeError(
                 f"expected the same layers in the FP32 and the FP16 {kind} graph of {bundle.manifest.name!r}, came "
-                f"{len(nodes['fp32'])} and {len(nodes['fp16'])}, or of other shapes; export the bundle again"
+                f"{len(shapes['fp32'])} and {len(shapes['fp16'])}, or of other shapes; export the bundle again"
             )
-        for precision, found in nodes.items():
-            for number, node in enumerate(found):
-                node.name = f"layer_{number}"
-            self._inputs[precision] = {node.name: node.input[0] for node in found}
+        for precision, layers in found.items():
+            self._inputs[precision] = {}
+            for number, nodes in enumerate(layers):
+                name = f"layer_{number}"
+                for part, node in enumerate(nodes):
+                    node.name = f"{name}.{part}"
+                self._inputs[precision][name] = [node.input[0] for node in nodes]
 
     def calibrate(self, feeds: Sequence[Feeds]) -> None:
         """Finds the range of what each layer takes, and its multiply-accumulates."""
@@ -495,7 +500,7 @@ class _Graph:
         )
         calibrator.collect_data(Reader())
         ranges = calibrator.compute_data().data
-        for name in self._inputs["fp32"].values():
+        for name in {name for names in self._inputs["fp32"].values() for name in names}:
             low, high = (float(np.asarray(value).item()) for value in ranges[name].range_value)
             self._ranges[name] = low, high
         self.layers = tuple(_layers(model.graph, self._kind, self._output_sizes(feeds[0])))
@@ -532,11 +537,10 @@ class _Graph:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         dtype = np.float32 if precision == "fp32" else np.float16
-        source, names = self._inputs["fp32"], self._inputs[precision]
         ranges = {
-            names[layer]: TensorData(lowest=dtype(low), highest=dtype(high))
+            name: TensorData(lowest=dtype(low), highest=dtype(high))
             for layer in kept
-            for low, high in (self._ranges[source[layer]],)
+            for name, (low, high) in self._input_ranges(layer, precision)
         }
         model = copy.deepcopy(self._models[precision])
         if kept:
@@ -553,7 +557,7 @@ class _Graph:
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QInt8,
                 tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-                nodes_to_quantize=[node.name for node in _weighted(model.graph) if node.name in kept],
+                nodes_to_quantize=[node.name for node in _weighted(model.graph) if _layer_of(node) in kept],
                 nodes_to_exclude=[],
                 op_types_to_quantize=list(_OPS),
                 extra_options=options,
@@ -564,11 +568,41 @@ class _Graph:
         _save(model, path)
         return path
 
+    def _input_ranges(self, layer: str, precision: str) -> list[tuple[str, tuple[float, float]]]:
+        """What the nodes of a layer take, and the range of each: the widest where they are fewer than in FP32."""
+        names = self._inputs[precision][layer]
+        ranges = [self._ranges[name] for name in self._inputs["fp32"][layer]]
+        if len(names) < len(ranges):
+            ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges))]
+        return list(zip(names, ranges, strict=True))
+
 
 def _weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The convolutions and matrix products whose second factor is a weight, in the order of the graph."""
     weights = {tensor.name for tensor in graph.initializer if not tensor.name.endswith(_AVERAGING)}
     return [node for node in graph.node if node.op_type in _OPS and node.input[1] in weights]
+
+
+def _layer_nodes(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
+    """The nodes of each layer, in the order of the graph."""
+    layers: list[list[onnx.NodeProto]] = []
+    for node in _weighted(graph):
+        if node.input[1].endswith(_SECOND_HALF):
+            layers[-1].append(node)
+        else:
+            layers.append([node])
+    return layers
+
+
+def _layer_of(node: onnx.NodeProto) -> str:
+    """The name of a node's layer."""
+    return str(node.name.partition(".")[0])
+
+
+def _shape(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> list[int]:
+    """The shape of a layer's weight, that of halves being put together."""
+    shapes = [_weight(graph, node).dims[:] for node in nodes]
+    return [sum(shape[0] for shape in shapes), *shapes[0][1:]]
 
 
 def _weight(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.TensorProto:
@@ -581,14 +615,15 @@ def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int]) -> Iter
         for name in node.input:
             readers.setdefault(name, []).append(node)
     weights = {tensor.name for tensor in graph.initializer}
-    for node in _weighted(graph):
+    for node, *halves in _layer_nodes(graph):
         weight = _weight(graph, node)
         name = node.input[1]
         if "." not in name:  # a weight that the export transposed; the bias still has its name
             added = (x for n in readers.get(node.output[0], ()) if n.op_type == "Add" for x in n.input)
             name = next((x for x in added if x in weights), name)
         terms = math.prod(weight.dims[1:]) if node.op_type == "Conv" else weight.dims[0]
-        yield Layer(node.name, f"{kind} {place(name)} {role(node, weight, name)}", sizes[node.name] * terms)
+        macs = terms * sum(sizes[part.name] for part in (node, *halves))
+        yield Layer(_layer_of(node), f"{kind} {place(name)} {role(node, weight, name)}", macs)
 
 
 def place(name: str) -> str:

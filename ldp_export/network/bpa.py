@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldp_export.network.layers import LayerNorm2d, SimpleGate, add_scaled, fold_norm, fold_scale
+from ldp_export.network.layers import Halves, LayerNorm2d, SimpleGate, add_scaled, fold_norm, fold_scale
 
 OUTSIDE = -(2.0**14)
 """Stands for -inf in the mask of keys outside the map: exp underflows to 0 in FP16 too, and no row becomes NaN."""
@@ -192,3 +192,7 @@ class BPABlock(nn.Module):
         fold_scale(self.attention.project, self.beta)
         fold_scale(self.conv2, self.gamma)
         self.beta = self.gamma = None
+
+    def split_gates(self) -> None:
+        """Makes two of the convolution before the gate, for the graph of CPU runtimes; after `fold`."""
+        self.add_module("conv1", Halves(self.conv1))

@@ -2,7 +2,8 @@
 
 Some layers have three forms that compute the same: PyTorch's own for training, and two for export. TensorRT takes the
 FP16 graph and fuses reductions with what is around them. CPU runtimes take the FP32 graph, where a reduction costs a
-pass over the map and often a change of its layout: there means are convolutions and pooling layers.
+pass over the map and often a change of its layout: there means are convolutions and pooling layers, and what a gate
+multiplies comes from two convolutions in place of one whose result would be cut in two.
 """
 
 from __future__ import annotations
@@ -58,10 +59,45 @@ def _channel_mean(x: Tensor, averaging: Tensor | None) -> Tensor:
 class SimpleGate(nn.Module):
     """The product of the two halves of the channels: `(B, 2C, H, W)` to `(B, C, H, W)`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 2C, H, W)` to `(B, C, H, W)`."""
-        first, second = x.chunk(2, dim=1)
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """`(B, 2C, H, W)`, or its halves, to `(B, C, H, W)`."""
+        first, second = x if isinstance(x, tuple) else x.chunk(2, dim=1)
         return first * second
+
+
+class Halves(nn.Module):
+    """A convolution before a gate as two, one for each half of its output channels; for export only.
+
+    CPU runtimes copy what they split; two convolutions leave nothing to split. The result is the same to the bit.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Copies the weights of `conv`, which is dense or depthwise."""
+        super().__init__()
+        self.first, self.second = (_half(conv, half) for half in range(2))
+
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """`(B, C, H, W)`, or for a depthwise convolution its halves, to the halves of what the convolution gives."""
+        first, second = x if isinstance(x, tuple) else (x, x)
+        return self.first(first), self.second(second)
+
+
+def _half(conv: nn.Conv2d, number: int) -> nn.Conv2d:
+    """The first (0) or second (1) half of the output channels; of a depthwise convolution, from that half alone."""
+    channels = conv.out_channels // 2
+    depthwise = conv.groups > 1
+    half = nn.utils.skip_init(
+        nn.Conv2d,
+        channels if depthwise else conv.in_channels,
+        channels,
+        conv.kernel_size,
+        padding=conv.padding,
+        groups=channels if depthwise else 1,
+        bias=conv.bias is not None,
+    )
+    for name, value in conv.named_parameters():
+        setattr(half, name, nn.Parameter(value.detach().chunk(2)[number].clone()))
+    return half
 
 
 class SimplifiedChannelAttention(nn.Module):
@@ -165,3 +201,8 @@ class NAFBlock(nn.Module):
         fold_scale(self.conv3, self.beta)
         fold_scale(self.conv5, self.gamma)
         self.beta = self.gamma = None
+
+    def split_gates(self) -> None:
+        """Makes two of each convolution before a gate, for the graph of CPU runtimes; after `fold`."""
+        for name, conv in (("conv1", self.conv1), ("conv2", self.conv2), ("conv4", self.conv4)):
+            self.add_module(name, Halves(conv))

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ldp_export.graph_report import count_nodes, needless_nodes, read_report
 from ldp_export.network import CONFIGS, LDPNet
 from ldp_export.network.bpa import BPABlock
-from ldp_export.network.layers import LayerNorm2d, NAFBlock, SimplifiedChannelAttention
+from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
 from ldp_export.onnx_export import deblur_graph, save_graph
 from ldp_export.parity import randomise, randomise_network
-from ldp_export.quantize import _weighted
+from ldp_export.quantize import _layer_nodes
 from ldp_runtime.backends import BACKENDS
 from tests.ldp_export.tiny_models import TINY_CONFIG
 
@@ -71,6 +71,19 @@ def test_channel_attention_pools_alike_for_export(monkeypatch: pytest.MonkeyPatc
     assert bool(torch.isfinite(means).all()), "a sum of 16 such numbers is beyond FP16"
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8)],
+    ids=["1x1", "3x3 without bias", "depthwise"],
+)
+def test_a_gate_of_halves_is_the_gate_of_the_whole(conv: nn.Conv2d) -> None:
+    x = noise(2, conv.in_channels, 5, 4)
+    source = tuple(x.chunk(2, dim=1)) if conv.groups > 1 else x
+    gated, expected = SimpleGate()(Halves(conv)(source)), SimpleGate()(conv(x))
+    assert gated.shape == (2, 4, 5, 4)
+    torch.testing.assert_close(gated, expected, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_folded_blocks_compute_the_same_in_the_form_for_export(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -83,6 +96,8 @@ def test_folded_blocks_compute_the_same_in_the_form_for_export(
     bpa.fold()
     assert naf.norm1.averaging is not None
     assert not [name for name in naf.state_dict() if "averaging" in name]
+    naf.split_gates()
+    bpa.split_gates()
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     naf, bpa, x, y = naf.to(dtype), bpa.to(dtype), x.to(dtype), y.to(dtype)
     for exported, expected, source in zip((naf(x), bpa(y, blur_logits)), eager, (x, y), strict=True):
@@ -279,10 +294,13 @@ def test_the_graph_for_cpus_reduces_no_map_and_has_the_layers_of_the_other(
     counts, halves = count_nodes(path), count_nodes(graph)
     norms = sum(isinstance(module, LayerNorm2d) for module in case.network.modules())
     assert counts["ReduceMean"] == 0 < halves["ReduceMean"]
-    assert counts["Conv"] == halves["Conv"] + 2 * norms
+    gated = sum(3 if isinstance(m, NAFBlock) else isinstance(m, BPABlock) for m in case.network.modules())
+    assert counts["Conv"] == halves["Conv"] + 2 * norms + gated
     assert not needless_nodes(path)
-    layers = [_weighted(onnx.load(file).graph) for file in (path, graph)]  # what is quantised
-    assert [node.op_type for node in layers[0]] == [node.op_type for node in layers[1]]
+    layers = [_layer_nodes(onnx.load(file).graph) for file in (path, graph)]  # what is quantised
+    assert [nodes[0].op_type for nodes in layers[0]] == [nodes[0].op_type for nodes in layers[1]]
+    assert sum(len(nodes) == 2 for nodes in layers[0]) == gated
+    assert all(len(nodes) == 1 for nodes in layers[1])
 
 
 def test_needless_nodes_are_found(tmp_path: Path) -> None:
