@@ -225,13 +225,17 @@ def choose_windows(patch: int, window: int | None = None, overlap: int | None = 
     Args:
         patch: Side of CLIP's patch in px.
         window: Side of a window in px; None is `DEFAULT_WINDOW` rounded down to patches.
-        overlap: What neighbours share at least, in px; None is a quarter of the window.
+        overlap: What neighbours share at least, in px; None is an eighth of the window, in whole patches and at least
+            one, where that leaves one: more costs and does the blur map no measurable good
+            (`benchmarks/reports/windows-ldp-nano.md`).
 
     Raises:
         CheckpointError: The window is no multiple of the patch, or the overlap leaves no patch of it.
     """
     chosen = max(DEFAULT_WINDOW // patch, 1) * patch if window is None else window
-    shared = chosen // 4 if overlap is None else overlap
+    shared = overlap
+    if shared is None:
+        shared = min(max(chosen // 8 // patch, 1), max(chosen // patch - 1, 0)) * patch
     if chosen < patch or chosen % patch:
         raise CheckpointError(f"expected a window that is a multiple of CLIP's patch, {patch} px, came {chosen}")
     if shared < 0 or math.ceil(shared / patch) * patch >= chosen:

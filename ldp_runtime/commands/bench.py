@@ -17,6 +17,7 @@ BENCHMARKS = {
     "roofline": "benchmarks.roofline",
     "peers": "benchmarks.peers_bench",
     "scaling": "benchmarks.scaling",
+    "windows": "benchmarks.windows",
     "batch": "benchmarks.batch",
     "engines": "benchmarks.engine_build",
     "exports": "benchmarks.exports",

@@ -1,0 +1,390 @@
+"""CLIP's windows: what their size and their overlap cost, and what they do to the blur map and to the restored image.
+
+A canvas is cut into windows, since attention over a whole frame is quadratic in its pixels. Each choice of windows runs
+the same encoder, its positional embeddings resized to the window. The cost is that of the blur map of one pair; the
+quality is that of the held-out sample, where the bundle has trained weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from benchmarks.latency import CONFIG_NAMES, DEFAULT_SHAPE, parse_shape
+from benchmarks.processes import run_module
+from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant, write_text
+from ldp_runtime.cache import ENV_CACHE
+
+if TYPE_CHECKING:
+    from ldp_export.clip import DenseCLIP
+    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.pipeline import Deblurrer
+
+HELP = "Measures what the windows of CLIP cost, and what they do to the blur map."
+EXAMPLES = """\
+examples:
+  ldp bench windows
+  ldp bench windows --config small
+  ldp bench windows --window 128 --overlap 0 16 32 --shape 560x840
+
+Writes windows-NAME.json and windows-NAME.md into the output folder. With random
+weights there is a cost and no quality.
+"""
+
+OVERLAPS = (0.125, 0.25, 0.5)
+"""Shares of a window that neighbours share at least, beside none, if nothing else is said; in whole patches."""
+
+SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
+"""Windows if nothing else is said, as multiples of the bundle's own."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The windows that CLIP sees: their side and what neighbours share at least, in px."""
+
+    window: int
+    overlap: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a process measures.
+
+    Attributes:
+        bundles: Folders of bundles whose windows are of one size.
+        backend: `NAME[:PRECISION]` of a backend.
+        threads: CPU threads, or None for the backend's own choice.
+        shape: Height and width of the pair that is timed, in px.
+        rounds: Timed runs of each.
+    """
+
+    bundles: Sequence[str]
+    backend: str
+    threads: int | None
+    shape: tuple[int, int]
+    rounds: int
+
+
+@dataclass
+class Row:
+    """What a choice of windows costs and gives.
+
+    Attributes:
+        window: Side of a window in px.
+        overlap: What neighbours share at least, in px.
+        windows: How many windows the pair is cut into.
+        seconds: Of the blur map of the pair, one a round.
+        backend: What ran.
+        precision: In which precision.
+        quality: Focus setting of the sample -> `balanced_accuracy` and `spearman` of the blur map and `gain_db` of the
+            restored image over the center view; empty with random weights.
+    """
+
+    window: int
+    overlap: int
+    windows: int
+    seconds: list[float] = field(default_factory=list)
+    backend: str = ""
+    precision: str = ""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle to measure (default: ldp-nano)")
+    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network in place of a bundle")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for other windows")
+    parser.add_argument(
+        "--window",
+        nargs="+",
+        type=int,
+        metavar="PX",
+        help="sides of windows (default: the bundle's own, halves and doubles of it and between)",
+    )
+    parser.add_argument(
+        "--overlap",
+        nargs="+",
+        type=int,
+        metavar="PX",
+        help="what windows share (default: nothing, and an eighth, a quarter and half of each window)",
+    )
+    parser.add_argument("--backend", default="auto", metavar="NAME[:PRECISION]", help="what runs (default: auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's own choice)")
+    parser.add_argument(
+        "--shape", type=parse_shape, default=DEFAULT_SHAPE, metavar="HxW", help="size of the pair (default: 1120x1680)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the table and writes the results."""
+    from benchmarks.bundles import open_bundle, reference_model
+    from benchmarks.machine import load_average
+
+    if arguments.rounds < 1:
+        raise BenchmarkError(f"expected --rounds of at least 1, came {arguments.rounds}")
+    bundle = open_bundle(arguments.bundle, arguments.config)
+    clip = bundle.manifest.clip
+    chosen = choices(clip.window, clip.overlap, clip.patch, arguments.window, arguments.overlap)
+    encoder = reference_model(bundle, arguments.checkpoint).clip.encoder
+    loads = [load_average()]
+    rows = measure(
+        bundle,
+        encoder,
+        chosen,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        shape=arguments.shape,
+        rounds=arguments.rounds,
+    )
+    loads.append(load_average())
+    data = {
+        "shape": list(arguments.shape),
+        "threads": arguments.threads,
+        "own": asdict(Choice(clip.window, clip.overlap)),
+        "patch": clip.patch,
+        "architecture": clip.architecture,
+        "load_average": {"before": loads[0], "after": loads[1]},
+        "rows": [asdict(row) for row in rows],
+    }
+    report = Report.new("windows", data, bundle)
+    markdown = to_markdown(report)
+    print(markdown)
+    paths = save(report, arguments.output, f"windows-{bundle.manifest.name}", markdown)
+    print(f"wrote {' and '.join(map(str, paths))}")
+
+
+def choices(
+    window: int, overlap: int, patch: int, windows: Sequence[int] | None, overlaps: Sequence[int] | None
+) -> list[Choice]:
+    """What is measured: the bundle's own windows and others, the smallest first.
+
+    Args:
+        window: Side of the bundle's own windows in px.
+        overlap: What those share.
+        patch: Side of CLIP's patch in px.
+        windows: Sides of windows; None is multiples of the bundle's own.
+        overlaps: What they share; None is parts of a window.
+
+    Raises:
+        LDPError: There are no such windows.
+    """
+    from ldp_export.checkpoint import choose_windows
+
+    sides = [max(round(window * scale / patch), 2) * patch for scale in SCALES] if windows is None else windows
+    found = {Choice(window, overlap)}
+    for side in sides:
+        parts = [max(int(side * share) // patch, 1) * patch for share in OVERLAPS]
+        for shared in (0, *parts) if overlaps is None else overlaps:
+            checked = choose_windows(patch, side, shared)
+            found.add(Choice(checked.window, checked.overlap))
+    return sorted(found, key=lambda choice: (choice.window, choice.overlap))
+
+
+def measure(
+    bundle: Bundle,
+    encoder: DenseCLIP,
+    chosen: Sequence[Choice],
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    shape: tuple[int, int] = DEFAULT_SHAPE,
+    rounds: int = 1,
+) -> list[Row]:
+    """Measures every choice; those with windows of one size in a process of their own.
+
+    Args:
+        bundle: The bundle.
+        encoder: Its encoder, FP32.
+        chosen: Choices of windows.
+        backend: `NAME[:PRECISION]` of a backend.
+        threads: CPU threads; None is the backend's own choice.
+        shape: Size of the pair that is timed, in px.
+        rounds: Timed runs of each.
+
+    Raises:
+        BenchmarkError: A process failed; the message has its last words.
+    """
+    from tqdm import tqdm
+
+    rows = []
+    for window in tqdm(sorted({choice.window for choice in chosen}), desc="windows", disable=None, unit="size"):
+        own = [choice for choice in chosen if choice.window == window]
+        with tempfile.TemporaryDirectory(prefix="ldp-bench-") as name:
+            scratch = Path(name)
+            folders = [write_variant(bundle, encoder, choice, scratch) for choice in own]
+            spec = Spec([str(folder) for folder in folders], backend, threads, shape, rounds)
+            files = scratch / "spec.json", scratch / "rows.json"
+            files[0].write_text(json.dumps(asdict(spec)))
+            # What is compiled for one measurement has no place in the user's cache.
+            environment = {ENV_CACHE: str(scratch / "cache")}
+            code, message = run_module("benchmarks.windows", *map(str, files), environment=environment)
+            if code != 0 or not files[1].is_file():
+                raise BenchmarkError(
+                    f"expected blur maps with windows of {window} px, came a process that ended with {code}: "
+                    f"{message}; choose a smaller --window or --shape"
+                )
+            rows += [Row(**value) for value in json.loads(files[1].read_text())]
+    return rows
+
+
+def measure_here(spec: Spec) -> list[Row]:
+    """Measures the bundles of one process, in rounds: what slows the machine down slows all of them."""
+    from benchmarks.scaling import sample_pair
+    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.geometry import WindowGrid
+    from ldp_runtime.pipeline import Deblurrer
+
+    name, _, precision = spec.backend.partition(":")
+    opened = [
+        Deblurrer(Bundle.load(Path(folder)), backend=name, precision=precision or "auto", threads=spec.threads)
+        for folder in spec.bundles
+    ]
+    pair = sample_pair(spec.shape)
+    rows = []
+    for deblurrer in opened:
+        manifest = deblurrer.bundle.manifest
+        clip = manifest.clip
+        grid = WindowGrid.cover(
+            *manifest.padding.padded_size(*spec.shape), window=clip.window, overlap=clip.overlap, patch=clip.patch
+        )
+        rows.append(Row(clip.window, clip.overlap, len(grid)))
+        deblurrer.blur_map(*pair)  # opens the graph
+    for _ in range(spec.rounds):
+        for deblurrer, row in zip(opened, rows, strict=True):
+            timings = deblurrer.blur_map(*pair).timings
+            row.seconds.append(sum(timings[stage] for stage in ("prepare", "clip", "blur_logits")))
+    for deblurrer, row in zip(opened, rows, strict=True):
+        row.backend, row.precision = deblurrer.backend, deblurrer.precision
+        if deblurrer.bundle.manifest.training.get("weights") != "random":
+            row.quality = quality(deblurrer)
+    return rows
+
+
+def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Choice, scratch: Path) -> Path:
+    """A bundle with other windows, in a folder of `scratch`, where those with windows of one size share the graph.
+
+    Args:
+        bundle: The bundle, of which the FP32 graphs are taken.
+        encoder: Its encoder.
+        choice: The windows.
+        scratch: A folder.
+    """
+    from ldp_export.clip import WindowEncoder
+    from ldp_export.onnx_export import clip_graph, save_graph
+    from ldp_runtime.bundle import TEXT_EMBEDDINGS_FILE, write_manifest
+
+    manifest = bundle.manifest
+    graph = scratch / f"clip-{choice.window}.onnx"
+    if not graph.exists():
+        save_graph(clip_graph(WindowEncoder(encoder, choice.window).eval(), choice.window, half=False), graph)
+    deblur = manifest.graphs["deblur"]["fp32"]
+    folder = scratch / f"{choice.window}-{choice.overlap}"
+    folder.mkdir()
+    (folder / graph.name).hardlink_to(graph)
+    data = graph.with_name(f"{graph.name}.data")
+    if data.exists():
+        (folder / data.name).hardlink_to(data)
+    for file in (TEXT_EMBEDDINGS_FILE, deblur, *bundle.weights[deblur]):
+        shutil.copyfile(bundle.path / file, folder / file)
+    clip = replace(manifest.clip, window=choice.window, overlap=choice.overlap)
+    graphs = {"clip": {"fp32": graph.name}, "deblur": {"fp32": deblur}}
+    write_manifest(folder, replace(manifest, clip=clip, graphs=graphs, engines=(), quantization={}))
+    return folder
+
+
+def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
+    """Blur map and restored image of the sample: see `Row`.
+
+    Args:
+        deblurrer: Opened on the bundle.
+    """
+    import numpy as np
+
+    from ldp_export.metrics import balanced_accuracy, psnr, spearman
+    from ldp_export.samples import MOTORCYCLE, disparity_in_pixels, focus_setting
+    from ldp_export.score import SHARP_DISPARITY
+    from ldp_runtime.quality import center_view
+
+    found = {}
+    for focus in MOTORCYCLE.focus:
+        pair = focus_setting(focus)
+        result = deblurrer(pair.left, pair.right)
+        center = center_view(pair.left, pair.right)
+        blurred = disparity_in_pixels(pair.coc) > SHARP_DISPARITY
+        before, after = (psnr(image, pair.target, data_range=255) for image in (center, result.restored))
+        found[focus] = {
+            "balanced_accuracy": balanced_accuracy(result.blur_map > 0.5, blurred),
+            "spearman": spearman(result.blur_map, np.abs(pair.coc)),
+            "gain_db": after - before,
+        }
+    return found
+
+
+def to_markdown(report: Report) -> str:
+    """The table of a report, below a title.
+
+    Args:
+        report: Of kind "windows".
+    """
+    data = report.data
+    own, rows = data["own"], data["rows"]
+    base = next(median(r["seconds"]) for r in rows if (r["window"], r["overlap"]) == (own["window"], own["overlap"]))
+    focus = list(rows[0]["quality"])
+    header = ["window, overlap px", "windows", "seconds", "times its own"]
+    for name in focus:
+        header += [f"{name}: balanced accuracy", "Spearman", "gain dB"]
+    table = []
+    for row in rows:
+        seconds = median(row["seconds"])
+        mark = " (its own)" if (row["window"], row["overlap"]) == (own["window"], own["overlap"]) else ""
+        cells = [f"{row['window']}, {row['overlap']}{mark}", row["windows"], significant(seconds)]
+        cells.append(significant(seconds / base))
+        for name in focus:
+            of = row["quality"][name]
+            cells += [f"{of['balanced_accuracy']:.4f}", f"{of['spearman']:.4f}", f"{of['gain_db']:.2f}"]
+        table.append(cells)
+    h, w = data["shape"]
+    name = report.bundle.name if report.bundle else "the bundle"
+    loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
+    ran = ", ".join(dict.fromkeys(f"{row['backend']} {row['precision']}" for row in rows))
+    said = (
+        "Quality is of the held-out sample at its two focus settings; the windows that an encoder was trained on have "
+        "the advantage of it."
+        if focus
+        else "The weights are random, so that there is no quality to measure."
+    )
+    return "\n\n".join(
+        [
+            f"# Windows of CLIP, {name}",
+            f"{data['architecture']}, patches of {data['patch']} px. Seconds are of the blur map of a pair of {h}x{w} "
+            f"px by {ran}, medians of {len(rows[0]['seconds'])}; load average before and after: {loads}. {said}",
+            markdown_table(header, table),
+        ]
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Reads a `Spec`, writes `Row`s."""
+    from ldp_runtime.errors import LDPError
+
+    value = json.loads(Path(argv[0]).read_text())
+    try:
+        rows = measure_here(Spec(**{**value, "shape": tuple(value["shape"])}))
+    except LDPError as error:
+        raise SystemExit(str(error)) from error
+    write_text(Path(argv[1]), json.dumps([asdict(row) for row in rows]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

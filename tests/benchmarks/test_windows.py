@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import bundles, windows
+from benchmarks.results import BenchmarkError, Report
+from benchmarks.windows import Choice, choices, to_markdown
+from ldp_export.checkpoint import CheckpointError
+from ldp_export.clip import load_clip
+from ldp_export.parity import randomise
+from ldp_runtime.bundle import Bundle
+from tests.ldp_export.tiny_models import TINY_CLIP
+from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(autouse=True)
+def reference(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An encoder with as many features as the bundle has text embeddings for; its checkpoint is in no file."""
+    config = tmp_path_factory.mktemp("clip") / "clip.json"
+    config.write_text(json.dumps({**TINY_CLIP, "embed_dim": EMBED_DIM}))
+    clip = load_clip(str(config), seed=4)
+    randomise(clip.encoder.visual, 4)
+    monkeypatch.setattr(bundles, "reference_model", lambda bundle, checkpoint: SimpleNamespace(clip=clip))
+
+
+def test_the_choices_are_of_whole_patches_and_have_the_bundles_own() -> None:
+    found = choices(448, 112, 32, None, None)
+    assert Choice(448, 112) in found
+    assert {Choice(448, 0), Choice(448, 32), Choice(448, 224), Choice(896, 96)} <= set(found)
+    assert found == sorted(set(found), key=lambda choice: (choice.window, choice.overlap))
+    assert all(c.window % 32 == c.overlap % 32 == 0 and c.overlap < c.window for c in {*found} - {Choice(448, 112)})
+    assert choices(32, 16, 16, None, None)[0] == Choice(32, 0)
+    assert choices(128, 16, 16, [64], [0, 48]) == [Choice(64, 0), Choice(64, 48), Choice(128, 16)]
+    with pytest.raises(CheckpointError, match="multiple of CLIP's patch"):
+        choices(128, 16, 16, [100], None)
+
+
+def run(bundle: Path, output: Path, *options: str) -> None:
+    parser = argparse.ArgumentParser()
+    windows.add_arguments(parser)
+    given = ["--bundle", str(bundle), "--backend", "onnxruntime:fp32", "--threads", "1"]
+    windows.run(parser.parse_args([*given, "-o", str(output), *options]))
+
+
+def test_the_command_writes_a_report(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in bundle.iterdir()}
+    run(bundle, tmp_path, "--window", "64", "--overlap", "0", "--shape", "90x144", "--rounds", "2")
+    report = Report.read(tmp_path / "windows-tiny.json")
+    rows = {(row["window"], row["overlap"]): row for row in report.data["rows"]}
+    assert {place: row["windows"] for place, row in rows.items()} == {(64, 0): 6, (64, 16): 6}
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows.values())
+    assert {(row["backend"], row["precision"]) for row in rows.values()} == {("onnxruntime", "fp32")}
+    for row in rows.values():
+        assert set(row["quality"]) == {"near", "far"}
+        assert all(0 <= of["balanced_accuracy"] <= 1 and abs(of["spearman"]) <= 1 for of in row["quality"].values())
+    assert rows[64, 0]["quality"] != rows[64, 16]["quality"], "the overlap changes nothing"
+    text = to_markdown(report)
+    assert text in capsys.readouterr().out
+    assert "| 64, 16 (its own) | 6 |" in text
+    assert before == {path: path.stat().st_mtime_ns for path in bundle.iterdir()}
+    Bundle.load(bundle)
+
+
+def test_rounds_and_processes_that_fail_are_said(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="at least 1, came 0"):
+        run(bundle, tmp_path, "--rounds", "0")
+    with pytest.raises(BenchmarkError, match=r"windows of 48 px, came a process that ended with 1: .*1 thread, came 0"):
+        run(bundle, tmp_path, "--window", "48", "--threads", "0")
+    assert not list(tmp_path.iterdir())
