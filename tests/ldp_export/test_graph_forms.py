@@ -1,4 +1,4 @@
-"""The forms of the network that are exported for TensorRT: the same function, fewer nodes, and safe in FP16."""
+"""The forms of the network that are exported: the same function, fewer nodes, and safe in FP16 and bf16."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -24,8 +25,15 @@ from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate,
 from ldp_export.onnx_export import deblur_graph, save_graph
 from ldp_export.parity import randomise, randomise_network
 from ldp_export.quantize import _layer_nodes
+from ldp_export.samples import focus_setting
 from ldp_runtime.backends import BACKENDS
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.pipeline import Deblurrer
+from ldp_runtime.quality import psnr
+from ldp_runtime.stages import PaddedPair
 from tests.ldp_export.tiny_models import TINY_CONFIG
+
+NANO = Path("models/ldp-nano")
 
 RESIDUAL = 200.0
 """|x| of the residual stream, beyond what a trained NAFNet reaches."""
@@ -353,3 +361,73 @@ def test_tensorrt_fuses_attention_normalisation_and_pooling(nano_bundle: Path) -
 def test_a_report_of_something_else_is_empty() -> None:
     report = read_report(["Building.", "Name: x"])
     assert (report.layers, report.bytes, report.activation_bytes) == ((), None, None)
+
+
+# --- the graph for CPUs in bf16
+
+
+def rounded_to_bf16(path: Path, output: Path) -> int:
+    """Writes a graph that rounds what a CPU with bf16 keeps in it: weights, and every map up to the last convolution.
+
+    The sum with the center view stays in FP32, as in OpenVINO. Rounding is Veltkamp's, since ONNX Runtime takes a cast
+    and its way back out of a graph.
+
+    Returns:
+        How many maps are rounded.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    graph = model.graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    makers = {name: node for node in graph.node for name in node.output}
+    before, pending = set(), [next(node for node in reversed(graph.node) if node.op_type == "Conv").input[0]]
+    while pending:
+        name = pending.pop()
+        if name in makers and name not in before:
+            before.add(name)
+            pending += makers[name].input
+    for weight in graph.initializer:
+        if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
+            array = torch.from_numpy(onnx.numpy_helper.to_array(weight).copy()).bfloat16().float().numpy()
+            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2**16 + 1), "split"))
+    nodes, rounded = [], 0
+    for node in graph.node:
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name in before and kinds.get(name) == TensorProto.FLOAT:
+                node.output[i] = f"{name}_exact"
+                scaled, rest = f"{name}_scaled", f"{name}_rest"
+                nodes += [
+                    helper.make_node("Mul", [node.output[i], "split"], [scaled]),
+                    helper.make_node("Sub", [scaled, node.output[i]], [rest]),
+                    helper.make_node("Sub", [scaled, rest], [name]),
+                ]
+                rounded += 1
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    onnx.save(model, output)
+    return rounded
+
+
+def run_as_it_stands(path: Path, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (restored,) = ort.InferenceSession(path, options).run(["restored"], feeds)
+    return restored
+
+
+def test_bf16_costs_little_where_no_cpu_here_has_it(tmp_path: Path) -> None:
+    bundle = Bundle.load(NANO)
+    path = tmp_path / "deblur.bf16.onnx"
+    assert rounded_to_bf16(bundle.graph("deblur"), path) > 300
+    pair = focus_setting("near")
+    left, right, target = (view[:256, 160:544] for view in (pair.left, pair.right, pair.target))
+    deblurrer = Deblurrer(bundle, backend="onnxruntime", precision="fp32")
+    exact = deblurrer(left, right)
+    source = PaddedPair(left, right, left.shape[:2]).region(0, 0, *left.shape[:2])
+    feeds = {"pair": source[None], "blur_logits": exact.blur_logits[None, None]}
+    images = [run_as_it_stands(graph, feeds)[0].transpose(1, 2, 0) for graph in (bundle.graph("deblur"), path)]
+    full, rounded = (psnr(np.clip(image, 0, 1), target / np.float32(255), data_range=1) for image in images)
+    assert 50 < psnr(images[1], images[0], data_range=1) < 80, "rounding has no effect, or too much"
+    assert abs(rounded - full) < 0.02, f"{full:.4f} dB became {rounded:.4f}"
+    assert full > psnr((left / 255 + right / 255) / 2, target / 255, data_range=1) + 2, "the network does nothing"
