@@ -41,7 +41,7 @@ backend fails.
 Writes parity-NAME.json and parity-NAME.md into the output folder.
 """
 
-LIMITS_DB = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.02, "int8": 0.05}
+LIMITS_DB = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.02, "int8": 0.05, "fp8": 0.05}
 """Precision -> largest change of a set's mean PSNR to the target, against torch in FP32."""
 
 REFERENCE = Contender("torch", "fp32")

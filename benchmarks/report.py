@@ -29,7 +29,7 @@ suffix, such as latency-ldp-nano.
 """
 
 PAGE = "report.html"
-ORDER = ("latency", "parity", "roofline", "peers", "scaling", "batch", "service", "capacity", "reliability")
+ORDER = ("latency", "parity", "roofline", "peers", "scaling", "windows", "batch", "service", "capacity", "reliability")
 """Kinds of results in the order of the page; others come last."""
 
 

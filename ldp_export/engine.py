@@ -1,4 +1,4 @@
-"""Builds TensorRT engines from a bundle's FP16 graphs, or from its INT8 graphs. Imports no torch.
+"""Builds TensorRT engines from a bundle's FP16 graphs, or from its INT8 or FP8 graphs. Imports no torch.
 
 TensorRT-RTX compiles for GPUs that need not be there. The enterprise TensorRT times its kernels on the GPU that will
 run them, so it needs that GPU.
@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.backends.tensorrt import MODULES
+from ldp_runtime.backends.tensorrt import MODULES, collecting_nothing
 from ldp_runtime.bundle import GRAPHS, BlurMapSpec, Bundle, Manifest, read_manifest, save_manifest
 from ldp_runtime.engines import (
     ENGINE_FOLDER,
     ENGINE_PRECISION,
     ENGINE_PRECISIONS,
     FLAVOURS,
+    LEAST_ARCHITECTURE,
     EngineEntry,
     Profile,
     Shape,
@@ -43,6 +44,7 @@ from ldp_runtime.files import write_whole
 from ldp_runtime.geometry import ENGINE_CLIP_BATCH, Padding, WindowGrid, clip_batch
 
 Size = tuple[int, int]
+Group = tuple[str, ...]
 
 DEFAULT_OPT: Size = (1120, 1680)
 """Height and width in px that dynamic engines are tuned for: the pairs of the dual-pixel test set (Section 4.1)."""
@@ -177,7 +179,7 @@ class TensorRT:
             ) from error
         self.version = str(self._trt.__version__)
 
-    def targets(self, architectures: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+    def targets(self, architectures: Sequence[str] | None = None, precision: str = ENGINE_PRECISION) -> list[Group]:
         """The architectures of each engine to build.
 
         TensorRT-RTX builds one engine for Ampere and later and another for Turing; the enterprise TensorRT one for
@@ -185,16 +187,21 @@ class TensorRT:
 
         Args:
             architectures: Those asked for, such as ``"sm_89"``; None is all that make sense here.
+            precision: A name of `ENGINE_PRECISIONS`.
 
         Raises:
-            BackendError: One is unknown to this TensorRT, or there is no GPU where one is needed.
+            BackendError: One is unknown to this TensorRT or has not the precision, or there is no GPU where one is
+                needed.
         """
-        known = self._known()
-        asked = sorted(set(architectures or (RTX_ARCHITECTURES if self.flavour == "rtx" else known)), key=_number)
+        least = LEAST_ARCHITECTURE.get(precision, 0)
+        known = [name for name in self._known() if _number(name) >= least]
+        usual = [name for name in RTX_ARCHITECTURES if _number(name) >= least] if self.flavour == "rtx" else known
+        asked = sorted(set(architectures or usual), key=_number)
         if unknown := [name for name in asked if name not in known]:
             hint = "; for other GPUs build with --flavour tensorrt where the GPU is" if self.flavour == "rtx" else ""
             raise BackendError(
-                f"expected architectures that {self.name} {self.version} builds for here ({', '.join(known)}), came "
+                f"expected architectures that {self.name} {self.version} builds {precision} engines for here "
+                f"({', '.join(known) or 'none'}), came "
                 f"{', '.join(unknown)}{hint}"
             )
         if self.flavour != "rtx":
@@ -241,7 +248,8 @@ class TensorRT:
         trt, log = self._trt, _log(self._trt, detailed)
         what = f"{self.name} {self.version}"
         try:
-            builder = trt.Builder(log)
+            with collecting_nothing():
+                builder = trt.Builder(log)
         except Exception as error:  # pybind11 raises TypeError where the library gives no builder
             raise BackendError(f"{what} cannot build here: {log.last() or one_line(error)}") from error
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -352,7 +360,7 @@ def build_engines(
             "onnxruntime-cuda"
         )
     tensorrt = TensorRT(flavour)
-    targets = tensorrt.targets(architectures)
+    targets = tensorrt.targets(architectures, precision)
     source = ENGINE_PRECISIONS[precision]
     graphs = {kind: bundle.graph_hash(kind, source) for kind in GRAPHS}
     _drop_stale(bundle)

@@ -1,9 +1,10 @@
-"""Quantises a bundle: INT8 graphs with explicit Q/DQ nodes, made by ONNX Runtime's quantiser.
+"""Quantises a bundle: INT8 or FP8 graphs with explicit Q/DQ nodes, made by ONNX Runtime's quantiser.
 
-Convolutions and matrix products with weights take INT8 inputs and INT8 weights; all else, their outputs too, stays in
-float, so that the residual stream and the skip are never rounded. Scales are symmetric with zero point 0, one a channel
-for weights and one a tensor for activations, as TensorRT wants them. Weights use 7 of the 8 bits: x86 CPUs without VNNI
-add pairs of products in 16 bits, which overflow with all 8.
+Convolutions and matrix products with weights take 8-bit inputs and weights; all else, their outputs too, stays in
+float, so that the residual stream and the skip are never rounded. Scales are symmetric with zero point 0, as TensorRT
+wants them: one a tensor for activations, and for weights one a channel in INT8, one a tensor in FP8, whose exponent
+follows the channels by itself. INT8 weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of products in 16
+bits, which overflow with all 8. FP8 is E4M3, for engines for sm_89 and later; CPUs only check its quality.
 
 Which layers stay in float is measured, not guessed: each group of layers is quantised alone, and those that cost most
 quality for the work that they would save are left out until the change in PSNR to the target is within the limit.
@@ -67,6 +68,47 @@ PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 DEPTHWISE = "depthwise"
 """The `role` of depthwise convolutions."""
 
+
+@dataclass(frozen=True)
+class Format:
+    """An 8-bit format that layers are quantised to.
+
+    Attributes:
+        title: Its name for people.
+        scheme: What is quantised how, for the manifest.
+        type: Its name in `onnxruntime.quantization.QuantType`.
+        graphs: Precision of what is not quantised -> that of the graphs that are written with it.
+        depthwise: Depthwise convolutions are quantised too.
+        largest: The largest number of the format, which the largest value of each tensor becomes; None leaves scales
+            to the quantiser.
+    """
+
+    title: str
+    scheme: str
+    type: str
+    graphs: Mapping[str, str]
+    depthwise: bool = True
+    largest: float | None = None
+
+
+FORMATS = {
+    "int8": Format(
+        "INT8",
+        "Q/DQ, symmetric, INT8 activations a tensor (min-max), weights a channel in 7 bits",
+        "QInt8",
+        {"fp32": "int8", "fp16": "int8-fp16"},
+    ),
+    "fp8": Format(
+        "FP8",
+        "Q/DQ, symmetric, FP8 E4M3, activations and weights a tensor (min-max), depthwise convolutions in float",
+        "QFLOAT8E4M3FN",
+        {"fp16": "fp8-fp16"},
+        depthwise=False,
+        largest=448.0,
+    ),
+}
+"""Precision of a session -> what layers are quantised to for it."""
+
 _OPS = ("Conv", "MatMul")
 _SECOND_HALF = ".second.weight"  # of a convolution that `ldp_export.network.layers.Halves` made two of
 _AVERAGING = ".averaging"  # weights of the means of layer normalisation, which is no layer to quantise
@@ -83,10 +125,10 @@ class QuantizeError(LDPError):
 
 
 class QualityError(Exception):
-    """The INT8 graphs change the result by more than allowed on pairs that nothing was chosen with.
+    """The quantised graphs change the result by more than allowed on pairs that nothing was chosen with.
 
     Attributes:
-        record: What would have been the manifest's `quantization`.
+        record: What would have been in the manifest's `quantization`.
     """
 
     def __init__(self, message: str, record: Mapping[str, Any]) -> None:
@@ -220,17 +262,19 @@ def quantize_bundle(
     sets: PairSets,
     output: Path | None = None,
     *,
+    precision: str = "int8",
     max_loss: float = MAX_LOSS_DB,
     threads: int | None = None,
     progress: Progress = lambda names, count: names,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Writes INT8 graphs into a bundle, or into a copy of it; on a failure the bundle stays as it was.
+    """Writes INT8 or FP8 graphs into a bundle, or into a copy of it; on a failure the bundle stays as it was.
 
     Args:
         bundle: The bundle.
         sets: Pairs to calibrate, choose and check with.
         output: Folder of the copy; None for the bundle itself. Engines are not copied.
+        precision: A name of `FORMATS`.
         max_loss: Largest change of the mean PSNR to the target in dB, of each set of `sets.check`.
         threads: CPU threads, at least 1; None leaves it to ONNX Runtime.
         progress: Wraps the groups that are measured.
@@ -253,7 +297,7 @@ def quantize_bundle(
             f"{manifest.name!r}, which is of another kind; run it in fp32 or fp16"
         )
     with tempfile.TemporaryDirectory(prefix="ldp-quantize-") as scratch:
-        chain = _Chain(bundle, sets, Path(scratch), threads)
+        chain = _Chain(bundle, sets, precision, Path(scratch), threads)
         report("calibrating")
         chain.calibrate()
         report("measuring groups of layers")
@@ -272,9 +316,10 @@ def quantize_bundle(
 class _Chain:
     """A bundle's two graphs, in float and with some of their layers quantised, on the pairs."""
 
-    def __init__(self, bundle: Bundle, sets: PairSets, scratch: Path, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, sets: PairSets, precision: str, scratch: Path, threads: int | None) -> None:
         self.bundle, self._sets, self._scratch, self._threads = bundle, sets, scratch, threads
-        self.graphs = {kind: _Graph(bundle, kind, scratch) for kind in GRAPHS}
+        self.precision, self.format = precision, FORMATS[precision]
+        self.graphs = {kind: _Graph(bundle, kind, self.format, scratch) for kind in GRAPHS}
         self._float = Deblurrer(bundle, backend=_BACKEND, precision="fp32", threads=threads)
         self._deblur = self._open(bundle.graph("deblur"))
         self._ranking = [self._references(_middle(pair, RANKING_SIDE)) for pair in sets.selection]
@@ -361,7 +406,8 @@ class _Chain:
                 "limit_db": limit,
                 "passed": max(abs(loss), abs(half)) <= limit,
             }
-            for what, came in (("INT8", loss), ("INT8 and FP16 deblur graph", half)):
+            title = self.format.title
+            for what, came in ((title, loss), (f"{title} and FP16 deblur graph", half)):
                 if abs(came) > limit:
                     failures.append(
                         f"{what} on {name}: expected a change in PSNR to the target of at most {limit:g} dB, came "
@@ -456,8 +502,8 @@ class _Graph:
     A layer is one node, or in the FP32 graph two: the halves of a convolution before a gate.
     """
 
-    def __init__(self, bundle: Bundle, kind: str, scratch: Path) -> None:
-        self._kind = kind
+    def __init__(self, bundle: Bundle, kind: str, format_: Format, scratch: Path) -> None:
+        self._kind, self._format = kind, format_
         self._models = {precision: onnx.load(bundle.graph(kind, precision)) for precision in ("fp32", "fp16")}
         self._path = scratch / f"{kind}.float.onnx"
         self.layers: tuple[Layer, ...] = ()
@@ -503,7 +549,8 @@ class _Graph:
         for name in {name for names in self._inputs["fp32"].values() for name in names}:
             low, high = (float(np.asarray(value).item()) for value in ranges[name].range_value)
             self._ranges[name] = low, high
-        self.layers = tuple(_layers(model.graph, self._kind, self._output_sizes(feeds[0])))
+        layers = _layers(model.graph, self._kind, self._output_sizes(feeds[0]))
+        self.layers = tuple(x for x in layers if self._format.depthwise or not x.group.endswith(DEPTHWISE))
 
     def _output_sizes(self, feeds: Feeds) -> dict[str, int]:
         """How many numbers each layer puts out."""
@@ -532,39 +579,12 @@ class _Graph:
         """
         if precision == "fp16":
             kept = kept - {layer.name for layer in self.layers if layer.group.endswith(DEPTHWISE)}
-        from onnxruntime.quantization import CalibrationMethod, QuantType
-        from onnxruntime.quantization.calibrate import TensorData, TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-        dtype = np.float32 if precision == "fp32" else np.float16
-        ranges = {
-            name: TensorData(lowest=dtype(low), highest=dtype(high))
-            for layer in kept
-            for name, (low, high) in self._input_ranges(layer, precision)
-        }
         model = copy.deepcopy(self._models[precision])
         if kept:
-            options = {
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(_OPS),
-            }
-            quantizer = QDQQuantizer(
-                model,
-                per_channel=True,
-                reduce_range=True,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QInt8,
-                tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-                nodes_to_quantize=[node.name for node in _weighted(model.graph) if _layer_of(node) in kept],
-                nodes_to_exclude=[],
-                op_types_to_quantize=list(_OPS),
-                extra_options=options,
-            )
-            quantizer.quantize_model()
-            quantizer.model.topological_sort()
-            model = quantizer.model.model
+            dtype = np.dtype(np.float32 if precision == "fp32" else np.float16)
+            ranges = dict(pair for layer in kept for pair in self._input_ranges(layer, precision))
+            nodes = [node for node in _weighted(model.graph) if _layer_of(node) in kept]
+            model = _quantize(model, nodes, ranges, dtype, self._format)
         _save(model, path)
         return path
 
@@ -575,6 +595,69 @@ class _Graph:
         if len(names) < len(ranges):
             ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges))]
         return list(zip(names, ranges, strict=True))
+
+
+def _quantize(
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    ranges: Mapping[str, tuple[float, float]],
+    dtype: np.dtype[Any],
+    format_: Format,
+) -> onnx.ModelProto:
+    """Quantises some nodes of a graph, which it uses up.
+
+    Args:
+        model: The graph.
+        nodes: Convolutions and matrix products with weights.
+        ranges: The range of what each takes.
+        dtype: Of the rest of the graph.
+        format_: What to.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    tensors = {
+        name: TensorData(lowest=dtype.type(low), highest=dtype.type(high)) for name, (low, high) in ranges.items()
+    }
+    own_scales = format_.largest is None
+    options: dict[str, Any] = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": list(_OPS),
+    }
+    if format_.largest is not None:  # the quantiser's own scales of FP8 come from standard deviations and cut tails off
+        from ml_dtypes import float8_e4m3fn
+
+        largest = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
+        for node in nodes:
+            weight = onnx.numpy_helper.to_array(_weight(model.graph, node))
+            largest[node.input[1]] = float(np.abs(weight).max())
+        options["TensorQuantOverrides"] = {
+            name: [
+                {
+                    "scale": np.array(max(value / format_.largest, float(np.finfo(dtype).tiny)), dtype),
+                    "zero_point": np.zeros((), float8_e4m3fn),
+                }
+            ]
+            for name, value in largest.items()
+        }
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=own_scales,
+        reduce_range=own_scales,
+        weight_qType=QuantType[format_.type],
+        activation_qType=QuantType[format_.type],
+        tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
+        nodes_to_quantize=[node.name for node in nodes],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(_OPS),
+        extra_options=options,
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    return quantizer.model.model
 
 
 def _weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -659,18 +742,18 @@ def _record(
     max_loss: float,
     figures: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest's `quantization`."""
+    """What the manifest's `quantization` says of a precision."""
     manifest = chain.bundle.manifest
     kept = chain.layers_but(left_out)
     return {
         "created": datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z"),
         "quantizer": f"onnxruntime {metadata.version('onnxruntime')}",
-        "scheme": "Q/DQ, symmetric, INT8 activations a tensor (min-max), weights a channel in 7 bits",
+        "scheme": chain.format.scheme,
         "weights": manifest.parity.get("weights", manifest.training.get("weights", "unknown")),
         "pairs": sets.description,
         "calibration_pairs": len(sets.calibration),
         "selection": {"pairs": len(sets.selection), "limit_db": max_loss * SELECTION_SHARE, "delta_db": _plain(loss)},
-        "groups": [{**row, "precision": "float" if row["group"] in left_out else "int8"} for row in table],
+        "groups": [{**row, "precision": "float" if row["group"] in left_out else chain.precision} for row in table],
         "macs_share": {
             kind: _plain(sum(x.macs for x in layers if x.name in kept[kind]) / sum(x.macs for x in layers))
             for kind, layers in chain.layers.items()
@@ -689,7 +772,7 @@ def _write(
     with staged_folder(folder, last=MANIFEST_FILE) as staged:
         files = dict(manifest.files)
         for kind in GRAPHS:
-            for precision, rest in (("int8", "fp32"), ("int8-fp16", "fp16")):
+            for rest, precision in chain.format.graphs.items():
                 path = chain.graphs[kind].quantized(kept[kind], staged / f"{kind}.{precision}.onnx", rest)
                 graphs[kind][precision] = path.name
                 onnx.checker.check_model(str(path), full_check=True)
@@ -703,8 +786,8 @@ def _write(
         written = replace(
             manifest,
             graphs=graphs,
-            quantization=record,
-            engines=tuple(e for e in manifest.engines if e.precision != "int8") if in_place else (),
+            quantization={**manifest.quantization, chain.precision: record},
+            engines=tuple(e for e in manifest.engines if e.precision != chain.precision) if in_place else (),
             files=dict(sorted({**files, **made}.items())),
         )
         return save_manifest(staged, written)

@@ -51,8 +51,11 @@ SELFTEST_FILE = "selftest.npz"
 """Optional: a pair and what shall become of it, see ``ldp_runtime.selftest``."""
 PROMPTS = 8
 GRAPHS = ("clip", "deblur")
-GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
-"""Of graphs: "int8" leaves in FP32 what is not quantised, "int8-fp16", which engines are built from, in FP16."""
+GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8-fp16")
+"""Of graphs: "int8" leaves in FP32 what is not quantised; those that engines are built from leave it in FP16."""
+
+QUANTIZED_PRECISIONS = ("int8", "fp8")
+"""What ``ldp-export quantize`` makes; "fp8" is for engines alone."""
 
 BLUR_METHODS = ("dense", "patch")
 NETWORK_INPUTS = ("logits", "map")
@@ -78,7 +81,6 @@ MAX_EMBED_DIM = 16384
 
 _MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
 _MEND_MANIFEST = "export the bundle again with ldp-export onnx"
-_MEND_INT8 = "make the INT8 graphs with ldp-export quantize"
 _NETWORK_MULTIPLE = 16
 _MAX_INTEGER = 2**53  # what every JSON reader keeps exactly
 _MAX_NAME = 200
@@ -178,7 +180,8 @@ class Manifest:
         training: Provenance of the weights.
         parity: Figures measured at export.
         evaluation: Figures of ``ldp-export evaluate``.
-        quantization: How the INT8 graphs were made and what they cost; a manifest without the field has none.
+        quantization: Precision -> how its quantised graphs were made and what they cost; a manifest without the field
+            has none.
         licences: Licences of weights and data.
         engines: Built TensorRT engines. They carry their own hashes: one for another GPU need not be here.
         files: Hash and size of every file, by its path inside the bundle with forward slashes.
@@ -351,10 +354,12 @@ class Bundle:
     def _graph_file(self, kind: str, precision: str) -> str:
         files = self.manifest.graphs[kind]
         if precision not in files:
+            arithmetic = precision.partition("-")[0]
+            quantized = arithmetic in QUANTIZED_PRECISIONS
+            mend = f"make it with ldp-export quantize --precision {arithmetic}" if quantized else _MEND_MANIFEST
             raise BundleError(
                 f"expected a {precision} {kind} graph in bundle {self.manifest.name!r}, "
-                f"came {', '.join(files)}; choose another precision or "
-                f"{_MEND_INT8 if precision.startswith('int8') else _MEND_MANIFEST}"
+                f"came {', '.join(files)}; choose another precision or {mend}"
             )
         return files[precision]
 

@@ -16,8 +16,11 @@ FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 """The two TensorRTs: the one for RTX GPUs, which builds with no GPU, and the enterprise one, which needs the GPU."""
 
 ENGINE_FOLDER = "engines"
-ENGINE_PRECISIONS = {"fp16": "fp16", "int8": "int8-fp16"}
+ENGINE_PRECISIONS = {"fp16": "fp16", "int8": "int8-fp16", "fp8": "fp8-fp16"}
 """Precision of an engine -> that of the graphs it is built from."""
+
+LEAST_ARCHITECTURE = {"fp8": 89}
+"""Precision of an engine -> the least compute capability that has its arithmetic, where not all have it."""
 
 ENGINE_PRECISION = "fp16"
 """The precision of engines where none is asked for."""

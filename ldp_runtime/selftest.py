@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ldp_runtime.backends import BACKENDS, Backend
 from ldp_runtime.backends.base import EngineBackend, graph_precision
 from ldp_runtime.blur_map import sigmoid
-from ldp_runtime.bundle import SELFTEST_FILE, Bundle
+from ldp_runtime.bundle import QUANTIZED_PRECISIONS, SELFTEST_FILE, Bundle
 from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
 from ldp_runtime.pipeline import Deblurrer, Result
 from ldp_runtime.quality import psnr
@@ -38,10 +38,10 @@ FP16_LIMIT_DB = 50.0
 BF16_LIMIT_DB = 45.0
 """Least PSNR to the kept values in bf16, whose features have three bits less than FP16's."""
 
-INT8_LIMIT_DB = 35.0
-"""Least PSNR to the kept values in INT8: finds graphs that are broken; for their quality see ``ldp bench parity``."""
+QUANTIZED_LIMIT_DB = 35.0
+"""Least PSNR to the kept values in INT8 and FP8: finds broken graphs; for quality see ``ldp bench parity``."""
 
-BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1, "int8": 0.2}
+BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1, "int8": 0.2, "fp8": 0.2}
 """Largest difference of the blur map, by precision."""
 
 _MEND = "export the bundle again, or write the sample anew with ldp-export selftest"
@@ -265,7 +265,7 @@ def _judged(run: Outcome, result: Result, sample: Sample, parity: Mapping[str, A
         limit = _gate(parity, "deblur fp32 max abs", FP32_LIMIT) + 1 / _PEAK  # a step of 16 bits
         near, rule = largest <= limit, f"a difference of at most {limit:.2g}, came {largest:.2g}"
     else:
-        fixed = {"bf16": BF16_LIMIT_DB, "int8": INT8_LIMIT_DB}
+        fixed = {"bf16": BF16_LIMIT_DB, **dict.fromkeys(QUANTIZED_PRECISIONS, QUANTIZED_LIMIT_DB)}
         limit = fixed.get(run.precision) or _gate(parity, "chain fp16 PSNR in dB", FP16_LIMIT_DB)
         near, rule = decibel >= limit, f"at least {limit:g} dB, came {decibel:.1f}"
     blur_limit = BLUR_LIMITS[run.precision]

@@ -31,8 +31,9 @@ are padded as the bundle pads.
 sm_86, sm_89 and sm_120: an engine for Turing and one for all that came later.
 --flavour tensorrt builds on and for the GPU that is there.
 
---precision int8 takes the graphs that ldp-export quantize made: INT8 where they
-say so, FP16 for the rest. Run them with --backend cuda --precision int8.
+--precision int8 and fp8 take the graphs that ldp-export quantize made: 8 bits
+where they say so, FP16 for the rest. Run them with --backend cuda --precision
+int8. FP8 is for sm_89 and later.
 
 The engines go into the bundle's folder engines/ and its manifest. What is there
 already is not built again. A machine trusts the engines that it built; others

@@ -1,4 +1,4 @@
-"""`ldp-export quantize`: writes INT8 graphs into a bundle."""
+"""`ldp-export quantize`: writes INT8 or FP8 graphs into a bundle."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, say
+from ldp_runtime.bundle import QUANTIZED_PRECISIONS
 from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:
     from ldp_export.quantize import PairSets
 
-HELP = "Writes INT8 graphs into a bundle; measures which layers must stay in float."
+HELP = "Writes INT8 or FP8 graphs into a bundle; measures which layers must stay in float."
 EXAMPLES = """\
 examples:
   ldp-export quantize my-bundle
   ldp-export quantize my-bundle -o my-bundle-int8
+  ldp-export quantize my-bundle --precision fp8
   ldp-export quantize my-bundle --max-loss 0.02
   ldp-export quantize my-bundle --data dpd-blur=dd_dp_dataset_canon
 
-The graphs have explicit Q/DQ nodes: INT8 for convolutions and matrix products
-with weights, float for all else. They run with --precision int8 on openvino and
-onnxruntime, and ldp-export engine --precision int8 builds engines from them.
+The graphs have explicit Q/DQ nodes: 8 bits for convolutions and matrix products
+with weights, float for all else. INT8 runs with --precision int8 on openvino and
+onnxruntime, and ldp-export engine --precision int8 builds engines from it. FP8
+is for engines alone, for sm_89 and later: ldp-export engine --precision fp8.
 
 Each group of layers is quantised alone and compared with the float graphs.
 Those that cost most quality for the work that they would save stay in float,
@@ -42,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="BUNDLE", help="folder of a copy to write to (default: the bundle itself)"
+    )
+    parser.add_argument(
+        "--precision", default="int8", choices=QUANTIZED_PRECISIONS, help="what to write (default: %(default)s)"
     )
     parser.add_argument(
         "--max-loss",
@@ -79,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             bundle,
             sets,
             arguments.output,
+            precision=arguments.precision,
             max_loss=arguments.max_loss,
             threads=arguments.threads,
             progress=progress,
@@ -87,9 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
     except QualityError as error:
         print(table(error.record))
         raise CheckFailedError(f"{error}; nothing was written; give more --pairs or a larger --max-loss") from error
-    print(table(manifest.quantization))
-    size = sum(e.size for name, e in manifest.files.items() if ".int8" in name) / 2**20
-    print(f"{arguments.output or bundle.path}: INT8 graphs, {size:.1f} MiB")
+    print(table(manifest.quantization[arguments.precision]))
+    size = sum(e.size for name, e in manifest.files.items() if f".{arguments.precision}" in name) / 2**20
+    print(f"{arguments.output or bundle.path}: {arguments.precision.upper()} graphs, {size:.1f} MiB")
 
 
 def _sets(arguments: argparse.Namespace) -> PairSets:
@@ -105,7 +112,7 @@ def _sets(arguments: argparse.Namespace) -> PairSets:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A manifest's `quantization` for people: a line a group of layers, those that cost most for their work first."""
+    """A record of a manifest's `quantization` for people: a line a group, the costliest for its work first."""
     lines = [f"{'layers':40}{'nodes':>6}{'work':>9}{'noise':>10}{'change, dB':>12}  precision"]
     for row in record["groups"]:
         lines.append(
@@ -113,13 +120,13 @@ def table(record: Mapping[str, Any]) -> str:
             f"  {row['precision']}"
         )
     shares = ", ".join(f"{share:.1%} of {kind}" for kind, share in record["macs_share"].items())
-    lines += ["", f"multiply-accumulates in INT8: {shares}"]
+    lines += ["", f"multiply-accumulates in 8 bits: {shares}"]
     if record["weights"] == "random":
         lines.append("the weights are random: changes of PSNR mean nothing")
     for name, figures in record["check"].items():
         lines.append(
-            f"{name}, {figures['pairs']} pairs: {figures['fp32_psnr_db']:.3f} dB to the target in FP32, change in INT8 "
-            f"{figures['delta_db']:+.4f} dB, with the rest of the deblur graph in FP16 "
+            f"{name}, {figures['pairs']} pairs: {figures['fp32_psnr_db']:.3f} dB to the target in FP32, change in 8 "
+            f"bits {figures['delta_db']:+.4f} dB, with the rest of the deblur graph in FP16 "
             f"{figures['deblur_fp16_delta_db']:+.4f} dB (at most {figures['limit_db']:g})"
         )
     return "\n".join(lines)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ldp_runtime.bundle import Bundle
     from ldp_runtime.cuda.runner import Runner
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-"""Arithmetic of a session. "fp16" and "int8" need graphs of their own in the bundle; the others run the FP32 graphs."""
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+"""Arithmetic of a session. "fp32" and "bf16" run the FP32 graphs, the others need graphs of their own in the bundle;
+"fp8" is for engines alone."""
 
 
 def graph_precision(precision: str) -> str:

@@ -7,10 +7,11 @@ One adapter serves ``tensorrt_rtx`` and ``tensorrt`` 10 and 11. They share the c
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
 
 
 class TensorRtBackend(EngineBackend):
-    """One flavour of TensorRT, with the bundle's FP16 or INT8 engines."""
+    """One flavour of TensorRT, with the bundle's engines."""
 
     def __init__(self, name: str, flavour: str) -> None:
         """Makes the backend ``name`` of a flavour of ``engines.FLAVOURS``."""
@@ -135,7 +136,8 @@ class TensorRtSource(EngineSource):
         self.device, self.version = device, str(trt.__version__)
         self._trt, self._flavour, self._bundle = trt, flavour, bundle
         self._logger = make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        with collecting_nothing():
+            self._runtime = trt.Runtime(self._logger)
         self._engines: dict[str, TensorRtEngine] = {}
 
     def candidates(self) -> list[EngineEntry]:
@@ -298,6 +300,22 @@ class RuntimeCache:
         with contextlib.suppress(OSError):
             write_whole({self._path: content})
             self._loaded = content
+
+
+@contextlib.contextmanager
+def collecting_nothing() -> Iterator[None]:
+    """Keeps Python's garbage collector away while TensorRT makes a builder or a runtime.
+
+    TensorRT calls the logger meanwhile, under a lock that dropping a builder or a runtime takes too: an older one that
+    is collected within the logger would wait for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_logger(trt: Any) -> Any:

@@ -359,7 +359,10 @@ def test_a_bundle_of_another_kind_is_refused(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("architectures", "message"),
     [
-        ("sm_90", "expected architectures that TensorRT-RTX 1.* builds for here .*sm_75, .*came sm_90; for other GPUs"),
+        (
+            "sm_90",
+            "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*came sm_90; for other GPUs",
+        ),
         ("sm_86,sm_61", "came sm_61"),
         ("89", "give architectures such as sm_89,sm_120"),
         ("", "give architectures such as sm_89,sm_120"),
@@ -428,7 +431,7 @@ def test_the_enterprise_tensorrt_builds_for_the_gpu_that_is_there(tiny: Path, mo
     monkeypatch.setattr(device, "open_device", lambda: type("Gpu", (), {"arch": "sm_90"}))
     entries = build_engines(Bundle.load(tiny), sizes(64, 96), "tensorrt")
     assert [(e.flavour, e.targets) for e in entries] == [("tensorrt", ("sm_90",))] * 2
-    with pytest.raises(BackendError, match=r"builds for here \(sm_90\), came sm_89"):
+    with pytest.raises(BackendError, match=r"builds fp16 engines for here \(sm_90\), came sm_89"):
         build_engines(Bundle.load(tiny), sizes(64, 96), "tensorrt", ["sm_89"])
 
 
@@ -473,6 +476,44 @@ def test_warnings_of_overflow_are_collected(tmp_path: Path) -> None:
     path = save(tmp_path / "naive.onnx", nodes, {"axis": np.array([1]), "epsilon": np.array(1e-4, np.float16)})
     plan = TensorRT("rtx").build(path, X, ONE_ARCH)
     assert any("overflow" in warning for warning in plan.warnings)
+
+
+GARBAGE = """
+import gc
+import sys
+from pathlib import Path
+from ldp_export import engine
+from ldp_runtime.engines import ShapeRange
+
+make_log, kept = engine._log, []
+
+def log_that_allocates(trt, detailed):
+    log = make_log(trt, detailed)
+
+    class Log(type(log)):
+        def log(self, severity, message):
+            kept.append([[] for _ in range(200_000)])  # the collector runs, unless it is off
+            super().log(severity, message)
+
+    log.__class__ = Log
+    return log
+
+tensorrt = engine.TensorRT("rtx")
+gc.set_threshold(100_000)
+gc.collect()
+builders = [tensorrt._trt.Builder(make_log(tensorrt._trt, False))]
+builders.append(builders)
+del builders  # a cycle, which waits for the collector
+engine._log = log_that_allocates
+tensorrt.build(Path(sys.argv[1]), {"x": ShapeRange(*[(1, 8, 4, 4)] * 3)}, ["sm_86"])
+assert kept and gc.isenabled()
+"""
+
+
+@needs_rtx
+def test_a_builder_that_is_garbage_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    path = save(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    subprocess.run([sys.executable, "-c", GARBAGE, str(path)], timeout=120, check=True)
 
 
 # --- the command without torch

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ldp_export import quantize
 from ldp_export.cli import main
-from ldp_export.engine import SizeRange, build_engines
+from ldp_export.engine import SizeRange, TensorRT, build_engines
 from ldp_export.quantize import (
     LabelledPair,
     PairSets,
@@ -27,7 +27,7 @@ from ldp_export.quantize import (
     simulated_pairs,
 )
 from ldp_runtime.backends import BACKENDS
-from ldp_runtime.bundle import GRAPHS, BlurMapSpec, Bundle, read_manifest
+from ldp_runtime.bundle import GRAPHS, QUANTIZED_PRECISIONS, BlurMapSpec, Bundle, read_manifest
 from ldp_runtime.cli import main as run_ldp
 from ldp_runtime.engines import deblur_shapes
 from ldp_runtime.errors import BackendError, BundleError
@@ -61,6 +61,14 @@ def quantized(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with all of its layers in INT8."""
     folder = tmp_path_factory.mktemp("bundles") / "int8"
     quantize_bundle(Bundle.load(pristine), pairs(), folder, max_loss=5, threads=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_fp8(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all of its layers in FP8 too."""
+    folder = tmp_path_factory.mktemp("bundles") / "fp8"
+    quantize_bundle(Bundle.load(quantized), pairs(), folder, precision="fp8", max_loss=5, threads=1)
     return folder
 
 
@@ -151,6 +159,50 @@ def test_openvino_computes_the_layers_in_int8(quantized: Path) -> None:
         assert all(("I8" in kind.upper()) is wanted for kind in kinds), kinds
 
 
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_layers_take_fp8_whose_largest_number_is_the_tensors(in_fp8: Path, kind: str) -> None:
+    model = onnx.load(Bundle.load(in_fp8).graph(kind, "fp8-fp16"))
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert len(layers) == 2
+    for layer in layers:
+        read = [made_by[name] for name in layer.input[:2]]
+        assert [node.op_type for node in read] == ["DequantizeLinear"] * 2
+        assert made_by[read[0].input[0]].op_type == "QuantizeLinear"
+        kernel, scale, zero = (weights[name] for name in read[1].input)
+        assert (kernel.data_type, zero.data_type) == (TensorProto.FLOAT8E4M3FN,) * 2
+        assert (scale.data_type, scale.dims) == (TensorProto.FLOAT16, [])
+        assert 416 <= np.abs(numpy_helper.to_array(kernel).astype(np.float32)).max() <= 448
+        assert weights[read[0].input[1]].data_type == TensorProto.FLOAT16
+        assert layer.input[2] in weights
+
+
+def test_fp8_computes_about_what_float_does(in_fp8: Path) -> None:
+    bundle, rng = Bundle.load(in_fp8), np.random.default_rng(0)
+    feeds = {
+        "pair": rng.random((1, 6, 64, 96), np.float32),
+        "blur_logits": rng.standard_normal((1, 1, 64 // PATCH, 96 // PATCH)).astype(np.float32),
+    }
+    ort = BACKENDS["onnxruntime"]
+    exact, image = (ort.open(bundle.graph("deblur", p), "fp16").run(feeds)["restored"] for p in ("fp16", "fp8-fp16"))
+    assert 35 < psnr(image, exact, data_range=1) < 70
+    for backend in ("openvino", "onnxruntime"):
+        with pytest.raises(BackendError, match="fp8"):
+            restore(in_fp8, backend, "fp8")
+
+
+def test_a_bundle_has_both_and_says_how_each_was_made(in_fp8: Path, quantized: Path) -> None:
+    manifest, before = Bundle.load(in_fp8).manifest, read_manifest(quantized)
+    assert manifest.files.keys() == before.files.keys() | {f"{kind}.fp8-fp16.onnx" for kind in GRAPHS}
+    assert manifest.quantization["int8"] == before.quantization["int8"]
+    record = manifest.quantization["fp8"]
+    assert "E4M3" in record["scheme"]
+    assert {row["precision"] for row in record["groups"]} == {"fp8"}
+    assert 0 < abs(record["check"]["noise"]["deblur_fp16_delta_db"]) < 5
+    assert set(quantize.FORMATS) == set(QUANTIZED_PRECISIONS)
+
+
 # --- the bundle
 
 
@@ -165,7 +217,7 @@ def test_the_copy_is_whole_and_says_how_it_was_made(quantized: Path, pristine: P
         "int8": "deblur.int8.onnx",
         "int8-fp16": "deblur.int8-fp16.onnx",
     }
-    record = manifest.quantization
+    record = manifest.quantization["int8"]
     assert record["quantizer"].startswith("onnxruntime ")
     assert (record["pairs"], record["calibration_pairs"]) == ("noise", 2)
     assert {row["group"]: row["precision"] for row in record["groups"]} == {
@@ -188,11 +240,11 @@ def test_the_same_pairs_give_the_same_graphs(quantized: Path, tiny: Path) -> Non
 
 
 def test_what_costs_most_for_its_work_stays_in_float(tiny: Path, quantized: Path) -> None:
-    record = read_manifest(quantized).quantization
+    record = read_manifest(quantized).quantization["int8"]
     everything = abs(record["selection"]["delta_db"])  # with all layers in INT8
     limit = 0.9 * everything / quantize.SELECTION_SHARE
     sets = dataclasses.replace(pairs(), check={})
-    came = quantize_bundle(Bundle.load(tiny), sets, max_loss=limit, threads=1).quantization
+    came = quantize_bundle(Bundle.load(tiny), sets, max_loss=limit, threads=1).quantization["int8"]
     worst = record["groups"][0]["group"]
     assert [row["group"] for row in came["groups"] if row["precision"] == "float"] == [worst]
     assert 0 < abs(came["selection"]["delta_db"]) <= 0.9 * everything
@@ -206,8 +258,8 @@ def test_what_costs_most_for_its_work_stays_in_float(tiny: Path, quantized: Path
 
 def test_with_no_loss_allowed_all_stays_in_float(tiny: Path) -> None:
     manifest = quantize_bundle(Bundle.load(tiny), pairs(), max_loss=1e-9, threads=1)
-    assert {row["precision"] for row in manifest.quantization["groups"]} == {"float"}
-    assert manifest.quantization["check"]["noise"]["delta_db"] == 0
+    assert {row["precision"] for row in manifest.quantization["int8"]["groups"]} == {"float"}
+    assert manifest.quantization["int8"]["check"]["noise"]["delta_db"] == 0
     np.testing.assert_array_equal(restore(tiny, "onnxruntime", "int8")[0], restore(tiny, "onnxruntime", "fp32")[0])
 
 
@@ -232,7 +284,7 @@ def test_a_bundle_without_int8_graphs_says_the_mend(tiny: Path) -> None:
     assert "quantization" not in json.loads((tiny / "bundle.json").read_bytes())
     for backend in ("openvino", "onnxruntime"):
         with pytest.raises(
-            BundleError, match=r"expected a int8 .* graph .*; .* make the INT8 graphs with ldp-export quan"
+            BundleError, match=r"expected a int8 .* graph .*; .* make it with ldp-export quantize --precision int8"
         ):
             restore(tiny, backend, "int8")
     with pytest.raises(BundleError, match="ldp-export quantize"):
@@ -261,11 +313,11 @@ def test_bundles_and_limits_that_do_not_fit(tiny: Path) -> None:
 def test_the_command_simulates_pairs_and_prints_the_table(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(tiny), "--pairs", "1", "--max-loss", "3", "--threads", "1"]) == 0
     output = capsys.readouterr()
-    assert "deblur constant_5 3x3" in output.out and "multiply-accumulates in INT8: " in output.out
+    assert "deblur constant_5 3x3" in output.out and "multiply-accumulates in 8 bits: " in output.out
     assert "motorcycle, 1 pairs: " in output.out
     assert output.out.splitlines()[-1].startswith(f"{tiny}: INT8 graphs, ")
     assert "calibrating" in output.err
-    assert set(Bundle.load(tiny).manifest.quantization["check"]) == {"simulated", "motorcycle"}
+    assert set(Bundle.load(tiny).manifest.quantization["int8"]["check"]) == {"simulated", "motorcycle"}
     sample = Path(__file__).resolve().parents[2] / "samples" / "motorcycle"
     arguments = [str(sample / "left.png"), str(sample / "right.png"), "-o", str(tiny.parent / "out.png")]
     assert run_ldp(["deblur", *arguments, "--bundle", str(tiny), "--precision", "int8"]) == 0
@@ -341,3 +393,15 @@ def test_engines_are_built_from_the_int8_graphs(quantized: Path, tmp_path: Path)
     build_engines_of(folder, "fp16")
     assert len(read_manifest(folder).engines) == 2
     assert len(list((folder / "engines").iterdir())) == 2
+
+
+@needs_rtx
+def test_fp8_engines_are_for_ada_and_later(in_fp8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(in_fp8, tmp_path / "tiny")
+    assert [entry.targets for entry in build_engines_of(folder, "fp8")] == [("sm_89",)] * 2
+    before = state(folder)
+    assert main(["engine", str(folder), "--precision", "fp8", "--shape", "64x96", "--arch", "sm_86,sm_89"]) == 2
+    assert "builds fp8 engines for here (sm_89, " in (error := capsys.readouterr().err)
+    assert "came sm_86" in error
+    assert state(folder) == before
+    assert TensorRT("rtx").targets(None, "fp8") == [("sm_89", "sm_120")]
