@@ -22,8 +22,8 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 
 def graph_precision(precision: str) -> str:
-    """Which of a bundle's graphs a precision runs: "fp16" and "int8" their own, the others the FP32 graph."""
-    return precision if precision in ("fp16", "int8") else "fp32"
+    """Which of a bundle's graphs a precision runs: those in ``PRECISIONS`` that have their own, the others FP32's."""
+    return {"fp16": "fp16", "int8": "int8", "fp8": "fp8-fp16"}.get(precision, "fp32")
 
 
 class Session(ABC):

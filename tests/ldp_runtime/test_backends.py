@@ -284,7 +284,7 @@ def test_precisions_and_description(name: str) -> None:
 
 
 def test_graph_of_each_precision() -> None:
-    assert [graph_precision(precision) for precision in PRECISIONS] == ["fp32", "fp32", "fp16", "int8"]
+    assert [graph_precision(precision) for precision in PRECISIONS] == ["fp32", "fp32", "fp16", "int8", "fp8-fp16"]
 
 
 def test_auto_takes_openvino_and_bf16_where_the_cpu_has_it() -> None:
@@ -326,8 +326,8 @@ def test_unknown_names_list_the_known() -> None:
         select("tensorflow")
     assert str(caught.value) == f"expected a backend, one of auto, {', '.join(BACKENDS)}, came 'tensorflow'"
     with pytest.raises(BackendError) as caught:
-        select("auto", "fp8")
-    assert str(caught.value) == "expected a precision, one of auto, fp32, bf16, fp16, int8, came 'fp8'"
+        select("auto", "fp4")
+    assert str(caught.value) == "expected a precision, one of auto, fp32, bf16, fp16, int8, fp8, came 'fp4'"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
