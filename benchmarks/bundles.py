@@ -152,7 +152,7 @@ def exporter_key() -> str:
     digest = hashlib.sha256()
     package = ROOT / "ldp_export"
     sources = [*(package / "network").glob("*.py"), *(package / "clip").glob("*.py")]
-    sources += [package / name for name in ("onnx_export.py", "parity.py", "blur_map.py")]
+    sources += [package / name for name in ("onnx_export.py", "checkpoint.py", "parity.py", "blur_map.py")]
     for path in sorted(sources):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.network import CONFIGS
 
 HERE = Path(__file__).parent
-OVERLAP = 32
+OVERLAP = 16
 
 
 def last_records(log: Path) -> dict[str, object]:
