@@ -58,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="NAME=DIR", help="pairs of a data set (default: simulated pairs)")
     parser.add_argument(
-        "--pairs", type=int, default=8, metavar="N", help="pairs to calibrate, choose and check with each (default: 8)"
+        "--pairs",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pairs to calibrate, choose and check with each (default: 32)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: ONNX Runtime's choice)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated pairs (default: 0)")
