@@ -223,6 +223,8 @@ def sample_pair(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.u
 def fits(points: Sequence[Point]) -> dict[str, dict[str, float] | None]:
     """Lines through seconds and through working bytes over megapixels; None with fewer than two sizes.
 
+    Where two sizes or more are in tiles, the working memory is fitted over those: in one piece it grows by design.
+
     Returns:
         For `seconds` and `working`: `a` and `b` of `a + b * megapixels`, and the share by which the value at the
         largest size and that at the smallest differ from a proportional law (`seconds`) or from each other (`working`).
@@ -231,12 +233,14 @@ def fits(points: Sequence[Point]) -> dict[str, dict[str, float] | None]:
 
     if len({point.shape for point in points}) < 2:
         return {"seconds": None, "working": None}
-    megapixels = np.array([point.shape[0] * point.shape[1] / 1e6 for point in points])
+    tiled = [point for point in points if point.tiles > 1]
+    bounded = tiled if len({point.shape for point in tiled}) > 1 else points
     found: dict[str, dict[str, float] | None] = {}
-    for name, values in (
-        ("seconds", np.array([point.seconds for point in points])),
-        ("working", np.array([float(point.working) for point in points])),
+    for name, fitted, values in (
+        ("seconds", points, np.array([point.seconds for point in points])),
+        ("working", bounded, np.array([float(point.working) for point in bounded])),
     ):
+        megapixels = np.array([point.shape[0] * point.shape[1] / 1e6 for point in fitted])
         b, a = np.polyfit(megapixels, values, 1)
         per = values / megapixels if name == "seconds" else values
         found[name] = {"a": float(a), "b": float(b), "spread": float(per.max() / per.min() - 1)}

@@ -49,6 +49,8 @@ def test_a_line_is_fitted_to_time_and_memory() -> None:
     assert seconds == pytest.approx({"a": 0.5, "b": 2, "spread": 2.5 / (8.5 / 4) - 1})
     assert working == pytest.approx({"a": 100, "b": 10, "spread": 140 / 110 - 1})
     assert fits(points[:1]) == {"seconds": None, "working": None}
+    whole = replace(point((1000, 100), 0.7, 7), tiles=1)  # in one piece memory grows by design
+    assert fits([whole, *points])["working"] == working
 
 
 def test_working_memory_does_not_grow_with_the_image(bundle: Bundle) -> None:

@@ -115,17 +115,17 @@ def test_a_size_of_another_form_is_refused(text: str) -> None:
 
 
 def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> None:
-    manifest = read_manifest(NANO)  # patch 16, windows of 128 px that share 32
+    manifest = read_manifest(NANO)  # patch 16, windows of 128 px that share 16
     fixed = profiles(manifest, SizeRange.fixed(manifest.padding, (512, 768)))
     assert fixed["deblur"] == {
         "pair": ShapeRange(*[(1, 6, 512, 768)] * 3),
         "blur_logits": ShapeRange(*[(1, 1, 32, 48)] * 3),
     }
-    assert fixed["clip"]["stereo"] == ShapeRange(*[(40, 3, 128, 256)] * 3)  # 5 x 8 windows
+    assert fixed["clip"]["stereo"] == ShapeRange(*[(35, 3, 128, 256)] * 3)  # 5 x 7 windows
     free = profiles(manifest, SizeRange.of(manifest.padding, None, None, None))
     assert free["deblur"]["blur_logits"] == ShapeRange((1, 1, 2, 2), (1, 1, 70, 106), (1, 1, 140, 210))
-    # 12 x 18 windows of the size to tune for, in four batches
-    assert [shape[0] for shape in dataclasses.astuple(free["clip"]["center"])] == [1, 54, ENGINE_CLIP_BATCH]
+    # 10 x 15 windows of the size to tune for, in three batches
+    assert [shape[0] for shape in dataclasses.astuple(free["clip"]["center"])] == [1, 50, ENGINE_CLIP_BATCH]
 
 
 # --- building
