@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.latency import CONFIG_NAMES, parse_shape
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
 
 if TYPE_CHECKING:
     from ldp_runtime.batch.jobs import Job, Settings
@@ -243,7 +243,7 @@ def to_markdown(report: Report) -> str:
     rows += [row(f"  {stage} alone", seconds) for stage, seconds in stages.items()]
     rows.append(row("  the longest of them", max(stages.values())))
     name = report.bundle.name if report.bundle else "the bundle"
-    loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
+    loads = load_text(data["load_average"])
     return "\n\n".join(
         [
             f"# ldp batch with {name}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.latency import CONFIG_NAMES, TORCH
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -496,9 +496,7 @@ def bottlenecks(data: Mapping[str, Any]) -> list[str]:
 
 
 def _source(report: Report) -> str:
-    loads = report.data.get("load_average", {}).values()
-    texts = ["unknown" if load is None else f"{load:.2f}" for load in loads]
-    return f"{report.provenance()}; load average {' and '.join(texts) or 'unknown'}"
+    return f"{report.provenance()}; load average {load_text(report.data.get('load_average', {})) or 'unknown'}"
 
 
 def _told(first: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,6 @@ reading and writing files is measured apart.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.latency_worker import FIRST_COUNTS
-from benchmarks.processes import run_module
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.processes import run_spec
+from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
 from ldp_runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -330,7 +329,7 @@ def to_markdown(report: Report) -> str:
         parts.append(stages_table(series))
         parts += [f"* {c['name']} failed: {c['error']}" for c in series["configurations"] if c["error"] is not None]
     parts += [f"* {name} was left out: {reason}" for name, reason in data["left_out"].items()]
-    loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in load.values())
+    loads = load_text(load)
     threads = (
         "each backend's own choice of threads" if settings["threads"] is None else f"{settings['threads']} threads"
     )
@@ -455,15 +454,10 @@ def _add_block(
         restored=str(_restored(folder, track.contender.name, track.shape)) if first else None,
         spawned=time.time(),
     )
-    files = folder / "spec.json", folder / "block.json"
-    files[0].write_text(json.dumps(asdict(spec)))
-    files[1].unlink(missing_ok=True)
-    code, message = run_module("benchmarks.latency_worker", *map(str, files))
-    if code != 0 or not files[1].is_file():
-        track.error = f"the process ended with {code}: {message}"
-        return
-    result = json.loads(files[1].read_text())
-    if "error" in result:
+    result, ended = run_spec("benchmarks.latency_worker", asdict(spec), folder)
+    if result is None:
+        track.error = f"the process {ended}"
+    elif "error" in result:
         track.error = result["error"]
     else:
         track.blocks.append(Block(**result))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from benchmarks.bundles import ROOT, keep_deblur_graph, open_bundle
 from benchmarks.flops import graph_cost
 from benchmarks.latency_worker import FIRST_COUNTS
 from benchmarks.peers import PEERS, Peer
-from benchmarks.processes import run_module
+from benchmarks.processes import run_spec
 from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
 from benchmarks.roofline import parse_size, walk_graphs
 from benchmarks.timing import ratio, summarise
@@ -205,15 +204,10 @@ def _add_block(measurement: Measurement, bundle: Bundle, folder: Path, threads: 
         if backend != "torch":
             graph = str(export_peer(PEERS[measurement.who], half=precision == "fp16"))
         spec = PeerSpec(measurement.who, backend, precision, graph, left, right, threads, _SECONDS, _MOST, time.time())
-    files = folder / "spec.json", folder / "block.json"
-    files[0].write_text(json.dumps(asdict(spec)))
-    files[1].unlink(missing_ok=True)
-    code, message = run_module(module, *map(str, files))
-    if code != 0 or not files[1].is_file():
-        measurement.error = f"the process ended with {code}: {message}"
-        return
-    result = json.loads(files[1].read_text())
-    if "error" in result:
+    result, ended = run_spec(module, asdict(spec), folder)
+    if result is None:
+        measurement.error = f"the process {ended}"
+    elif "error" in result:
         measurement.error = result["error"]
     else:
         measurement.blocks.append(Block(**result))

@@ -253,6 +253,11 @@ def significant(value: float | None, digits: int = 3) -> str | None:
     return f"{round(value, decimals):.{max(decimals, 0)}f}"
 
 
+def load_text(load_average: Mapping[str, float | None]) -> str:
+    """Load averages, in their order, for people: "0.52 and 1.38"; None, where the system tells none, is "unknown"."""
+    return " and ".join("unknown" if value is None else f"{value:.2f}" for value in load_average.values())
+
+
 _BUNDLE_TYPES: dict[str, type] = {"name": str, "content": str, "trained": bool}
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.bundles import ROOT
 from benchmarks.latency import CONFIG_NAMES, parse_shape
-from benchmarks.processes import run_module
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.processes import run_spec
+from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
 from ldp_runtime.commands._pair import parse_tile
 
 if TYPE_CHECKING:
@@ -157,15 +157,12 @@ def measure(spec: Spec) -> Point:
         BenchmarkError: The process failed; the message has its last words.
     """
     with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
-        files = Path(folder) / "spec.json", Path(folder) / "point.json"
-        files[0].write_text(json.dumps(asdict(spec)))
-        code, message = run_module("benchmarks.scaling", *map(str, files))
-        if code != 0 or not files[1].is_file():
-            raise BenchmarkError(
-                f"expected a restored image of {_size(spec.shape)} px, came a process that ended with {code}: "
-                f"{message}; choose a smaller --tile or --shape"
-            )
-        value = json.loads(files[1].read_text())
+        value, ended = run_spec("benchmarks.scaling", asdict(spec), Path(folder))
+    if value is None:
+        raise BenchmarkError(
+            f"expected a restored image of {_size(spec.shape)} px, came a process that {ended}; choose a smaller "
+            "--tile or --shape"
+        )
     return Point(**{**value, "shape": (value["shape"][0], value["shape"][1])})
 
 
@@ -357,7 +354,7 @@ def to_markdown(report: Report) -> str:
         ]
         parts.append("Seams: the image in tiles beside that in one piece, FP32, before rounding, in units of 1/255.")
         parts.append(markdown_table(["halo px", "tiles", "largest", "RMS"], table))
-    loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
+    loads = load_text(data["load_average"])
     parts.append(
         "Each size is restored once, in a process of its own. Working memory is the peak beyond the images and what "
         f"the process took with the bundle loaded. Load average before and after: {loads}."

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency import parse_shape
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
 from benchmarks.serving import Serving, serving
 
 HELP = "Loads ldp serve: sustained, overload, slow clients, half-open connections, malformed forms."
@@ -349,6 +349,6 @@ def to_markdown(report: Report) -> str:
             ],
         ),
     ]
-    average = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
+    average = load_text(data["load_average"])
     texts.append(f"Exit code {data['exit_code']} after SIGTERM. Load average before and after: {average}.")
     return "\n\n".join(texts) + "\n"

@@ -19,11 +19,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.latency import CONFIG_NAMES, DEFAULT_SHAPE, parse_shape
-from benchmarks.processes import run_module
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant, write_text
+from benchmarks.processes import run_spec
+from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant, write_text
 from ldp_runtime.cache import ENV_CACHE
 
 if TYPE_CHECKING:
+    from ldp_export.checkpoint import Windows
     from ldp_export.clip import DenseCLIP
     from ldp_runtime.bundle import Bundle
     from ldp_runtime.pipeline import Deblurrer
@@ -44,14 +45,6 @@ OVERLAPS = (0.125, 0.25, 0.5)
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Windows if nothing else is said, as multiples of the bundle's own."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The windows that CLIP sees: their side and what neighbours share at least, in px."""
-
-    window: int
-    overlap: int
 
 
 @dataclass(frozen=True)
@@ -84,8 +77,8 @@ class Row:
         seconds: Of the blur map of the pair, one a round.
         backend: What ran.
         precision: In which precision.
-        quality: Focus setting of the sample -> `balanced_accuracy` and `spearman` of the blur map and `gain_db` of the
-            restored image over the center view; empty with random weights.
+        quality: Focus setting of the sample -> `ldp_export.evaluate.blur_map_figures`, and `gain_db` of the restored
+            image over the center view; empty with random weights.
     """
 
     window: int
@@ -151,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
     data = {
         "shape": list(arguments.shape),
         "threads": arguments.threads,
-        "own": asdict(Choice(clip.window, clip.overlap)),
+        "own": {"window": clip.window, "overlap": clip.overlap},
         "patch": clip.patch,
         "architecture": clip.architecture,
         "load_average": {"before": loads[0], "after": loads[1]},
@@ -166,7 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def choices(
     window: int, overlap: int, patch: int, windows: Sequence[int] | None, overlaps: Sequence[int] | None
-) -> list[Choice]:
+) -> list[Windows]:
     """What is measured: the bundle's own windows and others, the smallest first.
 
     Args:
@@ -179,22 +172,21 @@ def choices(
     Raises:
         LDPError: There are no such windows.
     """
-    from ldp_export.checkpoint import choose_windows
+    from ldp_export.checkpoint import Windows, choose_windows
 
     sides = [max(round(window * scale / patch), 2) * patch for scale in SCALES] if windows is None else windows
-    found = {Choice(window, overlap)}
+    found = {Windows(window, overlap)}
     for side in sides:
         parts = [max(int(side * share) // patch, 1) * patch for share in OVERLAPS]
         for shared in (0, *parts) if overlaps is None else overlaps:
-            checked = choose_windows(patch, side, shared)
-            found.add(Choice(checked.window, checked.overlap))
+            found.add(choose_windows(patch, side, shared))
     return sorted(found, key=lambda choice: (choice.window, choice.overlap))
 
 
 def measure(
     bundle: Bundle,
     encoder: DenseCLIP,
-    chosen: Sequence[Choice],
+    chosen: Sequence[Windows],
     *,
     backend: str = "auto",
     threads: int | None = None,
@@ -224,17 +216,15 @@ def measure(
             scratch = Path(name)
             folders = [write_variant(bundle, encoder, choice, scratch) for choice in own]
             spec = Spec([str(folder) for folder in folders], backend, threads, shape, rounds)
-            files = scratch / "spec.json", scratch / "rows.json"
-            files[0].write_text(json.dumps(asdict(spec)))
             # What is compiled for one measurement has no place in the user's cache.
             environment = {ENV_CACHE: str(scratch / "cache")}
-            code, message = run_module("benchmarks.windows", *map(str, files), environment=environment)
-            if code != 0 or not files[1].is_file():
-                raise BenchmarkError(
-                    f"expected blur maps with windows of {window} px, came a process that ended with {code}: "
-                    f"{message}; choose a smaller --window or --shape"
-                )
-            rows += [Row(**value) for value in json.loads(files[1].read_text())]
+            values, ended = run_spec("benchmarks.windows", asdict(spec), scratch, environment)
+        if values is None:
+            raise BenchmarkError(
+                f"expected blur maps with windows of {window} px, came a process that {ended}; choose a smaller "
+                "--window or --shape"
+            )
+        rows += [Row(**value) for value in values]
     return rows
 
 
@@ -271,7 +261,7 @@ def measure_here(spec: Spec) -> list[Row]:
     return rows
 
 
-def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Choice, scratch: Path) -> Path:
+def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: Path) -> Path:
     """A bundle with other windows, in a folder of `scratch`, where those with windows of one size share the graph.
 
     Args:
@@ -309,11 +299,9 @@ def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
     Args:
         deblurrer: Opened on the bundle.
     """
-    import numpy as np
-
-    from ldp_export.metrics import balanced_accuracy, psnr, spearman
-    from ldp_export.samples import MOTORCYCLE, disparity_in_pixels, focus_setting
-    from ldp_export.score import SHARP_DISPARITY
+    from ldp_export.evaluate import blur_map_figures
+    from ldp_export.metrics import psnr
+    from ldp_export.samples import MOTORCYCLE, focus_setting
     from ldp_runtime.quality import center_view
 
     found = {}
@@ -321,13 +309,8 @@ def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
         pair = focus_setting(focus)
         result = deblurrer(pair.left, pair.right)
         center = center_view(pair.left, pair.right)
-        blurred = disparity_in_pixels(pair.coc) > SHARP_DISPARITY
         before, after = (psnr(image, pair.target, data_range=255) for image in (center, result.restored))
-        found[focus] = {
-            "balanced_accuracy": balanced_accuracy(result.blur_map > 0.5, blurred),
-            "spearman": spearman(result.blur_map, np.abs(pair.coc)),
-            "gain_db": after - before,
-        }
+        found[focus] = {**blur_map_figures(result.blur_map, pair.coc), "gain_db": after - before}
     return found
 
 
@@ -356,7 +339,7 @@ def to_markdown(report: Report) -> str:
         table.append(cells)
     h, w = data["shape"]
     name = report.bundle.name if report.bundle else "the bundle"
-    loads = " and ".join("unknown" if value is None else f"{value:.2f}" for value in data["load_average"].values())
+    loads = load_text(data["load_average"])
     ran = ", ".join(dict.fromkeys(f"{row['backend']} {row['precision']}" for row in rows))
     said = (
         "Quality is of the held-out sample at its two focus settings; the windows that an encoder was trained on have "

@@ -207,18 +207,42 @@ def _standard_figures(
     middle = np.rint(center).astype(np.uint8)
     both = deblurrer(middle, middle).restored
     swapped = deblurrer(pair.right, pair.left).restored
-    disparity = disparity_in_pixels(pair.coc)
-    blurred, predicted = disparity > SHARP_DISPARITY, result.blur_map > 0.5
     return {
         "center_ssim": ssim(center, target, data_range=_PEAK),
         "restored_ssim": ssim(result.restored, target, data_range=_PEAK),
-        "sharp_share": float(1 - blurred.mean()),
+        "sharp_share": float(1 - is_blurred(pair.coc).mean()),
         "sharp_region_change_db": sharp_after - sharp_before,
         "center_as_both_costs_db": restored_psnr - psnr(both, target, data_range=_PEAK),
         "swapped_costs_db": restored_psnr - psnr(swapped, target, data_range=_PEAK),
-        "blur_map_accuracy": accuracy(predicted, blurred),
-        "blur_map_balanced_accuracy": balanced_accuracy(predicted, blurred),
-        "blur_map_spearman": spearman(result.blur_map, np.abs(pair.coc)),
+        **{f"blur_map_{name}": value for name, value in blur_map_figures(result.blur_map, pair.coc).items()},
+    }
+
+
+def is_blurred(coc: FloatArray) -> np.ndarray:
+    """Pixels `(h, w)` that count as blurred, by the paper's threshold on |DP disparity|.
+
+    Args:
+        coc: Signed radius of the circle of confusion in px `(h, w)`.
+    """
+    blurred: np.ndarray = disparity_in_pixels(coc) > SHARP_DISPARITY
+    return blurred
+
+
+def blur_map_figures(blur_map: FloatArray, coc: FloatArray) -> dict[str, float]:
+    """How well a blur map tells what is blurred.
+
+    Args:
+        blur_map: `(h, w)` in [0, 1].
+        coc: Signed radius of the circle of confusion in px `(h, w)`.
+
+    Returns:
+        `accuracy` and `balanced_accuracy` at a half, and `spearman`, its rank correlation with |CoC|.
+    """
+    blurred, predicted = is_blurred(coc), blur_map > 0.5
+    return {
+        "accuracy": accuracy(predicted, blurred),
+        "balanced_accuracy": balanced_accuracy(predicted, blurred),
+        "spearman": spearman(blur_map, np.abs(coc)),
     }
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import bundles, windows
 from benchmarks.results import BenchmarkError, Report
-from benchmarks.windows import Choice, choices, to_markdown
-from ldp_export.checkpoint import CheckpointError
+from benchmarks.windows import choices, to_markdown
+from ldp_export.checkpoint import CheckpointError, Windows
 from ldp_export.clip import load_clip
 from ldp_export.parity import randomise
 from ldp_runtime.bundle import Bundle
@@ -35,12 +35,12 @@ def reference(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 def test_the_choices_are_of_whole_patches_and_have_the_bundles_own() -> None:
     found = choices(448, 112, 32, None, None)
-    assert Choice(448, 112) in found
-    assert {Choice(448, 0), Choice(448, 32), Choice(448, 224), Choice(896, 96)} <= set(found)
+    assert Windows(448, 112) in found
+    assert {Windows(448, 0), Windows(448, 32), Windows(448, 224), Windows(896, 96)} <= set(found)
     assert found == sorted(set(found), key=lambda choice: (choice.window, choice.overlap))
-    assert all(c.window % 32 == c.overlap % 32 == 0 and c.overlap < c.window for c in {*found} - {Choice(448, 112)})
-    assert choices(32, 16, 16, None, None)[0] == Choice(32, 0)
-    assert choices(128, 16, 16, [64], [0, 48]) == [Choice(64, 0), Choice(64, 48), Choice(128, 16)]
+    assert all(c.window % 32 == c.overlap % 32 == 0 and c.overlap < c.window for c in {*found} - {Windows(448, 112)})
+    assert choices(32, 16, 16, None, None)[0] == Windows(32, 0)
+    assert choices(128, 16, 16, [64], [0, 48]) == [Windows(64, 0), Windows(64, 48), Windows(128, 16)]
     with pytest.raises(CheckpointError, match="multiple of CLIP's patch"):
         choices(128, 16, 16, [100], None)
 

@@ -99,28 +99,36 @@ def restore(folder: Path, backend: str, precision: str) -> tuple[Any, Any]:
 # --- the graphs
 
 
-@pytest.mark.parametrize("kind", GRAPHS)
-@pytest.mark.parametrize(("precision", "rest"), [("int8", TensorProto.FLOAT), ("int8-fp16", TensorProto.FLOAT16)])
-def test_layers_take_int8_as_tensorrt_wants_it(quantized: Path, kind: str, precision: str, rest: int) -> None:
-    model = onnx.load(Bundle.load(quantized).graph(kind, precision))
+def quantised_layers(
+    model: onnx.ModelProto,
+) -> list[tuple[onnx.NodeProto, list[TensorProto], list[TensorProto]]]:
+    """Both layers of a tiny graph: node; kernel, scale and zero point of its weight; the latter two of its input."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type == "Conv"]
     assert len(layers) == 2
+    found = []
     for layer in layers:
-        read = [made_by[name] for name in layer.input[:2]]
-        assert [node.op_type for node in read] == ["DequantizeLinear"] * 2
-        assert made_by[read[0].input[0]].op_type == "QuantizeLinear"
-        kernel, scale, zero = (weights[name] for name in read[1].input)
+        taken, weight = (made_by[name] for name in layer.input[:2])
+        assert [taken.op_type, weight.op_type] == ["DequantizeLinear"] * 2
+        assert made_by[taken.input[0]].op_type == "QuantizeLinear"
+        assert layer.input[2] in weights  # the bias stays in float
+        found.append((layer, [weights[name] for name in weight.input], [weights[name] for name in taken.input[1:]]))
+    return found
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize(("precision", "rest"), [("int8", TensorProto.FLOAT), ("int8-fp16", TensorProto.FLOAT16)])
+def test_layers_take_int8_as_tensorrt_wants_it(quantized: Path, kind: str, precision: str, rest: int) -> None:
+    model = onnx.load(Bundle.load(quantized).graph(kind, precision))
+    for layer, (kernel, scale, zero), (activation, zero_point) in quantised_layers(model):
         values = numpy_helper.to_array(kernel)
         assert kernel.data_type == TensorProto.INT8
         assert 60 <= np.abs(values.astype(int)).max() <= 64  # 7 bits: x86 CPUs without VNNI overflow with 8
         assert scale.dims == [values.shape[0]]
         assert not numpy_helper.to_array(zero).any()
-        activation, zero_point = (weights[name] for name in read[0].input[1:])
         assert activation.data_type == rest and activation.dims == []
         assert zero_point.data_type == TensorProto.INT8 and not numpy_helper.to_array(zero_point).any()
-        assert layer.input[2] in weights  # the bias stays in float
         readers = {node.op_type for node in model.graph.node if layer.output[0] in node.input}
         assert "QuantizeLinear" not in readers  # so do outputs
     if kind == "deblur":
@@ -161,21 +169,13 @@ def test_openvino_computes_the_layers_in_int8(quantized: Path) -> None:
 
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_layers_take_fp8_whose_largest_number_is_the_tensors(in_fp8: Path, kind: str) -> None:
-    model = onnx.load(Bundle.load(in_fp8).graph(kind, "fp8-fp16"))
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    layers = [node for node in model.graph.node if node.op_type == "Conv"]
-    assert len(layers) == 2
-    for layer in layers:
-        read = [made_by[name] for name in layer.input[:2]]
-        assert [node.op_type for node in read] == ["DequantizeLinear"] * 2
-        assert made_by[read[0].input[0]].op_type == "QuantizeLinear"
-        kernel, scale, zero = (weights[name] for name in read[1].input)
+    for _, (kernel, scale, zero), (activation, _) in quantised_layers(
+        onnx.load(Bundle.load(in_fp8).graph(kind, "fp8-fp16"))
+    ):
         assert (kernel.data_type, zero.data_type) == (TensorProto.FLOAT8E4M3FN,) * 2
         assert (scale.data_type, scale.dims) == (TensorProto.FLOAT16, [])
         assert 416 <= np.abs(numpy_helper.to_array(kernel).astype(np.float32)).max() <= 448
-        assert weights[read[0].input[1]].data_type == TensorProto.FLOAT16
-        assert layer.input[2] in weights
+        assert activation.data_type == TensorProto.FLOAT16
 
 
 def test_fp8_computes_about_what_float_does(in_fp8: Path) -> None:
