@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.latency import CONFIG_NAMES, parse_shape
-from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.latency.bench import CONFIG_NAMES, parse_shape
 
 if TYPE_CHECKING:
     from ldp_runtime.batch.jobs import Job, Settings
-    from ldp_runtime.bundle import Bundle
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.bundle.bundle import Bundle
+    from ldp_runtime.deblurrer import Deblurrer
 
 HELP = "Measures the pairs a second of ldp batch, and what overlapping wins."
 EXAMPLES = """\
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         BenchmarkError: A number is too small.
     """
-    from benchmarks.bundles import open_bundle
-    from benchmarks.machine import load_average
+    from benchmarks.harness.bundles import open_bundle
+    from benchmarks.harness.machine import load_average
     from ldp_runtime.batch.local import default_io_threads
 
     for name in ("pairs", "rounds", "io_threads"):
@@ -186,7 +186,7 @@ def _jobs(folder: Path, kind: str, pairs: int, shape: tuple[int, int]) -> list[J
     from benchmarks.scaling import sample_pair
     from ldp_runtime.batch.jobs import make_jobs
     from ldp_runtime.batch.pairs import find_pairs
-    from ldp_runtime.image_io import write_pixels
+    from ldp_runtime.images.photo import write_pixels
 
     source = folder / "in"
     if not source.exists():

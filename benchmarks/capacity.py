@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.latency import CONFIG_NAMES, TORCH
-from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.latency.bench import CONFIG_NAMES, TORCH
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
 
 HELP = "Plans a million pairs a day: cores, GPUs, picture files, and what runs out first."
 EXAMPLES = """\
@@ -132,8 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         BenchmarkError: There is no result to plan with, or an option is out of its range.
     """
-    from benchmarks.bundles import open_bundle
-    from benchmarks.machine import describe
+    from benchmarks.harness.bundles import open_bundle
+    from benchmarks.harness.machine import describe
 
     bundle = open_bundle(arguments.bundle, arguments.config)
     cores = arguments.host_cores or int(describe()["cpu"]["usable"])
@@ -158,7 +158,7 @@ def megapixels(shape: tuple[int, int]) -> float:
 def sample_shape() -> tuple[int, int]:
     """Height and width of the sample in px."""
     from benchmarks.scaling import SAMPLE
-    from ldp_runtime.image_io import read_photo
+    from ldp_runtime.images.photo import read_photo
 
     h, w = read_photo(SAMPLE / "left.png").pixels.shape[:2]
     return h, w
@@ -248,7 +248,7 @@ def measure_coding(shape: tuple[int, int] = PAPER) -> list[Coding]:
     from tqdm import tqdm
 
     from benchmarks.scaling import sample_pair
-    from ldp_runtime.image_io import Photo, encode_photo, read_photo
+    from ldp_runtime.images.photo import Photo, encode_photo, read_photo
 
     pixels = sample_pair(shape)[0]
     found = []
@@ -371,8 +371,8 @@ def gpu_floors(bundle: Bundle, shape: tuple[int, int]) -> dict[str, float]:
         bundle: What runs.
         shape: Height and width in px.
     """
-    from benchmarks.hardware import gpus
-    from benchmarks.roofline import build_chain, floor
+    from benchmarks.roofline.bench import build_chain, floor
+    from benchmarks.roofline.hardware import gpus
 
     chain = build_chain(bundle, shape, "fp16")
     return {card.name: floor(chain.steps, card) for card in gpus()}
@@ -460,7 +460,7 @@ def to_markdown(report: Report) -> str:
         "## The first bottleneck",
         *bottlenecks(data),
         "Core-hours and GPU-hours times what yours cost is the price; power is not in it, since "
-        "`benchmarks/hardware.json` has no figure for it. CPU figures: "
+        "`benchmarks/roofline/hardware.json` has no figure for it. CPU figures: "
         + "; ".join(f"{kind}: {source}" for kind, source in data["sources"].items())
         + ".",
     ]

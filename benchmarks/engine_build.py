@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bundles import random_bundle
-from benchmarks.results import REPORTS, Report, markdown_table, save
-from ldp_runtime.bundle import GRAPHS, Bundle
-from ldp_runtime.engines import ENGINE_PRECISION, FLAVOURS, Profile
+from benchmarks.harness.bundles import random_bundle
+from benchmarks.harness.results import REPORTS, Report, markdown_table, save
+from ldp_runtime.bundle.bundle import GRAPHS, Bundle
+from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, Profile
 
 HELP = "Builds engines of bundles and measures time, size, memory and what was fused."
 EXAMPLES = """\
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See `ldp_runtime.command.Command`."""
-    from ldp_export.engine import SizeRange, TensorRT, parse_size
+    from ldp_export.bundling.engine import SizeRange, TensorRT, parse_size
 
     names = arguments.bundle or ([] if arguments.config else ["ldp-nano"])
     bundles = [Bundle.load(name) for name in names]
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def measure_graphs(bundle: Bundle) -> list[Graph]:
     """What the FP16 graphs of a bundle hold."""
-    from ldp_export.graph_report import count_nodes, needless_nodes
+    from benchmarks.graph_report import count_nodes, needless_nodes
 
     measured = []
     for kind in GRAPHS:
@@ -177,8 +177,8 @@ def measure_builds(bundle: Bundle, tensorrt: Any, sizes: Any, targets: tuple[str
         sizes: An `engine.SizeRange`.
         targets: Architectures of the GPUs.
     """
-    from ldp_export.engine import profiles
-    from ldp_export.graph_report import read_report
+    from benchmarks.graph_report import read_report
+    from ldp_export.bundling.engine import profiles
 
     for kind, profile in profiles(bundle.manifest, sizes).items():
         path = bundle.graph(kind, ENGINE_PRECISION)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.latency import CONFIG_NAMES, TORCH, Contender, find_contenders
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.harness.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
+from benchmarks.latency.bench import CONFIG_NAMES, TORCH, Contender, find_contenders
 from ldp_runtime.command import CheckFailedError
 from ldp_runtime.errors import LDPError
-from ldp_runtime.quality import SSIM_WINDOW, psnr, ssim
+from ldp_runtime.images.quality import SSIM_WINDOW, psnr, ssim
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
 
 HELP = "Compares every backend and precision with torch in FP32; fails where PSNR changes."
 EXAMPLES = """\
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from benchmarks.bundles import open_bundle, reference_model
+    from benchmarks.harness.bundles import open_bundle, reference_model
     from benchmarks.torch_chain import TorchChain, device
 
     if arguments.pairs < 1:
@@ -162,7 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def runtime(bundle: Bundle, contender: Contender, threads: int | None = None) -> Restore:
     """The runtime on one backend in one precision, as a `Restore`."""
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
     deblurrer = Deblurrer(bundle, backend=contender.backend, precision=contender.precision, threads=threads)
 
@@ -262,7 +262,7 @@ def compare(pair: Pair, came: Restored, want: Restored) -> dict[str, Any]:
 
 def sample_pairs() -> list[Pair]:
     """The committed sample, in 16 bits."""
-    from ldp_runtime.image_io import read_photo
+    from ldp_runtime.images.photo import read_photo
 
     views = (read_photo(_SAMPLE / f"{name}.png").pixels for name in ("left", "right", "target"))
     return [Pair("sample", "motorcycle", *map(sixteen_bits, views))]
@@ -273,7 +273,7 @@ def simulated_pairs(count: int = SIMULATED_PAIRS, seed: int = SIMULATED_SEED) ->
     from skimage import data
     from tqdm import tqdm
 
-    from ldp_export.data.scenes import render_scene
+    from ldp_export.simulation.scenes import render_scene
 
     photos = [getattr(data, name)() for name in PHOTOS]
     pairs = []

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results import REPORTS, BenchmarkError, Report, markdown_table, save
+from benchmarks.harness.results import REPORTS, BenchmarkError, Report, markdown_table, save
 from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:

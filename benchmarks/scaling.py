@@ -17,17 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bundles import ROOT
-from benchmarks.latency import CONFIG_NAMES, parse_shape
-from benchmarks.processes import run_spec
-from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.harness.bundles import ROOT
+from benchmarks.harness.processes import run_spec
+from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.latency.bench import CONFIG_NAMES, parse_shape
 from ldp_runtime.commands._pair import parse_tile
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
 
 HELP = "Fits time and memory over the size of the image, and measures the seams of tiles."
 EXAMPLES = """\
@@ -123,8 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the tables and writes the results."""
     from tqdm import tqdm
 
-    from benchmarks.bundles import open_bundle
-    from benchmarks.machine import load_average
+    from benchmarks.harness.bundles import open_bundle
+    from benchmarks.harness.machine import load_average
 
     bundle = open_bundle(arguments.bundle, arguments.config)
     backend, _, precision = arguments.backend.partition(":")
@@ -168,8 +168,8 @@ def measure(spec: Spec) -> Point:
 
 def measure_here(spec: Spec) -> Point:
     """Restores a pair in this process, which has done nothing else."""
-    from benchmarks.machine import peak_memory, reset_peak_memory, resident_memory
-    from ldp_runtime.pipeline import Deblurrer
+    from benchmarks.harness.machine import peak_memory, reset_peak_memory, resident_memory
+    from ldp_runtime.deblurrer import Deblurrer
 
     deblurrer = Deblurrer.from_bundle(
         spec.bundle, backend=spec.backend, precision=spec.precision, threads=spec.threads, tile=spec.tile
@@ -202,8 +202,8 @@ def sample_pair(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.u
     """
     import numpy as np
 
-    from ldp_runtime.geometry import reflect_indices
-    from ldp_runtime.image_io import read_photo
+    from ldp_runtime.images.photo import read_photo
+    from ldp_runtime.stages.geometry import reflect_indices
 
     views = []
     for name in ("left", "right"):
@@ -268,9 +268,9 @@ def measure_seams(
     import numpy as np
 
     from ldp_runtime.backends import BACKENDS
-    from ldp_runtime.pipeline import Deblurrer
-    from ldp_runtime.stages import PaddedPair
-    from ldp_runtime.tiles import TileBlender, TileGrid, least_side, tile_multiple
+    from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.stages.pixels import PaddedPair
+    from ldp_runtime.stages.tiles import TileBlender, TileGrid, least_side, tile_multiple
 
     manifest = bundle.manifest
     cell = manifest.blur_cell
@@ -364,7 +364,7 @@ def to_markdown(report: Report) -> str:
 
 def main(argv: list[str]) -> None:
     """Reads a `Spec`, writes a `Point`."""
-    from benchmarks.results import write_text
+    from benchmarks.harness.results import write_text
     from ldp_runtime.errors import LDPError
 
     value = json.loads(Path(argv[0]).read_text())

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import parse_shape
-from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
-from benchmarks.serving import Serving, serving
+from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.harness.serving import Serving, serving
+from benchmarks.latency.bench import parse_shape
 
 HELP = "Loads ldp serve: sustained, overload, slow clients, half-open connections, malformed forms."
 EXAMPLES = """\
@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads the service, prints the tables and writes the results."""
-    from benchmarks.bundles import open_bundle
-    from benchmarks.machine import load_average
+    from benchmarks.harness.bundles import open_bundle
+    from benchmarks.harness.machine import load_average
 
     bundle = open_bundle(arguments.bundle, None)
     head, body = request_of(*sample_files(arguments.shape))
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
 def sample_files(shape: tuple[int, int]) -> tuple[bytes, bytes]:
     """Both views of the sample, repeated or cut to a shape, as PNG."""
     from benchmarks.scaling import sample_pair
-    from ldp_runtime.image_io import Photo, encode_photo
+    from ldp_runtime.images.photo import Photo, encode_photo
 
     left, right = (encode_photo("view.png", Photo(view)) for view in sample_pair(shape))
     return left, right

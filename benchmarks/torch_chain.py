@@ -1,6 +1,6 @@
 """The chain in torch, eager: what the runtime's backends are compared with, in time and in numbers.
 
-It computes what `ldp_runtime.pipeline` does, from the same views and with the weights that the bundle was exported
+It computes what `ldp_runtime.deblurrer` does, from the same views and with the weights that the bundle was exported
 from, with `ldp_export`'s modules as training uses them. On a GPU everything between the copy of the views to the device
 and the copy of the restored image back happens there, so that the comparison does torch no injustice.
 """
@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.machine import BF16_FEATURES
-from benchmarks.results import BenchmarkError
+from benchmarks.harness.machine import BF16_FEATURES
+from benchmarks.harness.results import BenchmarkError
 from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.clip import WindowEncoder, embed_texts
-from ldp_runtime.blur_map import DP_AWARE, select_prompts
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.geometry import WindowGrid, reflect_indices
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.stages.blur_map import DP_AWARE, select_prompts
+from ldp_runtime.stages.geometry import WindowGrid, reflect_indices
 
 if TYPE_CHECKING:
-    from ldp_export.onnx_export import ExportModel
+    from ldp_export.bundling.onnx_graphs import ExportModel
 
 LAYOUTS = {"torch": torch.contiguous_format, "torch-channels-last": torch.channels_last}
 """Name of a form of the chain -> memory layout of its weights and activations."""

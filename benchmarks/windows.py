@@ -18,16 +18,25 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.latency import CONFIG_NAMES, DEFAULT_SHAPE, parse_shape
-from benchmarks.processes import run_spec
-from benchmarks.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant, write_text
+from benchmarks.harness.processes import run_spec
+from benchmarks.harness.results import (
+    REPORTS,
+    BenchmarkError,
+    Report,
+    load_text,
+    markdown_table,
+    save,
+    significant,
+    write_text,
+)
+from benchmarks.latency.bench import CONFIG_NAMES, DEFAULT_SHAPE, parse_shape
 from ldp_runtime.cache import ENV_CACHE
 
 if TYPE_CHECKING:
     from ldp_export.checkpoint import Windows
     from ldp_export.clip import DenseCLIP
-    from ldp_runtime.bundle import Bundle
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.bundle.bundle import Bundle
+    from ldp_runtime.deblurrer import Deblurrer
 
 HELP = "Measures what the windows of CLIP cost, and what they do to the blur map."
 EXAMPLES = """\
@@ -77,7 +86,7 @@ class Row:
         seconds: Of the blur map of the pair, one a round.
         backend: What ran.
         precision: In which precision.
-        quality: Focus setting of the sample -> `ldp_export.evaluate.blur_map_figures`, and `gain_db` of the restored
+        quality: Focus setting of the sample -> `ldp_export.evaluation.evaluate.blur_map_figures`, and `gain_db` of the restored
             image over the center view; empty with random weights.
     """
 
@@ -121,8 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table and writes the results."""
-    from benchmarks.bundles import open_bundle, reference_model
-    from benchmarks.machine import load_average
+    from benchmarks.harness.bundles import open_bundle, reference_model
+    from benchmarks.harness.machine import load_average
 
     if arguments.rounds < 1:
         raise BenchmarkError(f"expected --rounds of at least 1, came {arguments.rounds}")
@@ -231,9 +240,9 @@ def measure(
 def measure_here(spec: Spec) -> list[Row]:
     """Measures the bundles of one process, in rounds: what slows the machine down slows all of them."""
     from benchmarks.scaling import sample_pair
-    from ldp_runtime.bundle import Bundle
-    from ldp_runtime.geometry import WindowGrid
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.bundle.bundle import Bundle
+    from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.stages.geometry import WindowGrid
 
     name, _, precision = spec.backend.partition(":")
     opened = [
@@ -270,9 +279,9 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
         choice: The windows.
         scratch: A folder.
     """
+    from ldp_export.bundling.onnx_graphs import clip_graph, save_graph
     from ldp_export.clip import WindowEncoder
-    from ldp_export.onnx_export import clip_graph, save_graph
-    from ldp_runtime.bundle import TEXT_EMBEDDINGS_FILE, write_manifest
+    from ldp_runtime.bundle.bundle import TEXT_EMBEDDINGS_FILE, write_manifest
 
     manifest = bundle.manifest
     graph = scratch / f"clip-{choice.window}.onnx"
@@ -299,10 +308,10 @@ def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
     Args:
         deblurrer: Opened on the bundle.
     """
-    from ldp_export.evaluate import blur_map_figures
-    from ldp_export.metrics import psnr
-    from ldp_export.samples import MOTORCYCLE, focus_setting
-    from ldp_runtime.quality import center_view
+    from ldp_export.evaluation.evaluate import blur_map_figures
+    from ldp_export.evaluation.metrics import psnr
+    from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
+    from ldp_runtime.images.quality import center_view
 
     found = {}
     for focus in MOTORCYCLE.focus:

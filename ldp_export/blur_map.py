@@ -1,4 +1,4 @@
-"""Reference blur-map estimation in torch (paper, Section 3.1); differentiable. `ldp_runtime.blur_map` is its twin."""
+"""Reference blur-map estimation in torch (paper, Section 3.1); differentiable. `ldp_runtime.stages.blur_map` is its twin."""
 
 from __future__ import annotations
 

@@ -20,18 +20,13 @@ from ldp_export.blur_map import alpha, center_view, similarity, stereo_canvas
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import PROMPTS, LoadedClip, WindowEncoder, embed_texts
 from ldp_export.data.simulated import HELD_OUT_SHARDS
-from ldp_export.metrics import balanced_accuracy
-from ldp_export.score import SHARP_DISPARITY
-from ldp_export.simulate import (
-    FloatArray,
-    HalfAperturePSF,
-    SensorNoise,
-    simulate_pair,
-)
-from ldp_runtime.blur_map import ensemble_logits
-from ldp_runtime.bundle import Prompt
+from ldp_export.evaluation.metrics import balanced_accuracy
+from ldp_export.evaluation.score import SHARP_DISPARITY
+from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise, simulate_pair
+from ldp_runtime.bundle.bundle import Prompt
 from ldp_runtime.errors import LDPError
-from ldp_runtime.geometry import WindowGrid, pad_reflect
+from ldp_runtime.stages.blur_map import ensemble_logits
+from ldp_runtime.stages.geometry import WindowGrid, pad_reflect
 
 SHARP_SOFTNESS = 0.5
 

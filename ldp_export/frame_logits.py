@@ -22,10 +22,10 @@ from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, WindowEncoder, embed_texts
 from ldp_export.data import PairDataset, PairSample
-from ldp_runtime.blur_map import DP_AWARE, select_prompts
-from ldp_runtime.bundle import Prompt
+from ldp_runtime.bundle.bundle import Prompt
 from ldp_runtime.files import write_whole
-from ldp_runtime.geometry import Padding, WindowGrid, pad_reflect
+from ldp_runtime.stages.blur_map import DP_AWARE, select_prompts
+from ldp_runtime.stages.geometry import Padding, WindowGrid, pad_reflect
 
 CHUNK = 64
 """So many pairs share a file of the cache."""
@@ -54,7 +54,7 @@ class BlurEstimator:
             windows: The windows that CLIP sees.
             multiple: What the runtime pads both sides of a pair to multiples of, in px: those of the network; those of
                 CLIP's patch are taken in here.
-            ensemble: A name of `ldp_runtime.blur_map.ENSEMBLES` or the number of a prompt.
+            ensemble: A name of `ldp_runtime.stages.blur_map.ENSEMBLES` or the number of a prompt.
             device: Where CLIP runs; None is the CPU.
         """
         chosen = [prompts[k] for k in select_prompts(prompts, ensemble)]

@@ -3,7 +3,7 @@
 The checkpoint is a pickled dictionary whose `params` holds the state dict of `network.released.ReleasedNet`. It is read
 with `weights_only=True`, which runs no code of the file's.
 
-The blur map that the network was trained with comes from patches of 40 px (`ldp_runtime.patch_blur_map`) and needs the
+The blur map that the network was trained with comes from patches of 40 px (`ldp_runtime.stages.patch_blur_map`) and needs the
 weights of OpenAI's ViT-B/16. `dense_release` uses the paper's blur map instead, from any CLIP with a calibration.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldp_export.bundling.onnx_graphs import ExportModel
 from ldp_export.checkpoint import Checkpoint, Windows
 from ldp_export.clip import LoadedClip
 from ldp_export.network.released import ReleasedConfig, ReleasedNet, load_released_state, released_state
-from ldp_export.onnx_export import ExportModel
-from ldp_runtime.bundle import BlurMapSpec, Prompt
+from ldp_runtime.bundle.bundle import BlurMapSpec, Prompt
 from ldp_runtime.errors import LDPError
 
 PARAMS = "params"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ __all__ = ["Deblurrer", "__version__"]
 def __getattr__(name: str) -> object:
     """Imports ``Deblurrer`` on its first use, so that ``import ldp_runtime`` stays instant."""
     if name == "Deblurrer":
-        from ldp_runtime.pipeline import Deblurrer
+        from ldp_runtime.deblurrer import Deblurrer
 
         return Deblurrer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from ldp_runtime.backends import BACKENDS, Backend
 from ldp_runtime.backends.base import EngineBackend, graph_precision
-from ldp_runtime.blur_map import sigmoid
-from ldp_runtime.bundle import QUANTIZED_PRECISIONS, SELFTEST_FILE, Bundle
+from ldp_runtime.bundle.bundle import QUANTIZED_PRECISIONS, SELFTEST_FILE, Bundle
+from ldp_runtime.deblurrer import Deblurrer, Result
 from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
-from ldp_runtime.pipeline import Deblurrer, Result
-from ldp_runtime.quality import psnr
+from ldp_runtime.images.quality import psnr
+from ldp_runtime.stages.blur_map import sigmoid
 
 REFERENCE_BACKEND = "onnxruntime"
 """Runs on any CPU; in FP32 it makes the values that are kept."""

@@ -10,13 +10,13 @@ import pytest
 
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS, embed_texts
-from ldp_export.evaluate import WANTED
-from ldp_export.metrics import balanced_accuracy, psnr, spearman
+from ldp_export.evaluation.evaluate import WANTED
+from ldp_export.evaluation.metrics import balanced_accuracy, psnr, spearman
 from ldp_export.network import CONFIGS, LDPConfig
-from ldp_export.samples import disparity_in_pixels, focus_setting
+from ldp_export.simulation.samples import disparity_in_pixels, focus_setting
 from ldp_runtime import Deblurrer
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.image_io import read_photo
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.images.photo import read_photo
 
 ROOT = Path(__file__).parents[1]
 BUNDLE, CHECKPOINT, SAMPLE = ROOT / "models/ldp-nano", ROOT / "models/checkpoints/ldp-nano", ROOT / "samples/motorcycle"

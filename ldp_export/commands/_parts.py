@@ -15,7 +15,7 @@ from ldp_runtime.files import cannot_write
 if TYPE_CHECKING:
     import numpy as np
 
-    from ldp_export.simulate import FloatArray
+    from ldp_export.simulation.simulate import FloatArray
 
 WINDOW_HELP = "side of CLIP's windows (default: the checkpoint's, or 448)"
 
@@ -38,7 +38,7 @@ def write_pair(
     import numpy as np
 
     from ldp_export.files import staged_folder
-    from ldp_runtime.image_io import write_pixels
+    from ldp_runtime.images.photo import write_pixels
 
     with staged_folder(folder, last=record_name) as staged:
         for name, pixels in (("left", left), ("right", right), ("target", target)):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldp_export.commands._parts import (
-    WINDOW_HELP,
-    Progress,
-)
+from ldp_export.commands._parts import WINDOW_HELP, Progress
 
 HELP = "Fits offset and temperature of each prompt."
 EXAMPLES = """\

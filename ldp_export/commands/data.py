@@ -77,7 +77,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _render(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ldp_export.data.scenes import SEED, RenderJob, read_photo_list, render
+    from ldp_export.simulation.scenes import SEED, RenderJob, read_photo_list, render
 
     names = None if arguments.list is None else read_photo_list(arguments.list)
     seed = SEED if arguments.seed is None else arguments.seed

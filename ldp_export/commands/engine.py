@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ldp_export.commands._parts import ArgumentError, say
-from ldp_runtime.engines import ENGINE_PRECISION, ENGINE_PRECISIONS, FLAVOURS
+from ldp_runtime.bundle.engines import ENGINE_PRECISION, ENGINE_PRECISIONS, FLAVOURS
 
 if TYPE_CHECKING:
-    from ldp_export.engine import Progress
+    from ldp_export.bundling.engine import Progress
 
 HELP = "Builds TensorRT engines into a bundle; for RTX GPUs none need be there."
 EXAMPLES = """\
@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See `ldp_runtime.command.Command`."""
-    from ldp_export.engine import SizeRange, build_engines, parse_size
-    from ldp_runtime.bundle import Bundle
+    from ldp_export.bundling.engine import SizeRange, build_engines, parse_size
+    from ldp_runtime.bundle.bundle import Bundle
 
     asked = [None if text is None else parse_size(text) for text in (arguments.min, arguments.opt, arguments.max)]
     if arguments.shape is not None and any(asked):
@@ -88,7 +88,7 @@ def _bar(title: str) -> Iterator[Progress]:
     """A bar of the innermost phase's steps."""
     from tqdm import tqdm
 
-    from ldp_export.engine import Progress
+    from ldp_export.bundling.engine import Progress
 
     with tqdm(desc=title, unit=" steps", disable=None, leave=False) as bar:
 

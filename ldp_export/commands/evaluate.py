@@ -12,8 +12,8 @@ from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:
     from ldp_export.data import PairDataset
-    from ldp_export.reference import TorchDeblurrer
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_export.evaluation.reference import TorchDeblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
 HELP = "Scores a bundle or a checkpoint, on the held-out motorcycle sample or on data sets."
 EXAMPLES = """\
@@ -101,7 +101,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _is_checkpoint(arguments: argparse.Namespace) -> bool:
     from ldp_export.checkpoint import NETWORK_FILE
-    from ldp_runtime.bundle import MANIFEST_FILE
+    from ldp_runtime.bundle.bundle import MANIFEST_FILE
 
     folder = Path(arguments.bundle)
     return (folder / NETWORK_FILE).is_file() and not (folder / MANIFEST_FILE).is_file()
@@ -111,11 +111,11 @@ def _open(arguments: argparse.Namespace) -> tuple[str, Deblurrer | TorchDeblurre
     """The model's name, and what runs it."""
     if _is_checkpoint(arguments):
         from ldp_export.checkpoint import Checkpoint
-        from ldp_export.reference import TorchDeblurrer
+        from ldp_export.evaluation.reference import TorchDeblurrer
 
         reference = TorchDeblurrer(Checkpoint.open(arguments.bundle), arguments.threads)
         return reference.name, reference
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
     deblurrer = Deblurrer.from_bundle(
         arguments.bundle, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads
@@ -124,9 +124,9 @@ def _open(arguments: argparse.Namespace) -> tuple[str, Deblurrer | TorchDeblurre
 
 
 def _score_sample(arguments: argparse.Namespace) -> None:
-    from ldp_export.evaluate import evaluate, store
-    from ldp_runtime.image_io import check_writable, write_files
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_export.evaluation.evaluate import evaluate, store
+    from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.images.photo import check_writable, write_files
 
     if arguments.json is not None:
         check_writable(arguments.json)
@@ -152,8 +152,8 @@ def _score(arguments: argparse.Namespace) -> None:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ldp_export.score import encode_sheet, score_dataset
-    from ldp_runtime.image_io import write_files
+    from ldp_export.evaluation.score import encode_sheet, score_dataset
+    from ldp_runtime.images.photo import write_files
 
     datasets = [_open_data(given, arguments.split) for given in arguments.data]
     make_folder(arguments.output)

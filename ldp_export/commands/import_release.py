@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ArgumentError("expected --clip-from with --blur-map dense alone, came --blur-map patch; leave it out")
     check_folder(arguments.output, "bundle.json")
 
+    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
     from ldp_export.checkpoint import Checkpoint
     from ldp_export.clip import load_clip
-    from ldp_export.onnx_export import ParityError, export_bundle
     from ldp_export.release import ARCHITECTURE, WEIGHTS, dense_release, patch_release, read_release
 
     network = read_release(arguments.model)

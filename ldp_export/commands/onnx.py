@@ -5,13 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldp_export.commands._parts import (
-    WINDOW_HELP,
-    ArgumentError,
-    check_folder,
-    print_gates,
-    say,
-)
+from ldp_export.commands._parts import WINDOW_HELP, ArgumentError, check_folder, print_gates, say
 from ldp_runtime.command import CheckFailedError
 
 CONFIG_NAMES = ("nano", "small", "large")
@@ -63,8 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ArgumentError("expected --clip with --config, came none; the paper's is ViT-B-32-quickgelu")
     check_folder(arguments.output, "bundle.json")
 
+    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle, model_from_checkpoint, random_model
     from ldp_export.checkpoint import Checkpoint
-    from ldp_export.onnx_export import ParityError, export_bundle, model_from_checkpoint, random_model
 
     if arguments.config is None:
         model = model_from_checkpoint(Checkpoint.open(arguments.checkpoint), arguments.window, arguments.overlap)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, say
-from ldp_runtime.bundle import QUANTIZED_PRECISIONS
+from ldp_runtime.bundle.bundle import QUANTIZED_PRECISIONS
 from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:
-    from ldp_export.quantize import PairSets
+    from ldp_export.bundling.quantize import PairSets
 
 HELP = "Writes INT8 or FP8 graphs into a bundle; measures which layers must stay in float."
 EXAMPLES = """\
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_folder(arguments.output, "bundle.json")
 
-    from ldp_export.quantize import QualityError, quantize_bundle
-    from ldp_runtime.bundle import Bundle
+    from ldp_export.bundling.quantize import QualityError, quantize_bundle
+    from ldp_runtime.bundle.bundle import Bundle
 
     bundle = Bundle.load(arguments.bundle)
     sets = _sets(arguments)
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _sets(arguments: argparse.Namespace) -> PairSets:
-    from ldp_export.quantize import data_sets, simulated_sets
+    from ldp_export.bundling.quantize import data_sets, simulated_sets
 
     if arguments.data is None:
         say("simulating pairs")

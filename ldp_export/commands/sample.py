@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldp_export.commands._parts import (
-    check_folder,
-    write_pair,
-)
+from ldp_export.commands._parts import check_folder, write_pair
 from ldp_runtime import __version__
 
 FOCUS_NAMES = ("near", "far")
@@ -34,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """See `ldp_runtime.command.Command`."""
     from dataclasses import asdict
 
-    from ldp_export.samples import MOTORCYCLE, focus_setting
+    from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
 
     check_folder(arguments.output, "sample.json")
     pair = focus_setting(arguments.focus)

@@ -6,16 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldp_export.commands._parts import (
-    ArgumentError,
-    Progress,
-    check_folder,
-    write_pair,
-)
+from ldp_export.commands._parts import ArgumentError, Progress, check_folder, write_pair
 from ldp_runtime import __version__
 
 if TYPE_CHECKING:
-    from ldp_export.simulate import FloatArray, HalfAperturePSF, SensorNoise
+    from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise
 
 LARGEST_RADIUS = 32.0
 """Circles of confusion with a larger radius in px would take minutes to render and are mostly a mistake in a unit."""
@@ -68,9 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from ldp_export.maps import read_map
-    from ldp_export.simulate import simulate_pair
-    from ldp_runtime.image_io import read_photo
+    from ldp_export.simulation.maps import read_map
+    from ldp_export.simulation.simulate import simulate_pair
+    from ldp_runtime.images.photo import read_photo
 
     psf, noise = _psf(arguments), _noise(arguments.noise)
     _check_map_options(arguments)
@@ -122,8 +117,8 @@ def _coc_of(arguments: argparse.Namespace, values: FloatArray) -> tuple[FloatArr
 
     import numpy as np
 
-    from ldp_export.maps import fill_depth_holes
-    from ldp_export.simulate import ThinLens, coc_from_disparity, fill_disparity_holes
+    from ldp_export.simulation.maps import fill_depth_holes
+    from ldp_export.simulation.simulate import ThinLens, coc_from_disparity, fill_disparity_holes
 
     if arguments.depth:
         lens = ThinLens(arguments.focal_length, arguments.f_number, arguments.focus_distance, arguments.pixel_pitch)
@@ -141,7 +136,7 @@ def _coc_of(arguments: argparse.Namespace, values: FloatArray) -> tuple[FloatArr
 
 
 def _psf(arguments: argparse.Namespace) -> HalfAperturePSF:
-    from ldp_export.simulate import HalfAperturePSF
+    from ldp_export.simulation.simulate import HalfAperturePSF
 
     given = {name: getattr(arguments, f"psf_{name}") for name in ("order", "softness", "crosstalk")}
     psf = HalfAperturePSF(**{name: value for name, value in given.items() if value is not None})
@@ -155,7 +150,7 @@ def _psf(arguments: argparse.Namespace) -> HalfAperturePSF:
 
 
 def _noise(text: str | None) -> SensorNoise:
-    from ldp_export.simulate import NOISE_FREE, SensorNoise
+    from ldp_export.simulation.simulate import NOISE_FREE, SensorNoise
 
     if text is None:
         return NOISE_FREE

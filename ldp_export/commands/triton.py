@@ -99,9 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See `ldp_runtime.command.Command`."""
-    from ldp_export.engine import parse_size
-    from ldp_export.triton import MARKER, Serving, write_repository
-    from ldp_runtime.bundle import Bundle
+    from ldp_export.bundling.engine import parse_size
+    from ldp_export.triton.repository import MARKER, Serving, write_repository
+    from ldp_runtime.bundle.bundle import Bundle
 
     serving = Serving(
         variant=arguments.variant,

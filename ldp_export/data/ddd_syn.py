@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ldp_export.data.base import DataError, PairSample
 from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, missing_folders, read_pixels
-from ldp_export.maps import read_map
+from ldp_export.simulation.maps import read_map
 
 NAME = "ddd-syn"
 

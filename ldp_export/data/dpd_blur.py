@@ -11,15 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ldp_export.data.layout import (
-    DatasetKind,
-    FilePairs,
-    Listing,
-    PairFiles,
-    compare,
-    list_images,
-    missing_folders,
-)
+from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, list_images, missing_folders
 
 NAME = "dpd-blur"
 

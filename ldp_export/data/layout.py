@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.data.base import DataError, PairDataset, PairSample
-from ldp_runtime.image_io import read_photo
+from ldp_runtime.images.photo import read_photo
 
 _SHOWN = 5
 

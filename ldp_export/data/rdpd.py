@@ -8,15 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldp_export.data.layout import (
-    DatasetKind,
-    FilePairs,
-    Listing,
-    PairFiles,
-    compare,
-    list_images,
-    missing_folders,
-)
+from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, list_images, missing_folders
 
 NAME = "rdpd"
 SEQUENCES = {"train": 25, "val": 5, "test": 5}

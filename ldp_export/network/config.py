@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ldp_runtime.blur_map import ENSEMBLES
-from ldp_runtime.bundle import PROMPTS
+from ldp_runtime.bundle.bundle import PROMPTS
 from ldp_runtime.errors import LDPError
+from ldp_runtime.stages.blur_map import ENSEMBLES
 
 PRIORS = {
     "none": (False, False),
@@ -47,7 +47,7 @@ class LDPConfig:
         prior: How the network uses the blur map, a row of Table 6: "none" (NAFNet: it does not), "concat" (the blur map
             in [0, 1] is one more channel of the input), "sa" (attention blocks of Eq. 8, which do not see the blur
             map), "concat+sa" (both), "bpa" (attention blocks of Eq. 9: the paper's network).
-        ensemble: What the blur logits come from, a row of Table 5: a name of `ldp_runtime.blur_map.ENSEMBLES`, or the
+        ensemble: What the blur logits come from, a row of Table 5: a name of `ldp_runtime.stages.blur_map.ENSEMBLES`, or the
             index of a single prompt of Table 4. The network is trained with it, and the runtime uses the same.
     """
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from ldp_export.losses import LossConfig
 from ldp_export.network import CONFIGS, LDPConfig
-from ldp_runtime.blur_map import ENSEMBLES
+from ldp_export.training.losses import LossConfig
 from ldp_runtime.errors import LDPError
+from ldp_runtime.stages.blur_map import ENSEMBLES
 
 PAPER_LR = 2e-4
 PAPER_FINAL_LR = 1e-6

@@ -16,7 +16,7 @@ from ldp_export.blur_map import upsample_map
 from ldp_export.files import write_text
 from ldp_export.training.config import TrainingError
 from ldp_runtime.files import cannot_write
-from ldp_runtime.visualize import colour_blur_map
+from ldp_runtime.images.visualize import colour_blur_map
 
 LOG_FILE = "train.log.jsonl"
 

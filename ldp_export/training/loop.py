@@ -32,11 +32,11 @@ from ldp_export.blur_map import center_view
 from ldp_export.checkpoint import CLIP_FILE, CLIP_WEIGHTS_FILE, Checkpoint, save_checkpoint
 from ldp_export.data import PairDataset, open_dataset
 from ldp_export.frame_logits import BlurEstimator, chunk_logits, chunks
-from ldp_export.losses import BlurAwareMap, total_loss
 from ldp_export.network import LDPNet
 from ldp_export.training.batches import Batch, Batches, Crop, CropSource, collate, held_out_crops
 from ldp_export.training.config import DataConfig, StageConfig, TrainConfig, TrainingError, changes
 from ldp_export.training.log import RunLog, side_by_side
+from ldp_export.training.losses import BlurAwareMap, total_loss
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import AUTOCAST, gathered, open_fabric, shards, spread, whole
 from ldp_runtime.cache import cache_folder

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ldp_runtime.backends.base import PRECISIONS, Backend, EngineBackend, Session, graph_precision
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
-from ldp_runtime.backends.tensorrt import CudaBackend, TensorRtBackend
 from ldp_runtime.cuda.device import NoGpuError
+from ldp_runtime.cuda.tensorrt import CudaBackend, TensorRtBackend
 from ldp_runtime.errors import BackendError
 from ldp_runtime.tensors import TensorSpec
 

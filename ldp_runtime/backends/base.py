@@ -13,7 +13,7 @@ from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
     from ldp_runtime.cuda.runner import Runner
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")

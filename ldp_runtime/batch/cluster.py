@@ -36,7 +36,7 @@ from ldp_runtime.batch.work import (
     start,
     write,
 )
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.errors import LDPError, one_line
 from ldp_runtime.files import cannot_write
 

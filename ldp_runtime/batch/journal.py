@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from ldp_runtime.batch.jobs import Job
-from ldp_runtime.bundle import sha256_file
+from ldp_runtime.bundle.bundle import sha256_file
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write, temporary_stem
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.work import Done, Outcome, PairError, Read, Restored, finish, read, start, write
-from ldp_runtime.pipeline import IN_FLIGHT, Deblurrer, Started
+from ldp_runtime.deblurrer import IN_FLIGHT, Deblurrer, Started
 
 MOST_IO_THREADS = 4
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime import image_io
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import Journal, OutputError
 from ldp_runtime.batch.report import Progress
 from ldp_runtime.batch.work import Done, Outcome
 from ldp_runtime.errors import BackendError, ImageError
+from ldp_runtime.images import photo as image_io
 
 LOG_FILE = "ldp-batch.json"
 GIVE_UP_AFTER = 3

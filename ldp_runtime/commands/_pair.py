@@ -14,8 +14,8 @@ from ldp_runtime import __version__
 from ldp_runtime.errors import ImageError
 
 if TYPE_CHECKING:
-    from ldp_runtime.pair_files import Views
-    from ldp_runtime.pipeline import BlurMapResult, Deblurrer
+    from ldp_runtime.deblurrer import BlurMapResult, Deblurrer
+    from ldp_runtime.images.pair_files import Views
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +163,7 @@ def parse_tile(text: str) -> int | str:
 
 
 def load(arguments: argparse.Namespace) -> Deblurrer:
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
     return Deblurrer.from_bundle(
         arguments.bundle,
@@ -175,7 +175,7 @@ def load(arguments: argparse.Namespace) -> Deblurrer:
 
 
 def check_blur_map_name(path: str) -> None:
-    from ldp_runtime.image_io import image_format
+    from ldp_runtime.images.photo import image_format
 
     if Path(path).suffix.lower() != ".npy":
         image_format(path)
@@ -183,7 +183,7 @@ def check_blur_map_name(path: str) -> None:
 
 def check_outputs(inputs: list[str], outputs: list[str]) -> None:
     """Refuses, before anything is computed, what could not be written or would destroy an input."""
-    from ldp_runtime.image_io import check_writable
+    from ldp_runtime.images.photo import check_writable
 
     seen: dict[str, str] = {}
     for output in outputs:
@@ -199,7 +199,7 @@ def check_outputs(inputs: list[str], outputs: list[str]) -> None:
 
 def read_pair(arguments: argparse.Namespace, report: PairReport) -> Views:
     """Reads and checks both views; what looks wrong and their size go into the report."""
-    from ldp_runtime.pair_files import read_views
+    from ldp_runtime.images.pair_files import read_views
 
     views = read_views(arguments.left, arguments.right, axis=arguments.axis, swap=arguments.swap)
     for warning in views.warnings:

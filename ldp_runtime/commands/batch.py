@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ldp_runtime.batch.report import Tally
     from ldp_runtime.batch.run import Plan
     from ldp_runtime.batch.work import Outcome
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
 
 HELP = "Restores a folder, or a list, of pairs; goes on where an earlier run ended."
 EXAMPLES = """\
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from ldp_runtime.batch.jobs import make_jobs
     from ldp_runtime.batch.run import Plan
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
 
     if arguments.workers is not None and arguments.ray is None:
         raise ImageError("--workers is for --ray ADDRESS|local; leave it out, or name a cluster")
@@ -121,7 +121,7 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
     from ldp_runtime.batch.journal import OutputError
     from ldp_runtime.batch.report import Progress, Tally, failure_lines
     from ldp_runtime.batch.run import LOG_FILE, follow, write_log
-    from ldp_runtime.image_io import check_writable
+    from ldp_runtime.images.photo import check_writable
 
     log = arguments.log or arguments.output / LOG_FILE
     end: LDPError | KeyboardInterrupt | None = None

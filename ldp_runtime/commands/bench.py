@@ -12,19 +12,19 @@ from ldp_runtime.errors import LDPError
 HELP = "Measures latency, parity, rooflines and peers; writes the report."
 
 BENCHMARKS = {
-    "latency": "benchmarks.latency",
+    "latency": "benchmarks.latency.bench",
     "parity": "benchmarks.parity",
-    "roofline": "benchmarks.roofline",
-    "peers": "benchmarks.peers_bench",
+    "roofline": "benchmarks.roofline.bench",
+    "peers": "benchmarks.peers.bench",
     "scaling": "benchmarks.scaling",
     "windows": "benchmarks.windows",
     "batch": "benchmarks.batch",
     "engines": "benchmarks.engine_build",
-    "exports": "benchmarks.exports",
+    "exports": "benchmarks.harness.exports",
     "reliability": "benchmarks.reliability",
     "capacity": "benchmarks.capacity",
     "service": "benchmarks.service",
-    "report": "benchmarks.report",
+    "report": "benchmarks.report.page",
 }
 """Name of a benchmark -> its module, which is laid out like that of a command."""
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _load(name: str) -> Command:
     try:
-        importlib.import_module("benchmarks.results")
+        importlib.import_module("benchmarks.harness.results")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "benchmarks":
             raise

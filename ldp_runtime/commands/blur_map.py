@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime import image_io
-    from ldp_runtime.pair_files import encode_blur_map
+    from ldp_runtime.images import photo as image_io
+    from ldp_runtime.images.pair_files import encode_blur_map
 
     report = PairReport(arguments)
     check_blur_map_name(arguments.output)

@@ -20,8 +20,8 @@ from ldp_runtime.commands._pair import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from ldp_runtime.image_io import Photo
-    from ldp_runtime.pipeline import Result
+    from ldp_runtime.deblurrer import Result
+    from ldp_runtime.images.photo import Photo
 
 _Quality = dict[str, dict[str, float | None]]
 """Image -> "psnr_db" (None: infinite, the images are equal) and "ssim" (None: the images are too small)."""
@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from dataclasses import replace
 
-    from ldp_runtime import image_io
-    from ldp_runtime.pair_files import encode_blur_map
+    from ldp_runtime.images import photo as image_io
+    from ldp_runtime.images.pair_files import encode_blur_map
 
     report = PairReport(arguments)
     inputs = [arguments.left, arguments.right, *([arguments.target] if arguments.target else [])]
@@ -100,8 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _read_target(name: str, left: Photo) -> Photo:
-    from ldp_runtime.image_io import read_photo
-    from ldp_runtime.pair_files import check_like
+    from ldp_runtime.images.pair_files import check_like
+    from ldp_runtime.images.photo import read_photo
 
     target = read_photo(name)
     check_like(name, target, "the views", left)
@@ -112,7 +112,7 @@ def _quality(left: Photo, right: Photo, restored: np.ndarray, target: Photo) -> 
     """PSNR and SSIM of the center view and of the restored image."""
     import numpy as np
 
-    from ldp_runtime import quality
+    from ldp_runtime.images import quality
 
     data_range = float(np.iinfo(restored.dtype).max)
     images = {"center_view": quality.center_view(left.pixels, right.pixels), "restored": restored}
@@ -137,9 +137,9 @@ def _encode_comparison(
 ) -> bytes:
     import numpy as np
 
-    from ldp_runtime.image_io import Photo, encode_photo
-    from ldp_runtime.quality import center_view
-    from ldp_runtime.visualize import colour_blur_map, comparison
+    from ldp_runtime.images.photo import Photo, encode_photo
+    from ldp_runtime.images.quality import center_view
+    from ldp_runtime.images.visualize import colour_blur_map, comparison
 
     def label(name: str, key: str) -> str:
         return name if quality is None else f"{name}: {quality_text(quality[key])}"

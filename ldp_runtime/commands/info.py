@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
-from ldp_runtime.commands._pair import (
-    add_json_argument,
-)
+from ldp_runtime.commands._pair import add_json_argument
 from ldp_runtime.errors import LDPError
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ def environment_lines(fields: dict[str, Any]) -> list[str]:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from ldp_runtime.backends import BACKENDS, select
-    from ldp_runtime.bundle import list_bundles, read_manifest, search_folders
+    from ldp_runtime.bundle.bundle import list_bundles, read_manifest, search_folders
 
     backends: dict[str, dict[str, Any]] = {}
     for name, backend in BACKENDS.items():

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from dataclasses import asdict
 
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle.bundle import Bundle
     from ldp_runtime.cache import cache_folder
     from ldp_runtime.selftest import run_selftest
 

@@ -11,7 +11,7 @@ from ldp_runtime.commands._pair import add_backend_arguments, add_tile_argument,
 from ldp_runtime.errors import LDPError
 
 if TYPE_CHECKING:
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
 HELP = "Serves a web page and an HTTP API that restore pairs."
 EXAMPLES = """\

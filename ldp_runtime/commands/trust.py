@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.bundle import Bundle
-    from ldp_runtime.trust import is_trusted, trust, trust_folder
+    from ldp_runtime.bundle.bundle import Bundle
+    from ldp_runtime.bundle.trust import is_trusted, trust, trust_folder
 
     bundle = Bundle.load(arguments.bundle)
     if not bundle.manifest.engines:

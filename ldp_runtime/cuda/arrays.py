@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldp_runtime.bundle.engines import Shape
 from ldp_runtime.cuda.base import Device, Memory, Stream
 from ldp_runtime.cuda.launches import Pixels
-from ldp_runtime.engines import Shape
 from ldp_runtime.errors import ImageError
 
 LEGACY_DEFAULT_STREAM = 1

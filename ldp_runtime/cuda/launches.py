@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ldp_runtime.blur_map import BLUR_AWARE, DP_AWARE, PromptLike, select_prompts
-from ldp_runtime.geometry import WindowAxis, WindowGrid
+from ldp_runtime.stages.blur_map import BLUR_AWARE, DP_AWARE, PromptLike, select_prompts
+from ldp_runtime.stages.geometry import WindowAxis, WindowGrid
 
 MAX_PROMPTS = 7
 """Prompts of one format that ``blur_logits`` takes at most (a warp sums them and one length in 8 slots)."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ldp_runtime.bundle import Manifest
+from ldp_runtime.bundle.bundle import Manifest
+from ldp_runtime.bundle.engines import Shape, clip_shapes, deblur_shapes
 from ldp_runtime.cuda.base import aligned
-from ldp_runtime.engines import Shape, clip_shapes, deblur_shapes
-from ldp_runtime.geometry import WindowGrid, clip_batch
-from ldp_runtime.tiles import TileGrid
+from ldp_runtime.stages.geometry import WindowGrid, clip_batch
+from ldp_runtime.stages.tiles import TileGrid
 
 CLIP, LOGITS, DEBLUR, FINISH = range(4)
 """The steps of a frame, in order; a buffer lives from one to another."""

@@ -10,16 +10,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import EngineEntry
 from ldp_runtime.cuda import arrays
 from ldp_runtime.cuda.arrays import DeviceView
 from ldp_runtime.cuda.base import Device, Engine, OutOfDeviceMemoryError
 from ldp_runtime.cuda.chain import Chain, Outcome, Pending, Streams
 from ldp_runtime.cuda.launches import PromptTable
 from ldp_runtime.cuda.plan import PairForm, Plan
-from ldp_runtime.engines import EngineEntry
 from ldp_runtime.errors import BackendError
-from ldp_runtime.tiles import AUTO, OFF, TileGrid, fit_tile, is_local, tile_multiple
+from ldp_runtime.stages.tiles import AUTO, OFF, TileGrid, fit_tile, is_local, tile_multiple
 
 CHAINS = 2
 """Chains that are kept ready; one for another form of pair throws out the one that was not used for longest."""

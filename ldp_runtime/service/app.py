@@ -40,7 +40,7 @@ from ldp_runtime.service.settings import Settings
 from ldp_runtime.service.uploads import UploadRoute, Uploads
 
 if TYPE_CHECKING:
-    from ldp_runtime.pipeline import Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ldp_runtime.errors import ImageError
-from ldp_runtime.image_io import Photo, check_format, decode_photo, encode_photo, photo_size
-from ldp_runtime.pair_files import Views, encode_blur_map, match_views
-from ldp_runtime.quality import center_view
+from ldp_runtime.images.pair_files import Views, encode_blur_map, match_views
+from ldp_runtime.images.photo import Photo, check_format, decode_photo, encode_photo, photo_size
+from ldp_runtime.images.quality import center_view
+from ldp_runtime.images.visualize import to_uint8
 from ldp_runtime.service.jobs import Job, JobQueue
-from ldp_runtime.visualize import to_uint8
 
 if TYPE_CHECKING:
-    from ldp_runtime.pipeline import Deblurrer, Result
+    from ldp_runtime.deblurrer import Deblurrer, Result
 
 Axis = Literal["horizontal", "vertical"]
 Format = Literal["png", "tiff", "jpeg"]

@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks import capacity
 from benchmarks.capacity import DAY, FORMATS, PAPER, PHOTO, Coding, measured_rates, plan, rate_at, read_measured
-from benchmarks.results import BenchmarkError, BundleId, Report
-from benchmarks.roofline import build_chain, floor
+from benchmarks.harness.results import BenchmarkError, BundleId, Report
+from benchmarks.roofline.bench import build_chain, floor
 from ldp_runtime import cli
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 CODINGS = [Coding(kind, bits, 0.25 * bits / 8, 0.5 * bits / 8, 1e6) for kind, bits in FORMATS]
@@ -111,7 +111,7 @@ def test_the_plan_multiplies_right(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
 
 def capacity_gpus() -> Any:
-    from benchmarks.hardware import gpus
+    from benchmarks.roofline.hardware import gpus
 
     return gpus()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import engine_build
-from benchmarks.results import Report
+from benchmarks.harness.results import Report
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import bundles, parity, torch_chain
-from benchmarks.latency import Contender
+from benchmarks import parity, torch_chain
+from benchmarks.harness import bundles
+from benchmarks.harness.results import BenchmarkError, Report
+from benchmarks.latency.bench import Contender
 from benchmarks.parity import Pair, Restore, Restored, compare, measure, runtime, sixteen_bits, to_markdown
-from benchmarks.results import BenchmarkError, Report
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.cli import main
 from ldp_runtime.command import CheckFailedError
 from ldp_runtime.errors import BackendError, LDPError

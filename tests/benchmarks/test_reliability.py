@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks import reliability
+from benchmarks.harness.results import BenchmarkError, Commit, Report
 from benchmarks.reliability import KINDS, SHARES, all_problems, read_others, to_markdown
-from benchmarks.results import BenchmarkError, Commit, Report
 from tests.faults.harness import Scenario
 
 

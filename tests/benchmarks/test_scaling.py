@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
-from benchmarks.results import BenchmarkError, Report
+from benchmarks.harness.results import BenchmarkError, Report
 from benchmarks.scaling import Point, Spec, fits, measure, measure_seams, sample_pair, to_markdown
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.image_io import read_photo
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.images.photo import read_photo
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 MEBI = 2**20

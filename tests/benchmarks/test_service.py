@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import service
-from benchmarks.results import Report
+from benchmarks.harness.results import Report
 from ldp_runtime.cli import main
 from ldp_runtime.service.settings import Settings
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from benchmarks import bundles, torch_chain
+from benchmarks import torch_chain
+from benchmarks.harness import bundles
+from benchmarks.harness.results import BenchmarkError
 from benchmarks.parity import sample_pairs
-from benchmarks.results import BenchmarkError
 from benchmarks.torch_chain import TorchChain
 from ldp_runtime import Deblurrer
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.quality import psnr
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.images.quality import psnr
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 if TYPE_CHECKING:
-    from ldp_export.onnx_export import ExportModel
+    from ldp_export.bundling.onnx_graphs import ExportModel
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_bundles_are_opened_by_name_or_as_random_weights(monkeypatch: pytest.Mon
 def test_a_random_bundle_takes_the_place_of_that_of_older_sources(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ldp_export import onnx_export
+    from ldp_export.bundling import onnx_graphs as onnx_export
 
     monkeypatch.setenv("LDP_CACHE", str(tmp_path))
     stale = tmp_path / "benchmarks" / "older" / "ldp-small-random"

@@ -28,7 +28,13 @@ from typing import Any
 import numpy as np
 
 PRELOAD = ("numpy", "cv2", "onnxruntime", "tests.faults.harness")
-PRELOAD_TORCH = ("torch", "onnx", "ldp_export.onnx_export", "ldp_export.training", "ldp_export.data.scenes")
+PRELOAD_TORCH = (
+    "torch",
+    "onnx",
+    "ldp_export.bundling.onnx_graphs",
+    "ldp_export.training",
+    "ldp_export.simulation.scenes",
+)
 TEMPORARY_SUFFIXES = (".tmp", ".new")
 
 
@@ -285,7 +291,7 @@ def digest(path: Path) -> str:
 
 def noise_pair(folder: Path, height: int = 40, width: int = 56) -> tuple[Path, Path]:
     """Writes two views that hardly compress, so that their files are as large as they can be."""
-    from ldp_runtime.image_io import write_pixels
+    from ldp_runtime.images.photo import write_pixels
 
     rng = np.random.default_rng(0)
     view = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -370,7 +376,7 @@ def runtime_scenarios(work: Path, bundle: Path) -> list[Scenario]:
 
 def data_scenarios(work: Path) -> list[Scenario]:
     """``ldp-export simulate`` and ``data render``; ``work`` is a folder for what they read."""
-    from ldp_runtime.image_io import write_pixels
+    from ldp_runtime.images.photo import write_pixels
 
     rng = np.random.default_rng(1)
     photos = work / "photos"
@@ -416,7 +422,7 @@ def _reference(work: Path, name: str, program: str, arguments: Callable[[Path], 
 
 def export_scenario(checkpoint: Path) -> Scenario:
     """``ldp-export onnx`` into a folder that may hold a bundle and notes already."""
-    from ldp_runtime.bundle import MANIFEST_FILE, Bundle
+    from ldp_runtime.bundle.bundle import MANIFEST_FILE, Bundle
     from ldp_runtime.errors import LDPError
 
     notes = "notes of mine"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import machine
+from benchmarks.harness import machine
 from tests.fuzz.cases import ERROR, FINDINGS, KINDS, RESULT, draw
 from tests.fuzz.harness import LIMIT, is_finding, run_cases, save, shrink
 

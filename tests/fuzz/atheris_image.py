@@ -8,9 +8,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["ldp_runtime.image_io", "ldp_runtime.exif", "tifffile", "PIL"]):
+with atheris.instrument_imports(include=["ldp_runtime.images.photo", "ldp_runtime.images.exif", "tifffile", "PIL"]):
     from ldp_runtime.errors import LDPError
-    from ldp_runtime.image_io import encode_photo, read_photo
+    from ldp_runtime.images.photo import encode_photo, read_photo
 
 from tests.fuzz.harness import corpus, quiet
 from tests.fuzz.image_files import originals

@@ -10,10 +10,10 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["ldp_runtime.bundle", "ldp_runtime.onnx_files", "json"]):
-    from ldp_runtime.bundle import Manifest, parse_manifest
+with atheris.instrument_imports(include=["ldp_runtime.bundle.bundle", "ldp_runtime.bundle.onnx_files", "json"]):
+    from ldp_runtime.bundle.bundle import Manifest, parse_manifest
+    from ldp_runtime.bundle.onnx_files import read_graph
     from ldp_runtime.errors import LDPError
-    from ldp_runtime.onnx_files import read_graph
 
 from pathlib import Path
 

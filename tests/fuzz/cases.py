@@ -18,11 +18,11 @@ from random import Random
 
 import numpy as np
 
-from ldp_runtime.bundle import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, Bundle
+from ldp_runtime.bundle.bundle import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, Bundle
 from ldp_runtime.cli import main
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import ImageError, LDPError
-from ldp_runtime.image_io import MAX_PIXELS, Photo, encode_photo, read_photo, write_photo
-from ldp_runtime.pipeline import Deblurrer
+from ldp_runtime.images.photo import MAX_PIXELS, Photo, encode_photo, read_photo, write_photo
 from tests.fuzz import bundle_files, image_files
 from tests.fuzz.mutations import change_bytes
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import ImageError
-from ldp_runtime.pipeline import Deblurrer
 from tests.fuzz.strategies import Pair, pairs, wrong_pairs
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

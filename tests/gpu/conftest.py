@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldp_runtime.backends import BACKENDS
-from ldp_runtime.bundle import Bundle, find_bundle
+from ldp_runtime.bundle.bundle import Bundle, find_bundle
 from ldp_runtime.cuda.device import CudaDevice, NoGpuError, open_device
 from ldp_runtime.errors import BackendError
 

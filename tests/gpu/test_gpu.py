@@ -13,8 +13,8 @@ from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray
 from ldp_runtime.cuda.device import CudaDevice
 from ldp_runtime.cuda.runner import Runner
-from ldp_runtime.pipeline import Deblurrer
-from ldp_runtime.quality import psnr
+from ldp_runtime.deblurrer import Deblurrer
+from ldp_runtime.images.quality import psnr
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import ldp_runtime.blur_map as twin
+import ldp_runtime.stages.blur_map as twin
 from ldp_export.blur_map import (
     LOGIT_LIMIT,
     alpha,

@@ -21,7 +21,7 @@ from ldp_export.checkpoint import Checkpoint, choose_windows, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, embed_texts, load_clip
 from ldp_export.network import LDPNet
-from ldp_runtime.blur_map import ensemble_logits
+from ldp_runtime.stages.blur_map import ensemble_logits
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 
 

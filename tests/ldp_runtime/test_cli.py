@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldp_runtime import Deblurrer, __version__, image_io
+from ldp_runtime import Deblurrer, __version__
 from ldp_runtime.backends import openvino as openvino_backend
 from ldp_runtime.cli import main
 from ldp_runtime.commands import deblur as deblur_command
 from ldp_runtime.errors import ImageError
-from ldp_runtime.image_io import Photo, read_photo, write_photo
-from ldp_runtime.quality import psnr, ssim
+from ldp_runtime.images import photo as image_io
+from ldp_runtime.images.photo import Photo, read_photo, write_photo
+from ldp_runtime.images.quality import psnr, ssim
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 H, W = 37, 51
@@ -461,7 +462,7 @@ def test_interrupted_or_out_of_memory(
 
 
 def test_blur_map(run: Run, pair: tuple[str, str], tmp_path: Path, deblurrer: Deblurrer) -> None:
-    from ldp_runtime.visualize import colour_blur_map
+    from ldp_runtime.images.visualize import colour_blur_map
 
     expected = deblurrer.blur_map(scene(shift=1), scene(shift=-1)).blur_map
     code, out, err = run("blur-map", *pair, "-o", tmp_path / "map.npy", "--json")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ldp_runtime
-from ldp_runtime.image_io import read_photo, write_pixels
+from ldp_runtime.images.photo import read_photo, write_pixels
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def modules() -> set[str]:
     """Every module of the package, by its files."""
     found = {"ldp_runtime"}
     found |= {module.name for module in pkgutil.walk_packages(ldp_runtime.__path__, "ldp_runtime.")}
-    assert {"ldp_runtime.cli", "ldp_runtime.pipeline", "ldp_runtime.backends.openvino"} <= found
+    assert {"ldp_runtime.cli", "ldp_runtime.deblurrer", "ldp_runtime.backends.openvino"} <= found
     return found
 
 

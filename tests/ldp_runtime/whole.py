@@ -1,4 +1,4 @@
-"""The stages of ``ldp_runtime.stages`` on a pair in one piece: what the CUDA kernels are compared with."""
+"""The stages of ``ldp_runtime.stages.pixels`` on a pair in one piece: what the CUDA kernels are compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.stages import Image, PaddedPair, check_finite, new_image, write_pixels
+from ldp_runtime.stages.pixels import Image, PaddedPair, check_finite, new_image, write_pixels
 
 
 def prepare(left: Image, right: Image, size: tuple[int, int]) -> NDArray[np.float32]:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.results import Report
+from benchmarks.harness.results import Report
+from ldp_export.bundling.onnx_graphs import deblur_graph, model_from_checkpoint, save_graph
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import DataError, PairSample
 from ldp_export.network import CONFIGS
-from ldp_export.onnx_export import deblur_graph, model_from_checkpoint, save_graph
 from ldp_export.training import DataConfig, TrainConfig, TrainingError, read_config, train
-from ldp_runtime.blur_map import select_prompts
+from ldp_runtime.stages.blur_map import select_prompts
 from models.recipes.ablations import run as ablations
 from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
 from tests.ldp_export.tiny_models import TINY_CONFIG

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import Report
+from benchmarks.harness.results import Report
 from ldp_export.checkpoint import Checkpoint
 from models.recipes.paper import loss_gradients
 from models.recipes.paper.loss_gradients import analyse, held_out_batch, main

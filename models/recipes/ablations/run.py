@@ -27,23 +27,23 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks.paper import load_table
-from benchmarks.results import REPORTS, Report, markdown_table, save, write_text
+from benchmarks.harness.results import REPORTS, Report, markdown_table, save, write_text
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import PairDataset, PairSample, open_dataset
 from ldp_export.data.simulated import HELD_OUT_SHARDS, NAME, SHARD_PATTERN
+from ldp_export.evaluation.metrics import rank_disagreement
+from ldp_export.evaluation.paper import load_table
+from ldp_export.evaluation.reference import TorchDeblurrer
+from ldp_export.evaluation.score import SHARP_DISPARITY, score_dataset
 from ldp_export.frame_logits import BlurEstimator, chunk_logits, chunks
-from ldp_export.losses import LossConfig
-from ldp_export.metrics import rank_disagreement
 from ldp_export.network import LDPConfig
-from ldp_export.reference import TorchDeblurrer
-from ldp_export.samples import disparity_in_pixels, focus_setting
-from ldp_export.score import SHARP_DISPARITY, score_dataset
+from ldp_export.simulation.samples import disparity_in_pixels, focus_setting
 from ldp_export.training import DataConfig, StageConfig, TrainConfig, read_config, train
-from ldp_runtime.blur_map import upsample_map
+from ldp_export.training.losses import LossConfig
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.errors import LDPError
+from ldp_runtime.stages.blur_map import upsample_map
 
 FOLDER = Path(__file__).parent
 TABLE6 = {

@@ -11,9 +11,9 @@ import torch
 from bank import shards
 from train_clip import WINDOW
 
-from ldp_export.data.scenes import SCENES_A_SHARD, SEED, read_photo_list
 from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.network import CONFIGS
+from ldp_export.simulation.scenes import SCENES_A_SHARD, SEED, read_photo_list
 
 HERE = Path(__file__).parent
 OVERLAP = 16
@@ -54,7 +54,7 @@ def main() -> None:
             "held_out_scenes": SCENES_A_SHARD * HELD_OUT_SHARDS,
             "seed": SEED,
             "photographs": list(read_photo_list(HERE / "photos.txt")),
-            "never_seen": "Middlebury motorcycle; ldp_export.simulate_rays",
+            "never_seen": "Middlebury motorcycle; ldp_export.simulation.rays",
         },
         "clip": {"runs": [last_records(log) for log in logs], "loss": "SigLIP over patch tokens and 16 captions"},
         "deblur": {

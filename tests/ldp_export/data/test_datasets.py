@@ -11,7 +11,7 @@ from ldp_export.cli import main
 from ldp_export.data import DATASETS, DataError, PairDataset, PairSample, iterate, open_dataset
 from ldp_export.data import pixel_dp as pixel_dp_module
 from ldp_export.data.dpd_blur import INDOOR_TEST
-from ldp_export.simulate import srgb_to_linear
+from ldp_export.simulation.simulate import srgb_to_linear
 from ldp_runtime.errors import LDPError
 from tests.ldp_export.data.miniatures import (
     DPD_BLUR_TEST,

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_runtime import Deblurrer, image_io
+from ldp_runtime import Deblurrer
 from ldp_runtime.batch import local, report, work
 from ldp_runtime.batch.journal import JOURNAL_FILE, Journal
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, NumericsError
-from ldp_runtime.image_io import Photo, read_photo, write_photo
+from ldp_runtime.images import photo as image_io
+from ldp_runtime.images.photo import Photo, read_photo, write_photo
 from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

@@ -13,7 +13,7 @@ from ldp_runtime.batch.cluster import TRIES, ClusterError, Share, Worker, share_
 from ldp_runtime.batch.jobs import Settings, make_jobs
 from ldp_runtime.batch.journal import JOURNAL_FILE, tries_file
 from ldp_runtime.batch.pairs import find_pairs
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.cli import main
 from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle

@@ -5,15 +5,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from ldp_runtime.batch.jobs import make_jobs
-from ldp_runtime.batch.pairs import (
-    SUFFIXES,
-    PairingError,
-    check_listing,
-    find_pairs,
-    match_files,
-    read_csv,
-)
-from ldp_runtime.image_io import image_format
+from ldp_runtime.batch.pairs import SUFFIXES, PairingError, check_listing, find_pairs, match_files, read_csv
+from ldp_runtime.images.photo import image_format
 
 ROOT = Path("photos")
 

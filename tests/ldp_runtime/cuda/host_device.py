@@ -19,7 +19,8 @@ import numpy as np
 import onnxruntime as ort
 
 from ldp_runtime.backends.base import EngineBackend
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import EngineEntry, Shape, ShapeRange, nearest
 from ldp_runtime.cuda.base import (
     ALIGNMENT,
     Device,
@@ -34,7 +35,6 @@ from ldp_runtime.cuda.base import (
 )
 from ldp_runtime.cuda.launches import Launch
 from ldp_runtime.cuda.runner import EngineSource, Runner
-from ldp_runtime.engines import EngineEntry, Shape, ShapeRange, nearest
 from ldp_runtime.errors import BackendError
 from ldp_runtime.tensors import TensorSpec
 from tests.ldp_runtime.cuda import host_build

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from ldp_runtime.blur_map import blur_logits as blur_logits_twin
-from ldp_runtime.blur_map import upsample_map
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.launches import Canvases, PairRegion, Pixels, PromptTable
-from ldp_runtime.geometry import Padding, WindowGrid, pad_reflect
-from ldp_runtime.pipeline import AXES
-from ldp_runtime.stages import canvases
+from ldp_runtime.deblurrer import AXES
+from ldp_runtime.stages.blur_map import blur_logits as blur_logits_twin
+from ldp_runtime.stages.blur_map import upsample_map
+from ldp_runtime.stages.geometry import Padding, WindowGrid, pad_reflect
+from ldp_runtime.stages.pixels import canvases
 from tests.ldp_runtime.cuda.host_build import ENV_SANITIZE, address, launch, library, signature
 from tests.ldp_runtime.tiny_bundle import tiny_manifest
 from tests.ldp_runtime.whole import prepare, to_image

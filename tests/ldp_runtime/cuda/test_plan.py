@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ldp_runtime.cuda.base import ALIGNMENT
 from ldp_runtime.cuda.plan import CLIP, DEBLUR, FINISH, LOGITS, Buffer, Layout, PairForm, Plan
-from ldp_runtime.tiles import TileGrid
+from ldp_runtime.stages.tiles import TileGrid
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, tiny_manifest
 
 BUFFERS = st.builds(

@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ldp_runtime.backends.tensorrt as adapter
+import ldp_runtime.cuda.tensorrt as adapter
 from ldp_runtime.backends import BACKENDS, select
-from ldp_runtime.backends.tensorrt import (
+from ldp_runtime.bundle.bundle import BlurMapSpec, Bundle
+from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, engine_key
+from ldp_runtime.bundle.trust import trust
+from ldp_runtime.cuda.base import OutOfDeviceMemoryError
+from ldp_runtime.cuda.device import NoGpuError
+from ldp_runtime.cuda.tensorrt import (
     CudaBackend,
     RuntimeCache,
     TensorRtBackend,
@@ -23,12 +28,7 @@ from ldp_runtime.backends.tensorrt import (
     TensorRtSource,
     make_logger,
 )
-from ldp_runtime.bundle import BlurMapSpec, Bundle
-from ldp_runtime.cuda.base import OutOfDeviceMemoryError
-from ldp_runtime.cuda.device import NoGpuError
-from ldp_runtime.engines import EngineEntry, ShapeRange, engine_key
 from ldp_runtime.errors import BackendError
-from ldp_runtime.trust import trust
 from tests.ldp_runtime.cuda.host_device import HostDevice
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
 

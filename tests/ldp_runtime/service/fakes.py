@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from fastapi.testclient import TestClient
 
-from ldp_runtime.image_io import Photo, encode_photo
-from ldp_runtime.pipeline import Result
+from ldp_runtime.deblurrer import Result
+from ldp_runtime.images.photo import Photo, encode_photo
 from ldp_runtime.service.app import Service, create_app
 from ldp_runtime.service.settings import Settings
 

@@ -10,10 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ldp_runtime.errors import BackendError
-from ldp_runtime.image_io import Photo, decode_photo, encode_photo
+from ldp_runtime.images.photo import Photo, decode_photo, encode_photo
+from ldp_runtime.images.visualize import colour_blur_map
 from ldp_runtime.service.app import PAGE, Service
 from ldp_runtime.service.gate import CHUNK
-from ldp_runtime.visualize import colour_blur_map
 from tests.ldp_runtime.service.fakes import URL, FakeDeblurrer, H, W, check_problem, encoded, pair, served, until, view
 
 Served = tuple[TestClient, Service]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import uvicorn
 
-from ldp_runtime.image_io import decode_photo
+from ldp_runtime.images.photo import decode_photo
 from ldp_runtime.service.app import Service, create_app
 from ldp_runtime.service.server import listen
 from ldp_runtime.service.settings import Settings

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import uvicorn
 
-from benchmarks.serving import serving
+from benchmarks.harness.serving import serving
 from ldp_runtime.cli import main
-from ldp_runtime.image_io import Photo, decode_photo, encode_photo, write_photo
+from ldp_runtime.images.photo import Photo, decode_photo, encode_photo, write_photo
 from ldp_runtime.service import server as server_module
 from ldp_runtime.service.app import Service
 from ldp_runtime.service.server import ServeError, listen

@@ -1,0 +1,1 @@
+"""What all benchmarks share: processes, machine, timing, results."""

@@ -1,0 +1,158 @@
+"""What is measured: bundles by name or folder, bundles with random weights of the paper's sizes, and the same in torch.
+
+No trained weights of the paper's networks are public in this form, and time does not depend on the weights' values. So
+`small` and `large` are measured with random weights and a random CLIP of the paper's architecture; such a bundle is
+exported once and kept in LDP's cache, under a key made of the exporter's sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness.results import BenchmarkError
+from ldp_runtime.bundle.bundle import MANIFEST_FILE, Bundle, find_bundle
+from ldp_runtime.cache import cache_folder
+
+if TYPE_CHECKING:
+    from ldp_export.bundling.onnx_graphs import ExportModel
+
+CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
+"""The paper's CLIP (Section 4.1)."""
+
+CLIP_PATCH = 32
+"""Side of its patch in px."""
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINTS = "checkpoints"
+
+
+def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool) -> None:
+    """Exports the deblurring graph of a network to a file of the cache, which appears whole or not at all.
+
+    Args:
+        network: As for `ldp_export.bundling.onnx_graphs.deblur_graph`, as are `multiple` and `half`.
+        multiple: H and W are multiples of this many px.
+        path: The ONNX file.
+        half: FP16 inside.
+    """
+    from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
+
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    try:
+        save_graph(deblur_graph(network.eval(), multiple, half=half), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_bundle(bundle: str | None, config: str | None) -> Bundle:
+    """The bundle that a benchmark is asked for.
+
+    Args:
+        bundle: A name or a folder; None with a `config`.
+        config: A name of `ldp_export.network.CONFIGS` for random weights; None with a `bundle`.
+
+    Raises:
+        LDPError: The bundle is missing or damaged, or random weights cannot be exported.
+    """
+    return Bundle.load(find_bundle(bundle or "ldp-nano") if config is None else random_bundle(config))
+
+
+def random_bundle(config: str) -> Path:
+    """Folder of a bundle with random weights, exported if the cache does not have it.
+
+    Args:
+        config: A name of `ldp_export.network.CONFIGS`.
+
+    Raises:
+        LDPError: There is no such config, no cache folder, or the export failed.
+    """
+    folder = cache_folder("benchmarks", exporter_key())
+    if folder is None:
+        raise BenchmarkError(
+            "expected a folder that the exported bundle can be kept in, came none; set LDP_CACHE to one"
+        )
+    path = folder / f"ldp-{config}-random"
+    if not (path / MANIFEST_FILE).is_file():
+        from ldp_export.bundling.onnx_graphs import ParityError, export_bundle, random_model
+
+        model = random_model(config, CLIP_ARCHITECTURE)
+        try:
+            export_bundle(model, path, path.name, report=lambda line: print(f"export: {line}", file=sys.stderr))
+        except ParityError as error:
+            raise BenchmarkError(f"the export of {config} failed: {error}; mend the exporter") from error
+        for stale in set(folder.parent.glob(f"*/{path.name}")) - {path}:  # of other sources; half a gigabyte each
+            shutil.rmtree(stale, ignore_errors=True)
+    return path
+
+
+def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportModel:
+    """The torch modules that a bundle was exported from, with its weights and windows.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: Its checkpoint's folder; None looks beside the bundle and in the repository for
+            `checkpoints/NAME`, and draws random weights anew.
+
+    Raises:
+        LDPError: There is no checkpoint, or it is that of another network.
+    """
+    from ldp_export.bundling.onnx_graphs import model_from_checkpoint, random_model
+    from ldp_export.checkpoint import Checkpoint
+
+    manifest = bundle.manifest
+    windows: dict[str, Any] = {"window": manifest.clip.window, "overlap": manifest.clip.overlap}
+    if checkpoint is None and manifest.training.get("weights") == "random" and manifest.clip.weights == "random":
+        model = random_model(
+            str(manifest.network.get("name")),
+            manifest.clip.architecture,
+            seed=int(manifest.training.get("seed", 0)),
+            **windows,
+        )
+    else:
+        folder = checkpoint or find_checkpoint(bundle)
+        if folder is None:
+            raise BenchmarkError(
+                f"expected the checkpoint of {manifest.name} in models/checkpoints/{manifest.name}, came none; give it "
+                "with --checkpoint"
+            )
+        model = model_from_checkpoint(Checkpoint.open(folder), **windows)
+    ours, theirs = model.network.config.to_dict(), dict(manifest.network)
+    if any(ours.get(key, value) != value for key, value in theirs.items()):
+        raise BenchmarkError(
+            f"expected the network that {manifest.name} was exported from, {theirs}, came {ours}; give its checkpoint "
+            "with --checkpoint, or export the bundle again"
+        )
+    return model
+
+
+def find_checkpoint(bundle: Bundle) -> Path | None:
+    """The folder `checkpoints/NAME` beside the bundle, or in the repository's `models`; None if there is none."""
+    for folder in (bundle.path.parent, ROOT / "models"):
+        path = folder / CHECKPOINTS / bundle.manifest.name
+        if path.is_dir():
+            return path
+    return None
+
+
+def has_reference(bundle: Bundle, checkpoint: Path | None = None) -> bool:
+    """Whether `reference_model` has something to load, without loading it."""
+    manifest = bundle.manifest
+    random = manifest.training.get("weights") == "random" and manifest.clip.weights == "random"
+    return checkpoint is not None or random or find_checkpoint(bundle) is not None
+
+
+def exporter_key() -> str:
+    """Changes with anything that could change an exported bundle."""
+    digest = hashlib.sha256()
+    package = ROOT / "ldp_export"
+    sources = [*(package / "network").glob("*.py"), *(package / "clip").glob("*.py")]
+    sources += [package / name for name in ("onnx_export.py", "checkpoint.py", "parity.py", "blur_map.py")]
+    for path in sorted(sources):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

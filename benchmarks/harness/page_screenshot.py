@@ -1,0 +1,64 @@
+"""The picture of the page in the README: ``python -m benchmarks.harness.page_screenshot`` writes ``docs/page.png``.
+
+It serves the sample pair with ldp-nano and drives a Chromium of the system by playwright.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from benchmarks.harness.bundles import ROOT
+from benchmarks.harness.results import BenchmarkError
+from benchmarks.harness.serving import serving
+
+_SAMPLE = ROOT / "samples" / "motorcycle"
+_COLOURS = 256
+"""Of the picture: a palette, dithered, keeps it small."""
+
+
+def main() -> None:
+    """Takes the screenshot."""
+    parser = argparse.ArgumentParser(description="Takes a screenshot of the page of ldp serve.")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "page.png", metavar="PATH")
+    parser.add_argument("--dark", action="store_true", help="the page as a dark desktop shows it")
+    arguments = parser.parse_args()
+    executable = shutil.which("chromium")
+    if executable is None:
+        raise BenchmarkError("expected the program chromium, came none; install Debian's package chromium")
+    with serving() as service:
+        take(service.url, executable, arguments.output, dark=arguments.dark)
+    print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1000:.0f} kB)")
+
+
+def take(url: str, executable: str, output: Path, *, dark: bool) -> None:
+    """Restores the sample in a browser, with a share of the blur map over it, and keeps what it shows."""
+    import io
+
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+        )
+        page = browser.new_page(
+            viewport={"width": 940, "height": 820}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+        )
+        page.set_default_timeout(300_000)
+        page.goto(url)
+        for name in ("left", "right"):
+            page.locator(f"#{name}").set_input_files(_SAMPLE / f"{name}.png")
+        page.get_by_role("button", name="Restore").click()
+        page.get_by_text("Done.").wait_for()
+        page.locator("h1").click()  # no focus ring
+        shown = page.screenshot(full_page=True)
+        browser.close()
+    picture = Image.open(io.BytesIO(shown)).convert("RGB")
+    picture.quantize(palette=picture.quantize(_COLOURS), dither=Image.Dither.FLOYDSTEINBERG).save(output, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

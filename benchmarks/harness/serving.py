@@ -1,0 +1,83 @@
+"""``ldp serve`` as a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from benchmarks.harness.bundles import ROOT
+from benchmarks.harness.results import BenchmarkError
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running ``ldp serve``.
+
+    Attributes:
+        process: Its process.
+        url: Where it serves, without the slash at the end.
+        printed: The lines that it printed until it served.
+        errors: The file that its stderr goes to.
+    """
+
+    process: subprocess.Popen[str]
+    url: str
+    printed: tuple[str, ...]
+    errors: IO[str]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Its address and port."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    def stop(self, sig: int = signal.SIGTERM, *, timeout: float = 120) -> tuple[int, str]:
+        """Sends a signal and waits; returns the exit code and what it wrote to stderr."""
+        self.process.send_signal(sig)
+        code = self.process.wait(timeout)
+        self.errors.seek(0)
+        return code, self.errors.read()
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[Serving]:
+    """Runs ``ldp serve --port 0`` with these arguments until the block ends.
+
+    Raises:
+        BenchmarkError: It ended before it served; the message has its last line.
+    """
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ldp_runtime", "serve", "--port", "0", "--quiet", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        try:
+            printed = _until_it_serves(process)
+            if not printed or not printed[-1].startswith("serving"):
+                errors.seek(0)
+                lines = errors.read().strip().splitlines()
+                raise BenchmarkError(f"expected a service, came {lines[-1] if lines else 'no message'}")
+            yield Serving(process, printed[-1].split()[1].partition("#")[0].rstrip("/"), tuple(printed), errors)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _until_it_serves(process: subprocess.Popen[str]) -> list[str]:
+    printed: list[str] = []
+    for line in process.stdout or ():
+        printed.append(line.rstrip("\n"))
+        if line.startswith("serving"):
+            break
+    return printed

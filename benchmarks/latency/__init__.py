@@ -1,0 +1,1 @@
+"""Seconds and memory of the whole chain, backend by backend."""

@@ -1,0 +1,1 @@
+"""Floors of the chain on GPUs and on this CPU."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: graphs, parity, quantisation, engines."""

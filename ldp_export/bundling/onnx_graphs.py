@@ -1,0 +1,429 @@
+"""Exports a network and its CLIP as a bundle: ONNX graphs in FP32 and strongly typed FP16, and the manifest.
+
+The FP16 graphs come from a copy of the module in half precision. The code itself keeps the FP32 islands: statistics of
+layer normalisation, pooling of channel attention, softmax, and the skip `restored = center + network`. The positional
+embeddings of CLIP are resized in FP32 and then baked.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
+from onnxscript import optimizer
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from ldp_export.bundling.parity import Parity, measure, randomise, randomise_network
+from ldp_export.bundling.selftest import add_sample
+from ldp_export.checkpoint import Checkpoint, Windows, choose_windows
+from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, WindowEncoder, embed_texts, load_clip
+from ldp_export.files import staged_folder
+from ldp_export.network import CONFIGS, LDPNet
+from ldp_export.network.bpa import BPABlock
+from ldp_export.network.layers import NAFBlock
+from ldp_export.network.released import ReleasedNet
+from ldp_runtime import __version__
+from ldp_runtime.bundle.bundle import (
+    MANIFEST_FILE,
+    TEXT_EMBEDDINGS_FILE,
+    BlurMapSpec,
+    ClipSpec,
+    Manifest,
+    Prompt,
+    write_manifest,
+)
+from ldp_runtime.errors import LDPError
+from ldp_runtime.stages.geometry import Padding
+
+OPSET = 20
+"""Up to 22 attention stays matrix products and softmax, which every runtime takes."""
+
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of weights from which on they lie in a file beside the graph: a protobuf holds at most 2 GiB."""
+
+EXPORTED_PRECISIONS = ("fp32", "fp16")
+"""Of the graphs written here; `quantize` adds others."""
+
+_RUNTIME_MULTIPLE = 16
+_FOLD_ALL = 2**31
+_SIZE_LIMIT = 2**16
+_TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "open_clip_torch", "numpy")
+
+
+class ExportError(LDPError):
+    """What was asked for cannot be exported."""
+
+
+class ParityError(Exception):
+    """The exported graphs do not compute what the network computes: a gate failed, nothing was written."""
+
+
+@dataclass(frozen=True)
+class ExportModel:
+    """What is exported.
+
+    Attributes:
+        network: The network, FP32, in evaluation mode.
+        clip: CLIP.
+        prompts: The prompts of Table 4 with their calibration, or the one prompt of a blur map from patches.
+        windows: The windows that CLIP sees.
+        trained: The network's weights are trained, so PSNR to a target means something.
+        training: Provenance for the manifest.
+        licences: Licences of weights and data for the manifest.
+        blur_map: How the blur map is estimated and given to the network.
+    """
+
+    network: LDPNet | ReleasedNet
+    clip: LoadedClip
+    prompts: tuple[Prompt, ...]
+    windows: Windows
+    trained: bool
+    training: Mapping[str, Any] = field(default_factory=dict)
+    licences: Mapping[str, Any] = field(default_factory=dict)
+    blur_map: BlurMapSpec = field(default_factory=BlurMapSpec)
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the padded pair are multiples of this many px."""
+        patch = self.clip.encoder.patch if self.blur_map.method == "dense" else 1
+        return math.lcm(_RUNTIME_MULTIPLE, self.network.config.multiple, patch)
+
+    def clip_encoder(self) -> WindowEncoder | PatchEncoder:
+        """The encoder that the bundle's CLIP graph holds, FP32, in evaluation mode."""
+        if self.blur_map.patch is not None:
+            return PatchEncoder(self.clip, self.blur_map.patch).eval()
+        return WindowEncoder(self.clip.encoder, self.windows.window).eval()
+
+
+def model_from_checkpoint(checkpoint: Checkpoint, window: int | None = None, overlap: int | None = None) -> ExportModel:
+    """Loads what a checkpoint holds.
+
+    Args:
+        checkpoint: The checkpoint.
+        window: Side of CLIP's windows in px in place of the checkpoint's.
+        overlap: What windows share at least in place of the checkpoint's.
+
+    Raises:
+        LDPError: A part is missing or does not fit.
+    """
+    clip = checkpoint.clip()
+    patch = clip.encoder.patch
+    windows = checkpoint.windows(patch)
+    if window is not None or overlap is not None:
+        own_overlap = windows.overlap if window is None else None
+        windows = choose_windows(patch, window or windows.window, own_overlap if overlap is None else overlap)
+    training = checkpoint.training()
+    licences = training.pop("licences", {})
+    return ExportModel(
+        checkpoint.network(), clip, checkpoint.prompts(), windows, True, training, _mapping(licences, "licences")
+    )
+
+
+def random_model(
+    config: str,
+    architecture: str,
+    weights: str | None = None,
+    *,
+    window: int | None = None,
+    overlap: int | None = None,
+    seed: int = 0,
+) -> ExportModel:
+    """A network with random weights, to check the chain of export, engines and runtime before any training.
+
+    All parameters are drawn, those that start at zero too: a fresh network is nearly the identity, so that any graph
+    would agree with it. CLIP is drawn too unless weights are given; its prompts are not calibrated.
+
+    Args:
+        config: A name of `CONFIGS`.
+        architecture: CLIP's architecture, as for `load_clip`.
+        weights: CLIP's weights, as for `load_clip`; None draws them.
+        window: Side of CLIP's windows in px; None is the default.
+        overlap: What windows share at least, in px; None is the default.
+        seed: Seed of the weights.
+
+    Raises:
+        LDPError: The config, the architecture, the weights or the windows are not usable.
+    """
+    if config not in CONFIGS:
+        raise ExportError(f"expected a config, one of {', '.join(CONFIGS)}, came {config!r}")
+    clip = load_clip(architecture, weights, seed=seed)
+    if weights is None:
+        randomise(clip.encoder.visual, seed)
+    prompts = tuple(Prompt(prompt.text, prompt.format, 0.0, 1.0) for prompt in PROMPTS)
+    return ExportModel(
+        network=randomise_network(LDPNet(CONFIGS[config]), seed),
+        clip=clip,
+        prompts=prompts,
+        windows=choose_windows(clip.encoder.patch, window, overlap),
+        trained=False,
+        training={
+            "weights": "random",
+            "clip_weights": clip.weights,
+            "calibration": "none",
+            "seed": seed,
+            "note": "every parameter of the network is a random number: it checks the chain and restores nothing",
+        },
+        licences={"weights": "random numbers", "data": []},
+    )
+
+
+def export_bundle(
+    model: ExportModel, output: Path, name: str, *, report: Callable[[str], None] = lambda line: None
+) -> Manifest:
+    """Writes a bundle and checks it; on a failure nothing of it is left.
+
+    Args:
+        model: What to export.
+        output: The bundle's folder. In one that exists, files of other names stay.
+        name: The bundle's name.
+        report: Is told what is going on, a line at a time.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ParityError: The graphs do not agree with the network.
+        WriteError: The folder cannot be written.
+    """
+    encoder = model.clip_encoder()
+    files = {kind: {p: _file_name(kind, p) for p in EXPORTED_PRECISIONS} for kind in ("clip", "deblur")}
+    with staged_folder(output, last=MANIFEST_FILE) as staged:
+        for precision in EXPORTED_PRECISIONS:
+            half = precision == "fp16"
+            report(f"clip graph, {precision}")
+            save_graph(clip_graph(encoder, model.windows.window, half=half), staged / files["clip"][precision])
+            report(f"deblur graph, {precision}")
+            save_graph(deblur_graph(model.network, model.multiple, half=half), staged / files["deblur"][precision])
+        with torch.no_grad():
+            texts = embed_texts(model.clip, [prompt.text for prompt in model.prompts]).numpy()
+        np.save(staged / TEXT_EMBEDDINGS_FILE, np.ascontiguousarray(texts, dtype=np.float32))
+        report("parity")
+        parity = measure(model, encoder, texts, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
+        _check(parity)
+        write_manifest(staged, _manifest(model, name, files, texts.shape[1], parity))
+        report("self-test")
+        manifest = add_sample(staged)
+    return manifest
+
+
+def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool) -> ir.Model:
+    """The graph of CLIP on windows or patches.
+
+    Args:
+        encoder: The encoder, FP32; it stays as it is.
+        window: Side of its windows in px.
+        half: FP16 inside, and for inputs and outputs; else FP32.
+
+    Returns:
+        On windows, `stereo (B, 3, s, 2s)`, `center (B, 3, s, s)` to `stereo_features (B, s/p, 2s/p, c)`,
+        `center_features (B, s/p, s/p, c)`. On patches of side s, `patches (B, 3, s, 2s)` to `features (B, c)`. B is
+        free.
+    """
+    module = copy.deepcopy(encoder)
+    for block in module.encoder.visual.transformer.resblocks:
+        if isinstance(block.attn, nn.MultiheadAttention):
+            block.attn = SelfAttention(block.attn)
+    dtype = torch.float16 if half else torch.float32
+    batch = Dim("B", min=1, max=_SIZE_LIMIT)
+    if isinstance(module, PatchEncoder):
+        return _to_onnx(
+            module.to(dtype),
+            {"patches": torch.zeros(2, 3, module.side, 2 * module.side, dtype=dtype)},
+            ["features"],
+            {"patches": {0: batch}},
+            {name: {0: "B"} for name in ("patches", "features")},
+        )
+    return _to_onnx(
+        module.to(dtype),
+        {
+            "stereo": torch.zeros(2, 3, window, 2 * window, dtype=dtype),
+            "center": torch.zeros(2, 3, window, window, dtype=dtype),
+        },
+        ["stereo_features", "center_features"],
+        {"stereo": {0: batch}, "center": {0: batch}},
+        {name: {0: "B"} for name in ("stereo", "center", "stereo_features", "center_features")},
+    )
+
+
+def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) -> ir.Model:
+    """The graph of the deblurring network.
+
+    Args:
+        network: The network, FP32; it stays as it is.
+        multiple: H and W are multiples of this many px.
+        half: FP16 inside; inputs and outputs are FP32 in any case, so that the skip keeps 16-bit images.
+
+    Returns:
+        `pair (1, 6, H, W)`, `blur_logits (1, 1, h, w)` to `restored (1, 3, H, W)`; H, W, h and w are free. The released
+        network takes `blur_map (1, 1, H, W)` in place of the logits.
+    """
+    module = copy.deepcopy(network)
+    for block in module.modules():
+        if isinstance(block, (NAFBlock, BPABlock)):
+            block.fold()
+            if not half:
+                block.split_gates()
+    module.to(torch.float16 if half else torch.float32)
+    height, width = (Dim(name, min=1, max=_SIZE_LIMIT) * multiple for name in ("rows", "columns"))
+    if isinstance(module, ReleasedNet):
+        sides = (3 * multiple, 5 * multiple)
+        names = {2: "H", 3: "W"}
+        return _to_onnx(
+            module,
+            {"pair": torch.zeros(1, 6, *sides), "blur_map": torch.zeros(1, 1, *sides)},
+            ["restored"],
+            {name: {2: height, 3: width} for name in ("pair", "blur_map")},
+            {name: names for name in ("pair", "blur_map", "restored")},
+        )
+    free = {2: Dim("h", min=1, max=_SIZE_LIMIT), 3: Dim("w", min=1, max=_SIZE_LIMIT)}
+    return _to_onnx(
+        module,
+        {
+            "pair": torch.zeros(1, 6, 3 * multiple, 5 * multiple),  # sides that no rule of the network can confuse
+            "blur_logits": torch.zeros(1, 1, 7, 9),
+        },
+        ["restored"],
+        {"pair": {2: height, 3: width}, "blur_logits": free},
+        {"pair": {2: "H", 3: "W"}, "blur_logits": {2: "h", 3: "w"}, "restored": {2: "H", 3: "W"}},
+    )
+
+
+class SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` as plain matrix products, with an FP32 softmax; for export only.
+
+    torch's own exports with the batch as the second axis, transposed to and fro. That costs nodes, and on such an FP16
+    graph ONNX Runtime 1.32 crashes when it opens it.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        if not attention._qkv_same_embed_dim or attention.bias_k is not None or not attention.batch_first:
+            raise ExportError("expected self-attention over one width with the batch first, came another kind")
+        self.heads = attention.num_heads
+        self.weight, self.bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out_proj = attention.out_proj
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """`(B, n, C)` to `(B, n, C)`; key and value are the query's tensor, as CLIP's image encoder has it."""
+        projected = F.linear(query, self.weight, self.bias).chunk(3, dim=2)  # (B, n, C) each
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in projected)  # (B, heads, n, d)
+        logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+        attention = torch.softmax(logits.float(), dim=3).to(v.dtype)
+        return self.out_proj((attention @ v).transpose(1, 2).flatten(2)), None
+
+
+def save_graph(graph: ir.Model, path: Path) -> None:
+    """Writes a graph, its weights beside it where they are too many for one file, and checks it.
+
+    Raises:
+        onnx.checker.ValidationError: The graph is no valid ONNX.
+    """
+    tensors = [value.const_value for value in graph.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    ir.save(graph, path, external_data=f"{path.name}.data" if weights > EXTERNAL_ABOVE else None)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _to_onnx(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, Any]],
+    axes: Mapping[str, Mapping[int, str]],
+) -> ir.Model:
+    """Exports a module and tidies the graph: constants folded, no traces of the source, axes named."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of axis names that are equal, and of torch's own future
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(dict(dynamic[name]) for name in inputs),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("expected a graph of torch.onnx.export, came none")
+    graph = program.model
+    CommonSubexpressionEliminationPass()(graph)  # CLIP's weights serve both of its inputs: transpose each once
+    # The size limits guard against constants larger than what makes them; here those are weights to transpose.
+    optimizer.optimize_ir(graph, input_size_limit=_FOLD_ALL, output_size_limit=_FOLD_ALL)
+    ClearMetadataAndDocStringPass()(graph)
+    ends = {value.name: value for value in (*graph.graph.inputs, *graph.graph.outputs)}
+    for node in graph.graph:
+        for value in node.outputs:
+            if value.name not in ends:
+                value.shape = value.type = None  # each runtime infers them; torch's are full of odd names
+    for name, value in ends.items():
+        names = axes.get(str(name), {})
+        value.shape = ir.Shape([names.get(i, size) for i, size in enumerate(value.shape or ())])
+    return graph
+
+
+def _file_name(kind: str, precision: str) -> str:
+    return f"{kind}.onnx" if precision == "fp32" else f"{kind}.{precision}.onnx"
+
+
+def _check(parity: Parity) -> None:
+    if parity.failures:
+        raise ParityError(f"the exported graphs failed the parity check: {'; '.join(parity.failures)}")
+
+
+def _mapping(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ExportError(f"expected {what} of training.json as an object, came {value!r}")
+    return value
+
+
+def _manifest(
+    model: ExportModel, name: str, files: Mapping[str, Mapping[str, str]], embed_dim: int, parity: Parity
+) -> Manifest:
+    tools = {package: metadata.version(package) for package in _TOOLS}
+    clip = model.clip
+    own = clip.architecture == "clip"
+    return Manifest(
+        name=name,
+        created=datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z"),
+        network=model.network.config.to_dict(),
+        clip=ClipSpec(
+            architecture=f"{name}-clip" if own else clip.architecture,
+            patch=clip.encoder.patch,
+            window=model.windows.window,
+            overlap=model.windows.overlap,
+            mean=clip.mean,
+            std=clip.std,
+            embed_dim=embed_dim,
+            quick_gelu=clip.quick_gelu,
+            weights=clip.weights,
+        ),
+        prompts=model.prompts,
+        ensemble=model.network.config.ensemble,
+        padding=Padding(model.multiple),
+        graphs=files,
+        opset=OPSET,
+        tools={"ldp": __version__, "python": platform.python_version(), **tools},
+        training=model.training,
+        blur_map=model.blur_map,
+        parity=parity.figures,
+        licences=model.licences,
+    )

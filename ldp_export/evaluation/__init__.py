@@ -1,0 +1,1 @@
+"""Restored images and blur maps against their targets, beside the paper's tables."""

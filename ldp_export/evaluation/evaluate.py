@@ -1,0 +1,278 @@
+"""Scores a bundle on the held-out motorcycle sample and compares the figures with what is wanted. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+from ldp_export.evaluation.metrics import accuracy, balanced_accuracy, masked_psnr, psnr, spearman, ssim
+from ldp_export.evaluation.score import SHARP_DISPARITY, Restorer
+from ldp_export.simulation.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
+from ldp_runtime.bundle.bundle import read_manifest, write_manifest
+from ldp_runtime.errors import BundleError
+from ldp_runtime.files import cannot_write
+from ldp_runtime.images.photo import Photo, encode_photo, write_files
+from ldp_runtime.images.quality import center_view
+from ldp_runtime.images.visualize import colour_blur_map, comparison
+
+if TYPE_CHECKING:
+    from ldp_export.simulation.simulate import FloatArray, SimulatedPair
+    from ldp_runtime.deblurrer import Result
+
+SHARP_RADIUS = 0.5
+"""Below this radius of the circle of confusion in px, and nothing blurred near, a place must not lose."""
+
+_PEAK = 255.0
+_HARDLY_BLURRED = ("mild", "noise3", "jpeg90", "in_focus")
+
+
+@dataclass(frozen=True)
+class Want:
+    """A figure's wanted value.
+
+    Attributes:
+        label: What the figure is, for people.
+        limit: The wanted value.
+        at_least: The figure must be at least the limit; else at most.
+    """
+
+    label: str
+    limit: float
+    at_least: bool = True
+
+    def met(self, value: float) -> bool:
+        """Whether a figure is as wanted; NaN never is."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
+
+
+WANTED = {
+    "gain_db": Want("gain over the center view, dB", 3.0),
+    "sharp_region_change_db": Want("change of sharp regions, dB", -0.2),
+    "center_as_both_costs_db": Want("the center view as both views costs, dB", 1.0),
+    "swapped_costs_db": Want("swapped views cost, dB", 0.5, at_least=False),
+    "noise_free_gain_db": Want("gain on a noise-free pair, dB", 3.0),
+    "rays_gain_db": Want("gain under the second simulator, dB", 2.2),
+    "mild_change_db": Want("change, hardly any blur, dB", -0.1),
+    "noise3_change_db": Want("change, that and noise of 3/255, dB", -0.1),
+    "jpeg90_change_db": Want("change, that and JPEG quality 90, dB", -0.1),
+    "blur_map_balanced_accuracy": Want("blur map, balanced accuracy", 0.85),
+    "blur_map_spearman": Want("blur map, Spearman with |CoC|", 0.6),
+}
+"""What ldp-nano has to reach at each focus setting. The aims give no number for swapped views ("costs little") and for
+noise-free pairs ("deblurring, not denoising"): a swap may cost half a dB, and a noise-free pair must gain as much."""
+
+
+TOLD = {
+    "center_psnr_db": "PSNR of the center view, dB",
+    "restored_psnr_db": "PSNR of the restored image, dB",
+    "center_ssim": "SSIM of the center view",
+    "restored_ssim": "SSIM of the restored image",
+    "sharp_share": "share of the scene that is sharp",
+    "blur_map_accuracy": "blur map, accuracy",
+    "in_focus_change_db": "change, no blur at all, dB",
+}
+"""Further figures of each focus setting, for which no value is wanted."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome.
+
+    Attributes:
+        figures: Focus setting -> name of `WANTED` or `TOLD` -> figure.
+        backend: Name of the backend.
+        precision: Its precision.
+    """
+
+    figures: Mapping[str, Mapping[str, float]]
+    backend: str
+    precision: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every figure is as wanted."""
+        return all(want.met(self.figures[focus][name]) for focus in self.figures for name, want in WANTED.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; figures that are not finite are null."""
+        return {
+            "sample": "motorcycle",
+            "backend": self.backend,
+            "precision": self.precision,
+            "passed": self.passed,
+            "figures": {
+                focus: {name: _plain(value) for name, value in figures.items()}
+                for focus, figures in self.figures.items()
+            },
+            "wanted": {name: str(want) for name, want in WANTED.items()},
+            "missed": [
+                f"{focus} {name}"
+                for focus in self.figures
+                for name, want in WANTED.items()
+                if not want.met(self.figures[focus][name])
+            ],
+        }
+
+    def table(self) -> str:
+        """The figures for people, a line each."""
+        names = list(self.figures)
+        lines = [f"{'':42}" + "".join(f"{name:>18}" for name in names) + f"{'wanted':>12}"]
+        for key, label in TOLD.items():
+            lines.append(f"{label:42}" + "".join(f"{_shown(self.figures[n][key], key):>13}     " for n in names))
+        for key, want in WANTED.items():
+            cells = []
+            for name in names:
+                value = self.figures[name][key]
+                cells.append(f"{_shown(value, key):>13} {'ok  ' if want.met(value) else 'MISS'}")
+            lines.append(f"{want.label:42}" + "".join(cells) + f"{want!s:>12}")
+        return "\n".join(lines)
+
+
+def evaluate(
+    deblurrer: Restorer, *, pictures: Path | None = None, report: Callable[[str], None] = lambda line: None
+) -> Evaluation:
+    """Runs a bundle on the sample.
+
+    Args:
+        deblurrer: The bundle on a backend.
+        pictures: A folder, which exists, for the images behind the figures; None writes none.
+        report: Is told what is going on, a line at a time.
+
+    Raises:
+        LDPError: The backend fails, or the pictures cannot be written.
+    """
+    figures = {focus: _evaluate_focus(deblurrer, focus, pictures, report) for focus in MOTORCYCLE.focus}
+    return Evaluation(figures, deblurrer.backend, deblurrer.precision)
+
+
+def store(folder: Path, evaluation: Evaluation) -> None:
+    """Writes the figures into the manifest of the bundle in `folder`.
+
+    Raises:
+        LDPError: The manifest cannot be read or written.
+    """
+    manifest = read_manifest(folder)
+    changed = dataclasses.replace(manifest, evaluation=evaluation.to_json())
+    try:
+        write_manifest(folder, changed, extra_files=manifest.files)
+    except OSError as error:
+        raise BundleError(cannot_write(folder, error)) from error
+
+
+def _evaluate_focus(
+    deblurrer: Restorer, focus: str, pictures: Path | None, report: Callable[[str], None]
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for variant in VARIANTS:
+        if must_render(focus, variant):
+            report(f"{focus}, {variant}: rendering, half a minute; it is kept for the next time")
+        else:
+            report(f"{focus}, {variant}")
+        pair = focus_setting(focus, variant)
+        result = deblurrer(pair.left, pair.right)
+        center = center_view(pair.left, pair.right)
+        before, after = (psnr(image, pair.target, data_range=_PEAK) for image in (center, result.restored))
+        change = after - before
+        if variant == "standard":
+            figures |= {"center_psnr_db": before, "restored_psnr_db": after, "gain_db": change}
+            figures |= _standard_figures(deblurrer, pair, result, center, after)
+        elif variant in _HARDLY_BLURRED:
+            figures[f"{variant}_change_db"] = change
+        else:
+            figures[f"{variant}_gain_db"] = change
+        if pictures is not None:
+            _write_pictures(pictures, f"{focus}-{variant}", pair, result, center)
+    return figures
+
+
+def _standard_figures(
+    deblurrer: Restorer, pair: SimulatedPair, result: Result, center: FloatArray, restored_psnr: float
+) -> dict[str, float]:
+    """The figures of one focus setting that need more than a gain."""
+    target = pair.target
+    sharp = sharp_region(pair.coc)
+    sharp_before, sharp_after = (
+        masked_psnr(image, target, sharp, data_range=_PEAK) for image in (center, result.restored)
+    )
+    middle = np.rint(center).astype(np.uint8)
+    both = deblurrer(middle, middle).restored
+    swapped = deblurrer(pair.right, pair.left).restored
+    return {
+        "center_ssim": ssim(center, target, data_range=_PEAK),
+        "restored_ssim": ssim(result.restored, target, data_range=_PEAK),
+        "sharp_share": float(1 - is_blurred(pair.coc).mean()),
+        "sharp_region_change_db": sharp_after - sharp_before,
+        "center_as_both_costs_db": restored_psnr - psnr(both, target, data_range=_PEAK),
+        "swapped_costs_db": restored_psnr - psnr(swapped, target, data_range=_PEAK),
+        **{f"blur_map_{name}": value for name, value in blur_map_figures(result.blur_map, pair.coc).items()},
+    }
+
+
+def is_blurred(coc: FloatArray) -> np.ndarray:
+    """Pixels `(h, w)` that count as blurred, by the paper's threshold on |DP disparity|.
+
+    Args:
+        coc: Signed radius of the circle of confusion in px `(h, w)`.
+    """
+    blurred: np.ndarray = disparity_in_pixels(coc) > SHARP_DISPARITY
+    return blurred
+
+
+def blur_map_figures(blur_map: FloatArray, coc: FloatArray) -> dict[str, float]:
+    """How well a blur map tells what is blurred.
+
+    Args:
+        blur_map: `(h, w)` in [0, 1].
+        coc: Signed radius of the circle of confusion in px `(h, w)`.
+
+    Returns:
+        `accuracy` and `balanced_accuracy` at a half, and `spearman`, its rank correlation with |CoC|.
+    """
+    blurred, predicted = is_blurred(coc), blur_map > 0.5
+    return {
+        "accuracy": accuracy(predicted, blurred),
+        "balanced_accuracy": balanced_accuracy(predicted, blurred),
+        "spearman": spearman(blur_map, np.abs(coc)),
+    }
+
+
+def sharp_region(coc: FloatArray) -> np.ndarray:
+    """Pixels `(h, w)` that are in focus and out of reach of any light from out-of-focus ones.
+
+    Args:
+        coc: Signed radius of the circle of confusion in px `(h, w)`.
+    """
+    reach = 2 * math.ceil(float(np.abs(coc).max())) + 1
+    region: np.ndarray = ndimage.minimum_filter(np.abs(coc) < SHARP_RADIUS, size=reach, mode="nearest")
+    return region
+
+
+def _write_pictures(folder: Path, name: str, pair: SimulatedPair, result: Result, center: FloatArray) -> None:
+    middle = np.rint(center).astype(np.uint8)
+    panels = {
+        "Center view": middle,
+        "Restored": result.restored,
+        "Blur map (light: blurred)": colour_blur_map(result.blur_map),
+        "Target": pair.target,
+    }
+    images = {"center": middle, "restored": result.restored, "compare": comparison(panels)}
+    paths = {what: folder / f"{name}-{what}.png" for what in images}
+    write_files({paths[what]: encode_photo(paths[what], Photo(image)) for what, image in images.items()})
+
+
+def _plain(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _shown(value: float, name: str) -> str:
+    return f"{value:.2f}" if name.endswith("_db") else f"{value:.4f}"

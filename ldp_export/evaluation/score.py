@@ -1,0 +1,401 @@
+"""Scores a model on data sets, image by image, beside what the paper prints for them. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ldp_export.data.base import PairDataset, PairSample, iterate
+from ldp_export.evaluation.metrics import (
+    affine_invariant_mae,
+    affine_invariant_rmse,
+    mae,
+    psnr,
+    rank_disagreement,
+    rmse,
+    ssim,
+)
+from ldp_runtime.deblurrer import Result
+from ldp_runtime.images.photo import Photo, encode_photo
+from ldp_runtime.images.quality import SSIM_WINDOW, center_view
+from ldp_runtime.images.visualize import colour_blur_map, comparison
+from ldp_runtime.stages.blur_map import LOGIT_LIMIT
+
+SHARP_DISPARITY = 1.0
+"""Up to this |DP disparity| in px a pixel counts as sharp: the paper's threshold for blur maps."""
+
+RESTORATION = ("psnr", "ssim", "mae", "mse_rel")
+BLUR = ("blur_map_accuracy", "blur_map_balanced_accuracy", "ai1", "ai2", "rank_disagreement")
+CENTER = tuple(f"center_{name}" for name in RESTORATION)
+COLUMNS = (*CENTER, *RESTORATION, *BLUR)
+"""Columns of the table of images, `center_` being the scores of the center view, which is what there was before."""
+
+HEADINGS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "mae": "MAE",
+    "mse_rel": "MSE_rel",
+    "blur_map_accuracy": "blur map accuracy",
+    "blur_map_balanced_accuracy": "balanced accuracy",
+    "ai1": "AI(1)",
+    "ai2": "AI(2)",
+    "rank_disagreement": "1 - abs(rho_s)",
+}
+EQUAL_PSNR = 100.0
+"""What equal images count in a mean of PSNR, in dB: the convention of DPDNet's and Restormer's evaluations."""
+
+WHOLE = ""
+"""The name of the whole split among its subsets."""
+
+THUMBNAIL = 240
+ROWS_A_SHEET = 8
+_DIFFERENCE_GAIN = 4
+_PAPER_TABLES = {"dpd-blur": "table1", "ddd-syn": "table2", "rdpd": "table3", "dpd-disp": "discussion"}
+
+
+class Restorer(Protocol):
+    """What is scored: `ldp_runtime.Deblurrer` or `ldp_export.evaluation.reference.TorchDeblurrer`."""
+
+    @property
+    def backend(self) -> str:
+        """What runs it."""
+
+    @property
+    def precision(self) -> str:
+        """Its arithmetic."""
+
+    def __call__(self, left: NDArray[Any], right: NDArray[Any]) -> Result:
+        """Restores a pair `(h, w, 3)` whose disparity runs along x."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of a pair.
+
+    Attributes:
+        name: The pair's name.
+        values: Column of `COLUMNS` -> score; without what the data set has no truth for.
+        pixels: How many pixels are blurred and found so, are blurred, are sharp and found so, are sharp; zeros where
+            nothing is known of the blur.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    pixels: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper: who it is of, where it stands, and its figures by column of `COLUMNS`."""
+
+    label: str
+    source: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome on one split of a data set.
+
+    Attributes:
+        model: Name of the model.
+        backend: What ran it.
+        precision: Its arithmetic.
+        dataset: Name of the data set.
+        split: Its split.
+        scores: One a pair, in the order of the data set.
+        subsets: Named parts of the split.
+    """
+
+    model: str
+    backend: str
+    precision: str
+    dataset: str
+    split: str
+    scores: tuple[Score, ...]
+    subsets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """Begins the names of the report's files."""
+        return f"{self.dataset}-{self.split}"
+
+    def groups(self) -> dict[str, tuple[Score, ...]]:
+        """The scores of the whole split, `WHOLE`, and of each subset that has any."""
+        parts = {
+            name: tuple(score for score in self.scores if score.name in members)
+            for name, members in self.subsets.items()
+        }
+        return {WHOLE: self.scores, **{name: scores for name, scores in parts.items() if scores}}
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Group -> column -> figure; see `summarise`."""
+        return {name: summarise(scores) for name, scores in self.groups().items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; figures that are not finite are null."""
+        return {
+            "model": self.model,
+            "backend": self.backend,
+            "precision": self.precision,
+            "data": self.dataset,
+            "split": self.split,
+            "groups": {
+                name or "all": {
+                    "images": len(self.groups()[name]),
+                    "figures": {column: _plain(value) for column, value in figures.items()},
+                    "paper": [
+                        {"label": row.label, "source": row.source, "figures": dict(row.values)}
+                        for row in paper_rows(self.dataset, name)
+                    ],
+                }
+                for name, figures in self.summary().items()
+            },
+            "notes": _NOTES,
+        }
+
+    def to_csv(self) -> str:
+        """The scores of each pair, a row each; a cell is empty where there is no truth."""
+        columns = [column for column in COLUMNS if any(column in score.values for score in self.scores)]
+        named = [name for name in self.groups() if name != WHOLE]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["name", *(["subset"] if named else []), *columns])
+        for score in self.scores:
+            subset = [" ".join(name for name in named if score.name in self.subsets[name])] if named else []
+            cells = [f"{score.values[column]:.6g}" if column in score.values else "" for column in columns]
+            writer.writerow([score.name, *subset, *cells])
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """The summary for people, with the paper's figures under it."""
+        lines = [
+            f"# {self.model} on {self.dataset}, {self.split}",
+            "",
+            f"{len(self.scores)} pairs; {self.backend}, {self.precision}. The center view is the mean of both views.",
+        ]
+        for name, figures in self.summary().items():
+            columns = [column for column in HEADINGS if column in figures]
+            lines += [
+                "",
+                f"## {name or 'All'}: {len(self.groups()[name])} pairs",
+                "",
+                "| | " + " | ".join(HEADINGS[column] for column in columns) + " |",
+                "| --- |" + " ---: |" * len(columns),
+            ]
+            if any(column in figures for column in CENTER):
+                center = {column: figures[f"center_{column}"] for column in columns if f"center_{column}" in figures}
+                lines.append(_table_row("center view", center, columns))
+            lines.append(_table_row(f"**{self.model}**", figures, columns))
+            for row in paper_rows(self.dataset, name):
+                lines.append(_table_row(f"paper, {row.label} ({row.source})", row.values, columns))
+        return "\n".join([*lines, "", *(f"- {note}" for note in _NOTES)]) + "\n"
+
+
+_NOTES = [
+    "PSNR, SSIM and MAE are means over images, in which equal images count 100 dB; SSIM is scikit-image's with its "
+    "defaults, over three channels.",
+    "MSE_rel is 10^(-PSNR/20) of the mean PSNR, as in the paper's tables.",
+    "Blur map: a pixel is blurred where |DP disparity| > 1 px. Accuracy is a mean over images; balanced accuracy is "
+    "over all their pixels.",
+    "AI(1), AI(2) and 1 - |rho_s| compare the logits of the blur map with |DP disparity|, in its unit; means over the "
+    "images in which it varies.",
+]
+
+
+def score_pair(restorer: Restorer, sample: PairSample) -> tuple[Score, Result]:
+    """Restores a pair and scores it.
+
+    Args:
+        restorer: What is scored.
+        sample: The pair.
+
+    Returns:
+        The scores for which the pair has a truth, and what the restorer made of it.
+    """
+    result = restorer(sample.left, sample.right)
+    values: dict[str, float] = {}
+    if sample.target is not None:
+        center = center_view(sample.left, sample.right)
+        for prefix, image in (("center_", center), ("", result.restored)):
+            scores = _restoration(image, sample.target, float(sample.peak))
+            values |= {f"{prefix}{name}": value for name, value in scores.items()}
+    pixels = (0, 0, 0, 0)
+    if sample.disparity is not None:
+        blurred, known = np.abs(sample.disparity) > SHARP_DISPARITY, np.isfinite(sample.disparity)
+        found = result.blur_map > 0.5
+        counts = (found & blurred & known, blurred & known, ~found & ~blurred & known, ~blurred & known)
+        pixels = tuple(int(mask.sum()) for mask in counts)  # type: ignore[assignment]  # four of them
+        if known.any():
+            values["blur_map_accuracy"] = (pixels[0] + pixels[2]) / int(known.sum())
+    truth = sample.relative_disparity if sample.disparity is None else np.abs(sample.disparity)
+    if truth is not None and np.unique(truth[np.isfinite(truth)]).size > 1:
+        logits = _logits(result.blur_map)
+        values |= {"ai1": affine_invariant_mae(logits, truth), "ai2": affine_invariant_rmse(logits, truth)}
+        if np.ptp(logits):
+            values["rank_disagreement"] = rank_disagreement(logits, truth)
+    return Score(sample.name, values, pixels), result
+
+
+def score_dataset(
+    restorer: Restorer,
+    dataset: PairDataset,
+    model: str,
+    *,
+    sheet: Callable[[int, NDArray[np.uint8]], None] | None = None,
+    progress: Callable[[Iterable[PairSample]], Iterator[PairSample]] = iter,
+) -> Report:
+    """Scores every pair of a split.
+
+    Args:
+        restorer: What is scored.
+        dataset: The split.
+        model: Its name, for the report.
+        sheet: Takes each contact sheet, `(h, w, 3)` RGB, and its number from 1, as soon as it is full.
+        progress: Wraps the pairs, to show how far it is.
+    """
+    scores, rows, sheets = [], [], 0
+    for sample in progress(iterate(dataset)):
+        score, result = score_pair(restorer, sample)
+        scores.append(score)
+        if sheet is not None:
+            rows.append(contact_row(sample, score, result))
+            if len(rows) == ROWS_A_SHEET or len(scores) == len(dataset):
+                sheets += 1
+                sheet(sheets, stack(rows))
+                rows.clear()
+    return Report(
+        model, restorer.backend, restorer.precision, dataset.name, dataset.split, tuple(scores), dataset.subsets()
+    )
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, float]:
+    """Means over images of each column, over the images that have it; a PSNR counts `EQUAL_PSNR` at most.
+
+    But `mse_rel` is `10^(-PSNR / 20)` of the mean PSNR, which is what the paper's tables print, and the balanced
+    accuracy is that of the pixels of all images together: an image alone may be sharp, or blurred, everywhere.
+    """
+    figures: dict[str, float] = {}
+    for column in COLUMNS:
+        values = [score.values[column] for score in scores if column in score.values]
+        if column == "blur_map_balanced_accuracy":
+            hit, blurred, kept, sharp = (sum(counts) for counts in zip(*(s.pixels for s in scores), strict=True))
+            if blurred and sharp:
+                figures[column] = (hit / blurred + kept / sharp) / 2
+        elif column.endswith("mse_rel") and values:
+            figures[column] = 10 ** (-figures[column.replace("mse_rel", "psnr")] / 20)
+        elif values:
+            limit = EQUAL_PSNR if column.endswith("psnr") else math.inf
+            figures[column] = math.fsum(min(value, limit) for value in values) / len(values)
+    return figures
+
+
+def paper_rows(dataset: str, subset: str = WHOLE) -> list[PaperRow]:
+    """What the paper prints of its own models for a data set or a part of it.
+
+    Empty where it prints nothing, and outside a checkout of the repository, whose `ldp_export.evaluation.paper` holds its tables.
+    """
+    table_name = _PAPER_TABLES.get(dataset)
+    if table_name is None:
+        return []
+    try:
+        from ldp_export.evaluation.paper import OURS, SUBSET_COLUMNS, load
+    except ModuleNotFoundError:
+        return []
+    if table_name == "discussion":
+        values = load(table_name).find("Ours").values
+        return [PaperRow("Ours", "Section 4.3", dict(values))] if subset == WHOLE else []
+    source = f"Table {table_name[-1]}"
+    if table_name != "table1":
+        return [PaperRow(label, source, dict(load(table_name).find(label).values)) for label in OURS]
+    heading = SUBSET_COLUMNS[subset]
+    if subset != WHOLE:
+        source += f', headed "{heading.capitalize()}" there by mistake'
+    return [
+        PaperRow(
+            label, source, {name: load(table_name).find(label).values[f"{heading}_{name}"] for name in RESTORATION}
+        )
+        for label in OURS
+    ]
+
+
+# --- contact sheets -------------------------------------------------------------------------------------------
+
+
+def contact_row(sample: PairSample, score: Score, result: Result) -> NDArray[np.uint8]:
+    """One pair of a contact sheet: center view, restored, target, blur map and difference, `THUMBNAIL` px wide."""
+    center = center_view(sample.left, sample.right)
+    panels = {
+        _label(sample.name, score.values.get("center_psnr")): center / sample.peak,
+        _label("restored", score.values.get("psnr")): result.restored / sample.peak,
+    }
+    if sample.target is not None:
+        difference = np.abs(result.restored.astype(np.float32) - sample.target) * (_DIFFERENCE_GAIN / sample.peak)
+        panels |= {"target": sample.target / sample.peak, f"difference x {_DIFFERENCE_GAIN}": difference}
+    small = {label: _thumbnail(panel) for label, panel in panels.items()}
+    return comparison({**small, "blur map": _thumbnail(colour_blur_map(result.blur_map) / 255)})
+
+
+def stack(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Rows `(h, w, 3)` under each other, narrow ones widened with their own last pixel."""
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), mode="edge") for row in rows])
+
+
+def encode_sheet(path: Path, pixels: NDArray[np.uint8]) -> bytes:
+    """A contact sheet as a PNG file."""
+    return encode_photo(path, Photo(pixels))
+
+
+def _thumbnail(image: NDArray[np.floating]) -> NDArray[np.float32]:
+    """`(h, w, 3)` in [0, 1], `THUMBNAIL` px wide; small images keep their size."""
+    scale = min(1.0, THUMBNAIL / image.shape[1])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA))
+
+
+def _label(text: str, decibels: float | None) -> str:
+    return text if decibels is None else f"{text} {decibels:.2f} dB"
+
+
+# --- figures --------------------------------------------------------------------------------------------------
+
+
+def _restoration(image: NDArray[Any], target: NDArray[Any], peak: float) -> dict[str, float]:
+    scores = {
+        "psnr": psnr(np.asarray(image), target, data_range=peak),
+        "mae": mae(image, target, data_range=peak),
+        "mse_rel": rmse(image, target, data_range=peak),
+    }
+    if min(target.shape[:2]) >= SSIM_WINDOW:
+        scores["ssim"] = ssim(np.asarray(image), target, data_range=peak)
+    return scores
+
+
+def _logits(blur_map: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The unnormalised blur map of a map in [0, 1], clipped as the network's logits are."""
+    limit = 1 / (1 + math.exp(-LOGIT_LIMIT))
+    probability = np.clip(blur_map.astype(np.float64), 1 - limit, limit)
+    return np.log(probability) - np.log1p(-probability)
+
+
+def _plain(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _table_row(label: str, figures: Mapping[str, float], columns: Sequence[str]) -> str:
+    cells = [_shown(figures[column], column) if column in figures else "" for column in columns]
+    return f"| {label} | " + " | ".join(cells) + " |"
+
+
+def _shown(value: float, column: str) -> str:
+    return f"{value:.2f}" if column == "psnr" else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Simulated dual-pixel pairs, from an image and its depth."""

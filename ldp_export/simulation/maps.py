@@ -1,0 +1,91 @@
+"""Reading disparity and depth maps: .npy, .pfm, 16-bit PNG and float TIFF."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from ldp_export.simulation.simulate import FloatArray, SimulationError, fill_disparity_holes
+from ldp_runtime.images.photo import read_photo
+
+FORMATS = (".npy", ".pfm", ".png", ".tif", ".tiff")
+_PFM_HEADER = re.compile(rb"Pf\s(?:#.*\n)*\s*(\d+)\s+(\d+)\s+([-+0-9.eE]+)\s")
+
+
+def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
+    """Reads a map of one number a pixel.
+
+    Args:
+        path: Its suffix, one of `FORMATS`, tells the format. A PNG file gives its grey levels as they are.
+        size: `(h, w)` that it must have.
+
+    Returns:
+        `(h, w)` float32, holes as they are in the file.
+
+    Raises:
+        LDPError: The file is missing, damaged, of another format or of another size.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise SimulationError(f"{path}: expected a map that ends in {', '.join(FORMATS)}, came {suffix!r}; convert it")
+    if not path.is_file():
+        raise SimulationError(f"{path} does not exist; check the name and the folder")
+    if suffix == ".png":
+        photo = read_photo(path)
+        if not photo.grey:
+            raise SimulationError(f"{path}: expected a map of one channel, came a colour image; export it as grey")
+        values = photo.pixels[..., 0]
+    else:
+        try:
+            values = _read(path, suffix)
+        except (OSError, ValueError, EOFError, tifffile.TiffFileError) as error:
+            raise SimulationError(f"{path}: expected a map of one number a pixel, came {error}; convert it") from error
+    if values.shape != size:
+        raise SimulationError(
+            f"{path}: expected the image's size, {size[1]} x {size[0]} px, came an array {values.shape}; scale it alike"
+        )
+    return values.astype(np.float32)
+
+
+def fill_depth_holes(depth: FloatArray) -> FloatArray:
+    """Fills NaN and non-positive entries of a depth map `(h, w)` from the farther valid neighbour; infinite is far.
+
+    Raises:
+        SimulationError: There is no valid entry.
+    """
+    hole = ~(depth > 0)  # NaN too
+    if not hole.any():
+        return depth
+    tiny = np.float32(np.finfo(np.float32).tiny)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nearness = np.where(hole, np.float32(0), np.maximum(1 / depth, tiny))
+    filled = fill_disparity_holes(nearness)
+    return np.where(hole, 1 / filled, depth).astype(np.float32)
+
+
+def _read(path: Path, suffix: str) -> np.ndarray:
+    if suffix == ".npy":
+        values: np.ndarray = np.load(path, allow_pickle=False)
+    elif suffix == ".pfm":
+        values = _parse_pfm(path.read_bytes())
+    else:
+        values = tifffile.imread(path)
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise ValueError(f"an array {values.shape} of {values.dtype}")
+    return values
+
+
+def _parse_pfm(content: bytes) -> np.ndarray:
+    """The numbers of a grey PFM file, which stores the lowest row first: `(h, w)` float32."""
+    header = _PFM_HEADER.match(content)
+    if header is None:
+        raise ValueError("no grey PFM file")
+    width, height, scale = int(header[1]), int(header[2]), float(header[3])
+    body = content[header.end() :]
+    if len(body) < 4 * width * height:
+        raise ValueError("a file that ends early")
+    order = "<f4" if scale < 0 else ">f4"
+    return np.frombuffer(body, order, width * height).reshape(height, width)[::-1].astype(np.float32)

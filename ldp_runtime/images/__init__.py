@@ -1,0 +1,1 @@
+"""Image files: read, checked, written; pairs of files; figures and pictures of an image."""

@@ -1,0 +1,1 @@
+"""The stages of the chain as pure functions over NumPy arrays."""

@@ -1,0 +1,57 @@
+"""The exports that other benchmarks need, several at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from benchmarks.harness import exports
+from benchmarks.harness.exports import Job, jobs_for, run_jobs
+from benchmarks.harness.results import BenchmarkError
+from benchmarks.peers import PEERS
+from benchmarks.roofline.bench import design_variants
+from ldp_export.network import CONFIGS
+from ldp_runtime.cli import main
+
+
+def test_the_longest_come_first() -> None:
+    jobs = jobs_for(["small"], list(PEERS), ["torch:fp32", "onnxruntime:fp32"])
+    assert [job.name for job in jobs[:2]] == ["small", "restormer"]
+    assert {job.name for job in jobs} == {"small", *PEERS}
+    assert {job.detail for job in jobs[1:]} == {"fp32"}
+    both = jobs_for([], ["nafnet"], ["onnxruntime:fp16"])
+    assert both == [Job("peer", "nafnet", "fp32"), Job("peer", "nafnet", "fp16")]
+    variants = jobs_for(["small"], [], ["torch:fp32"], variants=True)
+    assert [job.detail for job in variants[1:]] == list(design_variants(CONFIGS["small"]))
+    assert str(both[1]) == "NAFNet, width 32, fp16" and str(jobs[0]) == "ldp-small-random"
+
+
+def test_two_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    meet = threading.Barrier(2, timeout=30)
+
+    def wait_for_the_other(job: Job) -> float:
+        meet.wait()
+        return 1.0
+
+    monkeypatch.setattr(exports, "_run_process", wait_for_the_other)
+    jobs = [Job("peer", name) for name in PEERS]
+    assert run_jobs(jobs, 2) == dict.fromkeys(jobs, 1.0)
+
+
+def test_an_export_that_fails_ends_the_rest_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_process, begun = exports._run_process, []
+
+    def note(job: Job) -> float:
+        begun.append(job.name)
+        return run_process(job)
+
+    monkeypatch.setattr(exports, "_run_process", note)
+    with pytest.raises(BenchmarkError, match=r"expected ldp-tiny-random to be exported, .*'tiny'"):
+        run_jobs([Job("config", "tiny"), *(Job("config", f"other-{i}") for i in range(20))], 1)
+    assert len(begun) < 5
+
+
+def test_the_command_checks_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "exports", "--config", "--peer", "--jobs", "0"]) == 2
+    assert "expected at least 1 job, came 0" in capsys.readouterr().err

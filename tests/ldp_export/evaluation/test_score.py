@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldp_export.bundling.onnx_graphs import random_model
+from ldp_export.checkpoint import Checkpoint, save_checkpoint
+from ldp_export.cli import main
+from ldp_export.data import PairSample, open_dataset
+from ldp_export.evaluation import score as module
+from ldp_export.evaluation.metrics import affine_invariant_mae, rank_disagreement
+from ldp_export.evaluation.paper import load_table
+from ldp_export.evaluation.reference import TorchDeblurrer
+from ldp_export.evaluation.score import ROWS_A_SHEET, Score, paper_rows, score_dataset, score_pair, summarise
+from ldp_export.network import CONFIGS
+from ldp_runtime.bundle.bundle import read_manifest, write_manifest
+from ldp_runtime.deblurrer import Deblurrer, Result
+from ldp_runtime.errors import NumericsError
+from ldp_runtime.images.photo import read_photo
+from ldp_runtime.images.quality import psnr, ssim
+from ldp_runtime.stages.blur_map import LOGIT_LIMIT
+from tests.ldp_export.conftest import SEED, WINDOW
+from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, make_dpd_blur, make_dpd_disp, make_scenes, noise
+from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
+from tests.ldp_export.tiny_models import TINY_CLIP
+
+H, W = 32, 48
+
+
+class FakeRestorer:
+    """Adds one to the left view; its blur map is a ramp."""
+
+    backend, precision = "fake", "fp32"
+
+    def __call__(self, left: np.ndarray, right: np.ndarray) -> Result:
+        h, w = left.shape[:2]
+        blur_map = np.broadcast_to(np.linspace(0.1, 0.9, w, dtype=np.float32), (h, w))
+        return Result(blur_map, np.zeros((1, 1), np.float32), {}, "fake", "fp32", left + np.asarray(1, left.dtype))
+
+
+def make_sample(**fields: Any) -> PairSample:
+    target = np.full((H, W, 3), 100, np.uint8)
+    return PairSample("a", target - np.uint8(4), target - np.uint8(8), target, **fields)
+
+
+def test_restoration_scores_by_hand() -> None:
+    score, result = score_pair(FakeRestorer(), make_sample())
+    assert (result.restored == 97).all()
+    values = score.values
+    assert values["psnr"] == pytest.approx(20 * math.log10(255 / 3))
+    assert values["mae"] == values["mse_rel"] == pytest.approx(3 / 255)
+    assert values["center_psnr"] == pytest.approx(20 * math.log10(255 / 6))
+    assert values["center_mae"] == pytest.approx(6 / 255)
+    assert values["ssim"] > values["center_ssim"]
+    assert not set(module.BLUR) & set(values), "nothing is known of the blur"
+    assert score.pixels == (0, 0, 0, 0)
+
+
+def test_blur_scores_by_hand() -> None:
+    """The ramp says blurred from column 24 on; in truth it is from column 36 on, and the last row is unknown."""
+    disparity = np.where(np.arange(W) < 36, 0.5, -2.0).astype(np.float32) * np.ones((H, 1), np.float32)
+    disparity[-1] = np.nan
+    score, result = score_pair(FakeRestorer(), make_sample(disparity=disparity))
+    rows = H - 1
+    assert score.pixels == (12 * rows, 12 * rows, 24 * rows, 36 * rows)
+    assert score.values["blur_map_accuracy"] == pytest.approx(36 / 48)
+    logits = np.log(result.blur_map / (1 - result.blur_map))
+    assert score.values["ai1"] == pytest.approx(affine_invariant_mae(logits, np.abs(disparity)), rel=1e-4)
+    assert score.values["rank_disagreement"] == pytest.approx(rank_disagreement(logits, np.abs(disparity)), abs=1e-6)
+    assert summarise([score])["blur_map_balanced_accuracy"] == pytest.approx((1 + 24 / 36) / 2)
+
+
+def test_a_relative_map_has_no_threshold() -> None:
+    relative = np.broadcast_to(np.linspace(1, 0, W, dtype=np.float32) ** 2, (H, W)).copy()
+    score, _ = score_pair(FakeRestorer(), make_sample(relative_disparity=relative))
+    assert score.values["rank_disagreement"] == pytest.approx(0), "the order counts, not its direction"
+    assert 0 < score.values["ai1"] <= score.values["ai2"]
+    assert "blur_map_accuracy" not in score.values
+
+
+def test_a_truth_that_does_not_vary_is_not_ranked() -> None:
+    score, _ = score_pair(FakeRestorer(), make_sample(disparity=np.zeros((H, W), np.float32)))
+    assert "rank_disagreement" not in score.values and "ai1" not in score.values
+    assert score.values["blur_map_accuracy"] == pytest.approx(0.5)
+
+
+def test_16_bits_are_scored_at_16_bits() -> None:
+    target = noise((H, W, 3), 1, np.uint16) // 2
+    sample = PairSample("a", target + np.uint16(256), target + np.uint16(256), target)
+    score, _ = score_pair(FakeRestorer(), sample)
+    assert score.values["psnr"] == pytest.approx(20 * math.log10(65535 / 257))
+    assert score.values["center_psnr"] == pytest.approx(20 * math.log10(65535 / 256))
+
+
+def test_summaries() -> None:
+    scores = [
+        Score("a", {"psnr": 20.0, "mae": 0.1, "mse_rel": 0.1, "blur_map_accuracy": 0.5}, (0, 0, 50, 100)),
+        Score("b", {"psnr": 40.0, "mae": 0.3, "mse_rel": 0.01}, (30, 40, 0, 0)),
+    ]
+    figures = summarise(scores)
+    assert figures["psnr"] == 30
+    assert figures["mae"] == pytest.approx(0.2)
+    assert figures["mse_rel"] == pytest.approx(10**-1.5), "of the mean PSNR, as the paper has it"
+    assert figures["blur_map_accuracy"] == 0.5
+    assert figures["blur_map_balanced_accuracy"] == pytest.approx((0.75 + 0.5) / 2)
+    assert "blur_map_balanced_accuracy" not in summarise(scores[:1]), "one class alone"
+    assert summarise([Score("c", {"psnr": math.inf}), scores[0]])["psnr"] == 60, "equal images count 100 dB"
+
+
+def test_reports(tmp_path: Path) -> None:
+    folder = make_dpd_blur(tmp_path, "test", DPD_BLUR_TEST[6:10], size=(12, 16))
+    dataset = open_dataset("dpd-blur", folder, "test")
+    sheets: list[np.ndarray] = []
+    report = score_dataset(FakeRestorer(), dataset, "fake model", sheet=lambda number, image: sheets.append(image))
+    rows = list(csv.DictReader(report.to_csv().splitlines()))
+    assert [row["name"] for row in rows] == list(dataset.names())
+    assert [row["subset"] for row in rows] == ["outdoor", "outdoor", "indoor", "indoor"]
+    sample = dataset[1]
+    assert sample.target is not None
+    expected = psnr(sample.left + np.uint16(1), sample.target, data_range=65535)
+    assert float(rows[1]["psnr"]) == pytest.approx(expected, rel=1e-5)
+    assert float(rows[1]["ssim"]) == pytest.approx(
+        ssim(sample.left + np.uint16(1), sample.target, data_range=65535), abs=1e-5
+    )
+    assert "ai1" not in rows[0]
+
+    value = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert {name: group["images"] for name, group in value["groups"].items()} == {"all": 4, "outdoor": 2, "indoor": 2}
+    indoor = value["groups"]["indoor"]
+    assert indoor["figures"]["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows[2:]]), abs=1e-4)
+    printed = load_table(1).find("Ours (Large)").values
+    assert indoor["paper"][1]["figures"]["psnr"] == printed["outdoor_psnr"] == 29.88, "its headings are exchanged"
+    assert value["groups"]["all"]["paper"][0]["figures"]["psnr"] == 26.91
+
+    text = report.to_markdown()
+    assert text.startswith("# fake model on dpd-blur, test")
+    assert "| paper, Ours (Small) (Table 1) | 26.91 | 0.8310 | 0.0320 | 0.0450 |" in text
+    assert "## indoor: 2 pairs" in text and text.count("| center view |") == 3
+    assert len(sheets) == 1
+    assert sheets[0].dtype == np.uint8 and sheets[0].shape[2] == 3
+
+
+def test_paper_rows() -> None:
+    assert [row.label for row in paper_rows("ddd-syn")] == ["Ours (Small)", "Ours (Large)"]
+    assert paper_rows("rdpd")[1].values["psnr"] == 33.44
+    assert paper_rows("dpd-disp")[0].values["ai2"] == 0.106
+    assert paper_rows("simulated") == paper_rows("pixel-dp") == []
+
+
+def test_paper_rows_outside_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ldp_export.evaluation.paper", None)
+    assert paper_rows("rdpd") == []
+
+
+def test_contact_sheets_hold_so_many_rows(tmp_path: Path) -> None:
+    folder = make_scenes(tmp_path, shards=2, scenes=ROWS_A_SHEET // 2 + 1, size=(10, 14))
+    dataset = open_dataset("simulated", folder, "val")
+    sheets: dict[int, np.ndarray] = {}
+    score_dataset(FakeRestorer(), dataset, "fake", sheet=lambda number, image: sheets.update({number: image}))
+    assert list(sheets) == [1, 2]
+    assert sheets[1].shape[0] == ROWS_A_SHEET * sheets[2].shape[0] // 2
+
+
+def test_scoring_imports_no_torch() -> None:
+    code = "import sys, ldp_export.evaluation.score, ldp_export.data; sys.exit('torch' in sys.modules)"
+    folder = Path(module.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0
+
+
+# --- checkpoints and the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def bundle_and_checkpoint(nano_bundle: Path, tiny_clip_file: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The shared bundle with prompts that vote apart, and what it was exported from as a checkpoint."""
+    model = random_model("nano", str(tiny_clip_file), window=WINDOW, overlap=16, seed=SEED)
+    prompts = tuple(replace(p, offset=float(k), temperature=20.0 - 3 * k) for k, p in enumerate(model.prompts))
+    bundle = shutil.copytree(nano_bundle, tmp_path / "bundle")
+    write_manifest(bundle, replace(read_manifest(bundle), prompts=prompts))
+    save_checkpoint(
+        tmp_path / "checkpoint",
+        config=CONFIGS["nano"],
+        network=model.network.state_dict(),
+        clip_config={**TINY_CLIP, "window": WINDOW, "overlap": 16},
+        clip=model.clip.model.state_dict(),
+        prompts=prompts,
+        training={},
+    )
+    return bundle, tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_checkpoint_restores_as_its_bundle_does(bundle_and_checkpoint: tuple[Path, Path], dtype: type) -> None:
+    bundle = Deblurrer.from_bundle(bundle_and_checkpoint[0], backend="onnxruntime", precision="fp32", threads=1)
+    torch = TorchDeblurrer(Checkpoint.open(bundle_and_checkpoint[1]), threads=1)
+    left, right = (noise((90, 131, 3), seed, dtype) for seed in (1, 2))
+    expected, came = bundle(left, right), torch(left, right)
+    assert came.restored.dtype == dtype and came.restored.shape == left.shape
+    tolerance = 1 if dtype == np.uint8 else 8  # of 65535: FP32 arithmetic in another order
+    assert np.abs(came.restored.astype(np.int64) - expected.restored).max() <= tolerance
+    assert came.blur_logits == pytest.approx(expected.blur_logits, abs=1e-3)
+    assert np.abs(came.blur_logits).max() < LOGIT_LIMIT and np.ptp(came.blur_logits) > 0.1
+    assert came.blur_map == pytest.approx(expected.blur_map, abs=1e-3)
+    assert torch.name == "checkpoint" and torch.precision == "fp32"
+
+
+def test_a_broken_network_gives_no_image(checkpoint: Path) -> None:
+    torch = TorchDeblurrer(Checkpoint.open(checkpoint))
+    for parameter in torch._network.parameters():
+        parameter.data.fill_(math.nan)
+    with pytest.raises(NumericsError):
+        torch(noise((32, 32, 3), 1), noise((32, 32, 3), 2))  # type: ignore[arg-type]
+
+
+def test_the_command_scores_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = make_scenes(tmp_path / "scenes", scenes=2)
+    disp = make_dpd_disp(tmp_path)
+    out = tmp_path / "out"
+    data = ["--data", f"simulated={scenes}", "--data", f"dpd-disp={disp}", "--threads", "1"]
+    assert main(["evaluate", str(checkpoint), *data, "-o", str(out)]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *(f"simulated-val.{suffix}" for suffix in ("csv", "md", "json")),
+        *(f"dpd-disp-test.{suffix}" for suffix in ("csv", "md", "json")),
+        "simulated-val-sheet-01.png",
+        "dpd-disp-test-sheet-01.png",
+    }
+    written = (out / "simulated-val.md").read_text()
+    assert written in capsys.readouterr().out
+    assert "# tiny on simulated, val" in written
+    value = json.loads((out / "simulated-val.json").read_text())
+    assert value["backend"].startswith("torch on ") and value["groups"]["all"]["images"] == 4
+    assert value["groups"]["all"]["figures"]["center_psnr"] == pytest.approx(20 * math.log10(255 / 4), abs=0.2)
+    assert "Section 4.3" in (out / "dpd-disp-test.md").read_text()
+    assert read_photo(out / "simulated-val-sheet-01.png").pixels.ndim == 3
+
+
+def test_scoring_a_checkpoint_needs_nothing_of_the_extra_train(checkpoint: Path, tmp_path: Path) -> None:
+    scenes = make_scenes(tmp_path / "scenes", shards=1)
+    code = f"""
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lightning_fabric", "lightning", "tensorboard"):
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Block())
+from ldp_export.cli import main
+code = main(["evaluate", {str(checkpoint)!r}, "--data", "simulated={scenes}", "-o", {str(tmp_path / "out")!r}])
+try:
+    import ldp_export.training.parallel
+except ImportError as error:
+    print(error)
+sys.exit(code)
+"""
+    folder = Path(module.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "simulated-val.csv").is_file()
+    assert done.stdout.splitlines()[-1] == "lightning_fabric is blocked", "the block blocks"
+
+
+def test_options_that_do_not_fit(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = make_scenes(tmp_path / "scenes", shards=1)
+    data = ["--data", f"simulated={scenes}"]
+    out = ["-o", str(tmp_path / "out")]
+    for arguments, told in (
+        (data, "expected -o DIR with --data"),
+        (out, "expected --data NAME=DIR with -o"),
+        (["--split", "val"], "expected --data NAME=DIR with --split"),
+        ([*data, *out, "--store"], "expected --store without --data"),
+        ([*data, *out, "--json", "a.json"], "expected --json without --data"),
+        (["--data", str(scenes), *out], "expected --data NAME=DIR, came"),
+        (["--data", f"nothing={scenes}", *out], "expected a data set, one of"),
+        ([*data, *out, "--split", "train"], "no shards"),
+        ([*data, *out, "--backend", "onnxruntime"], "expected --backend with a bundle"),
+        (["--store"], "expected --store with a bundle"),
+        ([*data, *out, "--threads", "0"], "at least 1 thread"),
+    ):
+        assert main(["evaluate", str(checkpoint), *arguments]) == 2, arguments
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

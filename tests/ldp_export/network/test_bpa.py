@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ldp_export.bundling.parity import randomise
+from ldp_export.network.bpa import (
+    OUTSIDE,
+    BlurKernels,
+    BlurPriorAttention,
+    BPABlock,
+    cut_windows,
+    merge_windows,
+    place_kernels,
+)
+
+Array = NDArray[np.float64]
+CHANNELS = 8
+HEAD_DIM = 4
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def array(tensor: Tensor) -> Array:
+    return tensor.detach().double().numpy()
+
+
+def attention(kernel: int, window: int | None, seed: int = 0) -> BlurPriorAttention:
+    """Random attention whose two terms, Q K^T / beta and O, are both of a size that matters."""
+    module = randomise(BlurPriorAttention(CHANNELS, HEAD_DIM, kernel, 6, window), seed)
+    with torch.no_grad():
+        module.qkv.weight *= 1.5
+        module.kernels.conv2.weight *= 3
+    return module
+
+
+# --- slow transcriptions of Eq. 9 and 10, one image in float64 ----------------------------------------------
+
+
+def slow_pointwise(x: Array, conv: nn.Conv2d) -> Array:
+    return np.einsum("oc,cij->oij", array(conv.weight)[:, :, 0, 0], x) + array(conv.bias)[:, None, None]
+
+
+def slow_conv3x3(x: Array, conv: nn.Conv2d) -> Array:
+    weight, bias = array(conv.weight), array(conv.bias)
+    height, width = x.shape[1:]
+    out = np.empty((weight.shape[0], height, width))
+    for i, j in np.ndindex(height, width):
+        total = bias.copy()
+        for a, b in np.ndindex(3, 3):
+            if 0 <= i + a - 1 < height and 0 <= j + b - 1 < width:
+                total += weight[:, :, a, b] @ x[:, i + a - 1, j + b - 1]
+        out[:, i, j] = total
+    return out
+
+
+def slow_resample(x: Array, size: tuple[int, int]) -> Array:
+    """Bilinear, half-pixel centres, `(h, w)` to `size`."""
+    height, width = x.shape
+    out = np.empty(size)
+    for i, j in np.ndindex(size):
+        y = min(max((i + 0.5) * height / size[0] - 0.5, 0), height - 1)
+        z = min(max((j + 0.5) * width / size[1] - 0.5, 0), width - 1)
+        top, left = int(y), int(z)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        upper = x[top, left] * (1 - z + left) + x[top, right] * (z - left)
+        lower = x[bottom, left] * (1 - z + left) + x[bottom, right] * (z - left)
+        out[i, j] = upper * (1 - y + top) + lower * (y - top)
+    return out
+
+
+def slow_kernels(module: BlurKernels, blur_logits: Array, size: tuple[int, int]) -> Array:
+    """FFN_conv: `(h, w)` blur logits to `(q * q, *size)`."""
+    hidden = slow_conv3x3(slow_resample(blur_logits, size)[None], module.conv1)
+    half = hidden.shape[0] // 2
+    return slow_conv3x3(hidden[:half] * hidden[half:], module.conv2)
+
+
+def slow_bias(kernels: Array, q: int, y: int, x: int, v: int, u: int) -> float:
+    """O between the query at (y, x) and the key at (v, u): Pad's entry of the kernel, or zero outside."""
+    a, b = v - y + q // 2, u - x + q // 2
+    return float(kernels[a * q + b, y, x]) if 0 <= a < q and 0 <= b < q else 0.0
+
+
+def slow_attention(module: BlurPriorAttention, features: Array, blur_logits: Array, window: int | None) -> Array:
+    """Eq. 9 with explicit rows of the attention matrix; with a window, over the keys of its window."""
+    channels, height, width = features.shape
+    q, reach = module.kernel, module.kernel // 2
+    qkv = slow_pointwise(features, module.qkv)
+    query, key, value = qkv[:channels], qkv[channels : 2 * channels], qkv[2 * channels :]
+    kernels = slow_kernels(module.kernels, blur_logits, (height, width))
+    out = np.empty_like(features)
+    for y, x in np.ndindex(height, width):
+        rows, columns = range(height), range(width)
+        if window is not None:
+            top, left = y // window * window, x // window * window
+            rows = range(max(top - reach, 0), min(top + window + reach, height))
+            columns = range(max(left - reach, 0), min(left + window + reach, width))
+        places = [(v, u) for v in rows for u in columns]
+        bias = np.array([slow_bias(kernels, q, y, x, v, u) for v, u in places])
+        for start in range(0, channels, HEAD_DIM):
+            head = slice(start, start + HEAD_DIM)
+            products = np.array([query[head, y, x] @ key[head, v, u] for v, u in places])
+            logits = products / math.sqrt(HEAD_DIM) + bias
+            weights = np.exp(logits - logits.max())
+            weights /= weights.sum()
+            out[head, y, x] = sum(w * value[head, v, u] for w, (v, u) in zip(weights, places, strict=True))
+    return slow_pointwise(out, module.project)
+
+
+# --- Eq. 10 -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(6, 4), (3, 8), (5, 7)])
+def test_blur_kernels_are_the_convolutional_feed_forward_of_equation_10(size: tuple[int, int]) -> None:
+    module = randomise(BlurKernels(5, 4))
+    blur_logits = 4 * noise(2, 1, 3, 4)
+    kernels = module(blur_logits, size)
+    assert kernels.shape == (2, 25, *size)
+    expected = [slow_kernels(module, logits, size) for logits in array(blur_logits)[:, 0]]
+    np.testing.assert_allclose(array(kernels), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "q"), [(4, 3), (4, 5), (5, 5), (6, 7), (7, 1), (1, 1)])
+def test_placed_kernels_stand_at_their_relative_offsets(side: int, q: int) -> None:
+    kernels = noise(2, side, side, q, q)
+    keys = side + q - 1
+    expected = torch.zeros(2, side * side, keys * keys)
+    for n, y, x, a, b in np.ndindex(2, side, side, q, q):
+        expected[n, y * side + x, (y + a) * keys + x + b] = kernels[n, y, x, a, b]
+    assert torch.equal(place_kernels(kernels, side), expected)
+
+
+def test_pad_of_equation_10_by_hand() -> None:
+    # One row of three positions; only the middle row of each kernel is set: (a b c) at offsets -1, 0, 1.
+    module = attention(3, None)
+    kernels = torch.zeros(1, 9, 1, 3)
+    kernels[0, 3:6, 0] = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]).T
+    seen: list[Tensor] = []
+    module._attend = lambda query, key, value, bias: seen.append(bias) or value  # type: ignore[method-assign]
+    x = torch.zeros(1, CHANNELS, 1, 3)
+    module._attend_globally(x, x, x, kernels)
+    assert seen[0].tolist() == [[[[2, 3, 0], [4, 5, 6], [0, 7, 8]]]]
+
+
+# --- windows ------------------------------------------------------------------------------------------------
+
+
+def test_windows_and_back() -> None:
+    x = noise(2, 3, 8, 12)
+    windows = cut_windows(x, 4, 0)
+    assert windows.shape == (2 * 2 * 3, 4 * 4, 3)
+    for n, i, j in np.ndindex(2, 2, 3):
+        expected = x[n, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten(1).T
+        assert torch.equal(windows[(n * 2 + i) * 3 + j], expected)
+    assert torch.equal(merge_windows(windows, 4, 2, 2, 3), x)
+
+
+@pytest.mark.parametrize(("side", "reach"), [(4, 1), (4, 2), (3, 1), (5, 0), (2, 3)])
+@pytest.mark.parametrize("size", [(8, 12), (7, 10), (1, 3)])
+def test_windows_reach_further_and_repeat_the_border(side: int, reach: int, size: tuple[int, int]) -> None:
+    x = noise(2, 3, *size)
+    windows = cut_windows(x, side, reach)
+    keys, rows, columns = side + 2 * reach, -(-size[0] // side), -(-size[1] // side)
+    assert windows.shape == (2 * rows * columns, keys * keys, 3)
+    for n, i, j in np.ndindex(2, rows, columns):
+        for a, b in np.ndindex(keys, keys):
+            v = min(max(i * side + a - reach, 0), size[0] - 1)
+            u = min(max(j * side + b - reach, 0), size[1] - 1)
+            assert torch.equal(windows[(n * rows + i) * columns + j, a * keys + b], x[n, :, v, u])
+
+
+# --- Eq. 9 --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kernel", "size", "grid"), [(3, (5, 7), (2, 3)), (7, (6, 4), (6, 4)), (5, (1, 6), (1, 1))])
+def test_global_attention_is_equation_9(kernel: int, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    module = attention(kernel, None)
+    x, blur_logits = noise(2, CHANNELS, *size), 3 * noise(2, 1, *grid, seed=1)
+    expected = [slow_attention(module, array(x[n]), array(blur_logits[n, 0]), None) for n in range(2)]
+    np.testing.assert_allclose(array(module(x, blur_logits)), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "window", "size"),
+    [(3, 4, (8, 12)), (3, 4, (7, 9)), (5, 4, (10, 5)), (5, 4, (3, 4)), (7, 6, (13, 6)), (3, 16, (18, 5))],
+)
+def test_windowed_attention_is_equation_9_over_each_windows_keys(
+    kernel: int, window: int, size: tuple[int, int]
+) -> None:
+    module = attention(kernel, window)
+    x, blur_logits = noise(2, CHANNELS, *size), 3 * noise(2, 1, 3, 2, seed=1)
+    expected = [slow_attention(module, array(x[n]), array(blur_logits[n, 0]), window) for n in range(2)]
+    np.testing.assert_allclose(array(module(x, blur_logits)), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 9), (5, 3), (1, 1)])
+def test_windowed_equals_global_when_one_window_holds_the_map(size: tuple[int, int]) -> None:
+    windowed, whole = attention(7, 16), attention(7, None)
+    x, blur_logits = noise(2, CHANNELS, *size), 5 * noise(2, 1, 2, 3, seed=1)
+    torch.testing.assert_close(windowed(x, blur_logits), whole(x, blur_logits), atol=1e-6, rtol=1e-5)
+
+
+def test_windowed_differs_from_global_when_it_must() -> None:
+    windowed, whole = attention(3, 4).requires_grad_(False), attention(3, None).requires_grad_(False)
+    x, blur_logits = noise(1, CHANNELS, 12, 12), noise(1, 1, 3, 3, seed=1)
+    assert float((windowed(x, blur_logits) - whole(x, blur_logits)).abs().max()) > 1e-2
+
+
+def test_no_kernel_is_cut_at_a_windows_edge() -> None:
+    """A kernel that points three positions away fetches exactly that position, from any place in a window."""
+    module = attention(7, 8).requires_grad_(False)
+    for parameter in (module.qkv.weight, module.qkv.bias, module.project.bias):
+        parameter.zero_()
+    module.qkv.weight[2 * CHANNELS :, :, 0, 0] = torch.eye(CHANNELS)  # values: the features
+    module.project.weight[:, :, 0, 0] = torch.eye(CHANNELS)
+    x = noise(1, CHANNELS, 16, 24)
+    for row, column in ((0, 0), (6, 6), (3, 0), (2, 5)):
+        module.kernels.conv2.weight.zero_()
+        module.kernels.conv2.bias.zero_()
+        module.kernels.conv2.bias[row * 7 + column] = 60.0
+        out = module(x, torch.zeros(1, 1, 2, 3))
+        inner = out[:, :, 3:-3, 3:-3]
+        fetched = x[:, :, row : row + inner.shape[2], column : column + inner.shape[3]]
+        torch.testing.assert_close(inner, fetched, atol=1e-6, rtol=1e-5)
+
+
+def test_beta_is_the_root_of_the_head_dimension_and_heads_share_the_kernels() -> None:
+    for head_dim in (2, 4, 8):
+        module = BlurPriorAttention(8, head_dim, 3, 4, None)
+        assert module.heads == 8 // head_dim
+        query, key = noise(1, 5, 8), noise(1, 6, 8, seed=1)
+        value, bias = torch.ones(1, 6, 8), noise(1, 1, 5, 6, seed=2)
+        value[0, :, :] = torch.arange(6.0)[:, None]
+        out = module._attend(query, key, value, bias)
+        for h in range(module.heads):
+            part = slice(h * head_dim, (h + 1) * head_dim)
+            logits = query[0, :, part] @ key[0, :, part].T / math.sqrt(head_dim) + bias[0, 0]
+            expected = torch.softmax(logits, dim=1) @ value[0, :, part]
+            torch.testing.assert_close(out[0, :, part], expected)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_gradients_flow_to_the_blur_logits_and_every_parameter(window: int | None) -> None:
+    module = attention(3, window)
+    x, blur_logits = noise(1, CHANNELS, 6, 6), noise(1, 1, 3, 3).requires_grad_()
+    module(x, blur_logits).square().mean().backward()
+    assert blur_logits.grad is not None
+    assert torch.isfinite(blur_logits.grad).all()
+    assert (blur_logits.grad != 0).all()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 1e-7, name
+
+
+def test_the_blur_map_moves_the_attention() -> None:
+    module = attention(3, 4).requires_grad_(False)
+    x = noise(1, CHANNELS, 8, 8)
+    sharp, blurred = (module(x, torch.full((1, 1, 1, 1), z)) for z in (-10.0, 10.0))
+    assert float((sharp - blurred).abs().max()) > 0.1
+
+
+# --- precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mask_of_outside_keys_is_exact_and_hides_them_in_every_type(dtype: torch.dtype) -> None:
+    assert float(torch.tensor(OUTSIDE, dtype=dtype)) == OUTSIDE
+    assert float(torch.exp(torch.tensor(OUTSIDE / 2, dtype=dtype))) == 0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_in_half_types_stays_near_single_precision(
+    dtype: torch.dtype, tolerance: float, window: int | None
+) -> None:
+    module = attention(3, window).requires_grad_(False)
+    x, blur_logits = noise(2, CHANNELS, 10, 7), 5 * noise(2, 1, 2, 3, seed=1)
+    expected = module(x, blur_logits)
+    out = attention(3, window).to(dtype)(x.to(dtype), blur_logits.to(dtype))
+    assert out.dtype == dtype
+    assert torch.isfinite(out).all()
+    assert float((out.detach().float() - expected).abs().max()) < tolerance * float(expected.abs().max())
+
+
+# --- the block ----------------------------------------------------------------------------------------------
+
+
+def test_bpa_block_is_attention_and_gated_layer_behind_norms() -> None:
+    block = randomise(BPABlock(CHANNELS, HEAD_DIM, 3, 4, 4)).requires_grad_(False)
+    x, blur_logits = noise(1, CHANNELS, 6, 6), noise(1, 1, 3, 3, seed=1)
+
+    def normalised(t: Tensor, norm: nn.Module) -> Tensor:
+        t = (t - t.mean(1, keepdim=True)) / (t.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return t * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    y = x + block.beta * block.attention(normalised(x, block.norm1), blur_logits)
+    first, second = block.conv1(normalised(y, block.norm2)).chunk(2, dim=1)
+    expected = y + block.gamma * block.conv2(first * second)
+    torch.testing.assert_close(block(x, blur_logits), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_bpa_block_is_the_identity() -> None:
+    x = noise(1, CHANNELS, 4, 4)
+    assert torch.equal(BPABlock(CHANNELS, HEAD_DIM, 3, 4, 4)(x, noise(1, 1, 2, 2)), x)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ldp_export.cli import main
+from ldp_export.network import CONFIGS
+from ldp_export.training import TrainingError, read_config
+from ldp_export.training.config import changes
+
+RECIPES = Path(__file__).parents[3] / "models" / "recipes"
+VALID = """\
+name: a
+network: {base: small, name: other, bpa: []}
+clip: folder
+data: [{dataset: simulated, folder: scenes}]
+stages:
+  - {steps: 10, lr: 2e-4}
+  - {hours: 0.5, losses: {charbonnier: 1, blur_aware: 0.1}}
+betas: [0.9, 0.95]
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(VALID)
+    return path
+
+
+def test_a_configuration_is_read_and_goes_round(path: Path) -> None:
+    config = read_config(path)
+    assert config.network_config() == dataclasses.replace(CONFIGS["small"], name="other", bpa=())
+    assert config.stages[0].lr == 2e-4  # which YAML 1.1 reads as text
+    assert (config.stages[0].steps, config.stages[1].hours) == (10, 0.5)
+    assert config.stages[1].losses.blur_aware == 0.1
+    assert config.betas == (0.9, 0.95)
+    assert config.data[0].split == "train"
+    assert config.to_dict()["stages"][1]["losses"]["denominator"] == "target"
+
+
+def test_overrides(path: Path) -> None:
+    config = read_config(path, ["stages.0.steps=20", "stages.1.losses.blur_weighting=0.2", "network=nano", "ema=0.9"])
+    assert config.stages[0].steps == 20
+    assert (config.stages[1].losses.blur_aware, config.stages[1].losses.blur_weighting) == (0.1, 0.2)
+    assert config.network_config() == CONFIGS["nano"]
+    validation = read_config(
+        path, ["validation.data=[{dataset: simulated, folder: x}]", "validation.crops=3"]
+    ).validation
+    assert validation is not None
+    assert validation.crops == 3
+    assert changes(read_config(path).to_dict(), config.to_dict())["stages.0.steps"] == (10, 20)
+
+
+def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
+    config = read_config(path, ["stages.1.hours=null", "stages.1.steps=30"]).with_hours(2)
+    assert [(stage.steps, stage.hours) for stage in config.stages] == [(None, 0.5), (None, 1.5)]
+    with pytest.raises(TrainingError, match="came both"):
+        read_config(path).with_hours(2)
+    with pytest.raises(TrainingError, match="more than 0 hours"):
+        config.with_hours(0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.0.rate=1", "stages.0.rate: unknown key; expected steps, hours, lr"),
+        ("stages.0.lr=fast", "stages.0.lr: expected a number, came 'fast'"),
+        ("stages.0.lr=-1", "stages.0.lr: expected 0 < final_lr <= lr"),
+        ("stages.0.steps=1.5", "stages.0.steps: expected a whole number, came 1.5"),
+        ("stages.0.hours=1", "stages.0.steps: expected either steps or hours, came steps and hours"),
+        ("stages.0.losses.charbonnier=0", "stages.0.losses: expected weights"),
+        ("stages.0.losses.floor=0", "stages.0.losses.floor: expected more than 0, came 0.0"),
+        ("stages.1.losses.deviation_window=4", "losses.deviation_window: expected an odd number of px, came 4"),
+        ("stages.1.losses.blur_aware_form=hard", "blur_aware_form: expected softplus or raw, came 'hard'"),
+        ("stages=[]", "stages: expected at least one"),
+        ("data.0={dataset: simulated}", "data.0.folder: missing"),
+        ("network.base=huge", "network.base: expected nano, small or large, came 'huge'"),
+        ("network.wide=3", "network: unknown keys in the network configuration: wide"),
+        ("network=null", "network: expected a network, or `init`, came neither"),
+        ("precision=int8", "precision: expected fp32, bf16 or fp16, came 'int8'"),
+        ("betas=[0.9]", "betas: expected a list of 2"),
+        ("flip=1", "flip: expected true or false, came 1"),
+        ("ensemble=ens3", "ensemble: expected ens2,"),
+        ("ema=1", "ema: expected 0 <= ema < 1, came 1.0"),
+        ("batch=0", "batch: expected at least 1, came 0"),
+        ("seed=true", "seed: expected a whole number, came True"),
+        ("name=3", "name: expected text, came 3"),
+        ("data.1.folder=x", "--set data.1: expected a number from 0 to 0, came '1'"),
+        ("name.first=x", "--set name.first: expected keys or a list at name, came 'a'"),
+        ("batch", "expected --set KEY=VALUE, came 'batch'"),
+        ("batch=[", "--set batch: expected YAML, came '['"),
+    ],
+)
+def test_errors_name_the_key(
+    path: Path, override: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["train", str(path), "-o", str(tmp_path / "run"), "--set", override]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "3"])
+def test_what_is_no_configuration(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=r"run\.yaml: expected"):
+        read_config(path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        read_config(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_is_valid(path: Path) -> None:
+    config = read_config(path)
+    assert config.validation is not None
+    assert config.network is not None or config.init is not None
+
+
+def test_the_paper_s_recipes_follow_the_paper() -> None:
+    for name in ("small", "large"):
+        config = read_config(RECIPES / "paper" / f"{name}.yaml")
+        assert config.network_config() == CONFIGS[name]
+        assert [stage.steps for stage in config.stages] == [5_000_000, 1_000_000]
+        assert {(stage.lr, stage.final_lr) for stage in config.stages} == {(2e-4, 1e-6)}
+        first, second = (stage.losses for stage in config.stages)
+        assert (first.charbonnier, first.blur_aware, first.blur_weighting) == (1, 0, 0)
+        assert (second.charbonnier, second.blur_aware, second.blur_weighting) == (1, 0.1, 0.2)
+        assert (config.weight_decay, config.betas) == (0.0, (0.9, 0.999))  # Adam

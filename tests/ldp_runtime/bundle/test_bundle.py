@@ -1,0 +1,668 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from ldp_runtime.bundle import bundle as bundle_module
+from ldp_runtime.bundle.bundle import (
+    MANIFEST_FILE,
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
+    Bundle,
+    FileEntry,
+    Manifest,
+    find_bundle,
+    list_bundles,
+    read_manifest,
+    search_folders,
+    sha256_file,
+    write_manifest,
+)
+from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
+from ldp_runtime.errors import BundleError
+from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, tiny_manifest
+
+MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
+MEND_MANIFEST = "export the bundle again with ldp-export onnx"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def bundle(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to spoil."""
+    return shutil.copytree(pristine, tmp_path / "tiny")
+
+
+def error_of(action: Callable[[], object]) -> str:
+    with pytest.raises(BundleError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle / MANIFEST_FILE
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+# --- loading
+
+
+def test_load_gives_typed_fields_and_embeddings(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    manifest = loaded.manifest
+    assert loaded.path == bundle
+    assert manifest.name == "tiny"
+    assert (manifest.clip.patch, manifest.clip.window, manifest.clip.embed_dim) == (16, 64, EMBED_DIM)
+    assert manifest.clip.mean == (0.48, 0.46, 0.41)
+    assert [prompt.format for prompt in manifest.prompts] == ["blur-aware"] * 4 + ["dp-aware"] * 4
+    assert manifest.prompts[7].temperature == -11.0
+    assert manifest.padding.padded_size(33, 1) == (64, 32)
+    assert loaded.text_embeddings.shape == (8, EMBED_DIM)
+    assert loaded.text_embeddings.dtype == np.float32
+    assert loaded.graph("deblur") == bundle / "deblur.onnx"
+    assert loaded.graph("clip", "fp16") == bundle / "clip.fp16.onnx"
+    assert set(manifest.files) == {
+        "clip.onnx",
+        "clip.fp16.onnx",
+        "deblur.onnx",
+        "deblur.fp16.onnx",
+        "text_embeddings.npy",
+    }
+
+
+def test_manifest_survives_json(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
+def test_manifest_file_has_the_schema_first_and_the_files_last(bundle: Path) -> None:
+    keys = list(json.loads((bundle / MANIFEST_FILE).read_text()))
+    assert keys[:3] == ["schema", "schema_version", "name"]
+    assert keys[-1] == "files"
+
+
+def test_content_is_equal_for_equal_content_and_changes_with_a_file(bundle: Path, pristine: Path) -> None:
+    assert Bundle.load(bundle).content == Bundle.load(pristine).content
+    np.save(bundle / "text_embeddings.npy", np.ones((8, EMBED_DIM), np.float32))
+    rewrite(bundle)
+    assert Bundle.load(bundle).content != Bundle.load(pristine).content
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", ["clip.onnx", "clip.fp16.onnx", "deblur.onnx", "text_embeddings.npy"])
+def test_one_flipped_bit_is_found(bundle: Path, name: str) -> None:
+    entry = read_manifest(bundle).files[name]
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / name}: expected SHA-256 {entry.sha256}, came {sha256_file(bundle / name)}; {MEND_FILES}"
+    )
+
+
+def test_a_truncated_file_is_found(bundle: Path) -> None:
+    size = (bundle / "deblur.onnx").stat().st_size
+    os.truncate(bundle / "deblur.onnx", 100)
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / 'deblur.onnx'}: expected {size} bytes, came 100; {MEND_FILES}"
+    )
+
+
+def test_a_missing_file_is_found(bundle: Path) -> None:
+    (bundle / "clip.onnx").unlink()
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / 'clip.onnx'}: expected a file of the bundle, came none; {MEND_FILES}"
+    )
+
+
+def test_a_link_out_of_the_bundle_is_refused_and_one_inside_is_not(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    (bundle / "deblur.onnx").rename(outside)
+    (bundle / "deblur.onnx").symlink_to(outside)
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / 'deblur.onnx'}: expected a file inside the bundle, came a link to {outside.resolve()}; "
+        "copy the file there"
+    )
+    outside.rename(bundle / "elsewhere.onnx")
+    (bundle / "deblur.onnx").unlink()
+    (bundle / "deblur.onnx").symlink_to("elsewhere.onnx")
+    Bundle.load(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2"])
+def test_a_manifest_that_is_no_json(bundle: Path, text: str) -> None:
+    (bundle / MANIFEST_FILE).write_bytes(text.encode("utf-16"))
+    message = error_of(lambda: Bundle.load(bundle))
+    assert message.startswith(f"{bundle / MANIFEST_FILE}: expected JSON, came ")
+    assert message.endswith(MEND_FILES)
+
+
+def set_at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        inner: Any = manifest
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+
+    return change
+
+
+def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        inner: Any = manifest
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_at("schema", value="other"), "field 'schema': expected 'ldp-bundle', came \"other\""),
+        (set_at("name", value=""), "field 'name': expected a text, came \"\""),
+        (set_at("created", value="noon"), "field 'created': expected a time in ISO 8601, came \"noon\""),
+        (set_at("network", value=[]), "field 'network': expected an object, came []"),
+        (drop("clip"), "field 'clip' is missing"),
+        (set_at("clip", value=3), "field 'clip': expected an object, came 3"),
+        (drop("clip", "patch"), "field 'clip.patch' is missing"),
+        (
+            set_at("clip", "patch", value="16"),
+            "field 'clip.patch': expected an integer of at least 1, came \"16\"",
+        ),
+        (
+            set_at("clip", "patch", value=True),
+            "field 'clip.patch': expected an integer of at least 1, came true",
+        ),
+        (
+            set_at("clip", "window", value=60),
+            "field 'clip.window': expected a multiple of the patch, 16, came 60",
+        ),
+        (
+            set_at("clip", "overlap", value=49),
+            "field 'clip.overlap': expected at most 48, a patch less than a window, came 49",
+        ),
+        (set_at("clip", "mean", value=[1, 2]), "field 'clip.mean': expected three numbers, came [1, 2]"),
+        (
+            set_at("clip", "std", value=[0.3, 0, 0.3]),
+            "field 'clip.std': expected three numbers above zero, came [0.3, 0, 0.3]",
+        ),
+        (set_at("clip", "quick_gelu", value=0), "field 'clip.quick_gelu': expected true or false, came 0"),
+        (set_at("clip", "extra", value=1), "field 'clip.extra' is not part of schema version 1"),
+        (set_at("extra", value=1), "field 'extra' is not part of schema version 1"),
+        (set_at("prompts", value={}), "field 'prompts': expected a list, came {}"),
+        (set_at("prompts", 2, value="sharp"), "field 'prompts[2]': expected an object, came \"sharp\""),
+        (drop("prompts", 7), "field 'prompts': expected 8 prompts, came 7"),
+        (
+            set_at("prompts", 1, "format", value="other"),
+            "field 'prompts[1].format': expected one of blur-aware, dp-aware, came \"other\"",
+        ),
+        (
+            set_at("prompts", 4, "temperature", value=0),
+            "field 'prompts[4].temperature': expected a number other than zero, came 0",
+        ),
+        (
+            set_at("ensemble", value="all"),
+            "field 'ensemble': expected one of ens2, blur-aware, dp-aware, ens1-blur-aware, ens1-dp-aware, "
+            'came "all"',
+        ),
+        (
+            set_at("padding", "mode", value="zero"),
+            "field 'padding.mode': expected one of reflect-101, came \"zero\"",
+        ),
+        (
+            set_at("padding", "multiple", value=24),
+            "field 'padding.multiple': expected a multiple of 16, came 24",
+        ),
+        (drop("graphs", "clip", "fp32"), "field 'graphs.clip.fp32' is missing"),
+        (
+            set_at("graphs", "clip", "int4", value="clip.onnx"),
+            "field 'graphs.clip.int4' is not part of schema version 1",
+        ),
+        (
+            set_at("graphs", "deblur", "fp32", value="other.onnx"),
+            "field 'files': expected an entry for 'other.onnx' (graphs.deblur.fp32), came none",
+        ),
+        (
+            set_at("graphs", "deblur", "fp32", value="../deblur.onnx"),
+            "field 'graphs.deblur.fp32': expected a file inside the bundle (no '.', '..' or empty part), "
+            'came "../deblur.onnx"',
+        ),
+        (
+            drop("files", "text_embeddings.npy"),
+            "field 'files': expected an entry for 'text_embeddings.npy' (text embeddings), came none",
+        ),
+        (
+            set_at("tools", value={"torch": 2}),
+            "field 'tools': expected an object of texts, came {\"torch\": 2}",
+        ),
+        (set_at("engines", value=["x"]), "field 'engines[0]': expected an object, came \"x\""),
+        (
+            set_at("files", "clip.onnx", "sha256", value="ABC"),
+            "field 'files.clip.onnx.sha256': expected 64 hexadecimal digits in lower case, came \"ABC\"",
+        ),
+        (
+            set_at("files", "clip.onnx", "size", value=-1),
+            "field 'files.clip.onnx.size': expected an integer of at least 0, came -1",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named(bundle: Path, change: Callable[[dict[str, Any]], None], problem: str) -> None:
+    edit(bundle, change)
+    assert error_of(lambda: Bundle.load(bundle)) == f"{bundle / MANIFEST_FILE}: {problem}; {MEND_MANIFEST}"
+
+
+def test_every_field_is_required(pristine: Path) -> None:
+    value = read_manifest(pristine).to_json()
+    for name in value:
+        rest = {key: item for key, item in value.items() if key != name}
+        message = error_of(lambda rest=rest: Manifest.from_json(json.loads(json.dumps(rest))))
+        assert message == f"{MANIFEST_FILE}: field {name!r} is missing; {MEND_MANIFEST}"
+
+
+def test_an_unknown_schema_version(bundle: Path) -> None:
+    edit(bundle, set_at("schema_version", value=2))
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / MANIFEST_FILE}: expected schema_version 1, came 2; "
+        f"upgrade ldp if the bundle is newer, or {MEND_MANIFEST}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/etc/passwd", "no absolute path"),
+        ("../clip.onnx", "no '.', '..' or empty part"),
+        ("engines/../../x", "no '.', '..' or empty part"),
+        ("a//b", "no '.', '..' or empty part"),
+        ("C:/x", "only forward slashes, no drive"),
+        ("..\\x", "only forward slashes, no drive"),
+        (MANIFEST_FILE, "not the manifest itself"),
+    ],
+)
+def test_unsafe_names_are_refused(bundle: Path, name: str, reason: str) -> None:
+    edit(bundle, set_at("files", name, value={"sha256": "0" * 64, "size": 0}))
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / MANIFEST_FILE}: field 'files': expected files inside the bundle ({reason}), "
+        f"came {name!r}; {MEND_MANIFEST}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("array", "came"),
+    [
+        (np.zeros((7, EMBED_DIM), np.float32), f"(7, {EMBED_DIM}) float32"),
+        (np.zeros((8, EMBED_DIM + 1), np.float32), f"(8, {EMBED_DIM + 1}) float32"),
+        (np.zeros((8, EMBED_DIM)), f"(8, {EMBED_DIM}) float64"),
+    ],
+)
+def test_embeddings_of_another_shape(bundle: Path, array: np.ndarray, came: str) -> None:
+    np.save(bundle / "text_embeddings.npy", array)
+    rewrite(bundle)
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / 'text_embeddings.npy'}: expected shape (8, {EMBED_DIM}) float32, came {came}; {MEND_FILES}"
+    )
+
+
+def test_pickled_or_broken_embeddings_are_not_loaded(bundle: Path) -> None:
+    path = bundle / "text_embeddings.npy"
+    for spoil in (
+        lambda: path.write_bytes(pickle.dumps([{}] * 8)),
+        lambda: path.write_bytes(b"no array"),
+        lambda: path.write_bytes(b""),
+    ):
+        spoil()
+        rewrite(bundle)
+        message = error_of(lambda: Bundle.load(bundle))
+        assert message.startswith(f"{path}: expected a plain NumPy array, came something else (")
+        assert message.endswith(MEND_FILES)
+    np.save(path, np.array([{}] * 8), allow_pickle=True)
+    rewrite(bundle)
+    assert "came something else ((8,) object)" in error_of(lambda: Bundle.load(bundle))
+    np.save(path, np.full((8, EMBED_DIM), np.nan, np.float32))
+    rewrite(bundle)
+    assert error_of(lambda: Bundle.load(bundle)) == f"{path}: expected finite numbers, came NaN or Inf; {MEND_FILES}"
+
+
+def test_a_precision_that_the_bundle_lacks(bundle: Path) -> None:
+    rewrite(bundle, graphs={"clip": {"fp32": "clip.onnx"}, "deblur": {"fp32": "deblur.onnx"}})
+    loaded = Bundle.load(bundle)
+    assert error_of(lambda: loaded.graph("deblur", "fp16")) == (
+        f"expected a fp16 deblur graph in bundle 'tiny', came fp32; choose another precision or {MEND_MANIFEST}"
+    )
+
+
+# --- weights beside the graph
+
+
+def with_external_data(bundle: Path, location: str = "deblur.onnx.data") -> None:
+    model = onnx.load(bundle / "deblur.onnx")
+    onnx.save_model(model, bundle / "deblur.onnx", save_as_external_data=True, location=location, size_threshold=0)
+
+
+def test_external_data_is_listed_and_verified(bundle: Path) -> None:
+    with_external_data(bundle)
+    rewrite(bundle)
+    assert "deblur.onnx.data" in Bundle.load(bundle).manifest.files
+    os.truncate(bundle / "deblur.onnx.data", 10)
+    assert f"{bundle / 'deblur.onnx.data'}: expected " in error_of(lambda: Bundle.load(bundle))
+
+
+def test_external_data_that_is_not_listed_is_refused(bundle: Path) -> None:
+    with_external_data(bundle)
+    rewrite(bundle)
+    edit(bundle, drop("files", "deblur.onnx.data"))
+    assert error_of(lambda: Bundle.load(bundle)) == (
+        f"{bundle / MANIFEST_FILE}: expected 'deblur.onnx.data', which 'deblur.onnx' keeps weights in, "
+        f"among 'files', came no such entry; {MEND_MANIFEST}"
+    )
+
+
+@pytest.mark.parametrize("location", ["../weights.data", "/weights.data"])
+def test_external_data_outside_the_bundle_is_refused(bundle: Path, location: str) -> None:
+    model = onnx.load(bundle / "clip.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.ClearField("raw_data")
+    tensor.external_data.add(key="location", value=location)
+    (bundle / "clip.onnx").write_bytes(model.SerializeToString())
+    message = error_of(lambda: rewrite(bundle))
+    assert message.startswith(
+        f"{bundle / 'clip.onnx'}: expected weights in a file inside the bundle, came {location!r} ("
+    )
+
+
+def test_weights_beyond_the_end_of_their_file_are_refused(bundle: Path) -> None:
+    with_external_data(bundle)
+    rewrite(bundle)
+    os.truncate(bundle / "deblur.onnx.data", 10)
+    entry = {"size": 10, "sha256": sha256_file(bundle / "deblur.onnx.data")}
+    edit(bundle, set_at("files", "deblur.onnx.data", value=entry))
+    assert "expected weights within the 10 bytes of 'deblur.onnx.data', came bytes " in error_of(
+        lambda: Bundle.load(bundle)
+    )
+
+
+def test_weights_at_an_address_in_memory_are_refused(bundle: Path) -> None:
+    """ONNX Runtime takes the offset of this location for an address, even where a file of that name is listed."""
+    location = "*/_ORT_MEM_ADDR_/*"
+    model = onnx.load(bundle / "deblur.onnx")
+    tensor = model.graph.initializer[-1]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.ClearField("raw_data")
+    tensor.external_data.add(key="location", value=location)
+    (bundle / "deblur.onnx").write_bytes(model.SerializeToString())
+    (bundle / location).parent.mkdir(parents=True)
+    (bundle / location).write_bytes(bytes(10**6))
+    assert "only letters, digits and . _ + -" in error_of(lambda: rewrite(bundle))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x0a\xff\xff\xff\x0f", b"\x3a\x05\x01", b"\xff" * 30, b"no graph"])
+def test_what_is_no_protobuf_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / "deblur.onnx").write_bytes(content)
+    message = error_of(lambda: rewrite(bundle))
+    assert message.startswith(f"{bundle / 'deblur.onnx'}: expected an ONNX graph, came something else (")
+
+
+# --- writing
+
+
+def test_write_lists_hashes_and_sizes_and_extra_files(bundle: Path) -> None:
+    (bundle / "README.md").write_text("card")
+    (bundle / "engines").mkdir()
+    (bundle / "engines" / "a.engine").write_bytes(b"plan")
+    stale = {"gone.onnx": FileEntry("0" * 64, 1)}
+    manifest = dataclasses.replace(tiny_manifest(), files=stale)
+    written = write_manifest(bundle, manifest, ["README.md", "engines/a.engine"])
+    assert written == read_manifest(bundle)
+    assert "gone.onnx" not in written.files
+    assert written.files["README.md"].size == 4
+    assert written.files["engines/a.engine"] == FileEntry(sha256_file(bundle / "engines" / "a.engine"), 4)
+    Bundle.load(bundle)
+
+
+def test_a_failed_write_leaves_the_old_manifest_and_nothing_else(bundle: Path) -> None:
+    before = (bundle / MANIFEST_FILE).read_bytes()
+    names = sorted(path.name for path in bundle.iterdir())
+    assert "plain JSON values" in error_of(lambda: rewrite(bundle, parity={"psnr": np.float32(50)}))
+    assert "plain JSON values" in error_of(lambda: rewrite(bundle, parity={"psnr": float("nan")}))
+    assert "field 'created'" in error_of(lambda: rewrite(bundle, created="today"))
+    assert "expected a file of the bundle, came none" in error_of(
+        lambda: write_manifest(bundle, tiny_manifest(), ["missing"])
+    )
+    assert (bundle / MANIFEST_FILE).read_bytes() == before
+    assert sorted(path.name for path in bundle.iterdir()) == names
+
+
+# --- finding
+
+
+def test_a_folder_or_a_name_is_found(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle(str(pristine)) == pristine
+    monkeypatch.setenv("LDP_BUNDLES", os.pathsep.join([str(tmp_path / "none"), str(pristine.parent)]))
+    assert find_bundle("tiny") == pristine
+    shutil.copytree(pristine, tmp_path / "models" / "tiny")
+    shutil.copytree(pristine, tmp_path / "models" / "second")
+    assert find_bundle("tiny") == pristine, "LDP_BUNDLES comes before ./models"
+    assert find_bundle("second") == Path("models", "second")
+    assert {"tiny", "second"} <= set(list_bundles())
+    monkeypatch.delenv("LDP_BUNDLES")
+    assert find_bundle("tiny") == Path("models", "tiny")
+
+
+def test_a_loaded_bundle_does_not_depend_on_the_working_folder(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pristine.parent)
+    loaded = Bundle.load("tiny")
+    monkeypatch.chdir(tmp_path)
+    assert loaded.graph("clip").is_file()
+
+
+def test_each_folder_is_searched_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    monkeypatch.setenv("LDP_BUNDLES", os.pathsep.join(["a", "models", str(tmp_path / "a")]))
+    assert search_folders()[:2] == [Path("a"), Path("models")]
+    assert Path("models") not in search_folders()[2:]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "..", "models/none", ""])
+def test_a_missing_bundle_says_where_it_was_looked_for_and_what_there_is(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LDP_BUNDLES", str(pristine.parent))
+    message = error_of(lambda: find_bundle(name))
+    assert re.fullmatch(
+        rf"expected a folder with bundle\.json or the name of a bundle, came {name!r}; "
+        rf"looked in {re.escape(str(pristine.parent))}, models, .*; found there: .*tiny.*; "
+        r"give one of these, or set LDP_BUNDLES to the folder that holds yours",
+        message,
+    )
+
+
+# --- hostile bundles: SECURITY.md promises each of these
+
+
+def relist(bundle: Path, name: str) -> None:
+    """Puts the true size and hash of a file into the manifest, as whoever forges a bundle would."""
+    entry = {"size": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)}
+    edit(bundle, set_at("files", name, value=entry))
+
+
+def test_a_manifest_of_a_million_entries_is_not_parsed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = json.loads((bundle / MANIFEST_FILE).read_text())
+    entry = {"sha256": "0" * 64, "size": 1}
+    value["files"] |= {f"{i}": entry for i in range(MAX_FILES + 1)}
+    (bundle / MANIFEST_FILE).write_text(json.dumps(value))
+    assert f"field 'files': expected at most {MAX_FILES} files, came {MAX_FILES + 6}" in error_of(
+        lambda: Bundle.load(bundle)
+    )
+    with (bundle / MANIFEST_FILE).open("wb") as file:
+        file.write(b'{"files": {')
+        file.writelines(b'"%d": {"sha256": "", "size": 1},' % i for i in range(10**6))
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("parsed"))
+    assert error_of(lambda: read_manifest(bundle)) == (
+        f"{bundle / MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, came more; {MEND_FILES}"
+    )
+
+
+@pytest.mark.parametrize("depth", [40, 100_000])
+def test_a_deep_manifest_is_refused(bundle: Path, depth: int) -> None:
+    text = (bundle / MANIFEST_FILE).read_text()
+    nested = '{"a":' * depth + "1" + "}" * depth
+    (bundle / MANIFEST_FILE).write_text(text.replace('"training": {}', f'"training": {nested}'))
+    assert "expected at most 32 objects and lists inside each other" in error_of(lambda: Bundle.load(bundle))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        ('"name": "tiny"', '"name": "tiny", "name": "other"', "the field 'name' twice"),
+        ('"offset": 1.0', '"offset": NaN', "NaN, which is no JSON"),
+        ('"offset": 1.0', '"offset": -Infinity', "-Infinity, which is no JSON"),
+        ('"offset": 1.0', '"offset": 1e999', "field 'prompts[0].offset': expected a finite number"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 400}', "field 'prompts[0].offset': expected a finite number"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, came "),
+        ('"window": 64', f'"window": {2**40}', "field 'clip.window': expected an integer of at most 4096"),
+        ('"multiple": 32', '"multiple": 1048576', "field 'padding.multiple': expected an integer of at most 4096"),
+        ('"embed_dim": 24', f'"embed_dim": {10**12}', "field 'clip.embed_dim': expected an integer of at most"),
+        ('"config": "tiny"', '"encoder": 3', "field 'network.encoder': expected a list"),
+        ('"config": "tiny"', '"stem": 0', "field 'network.stem': expected an integer of at least 1"),
+        ('"config": "tiny"', '"window": "all"', "field 'network.window': expected an integer of at least 1"),
+        ('"name": "tiny"', '"name": "tiny\\u001b[2J"', "field 'name': expected a text of printable characters"),
+        ('"name": "tiny"', '"name": "\\ud800"', "field 'name': expected a text of printable characters"),
+        ('"fp32": "clip.onnx"', '"fp32": "clip.xml"', "expected a file whose name ends in .onnx"),
+        ('"clip.onnx": {', f'"{"a" * 300}": {{', "at most 200 characters"),
+    ],
+)
+def test_hostile_values_are_refused(bundle: Path, before: str, after: str, problem: str) -> None:
+    text = (bundle / MANIFEST_FILE).read_text()
+    assert before in text
+    (bundle / MANIFEST_FILE).write_text(text.replace(before, after, 1))
+    assert problem in error_of(lambda: Bundle.load(bundle))
+
+
+def test_what_is_no_file_is_not_waited_for(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "clip.onnx").unlink()
+    os.mkfifo(bundle / "clip.onnx")
+    assert "expected a file of the bundle, came none" in error_of(lambda: Bundle.load(bundle))
+    (bundle / MANIFEST_FILE).unlink()
+    os.mkfifo(bundle / MANIFEST_FILE)
+    assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
+    (bundle / MANIFEST_FILE).unlink()
+    (bundle / MANIFEST_FILE).symlink_to("/dev/zero")
+    assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
+
+
+def test_a_link_to_itself_is_no_file(bundle: Path) -> None:
+    (bundle / "clip.onnx").unlink()
+    (bundle / "clip.onnx").symlink_to("clip.onnx")
+    assert "expected a file of the bundle, came none" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (bundle / "clip.onnx").rename(tmp_path / "outside" / "clip.onnx")
+    (bundle / "inner").symlink_to(tmp_path / "outside")
+    text = (bundle / MANIFEST_FILE).read_text()
+    (bundle / MANIFEST_FILE).write_text(text.replace('"clip.onnx"', '"inner/clip.onnx"'))
+    assert "expected a file inside the bundle, came a link to" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_name_too_long_for_the_system_is_an_error_of_ours(bundle: Path) -> None:
+    assert "File name too long" in error_of(lambda: find_bundle("a" * 5000))
+
+
+@pytest.mark.parametrize("name", ["deblur.onnx", "text_embeddings.npy"])
+def test_no_byte_is_parsed_before_its_hash_is_checked(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parser in ("_read_graph", "_read_text_embeddings"):
+        real = getattr(bundle_module, parser)
+
+        def parse(path: Path, *rest: Any, real: Any = real) -> Any:
+            assert path.name != name, "parsed"
+            return real(path, *rest)
+
+        monkeypatch.setattr(bundle_module, parser, parse)
+    content = bytearray((bundle / name).read_bytes())
+    content[-1] ^= 1
+    (bundle / name).write_bytes(content)
+    assert "expected SHA-256" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_graph_that_changes_after_it_was_verified_is_not_opened(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    assert loaded.graph("deblur") == bundle / "deblur.onnx"
+    other = bundle / "other"
+    other.write_bytes((bundle / "deblur.onnx").read_bytes())
+    os.replace(other, bundle / "deblur.onnx")
+    assert error_of(lambda: loaded.graph("deblur")) == (
+        f"{bundle / 'deblur.onnx'}: expected the file that was verified, came another; load the bundle again"
+    )
+    loaded.graph("clip")
+
+
+def test_embeddings_whose_header_claims_much_take_no_memory(bundle: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 10000000000), }\n"
+    claims = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    zipped = io.BytesIO()
+    np.savez(zipped, a=np.zeros(3))
+    for content in (claims, zipped.getvalue(), b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535):
+        (bundle / "text_embeddings.npy").write_bytes(content)
+        relist(bundle, "text_embeddings.npy")
+        assert str(bundle / "text_embeddings.npy") in error_of(lambda: Bundle.load(bundle))
+
+
+def test_a_graph_of_another_opset_than_the_manifest_says(bundle: Path) -> None:
+    edit(bundle, set_at("opset", value=19))
+    assert "expected opset 19, as the manifest says, came 20" in error_of(lambda: Bundle.load(bundle))
+
+
+def test_an_engine_is_read_no_further_than_its_size(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    path = bundle / "engines" / "a.engine"
+    path.write_bytes(b"plan")
+    shapes = ShapeRange((1, 6, 64, 64), (1, 6, 64, 64), (1, 6, 64, 64))
+    digest = sha256_file(path)
+    entry = EngineEntry(
+        "deblur", "rtx", "1", ("sm_89",), "fp16", {"pair": shapes}, "0" * 64, "engines/a.engine", digest, 4
+    )
+    rewrite(bundle, engines=(entry,))
+    loaded = Bundle.load(bundle)
+    assert loaded.read_engine(entry) == b"plan"
+    os.truncate(path, 10**12)
+    assert "came more bytes" in error_of(lambda: loaded.read_engine(entry))
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a regular file" in error_of(lambda: loaded.read_engine(entry))

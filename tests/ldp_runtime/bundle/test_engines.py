@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldp_runtime.bundle.bundle import MANIFEST_FILE, Bundle, Manifest, read_manifest, save_manifest
+from ldp_runtime.bundle.engines import (
+    EngineEntry,
+    ShapeRange,
+    architecture_number,
+    clip_shapes,
+    deblur_shapes,
+    engine_key,
+    nearest,
+)
+from ldp_runtime.errors import BackendError, BundleError
+from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, clip_batch
+from tests.ldp_runtime.tiny_bundle import PATCH, make_tiny_bundle, rewrite
+
+VERSION = "1.7.1"
+TARGETS = ("sm_86", "sm_89")
+SMALL, MIDDLE, LARGE = (64, 64), (128, 192), (256, 384)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine, tmp_path / "tiny")
+
+
+def profile(*sizes: tuple[int, int]) -> dict[str, ShapeRange]:
+    """The deblur graph's, from the smallest to the largest of three sizes, or of one."""
+    low, opt, high = (deblur_shapes(*size, PATCH) for size in (sizes if len(sizes) == 3 else sizes * 3))
+    return {name: ShapeRange(low[name], opt[name], high[name]) for name in low}
+
+
+def add_engine(folder: Path, content: bytes = b"plan", **changes: Any) -> EngineEntry:
+    """Puts an engine of the deblur graph into a bundle; its key is right for what the entry says."""
+    bundle = Bundle.load(folder)
+    parts = {
+        "kind": "deblur",
+        "flavour": "rtx",
+        "version": VERSION,
+        "targets": TARGETS,
+        "precision": "fp16",
+        "profile": profile(SMALL, MIDDLE, LARGE),
+        **changes,
+    }
+    key = engine_key(bundle.graph_hash(parts["kind"], "fp16"), **parts)
+    file = f"engines/{key[:8]}.engine"
+    (folder / "engines").mkdir(exist_ok=True)
+    (folder / file).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry = EngineEntry(**parts, key=key, file=file, sha256=sha256, size=len(content))
+    manifest = read_manifest(folder)
+    save_manifest(folder, dataclasses.replace(manifest, engines=(*manifest.engines, entry)))
+    return entry
+
+
+def find(folder: Path, size: tuple[int, int] = MIDDLE, **changes: Any) -> EngineEntry:
+    asked: dict[str, Any] = {"flavour": "rtx", "version": VERSION, "arch": "sm_89", **changes}
+    return Bundle.load(folder).find_engine("deblur", shapes=deblur_shapes(*size, PATCH), **asked)
+
+
+# --- lookup
+
+
+def test_an_engine_is_found_and_read(folder: Path) -> None:
+    entry = add_engine(folder)
+    bundle = Bundle.load(folder)
+    assert bundle.manifest.engines == (entry,)
+    assert Manifest.from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
+    for size in (SMALL, MIDDLE, LARGE, (64, 384)):
+        assert find(folder, size) == entry
+    assert find(folder, arch="sm_86") == entry
+    assert bundle.read_engine(entry) == b"plan"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"version": "1.7.2"},
+        {"flavour": "tensorrt"},
+        {"arch": "sm_75"},
+        {"arch": "sm_90"},
+        {"size": (288, 384)},
+        {"size": (32, 64)},
+        {"size": (64, 416)},
+    ],
+)
+def test_an_engine_of_something_else_is_not_taken(folder: Path, asked: dict[str, Any]) -> None:
+    add_engine(folder)
+    with pytest.raises(BackendError) as caught:
+        find(folder, **asked)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "deblur by TensorRT-RTX 1.7.1 for sm_86, sm_89: pair 1x6x64x64 to 1x6x256x384" in message
+    assert f"build one with ldp-export engine {folder}" in message
+
+
+def test_an_engine_of_another_graph_is_not_taken(folder: Path, tmp_path: Path) -> None:
+    entry = add_engine(folder)
+    shutil.copy(make_tiny_bundle(tmp_path / "other", seed=1) / "deblur.fp16.onnx", folder / "deblur.fp16.onnx")
+    rewrite(folder, engines=(entry,))
+    assert Bundle.load(folder).manifest.engines == (entry,)
+    with pytest.raises(BackendError, match="came no engine of its graph"):
+        find(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "1.7.2"},
+        {"flavour": "tensorrt"},
+        {"targets": ("sm_90",)},
+        {"profile": profile((32, 32), MIDDLE, (512, 512))},
+        {"precision": "int8"},
+    ],
+)
+def test_a_manifest_cannot_claim_another_origin(folder: Path, change: dict[str, Any]) -> None:
+    entry = dataclasses.replace(add_engine(folder), **change)
+    save_manifest(folder, dataclasses.replace(read_manifest(folder), engines=(entry,)))
+    with pytest.raises(BackendError):
+        find(folder, version=entry.version, flavour=entry.flavour, arch=entry.targets[-1])
+
+
+def test_a_fixed_size_comes_first_and_else_the_nearest(folder: Path) -> None:
+    wide = add_engine(folder, profile=profile(SMALL, SMALL, (1024, 1024)))
+    tuned = add_engine(folder, profile=profile(SMALL, LARGE, (1024, 1024)))
+    fixed = add_engine(folder, profile=profile(MIDDLE))
+    assert find(folder, MIDDLE) == fixed
+    assert find(folder, LARGE) == tuned
+    assert find(folder, (64, 96)) == wide
+    assert nearest([fixed], deblur_shapes(*LARGE, PATCH)) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"plan!", b"plam", None])
+def test_a_damaged_engine_is_refused(folder: Path, content: bytes | None) -> None:
+    entry = add_engine(folder)
+    path = folder / entry.file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    bundle = Bundle.load(folder)  # the rest of the bundle is whole
+    with pytest.raises(BundleError, match="build it again with ldp-export engine"):
+        bundle.read_engine(entry)
+
+
+def test_a_link_out_of_the_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
+    entry = add_engine(folder)
+    (folder / entry.file).rename(tmp_path / "plan")
+    (folder / entry.file).symlink_to(tmp_path / "plan")
+    with pytest.raises(BundleError, match="a link to elsewhere"):
+        Bundle.load(folder).read_engine(entry)
+
+
+# --- keys and shapes
+
+
+def test_the_key_depends_on_everything_but_order() -> None:
+    base: dict[str, Any] = {
+        "graph": "a" * 64,
+        "kind": "deblur",
+        "flavour": "rtx",
+        "version": VERSION,
+        "targets": TARGETS,
+        "precision": "fp16",
+        "profile": profile(SMALL, MIDDLE, LARGE),
+    }
+    key = engine_key(**base)
+    assert engine_key(**{**base, "targets": TARGETS[::-1]}) == key
+    assert engine_key(**{**base, "profile": dict(reversed(base["profile"].items()))}) == key
+    others = {
+        "graph": "b" * 64,
+        "kind": "clip",
+        "flavour": "tensorrt",
+        "version": "1.7.2",
+        "targets": ("sm_86",),
+        "precision": "fp32",
+        "profile": profile(SMALL, LARGE, LARGE),
+    }
+    keys = {engine_key(**{**base, name: value}) for name, value in others.items()}
+    assert len(keys | {key}) == 8
+
+
+def test_shapes_of_both_graphs() -> None:
+    assert deblur_shapes(64, 96, 32) == {"pair": (1, 6, 64, 96), "blur_logits": (1, 1, 2, 3)}
+    assert clip_shapes(5, 448) == {"stereo": (5, 3, 448, 896), "center": (5, 3, 448, 448)}
+
+
+def test_architectures() -> None:
+    assert [architecture_number(name) for name in ("sm_75", "sm_120")] == [75, 120]
+    for wrong in ("75", "sm75", "sm_", "sm_8x", "SM_80", "sm_-1", "sm_8²"):
+        with pytest.raises(ValueError, match="expected an architecture such as sm_89"):
+            architecture_number(wrong)
+
+
+@given(st.integers(1, 1000), st.integers(1, 100))
+def test_batches_are_the_fewest_and_nearly_equal(windows: int, limit: int) -> None:
+    batch = clip_batch(windows, limit)
+    batches = -(-windows // batch)
+    assert 1 <= batch <= limit
+    assert batches == -(-windows // limit)
+    assert batches * batch - windows < batches
+
+
+def test_batches_by_hand() -> None:
+    assert [clip_batch(n) for n in (1, 20, 64, 65, 130)] == [1, 20, 64, 33, 44]
+    assert ENGINE_CLIP_BATCH == 64
+    for windows, limit in ((0, 64), (5, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            clip_batch(windows, limit)
+
+
+# --- the schema
+
+
+def set_to(name: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda entry: entry.update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_to("kind", "blur"), "field 'engines[0].kind': expected one of clip, deblur"),
+        (set_to("flavour", "lean"), "field 'engines[0].flavour': expected one of rtx, tensorrt"),
+        (set_to("version", ""), "field 'engines[0].version': expected a text"),
+        (set_to("targets", []), "field 'engines[0].targets': expected architectures such as sm_89, rising"),
+        (set_to("targets", ["sm_89", "sm_86"]), "field 'engines[0].targets': expected architectures"),
+        (set_to("targets", ["89"]), "field 'engines[0].targets': expected architectures"),
+        (set_to("precision", "fp32"), "field 'engines[0].precision': expected one of fp16, int8"),
+        (set_to("profile", {}), "field 'engines[0].profile': expected the shapes of each input"),
+        (set_to("profile", {"pair": {"min": [1], "opt": [1]}}), "field 'engines[0].profile.pair.max' is missing"),
+        (set_to("profile", {"pair": {"min": [1], "opt": [0], "max": [1]}}), "expected a list of sizes"),
+        (set_to("profile", {"pair": {"min": [2], "opt": [1], "max": [3]}}), "expected sizes from those of min"),
+        (set_to("profile", {"pair": {"min": [1], "opt": [1, 1], "max": [3]}}), "expected sizes from those of min"),
+        (set_to("key", "abc"), "field 'engines[0].key': expected 64 hexadecimal digits"),
+        (set_to("file", "deblur.engine"), "field 'engines[0].file': expected a file in engines/"),
+        (set_to("file", "engines/../../x"), "field 'engines[0].file': expected a file inside the bundle"),
+        (set_to("sha256", "A" * 64), "field 'engines[0].sha256': expected 64 hexadecimal digits"),
+        (set_to("size", 0), "field 'engines[0].size': expected an integer of at least 1"),
+        (set_to("colour", "red"), "field 'engines[0].colour' is not part of schema version 1"),
+        (lambda entry: entry.pop("file"), "field 'engines[0].file' is missing"),
+    ],
+)
+def test_a_wrong_entry_is_named(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    add_engine(folder)
+    value = json.loads((folder / MANIFEST_FILE).read_text())
+    change(value["engines"][0])
+    (folder / MANIFEST_FILE).write_text(json.dumps(value))
+    with pytest.raises(BundleError) as caught:
+        read_manifest(folder)
+    assert message in str(caught.value)

@@ -1,0 +1,677 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+import ldp_runtime
+from ldp_runtime import deblurrer as pipeline
+from ldp_runtime.backends import BACKENDS
+from ldp_runtime.backends.openvino import OpenVinoBackend
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.deblurrer import BlurMapResult, Deblurrer, Result
+from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
+from ldp_runtime.stages import pixels as stages
+from ldp_runtime.stages.blur_map import alpha
+from ldp_runtime.stages.tiles import TileError
+from tests.ldp_runtime.tiny_bundle import (
+    MEAN,
+    OVERLAP,
+    PADDING_MULTIPLE,
+    PATCH,
+    STD,
+    WINDOW,
+    deblur_graph,
+    make_tiny_bundle,
+    rewrite,
+)
+from tests.ldp_runtime.whole import prepare, to_image
+
+MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def exact(bundle: Path) -> Deblurrer:
+    return Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    """A tiny bundle to change."""
+    return make_tiny_bundle(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
+
+
+def a_pair(h: int, w: int, dtype: type = np.uint8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    left, right = rng.integers(0, np.iinfo(dtype).max, (2, h, w, 3), dtype=dtype, endpoint=True)
+    return left, right
+
+
+def assert_same(a: Result, b: Result) -> None:
+    np.testing.assert_array_equal(a.restored, b.restored)
+    np.testing.assert_array_equal(a.blur_map, b.blur_map)
+    np.testing.assert_array_equal(a.blur_logits, b.blur_logits)
+
+
+# --- the whole pipeline against a slow transcription of the design
+
+
+def transcribed(folder: Path, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Restored image in [0, 1] without the last rounding, and blur logits, in float64 but for the graphs."""
+    bundle = Bundle.load(folder)
+    top = float(np.iinfo(left.dtype).max)
+
+    def pad(image: np.ndarray, multiple: int, least: int) -> np.ndarray:
+        for axis in (0, 1):
+            n = image.shape[axis]
+            size = max(-(-n // multiple) * multiple, least)
+            width = [(0, 0)] * 3
+            width[axis] = (0, size - n)
+            image = np.pad(image, width, mode="reflect" if n > 1 else "edge")
+        return image
+
+    L, R = (pad(view / top, PADDING_MULTIPLE, 0) for view in (left, right))
+    H, W = L.shape[:2]
+    l_clip, r_clip = pad(L, 1, WINDOW), pad(R, 1, WINDOW)
+    mean, std = np.array(MEAN), np.array(STD)
+    graph = {t.name: numpy_helper.to_array(t) for t in onnx.load(folder / "clip.onnx").graph.initializer}
+    weight, bias = (value.astype(float) for value in graph.values())
+
+    def encode(canvas: np.ndarray) -> np.ndarray:  # (y, x, 3) to (y / p, x / p, c)
+        x = (canvas - mean) / std
+        x = x.reshape(x.shape[0] // PATCH, PATCH, x.shape[1] // PATCH, PATCH, 3)
+        return np.einsum("iyjxc,ocyx->ijo", x, weight) + bias
+
+    def origins(side: int) -> list[int]:
+        grid, g, shared = side // PATCH, WINDOW // PATCH, OVERLAP // PATCH
+        count = math.ceil((grid - shared) / (g - shared))
+        return [PATCH * math.floor(i * (grid - g) / max(count - 1, 1)) for i in range(count)]
+
+    g = WINDOW // PATCH
+    total = np.zeros((l_clip.shape[0] // PATCH, l_clip.shape[1] // PATCH))
+    weights = np.zeros_like(total)
+    for y0 in origins(l_clip.shape[0]):
+        for x0 in origins(l_clip.shape[1]):
+            l_region = l_clip[y0 : y0 + WINDOW, x0 : x0 + WINDOW]
+            r_region = r_clip[y0 : y0 + WINDOW, x0 : x0 + WINDOW]
+            stereo = encode(np.concatenate([l_region, r_region[:, ::-1]], axis=1))
+            center = encode((l_region + r_region) / 2)
+            for i, j in np.ndindex(g, g):
+                blurred = []
+                for prompt, t in zip(bundle.manifest.prompts, bundle.text_embeddings, strict=True):
+                    dp = prompt.format == "dp-aware"
+                    f = (stereo[i, j] + stereo[i, 2 * g - 1 - j]) / 2 if dp else center[i, j]
+                    cosine = f @ t / np.linalg.norm(f) / np.linalg.norm(t)
+                    m = 1 / (1 + math.exp(-(100 * cosine - prompt.offset) / prompt.temperature))
+                    blurred.append(1 - m if dp else m)
+                p = sum(blurred) / 8
+                weight_here = min(i + 1, g - i) * min(j + 1, g - j)
+                total[y0 // PATCH + i, x0 // PATCH + j] += weight_here * math.log(p / (1 - p))
+                weights[y0 // PATCH + i, x0 // PATCH + j] += weight_here
+    logits = (total / weights)[: H // PATCH, : W // PATCH]
+    feeds = {
+        "pair": np.concatenate([L, R], axis=2).transpose(2, 0, 1)[None].astype(np.float32),
+        "blur_logits": logits[None, None].astype(np.float32),
+    }
+    session = ort.InferenceSession(folder / "deblur.onnx", providers=["CPUExecutionProvider"])
+    restored = session.run(["restored"], feeds)[0][0].transpose(1, 2, 0)
+    return restored[: left.shape[0], : left.shape[1]], logits
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(64, 64), (33, 33), (50, 100), (100, 210), (1, 1), (1, 70), (70, 1), (2, 3)])
+def test_pipeline_is_the_design(exact: Deblurrer, bundle: Path, size: tuple[int, int], dtype: type) -> None:
+    left, right = a_pair(*size, dtype)
+    result = exact(left, right)
+    restored, logits = transcribed(bundle, left, right)
+    assert isinstance(result, Result)
+    assert result.restored.shape == left.shape
+    assert result.restored.dtype == dtype
+    np.testing.assert_allclose(result.blur_logits, logits, atol=1e-4)
+    top = np.iinfo(dtype).max
+    expected = np.clip(restored.astype(float), 0, 1) * top
+    assert np.abs(result.restored - expected).max() <= 0.5 + (0.2 if dtype == np.uint16 else 1e-3)
+    assert result.blur_map.shape == left.shape[:2]
+    assert result.blur_map.dtype == np.float32
+    center = (left.astype(float) + right) / 2
+    assert np.abs(result.restored - center).max() > 0.004 * top, "the network does nothing here"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_value_survives_when_the_network_adds_nothing(spoilt: Path, dtype: type) -> None:
+    onnx.save(deblur_graph(np.random.default_rng(0), np.dtype(np.float32), gain=0.0), spoilt / "deblur.onnx")
+    rewrite(spoilt)
+    values = np.arange(np.iinfo(dtype).max + 1).astype(dtype)
+    image = np.resize(values, (-(-values.size // 250), 250, 3))
+    deblurrer = Deblurrer.from_bundle(spoilt, threads=1)
+    np.testing.assert_array_equal(deblurrer(image, image).restored, image)
+
+
+def test_bf16_or_whatever_auto_takes_is_near_fp32(exact: Deblurrer, bundle: Path) -> None:
+    left, right = a_pair(100, 130, np.uint16)
+    auto = Deblurrer.from_bundle(bundle, threads=1)
+    assert auto.backend == "openvino"
+    result, expected = auto(left, right), exact(left, right)
+    assert (result.backend, result.precision) == ("openvino", auto.precision)
+    assert np.abs(result.restored.astype(int) - expected.restored).max() < 0.004 * 65535
+    assert np.abs(result.blur_logits - expected.blur_logits).max() < 0.02
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_fp16_runs_the_fp16_graphs(bundle: Path, exact: Deblurrer, backend: str) -> None:
+    left, right = a_pair(40, 70, np.uint16)
+    result = Deblurrer.from_bundle(bundle, backend=backend, precision="fp16", threads=1)(left, right)
+    expected = exact(left, right)
+    assert result.precision == "fp16"
+    error = np.abs(result.restored.astype(int) - expected.restored).max()
+    assert 0 < error < 0.001 * 65535
+    assert 0 < np.abs(result.blur_logits - expected.blur_logits).max() < 0.005
+
+
+# --- flip geometry
+
+
+def canvases(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Stereo canvas and center view of a pair padded to 64 x 64 and not normalised."""
+    pair = prepare(left, right, (64, 64))
+    stereo, center = stages.canvases([pair[0]], (0, 0, 0), (1, 1, 1))
+    return stereo[0], center[0]
+
+
+def test_the_pair_is_padded_first_and_then_flipped() -> None:
+    """An image 33 px wide: column x of the canvas mirrors to 2 W - 1 - x with W = 64, not with 33."""
+    left, _ = a_pair(20, 33)
+    stereo, center = canvases(left, left)
+    assert stereo.shape == (3, 64, 128)
+    for x in range(64):
+        np.testing.assert_array_equal(stereo[:, :, x], stereo[:, :, 127 - x])
+    np.testing.assert_array_equal(stereo[0, :20, :33], left[..., 0] / np.float32(255))
+    np.testing.assert_array_equal(center, stereo[:, :, :64])
+    flipped_first = prepare(left, left[:, ::-1], (64, 64))[0, 3:]
+    assert not np.array_equal(stereo[:, :, 64:], flipped_first), "the other order must differ, or this is no test"
+
+
+def test_token_j_mirrors_to_the_last_minus_j() -> None:
+    """Features that ignore a flip (means of patches): alpha gives the mean of both views, place by place."""
+    left, right = a_pair(20, 33)
+    stereo, center = canvases(left, right)
+
+    def tokens(canvas: np.ndarray) -> np.ndarray:  # (3, y, x) to (y / p, x / p, 3)
+        c, h, w = canvas.shape
+        return canvas.reshape(c, h // PATCH, PATCH, w // PATCH, PATCH).mean((2, 4)).transpose(1, 2, 0)
+
+    np.testing.assert_allclose(alpha(tokens(stereo)), tokens(center), atol=1e-6)
+
+
+def test_canvases_are_normalised_with_the_manifests_mean_and_std() -> None:
+    left, right = a_pair(64, 64)
+    stereo, center = canvases(left, right)
+    pair = prepare(left, right, (64, 64))
+    normal_stereo, normal_center = stages.canvases([pair[0]], MEAN, STD)
+    mean, std = np.reshape(MEAN, (3, 1, 1)), np.reshape(STD, (3, 1, 1))
+    np.testing.assert_allclose(normal_stereo[0], (stereo - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(normal_center[0], (center - mean) / std, atol=1e-5)
+
+
+def test_vertical_disparity_is_the_transposed_problem(exact: Deblurrer) -> None:
+    left, right = a_pair(50, 100)
+    expected = exact(left, right)
+    result = exact(left.transpose(1, 0, 2), right.transpose(1, 0, 2), axis="vertical")
+    assert result.restored.flags.c_contiguous
+    np.testing.assert_array_equal(result.restored, expected.restored.transpose(1, 0, 2))
+    np.testing.assert_array_equal(result.blur_logits, expected.blur_logits.T)
+    np.testing.assert_allclose(result.blur_map, expected.blur_map.T, atol=1e-6)
+    only = exact.blur_map(left.transpose(1, 0, 2), right.transpose(1, 0, 2), axis="vertical")
+    np.testing.assert_array_equal(only.blur_map, result.blur_map)
+
+
+# --- windows
+
+
+def test_batches_of_windows_change_nothing(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = a_pair(150, 210)
+    expected = exact(left, right).blur_logits  # 3 x 5 windows: batches of 8 and 7
+    monkeypatch.setattr(pipeline, "CLIP_BATCH", 1)
+    np.testing.assert_allclose(exact(left, right).blur_logits, expected, atol=1e-6)
+
+
+def test_batches_are_bounded(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    (session,) = exact._sessions("clip")
+    run = type(session).run
+    monkeypatch.setattr(
+        type(session),
+        "run",
+        lambda self, feeds: (batches.append(len(next(iter(feeds.values())))), run(self, feeds))[1],
+    )
+    exact.blur_map(*a_pair(150, 210))
+    assert batches == [8, 7]
+
+
+# --- tiles
+
+LEAST = 256
+"""The smallest side of tiles for the tiny bundle."""
+
+
+def shapes_seen(deblurrer: Deblurrer, monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> list[tuple[int, int]]:
+    """Keeps the sizes that the deblur graph is asked for; above so many px it says that memory ran out."""
+    seen: list[tuple[int, int]] = []
+    (session,) = deblurrer._sessions("deblur")
+    run = type(session).run
+
+    def watched(self: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "pair" in feeds:
+            H, W = feeds["pair"].shape[2:]
+            seen.append((H, W))
+            if most < H * W:
+                raise BackendError("onnxruntime failed: Failed to allocate memory for requested buffer of size 123")
+        return run(self, feeds)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(type(session), "run", watched)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
+def test_tiles_agree_with_one_piece(
+    bundle: Path, exact: Deblurrer, axis: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = a_pair(300, 520, dtype)
+    tiled = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=LEAST)
+    expected = exact(left, right, axis=axis)
+    seen = shapes_seen(tiled, monkeypatch)
+    result = tiled(left, right, axis=axis)
+    assert (expected.tiles, result.tiles) == (1, 12)
+    assert len(seen) == 12
+    assert len(set(seen)) == 1
+    assert max(seen[0]) <= LEAST
+    assert result.notes == ()
+    assert list(result.timings) == ["open", "prepare", "clip", "blur_logits", "deblur", "finish"]
+    difference = np.abs(result.restored.astype(int) - expected.restored)
+    assert difference.max() <= 1  # FP32 rounding
+    assert (difference > 0).mean() < (0.001 if dtype == np.uint8 else 0.1)
+    np.testing.assert_array_equal(result.blur_map, expected.blur_map)
+
+
+def test_tiles_that_do_not_differ_from_the_whole_are_the_whole(bundle: Path) -> None:
+    tiled = Deblurrer.from_bundle(bundle, backend="onnxruntime", threads=1, tile=512)
+    assert tiled(*a_pair(300, 500)).tiles == 1
+
+
+def test_smaller_tiles_when_memory_runs_out(bundle: Path, exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = a_pair(300, 520)
+    expected = exact(left, right).restored
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=544)
+    seen = shapes_seen(deblurrer, monkeypatch, most=256 * 256)
+    result = deblurrer(left, right)
+    assert np.abs(result.restored.astype(int) - expected).max() <= 1
+    assert result.notes == (
+        "memory ran out with larger pieces of a pair of 520 x 300 px; it was restored in 12 blended tiles of "
+        "256 x 256 px",
+    )
+    assert seen[0] == (320, 544)
+    seen.clear()
+    again = deblurrer(left, right)  # what is too large is not tried again
+    assert set(seen) == {(256, 256)}
+    np.testing.assert_array_equal(again.restored, result.restored)
+    assert deblurrer(*a_pair(100, 100)).tiles == 1
+
+
+def test_memory_that_runs_out_even_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = a_pair(300, 520)
+    for tile, tried in (("auto", 3), ("off", 1)):
+        deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", threads=1, tile=tile)
+        with monkeypatch.context() as patch:
+            seen = shapes_seen(deblurrer, patch, most=0)
+            with pytest.raises(BackendError) as caught:
+                deblurrer(*pair)
+        assert len(set(seen)) == len(seen) <= tried
+        assert str(caught.value) == (
+            "a pair of 520 x 300 px does not fit into memory in pieces as small as allowed (onnxruntime failed: Failed "
+            "to allocate memory for requested buffer of size 123); close other programs, or allow smaller tiles with "
+            "--tile"
+        )
+
+
+def test_nan_in_a_tile_is_found_at_its_place(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=LEAST)
+    (session,) = deblurrer._sessions("deblur")
+    run, calls = type(session).run, []
+
+    def spoil(self: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = run(self, feeds)  # type: ignore[arg-type]
+        if "pair" in feeds:
+            calls.append(feeds["pair"].shape)
+            if len(calls) == 2:
+                values["restored"][0, 2, 3, 5] = np.nan  # type: ignore[index]
+        return values  # type: ignore[return-value]
+
+    monkeypatch.setattr(type(session), "run", spoil)
+    with pytest.raises(NumericsError, match="in 1 of 196608, first at channel 2, y 3, x 37;"):
+        deblurrer(*a_pair(300, 520))
+
+
+def test_tiles_of_a_network_that_sees_everything_are_told(spoilt: Path) -> None:
+    rewrite(spoilt, network={"config": "tiny", "sca_cell": None})
+    result = Deblurrer.from_bundle(spoilt, backend="onnxruntime", threads=1, tile=LEAST)(*a_pair(100, 300))
+    assert result.notes == (
+        "2 blended tiles of 256 x 128 px differ from the whole: this network pools or attends over all it sees",
+    )
+
+
+def test_tiles_too_short_for_their_halos_are_refused(bundle: Path) -> None:
+    with pytest.raises(TileError, match="at least 256 px for this bundle, came 100"):
+        Deblurrer.from_bundle(bundle, backend="onnxruntime", tile=100)
+
+
+# --- arrays of every kind
+
+
+def test_strided_read_only_and_foreign_byte_order_arrays(exact: Deblurrer) -> None:
+    left, right = a_pair(40, 50, np.uint16)
+    expected = exact(left, right)
+    wide = np.zeros((80, 50, 6), np.uint16)
+    wide[::2, :, ::2], wide[1::2, :, 1::2] = left, right
+    kept = wide.copy()
+    wide.flags.writeable = False
+    assert_same(exact(wide[::2, :, ::2], wide[1::2, :, 1::2]), expected)
+    np.testing.assert_array_equal(wide, kept)
+    foreign = exact(left.astype(">u2"), right.astype("<u2"))
+    assert_same(foreign, expected)
+    assert foreign.restored.dtype == np.uint16
+    assert_same(exact(left[::-1, ::-1][::-1, ::-1], np.asfortranarray(right)), expected)
+
+
+def test_inputs_are_not_changed(exact: Deblurrer) -> None:
+    left, right = a_pair(40, 50)
+    before = left.copy(), right.copy()
+    exact(left, right)
+    np.testing.assert_array_equal(left, before[0])
+    np.testing.assert_array_equal(right, before[1])
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"),
+    [
+        ([[1]], None, "came list; convert it with numpy.asarray"),
+        (
+            np.zeros((4, 5), np.uint8),
+            None,
+            "came shape (4, 5); give RGB: repeat a grey channel three times, drop alpha",
+        ),
+        (
+            np.zeros((4, 5, 4), np.uint8),
+            None,
+            "came shape (4, 5, 4); give RGB: repeat a grey channel three times, drop alpha",
+        ),
+        (
+            np.zeros((4, 5, 3), np.float32),
+            None,
+            "came float32; scale it to 0..255 as uint8 or 0..65535 as uint16",
+        ),
+        (
+            np.zeros((4, 5, 3), np.int16),
+            None,
+            "came int16; scale it to 0..255 as uint8 or 0..65535 as uint16",
+        ),
+        (np.zeros((0, 5, 3), np.uint8), None, "came an empty image (0, 5, 3); give at least 1 x 1 px"),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    exact: Deblurrer, left: np.ndarray, right: np.ndarray | None, message: str
+) -> None:
+    expected = "as a NumPy array (h, w, 3) of uint8 or uint16"
+    good = np.zeros((4, 5, 3), np.uint8)
+    for name, pair in (("left", (left, good)), ("right", (good, left))):
+        with pytest.raises(ImageError) as caught:
+            exact(*pair)
+        assert str(caught.value) == f"expected {name} {expected}, {message}"
+
+
+def test_unequal_views_are_refused(exact: Deblurrer) -> None:
+    left = np.zeros((4, 5, 3), np.uint8)
+    for action in (exact, exact.blur_map):
+        with pytest.raises(ImageError) as caught:
+            action(left, np.zeros((4, 6, 3), np.uint8))
+        assert str(caught.value) == (
+            "expected two views of one size, came left 5 x 4 px and right 6 x 4 px; "
+            "crop them alike or choose the two files of one photo"
+        )
+        with pytest.raises(ImageError) as caught:
+            action(left, left.astype(np.uint16))
+        assert str(caught.value) == (
+            "expected two views of one bit depth, came left uint8 and right uint16; convert both to the same"
+        )
+        with pytest.raises(ImageError) as caught:
+            action(left, left, axis="diagonal")
+        assert str(caught.value) == "expected an axis, one of horizontal, vertical, came 'diagonal'"
+
+
+# --- finish
+
+
+def test_finish_clamps_and_rounds_half_to_even() -> None:
+    levels = np.array([-0.5, -0.001, 0.5 / 255, 1.5 / 255, 2.5 / 255, 2.6 / 255, 254.5 / 255, 1.0, 7.0])
+    values = levels.astype(np.float32)
+    halves = values * np.float32(255)
+    assert halves[2:5].tolist() == [0.5, 1.5, 2.5], "these are no halves in FP32, so they prove nothing"
+    restored = np.broadcast_to(values, (3, 1, 9)).copy()
+    found = to_image(restored, np.zeros((1, 9, 3), np.uint8), "horizontal")
+    assert found[0, :, 0].tolist() == [0, 0, 0, 2, 2, 3, 254, 255, 255]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_or_inf_anywhere_is_an_error_also_in_the_padding(bad: float) -> None:
+    restored = np.zeros((3, 32, 64), np.float32)
+    restored[1, 31, 60] = bad
+    with pytest.raises(NumericsError) as caught:
+        to_image(restored, np.zeros((20, 40, 3), np.uint8), "horizontal")
+    assert str(caught.value) == (
+        "expected finite numbers in the restored image, came NaN or Inf in 1 of 6144, "
+        f"first at channel 1, y 31, x 60; {MEND_NUMERICS}"
+    )
+
+
+def spoil_weights(path: Path, value: float) -> None:
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if array.ndim == 4:
+            array[0] = value
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_network_gone_wrong_gives_no_image(spoilt: Path, backend: str) -> None:
+    spoil_weights(spoilt / "deblur.onnx", np.nan)
+    rewrite(spoilt)
+    deblurrer = Deblurrer.from_bundle(spoilt, backend=backend, threads=1)
+    with pytest.raises(NumericsError, match="expected finite numbers in the restored image"):
+        deblurrer(*a_pair(40, 50))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_clip_gone_wrong_gives_no_blur_map(spoilt: Path, bad: float) -> None:
+    spoil_weights(spoilt / "clip.onnx", bad)
+    rewrite(spoilt)
+    deblurrer = Deblurrer.from_bundle(spoilt, backend="onnxruntime", threads=1)
+    for action in (deblurrer, deblurrer.blur_map):
+        with pytest.raises(NumericsError) as caught:
+            action(*a_pair(40, 50))
+        assert str(caught.value) == (
+            "expected finite numbers of at most 1e+17 in CLIP's stereo_features, came NaN, Inf or larger in 32 of "
+            f"768; {MEND_NUMERICS}"
+        )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["stereo_features", "center_features"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e19])
+def test_one_bad_feature_among_many_is_found(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str, name: str, bad: float
+) -> None:
+    """Inf would become a logit that the clip at +-10 hides or a NaN; a huge number a cosine of zero."""
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision=precision, threads=1)
+    (clip,) = deblurrer._sessions("clip")
+    run = clip.run
+
+    def spoilt_run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        features = run(feeds)
+        features[name][-1, 1, 0, 3] = bad
+        return features
+
+    monkeypatch.setattr(clip, "run", spoilt_run)
+    with np.errstate(over="ignore"), pytest.raises(NumericsError, match=rf"in CLIP's {name}, came .* in 1 of "):
+        deblurrer.blur_map(*a_pair(100, 140))
+
+
+def test_logits_that_are_not_finite_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+    monkeypatch.setattr(pipeline, "blur_logits", lambda stereo, *_: np.full((len(stereo), 4, 4), np.nan, np.float32))
+    with pytest.raises(NumericsError, match="expected finite blur logits, came NaN or Inf in 16 of 16"):
+        deblurrer(*a_pair(40, 50))
+
+
+def test_a_sequence_is_read_only_so_far_ahead_of_who_takes_the_results(bundle: Path) -> None:
+    """However fast the source: two pairs are in flight, one is read, and the queue holds no more."""
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+    read = 0
+
+    def source() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal read
+        for seed in range(20):
+            read += 1
+            yield a_pair(20, 30, seed=seed)
+
+    furthest = 0
+    results = deblurrer.map(source())
+    for taken in range(1, 6):
+        next(results)
+        furthest = max(furthest, read - taken)
+    results.close()
+    assert furthest <= 3
+    assert read < 20
+
+
+# --- sessions and choices
+
+
+def test_the_same_call_gives_the_same_result_and_timings_by_stage(bundle: Path) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, threads=1)
+    left, right = a_pair(50, 70)
+    first, second = deblurrer(left, right), deblurrer(left, right)
+    assert_same(first, second)
+    assert list(first.timings) == ["open", "prepare", "clip", "blur_logits", "deblur", "finish"]
+    assert all(seconds >= 0 for seconds in first.timings.values())
+
+
+def test_blur_map_is_that_of_the_whole_and_needs_no_deblur_graph(spoilt: Path, exact: Deblurrer) -> None:
+    left, right = a_pair(50, 70)
+    expected = exact(left, right)
+    (spoilt / "deblur.onnx").write_bytes((spoilt / "clip.onnx").read_bytes())  # cannot deblur
+    rewrite(spoilt)
+    deblurrer = Deblurrer.from_bundle(spoilt, backend="onnxruntime", precision="fp32", threads=1)
+    result = deblurrer.blur_map(left, right)
+    assert isinstance(result, BlurMapResult)
+    assert not hasattr(result, "restored")
+    np.testing.assert_array_equal(result.blur_map, expected.blur_map)
+    np.testing.assert_array_equal(result.blur_logits, expected.blur_logits)
+    assert list(result.timings) == ["open", "prepare", "clip", "blur_logits", "finish"]
+    with pytest.raises(BundleError) as caught:
+        deblurrer(left, right)
+    assert str(caught.value) == (
+        f"{spoilt / 'deblur.onnx'}: expected the inputs blur_logits, pair, came center, stereo; "
+        "export the bundle again with ldp-export onnx"
+    )
+
+
+def test_a_restored_image_of_another_size_is_the_bundles_fault(spoilt: Path) -> None:
+    model = onnx.load(spoilt / "deblur.onnx")
+    add = model.graph.node[-1]
+    add.output[0] = "sum"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 0, -1, 0]), "crop"))
+    model.graph.node.append(onnx.helper.make_node("Pad", ["sum", "crop"], ["restored"]))
+    for dim in model.graph.output[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = f"{dim.dim_param}_out"
+    onnx.save(model, spoilt / "deblur.onnx")
+    rewrite(spoilt)
+    with pytest.raises(BundleError) as caught:
+        Deblurrer.from_bundle(spoilt, backend="onnxruntime", threads=1)(*a_pair(40, 50))
+    assert str(caught.value) == (
+        "expected restored (1, 3, 64, 64) of the deblur graph, came (1, 3, 63, 64); "
+        "export the bundle again with ldp-export onnx"
+    )
+
+
+def refuse(self: OpenVinoBackend, path: Path, *_: object) -> None:
+    if path.name.startswith("deblur"):
+        raise RuntimeError("no such operation")
+
+
+def test_auto_goes_on_when_openvino_refuses_a_graph(
+    bundle: Path, exact: Deblurrer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Callable[..., object] = OpenVinoBackend.open_impl
+    monkeypatch.setattr(
+        OpenVinoBackend,
+        "open_impl",
+        lambda self, path, *rest: refuse(self, path) or original(self, path, *rest),
+    )
+    left, right = a_pair(40, 50)
+    deblurrer = Deblurrer.from_bundle(bundle, threads=1)
+    assert deblurrer.backend == "openvino"
+    result = deblurrer(left, right)
+    assert (result.backend, result.precision) == ("onnxruntime", "fp32")
+    assert_same(result, exact(left, right))
+    assert f"; openvino was passed over: openvino cannot open {bundle / 'deblur.onnx'}" in deblurrer.reason
+    with pytest.raises(BackendError, match=r"openvino cannot open .*: no such operation"):
+        Deblurrer.from_bundle(bundle, backend="openvino", threads=1)(left, right)
+
+
+def test_a_graph_that_no_backend_opens_names_them_all(spoilt: Path) -> None:
+    model = onnx.load(spoilt / "deblur.onnx")
+    model.graph.node[0].input[0] = "nobody makes this"
+    (spoilt / "deblur.onnx").write_bytes(model.SerializeToString())
+    rewrite(spoilt)
+    deblurrer = Deblurrer.from_bundle(spoilt, threads=1)
+    with pytest.raises(BackendError, match=r"^no backend works here in precision auto: openvino: .*; onnxruntime: "):
+        deblurrer(*a_pair(40, 50))
+
+
+def test_wrong_choices_are_refused_at_once(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="expected a backend, one of auto, openvino"):
+        Deblurrer.from_bundle(bundle, backend="none")
+    with pytest.raises(BackendError, match="expected a precision of onnxruntime on this machine"):
+        Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="bf16")
+    with pytest.raises(BundleError, match=r"expected a folder with bundle\.json or the name of a bundle"):
+        Deblurrer.from_bundle("none")
+
+
+def test_properties(bundle: Path) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime")
+    assert (deblurrer.backend, deblurrer.precision) == ("onnxruntime", "fp32")
+    assert deblurrer.reason == "onnxruntime in fp32, as asked"
+    assert deblurrer.bundle.manifest.name == "tiny"
+    assert deblurrer.backend in BACKENDS
+    assert ldp_runtime.Deblurrer is Deblurrer
