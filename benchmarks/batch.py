@@ -1,4 +1,4 @@
-"""What overlapping wins: `ldp batch` beside a plain loop that reads, restores and writes a pair after the other.
+"""What overlapping wins: ``ldp batch`` beside a plain loop that reads, restores and writes a pair after the other.
 
 Both restore copies of the sample, with one deblurrer that is warm, and write the same files; they take turns, so that a
 machine that slows down does so for both. The stages of the loop add up to its time; a run that overlaps them perfectly
@@ -43,7 +43,7 @@ class Round:
 
     Attributes:
         loop: Of the plain loop.
-        batch: Of `ldp batch`'s runner.
+        batch: Of ``ldp batch``'s runner.
         stages: Of the loop, by stage.
     """
 
@@ -131,7 +131,7 @@ def measure(
         backend: Name of a backend, or "auto".
         precision: A precision of it, or "auto".
         threads: CPU threads; None for the backend's own choice.
-        io_threads: As for `run_local`.
+        io_threads: As for ``run_local``.
         pairs: Copies of the sample.
         shape: Their height and width in px.
         rounds: How often each runs.

@@ -1,8 +1,9 @@
 """What a million pairs a day take, on CPUs and on GPUs, and what runs out first.
 
-The CPU's seconds come from the results of `ldp bench latency` and `ldp bench scaling` for the same bundle. A GPU's are
-the predicted floor of `ldp bench roofline`, computed anew for each size: the least that the chain can take. Reading and
-writing pictures is measured here, in seconds of CPU time, since it is the host's work with either. Money is left to the
+The CPU's seconds come from the results of ``ldp bench latency`` and ``ldp bench scaling`` for the same bundle. A GPU's
+are the predicted floor of ``ldp bench roofline``, computed anew for each size: the least that the chain can take.
+Reading and writing pictures is measured here, in seconds of CPU time, since it is the host's work with either. Money is
+left to the
 reader: the plan gives core-hours and GPU-hours.
 """
 
@@ -216,7 +217,7 @@ def rate_at(measured: Mapping[str, Report], shape: tuple[int, int]) -> Rate:
     """What a pair of some size takes: as measured, else by the fitted line within its sizes, else by the nearest size.
 
     Args:
-        measured: Results as of `read_measured`.
+        measured: Results as of ``read_measured``.
         shape: Height and width in px.
 
     Raises:
@@ -244,7 +245,7 @@ def rate_at(measured: Mapping[str, Report], shape: tuple[int, int]) -> Rate:
 
 
 def measure_coding(shape: tuple[int, int] = PAPER) -> list[Coding]:
-    """Times reading and writing the sample, repeated or cut to a size, in files of each of `FORMATS`."""
+    """Times reading and writing the sample, repeated or cut to a size, in files of each of ``FORMATS``."""
     from tqdm import tqdm
 
     from benchmarks.scaling import sample_pair
@@ -301,7 +302,7 @@ def plan(
 
     Args:
         bundle: What runs.
-        measured: Results as of `read_measured`.
+        measured: Results as of ``read_measured``.
         codings: What files take.
         pairs: Pairs a day.
         host_cores: CPUs beside each GPU.

@@ -44,7 +44,7 @@ class Graph:
         nodes: Its nodes.
         casts: Of these, casts.
         transposes: Of these, transpositions.
-        needless: Of these, those that it could do without, `graph_report.needless_nodes`.
+        needless: Of these, those that it could do without, ``graph_report.needless_nodes``.
         bytes: Size of its files.
     """
 
@@ -95,7 +95,7 @@ class Build:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("--bundle", action="append", metavar="BUNDLE", help="a bundle (default: ldp-nano)")
     parser.add_argument("--config", action="append", metavar="NAME", help="a config with random weights, such as small")
     parser.add_argument("--before", action="append", metavar="BUNDLE", help="a bundle with older graphs, to compare")
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_export.bundling.engine import SizeRange, TensorRT, parse_size
 
     names = arguments.bundle or ([] if arguments.config else ["ldp-nano"])
@@ -173,8 +173,8 @@ def measure_builds(bundle: Bundle, tensorrt: Any, sizes: Any, targets: tuple[str
 
     Args:
         bundle: The bundle; nothing is written into it.
-        tensorrt: An `engine.TensorRT`.
-        sizes: An `engine.SizeRange`.
+        tensorrt: An ``engine.TensorRT``.
+        sizes: An ``engine.SizeRange``.
         targets: Architectures of the GPUs.
     """
     from benchmarks.graph_report import read_report

@@ -104,7 +104,7 @@ def read_report(messages: Iterable[str]) -> EngineReport:
     """Reads the messages of a detailed build.
 
     Args:
-        messages: `engine.Plan.messages`.
+        messages: ``engine.Plan.messages``.
     """
     text = "\n".join(messages)
     layers = tuple(

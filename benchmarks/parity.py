@@ -65,7 +65,7 @@ class Pair:
     Attributes:
         set: The set that it belongs to.
         name: Its name there.
-        left: Left view `(h, w, 3)` uint16.
+        left: Left view ``(h, w, 3)`` uint16.
         right: Right view, the same shape.
         target: The all-in-focus image, the same shape.
     """
@@ -79,7 +79,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """What came of a pair: the restored image `(h, w, 3)` uint16, and blur logits `(H / p, W / p)` float32."""
+    """What came of a pair: the restored image ``(h, w, 3)`` uint16, and blur logits ``(H / p, W / p)`` float32."""
 
     image: Image
     blur_logits: NDArray[np.float32]
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def runtime(bundle: Bundle, contender: Contender, threads: int | None = None) -> Restore:
-    """The runtime on one backend in one precision, as a `Restore`."""
+    """The runtime on one backend in one precision, as a ``Restore``."""
     from ldp_runtime.deblurrer import Deblurrer
 
     deblurrer = Deblurrer(bundle, backend=contender.backend, precision=contender.precision, threads=threads)
@@ -185,10 +185,10 @@ def measure(
         pairs: What to restore.
         reference: Torch in FP32.
         contenders: What to compare.
-        restore: Makes a contender ready; an `LDPError` of it, or of what it makes, is a failure of that contender.
+        restore: Makes a contender ready; an ``LDPError`` of it, or of what it makes, is a failure of that contender.
 
     Returns:
-        The `data` of the report, but `left_out`; `failures` has a line a failed gate.
+        The ``data`` of the report, but ``left_out``; ``failures`` has a line a failed gate.
     """
     from tqdm import tqdm
 

@@ -1,6 +1,6 @@
 """What faults do to the commands: kills at random moments, full disks, Ctrl-C; nothing may be lost or half-written.
 
-Every command runs for real, on small inputs, in a process of its own (`tests.faults.harness`). After each fault its
+Every command runs for real, on small inputs, in a process of its own (``tests.faults.harness``). After each fault its
 output folder is looked at, and the same command is run again, which must end well and leave no temporary file.
 """
 
@@ -161,7 +161,7 @@ def read_others(folder: Path) -> dict[str, str]:
     """What the counts of the fuzzing and of the service's load test say, by the name of the page that has them all.
 
     Args:
-        folder: Where `fuzz.json`, the summary of `python -m tests.fuzz`, and the result `service.json` may lie.
+        folder: Where ``fuzz.json``, the summary of ``python -m tests.fuzz``, and the result ``service.json`` may lie.
 
     Raises:
         BenchmarkError: One of them is something else.
@@ -280,7 +280,7 @@ def _clean(server: Server, scenario: Scenario, work: Path) -> Ending:
 
 
 def _shared(count: int, scenarios: Sequence[Scenario]) -> list[int]:
-    """A count shared among commands in the ratio of `SHARES`; they sum up to it."""
+    """A count shared among commands in the ratio of ``SHARES``; they sum up to it."""
     shares = [SHARES[scenario.name] for scenario in scenarios]
     bounds = [round(count * sum(shares[:i]) / sum(shares)) for i in range(len(shares) + 1)]
     return [after - before for before, after in itertools.pairwise(bounds)]

@@ -59,7 +59,7 @@ class Spec:
         bundle: Folder of the bundle.
         backend: Name of a backend, or "auto".
         precision: A precision of it, or "auto".
-        tile: As for `Deblurrer.from_bundle`.
+        tile: As for ``Deblurrer.from_bundle``.
         threads: CPU threads, or None for the backend's own choice.
         shape: Height and width in px.
     """
@@ -196,7 +196,7 @@ def measure_here(spec: Spec) -> Point:
 
 
 def sample_pair(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Both views of the sample, `(h, w, 3)` uint8, repeated or cut to a shape.
+    """Both views of the sample, ``(h, w, 3)`` uint8, repeated or cut to a shape.
 
     Repeated, not reflected, along x: that would turn the disparity around.
     """
@@ -223,8 +223,9 @@ def fits(points: Sequence[Point]) -> dict[str, dict[str, float] | None]:
     Where two sizes or more are in tiles, the working memory is fitted over those: in one piece it grows by design.
 
     Returns:
-        For `seconds` and `working`: `a` and `b` of `a + b * megapixels`, and the share by which the value at the
-        largest size and that at the smallest differ from a proportional law (`seconds`) or from each other (`working`).
+        For ``seconds`` and ``working``: ``a`` and ``b`` of ``a + b * megapixels``, and the share by which the value at
+        the largest size and that at the smallest differ from a proportional law (``seconds``) or from each other
+        (``working``).
     """
     import numpy as np
 
@@ -363,7 +364,7 @@ def to_markdown(report: Report) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Reads a `Spec`, writes a `Point`."""
+    """Reads a ``Spec``, writes a ``Point``."""
     from benchmarks.harness.results import write_text
     from ldp_runtime.errors import LDPError
 

@@ -1,8 +1,8 @@
 """The chain in torch, eager: what the runtime's backends are compared with, in time and in numbers.
 
-It computes what `ldp_runtime.deblurrer` does, from the same views and with the weights that the bundle was exported
-from, with `ldp_export`'s modules as training uses them. On a GPU everything between the copy of the views to the device
-and the copy of the restored image back happens there, so that the comparison does torch no injustice.
+It computes what ``ldp_runtime.deblurrer`` does, from the same views and with the weights that the bundle was exported
+from, with ``ldp_export``'s modules as training uses them. On a GPU everything between the copy of the views to the
+device and the copy of the restored image back happens there, so that the comparison does torch no injustice.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def precisions(features: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """The precisions that make sense for torch here, FP32 first.
 
     Args:
-        features: Instruction sets of the CPU, as in `machine.CPU_FEATURES`: bf16 without them is emulated.
+        features: Instruction sets of the CPU, as in ``machine.CPU_FEATURES``: bf16 without them is emulated.
     """
     if device() == "cuda":
         return ("fp32", "fp16", "bf16")
@@ -60,9 +60,9 @@ class TorchResult:
     """What the chain returns.
 
     Attributes:
-        restored: `(h, w, 3)` in the dtype of the views.
-        blur_logits: `(H / p, W / p)` float32.
-        timings: Seconds by stage, named as the runtime's; on a GPU also `upload` and `download`.
+        restored: ``(h, w, 3)`` in the dtype of the views.
+        blur_logits: ``(H / p, W / p)`` float32.
+        timings: Seconds by stage, named as the runtime's; on a GPU also ``upload`` and ``download``.
     """
 
     restored: NDArray[Any]
@@ -81,8 +81,8 @@ class TorchChain:
         Args:
             bundle: For its padding rule and windows, prompts and ensemble.
             model: The modules with the bundle's weights; they stay as they are.
-            layout: A name of `LAYOUTS`.
-            precision: A name of `DTYPES`: of weights and activations; the modules keep their own FP32 islands.
+            layout: A name of ``LAYOUTS``.
+            precision: A name of ``DTYPES``: of weights and activations; the modules keep their own FP32 islands.
             device: "cpu" or "cuda".
         """
         if layout not in LAYOUTS or precision not in DTYPES:
@@ -119,7 +119,7 @@ class TorchChain:
         """Restores a pair.
 
         Args:
-            left: Left view `(h, w, 3)` uint8 or uint16.
+            left: Left view ``(h, w, 3)`` uint8 or uint16.
             right: Right view, the same shape and dtype.
         """
         clock = _Clock(self._device)
@@ -139,7 +139,7 @@ class TorchChain:
         return TorchResult(result, logits.cpu().numpy(), clock.seconds())
 
     def _blur_logits(self, views: list[Tensor], top: float, clock: _Clock) -> tuple[Tensor, Tensor]:
-        """The padded pair `(1, 6, H, W)` and its blur logits `(H / p, W / p)`, window by window."""
+        """The padded pair ``(1, 6, H, W)`` and its blur logits ``(H / p, W / p)``, window by window."""
         manifest = self._manifest
         p, s = manifest.clip.patch, manifest.clip.window
         with clock("prepare"):
@@ -172,7 +172,7 @@ class TorchChain:
 
 
 def _pad(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pads `(..., h, w)` bottom and right to `(..., H, W)` by the runtime's rule, reflect-101."""
+    """Pads ``(..., h, w)`` bottom and right to ``(..., H, W)`` by the runtime's rule, reflect-101."""
     for axis, (have, want) in enumerate(zip(planes.shape[-2:], size, strict=True), start=planes.ndim - 2):
         if have != want:
             planes = planes.index_select(axis, torch.from_numpy(reflect_indices(have, want)).to(planes.device))
@@ -180,7 +180,7 @@ def _pad(planes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _blend(grid: WindowGrid, fields: Tensor) -> Tensor:
-    """`WindowGrid.blend` where the fields `(n, g, g)` are; gives `(rows, columns)`."""
+    """``WindowGrid.blend`` where the fields ``(n, g, g)`` are; gives ``(rows, columns)``."""
     g = grid.rows.window
     rows, columns = (torch.from_numpy(axis.weights()).to(fields.device) for axis in (grid.rows, grid.columns))
     weights = (rows[:, None, :, None] * columns[None, :, None, :]).reshape(-1, g, g)

@@ -62,7 +62,7 @@ class Spec:
 
     Attributes:
         bundles: Folders of bundles whose windows are of one size.
-        backend: `NAME[:PRECISION]` of a backend.
+        backend: ``NAME[:PRECISION]`` of a backend.
         threads: CPU threads, or None for the backend's own choice.
         shape: Height and width of the pair that is timed, in px.
         rounds: Timed runs of each.
@@ -86,8 +86,8 @@ class Row:
         seconds: Of the blur map of the pair, one a round.
         backend: What ran.
         precision: In which precision.
-        quality: Focus setting of the sample -> `ldp_export.evaluation.evaluate.blur_map_figures`, and `gain_db` of the restored
-            image over the center view; empty with random weights.
+        quality: Focus setting of the sample -> ``ldp_export.evaluation.evaluate.blur_map_figures``, and ``gain_db`` of
+            the restored image over the center view; empty with random weights.
     """
 
     window: int
@@ -208,7 +208,7 @@ def measure(
         bundle: The bundle.
         encoder: Its encoder, FP32.
         chosen: Choices of windows.
-        backend: `NAME[:PRECISION]` of a backend.
+        backend: ``NAME[:PRECISION]`` of a backend.
         threads: CPU threads; None is the backend's own choice.
         shape: Size of the pair that is timed, in px.
         rounds: Timed runs of each.
@@ -271,7 +271,7 @@ def measure_here(spec: Spec) -> list[Row]:
 
 
 def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: Path) -> Path:
-    """A bundle with other windows, in a folder of `scratch`, where those with windows of one size share the graph.
+    """A bundle with other windows, in a folder of ``scratch``, where those with windows of one size share the graph.
 
     Args:
         bundle: The bundle, of which the FP32 graphs are taken.
@@ -303,7 +303,7 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
 
 
 def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
-    """Blur map and restored image of the sample: see `Row`.
+    """Blur map and restored image of the sample: see ``Row``.
 
     Args:
         deblurrer: Opened on the bundle.
@@ -367,7 +367,7 @@ def to_markdown(report: Report) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Reads a `Spec`, writes `Row`s."""
+    """Reads a ``Spec``, writes ``Row``s."""
     from ldp_runtime.errors import LDPError
 
     value = json.loads(Path(argv[0]).read_text())

@@ -1,4 +1,4 @@
-"""Reference blur-map estimation in torch (paper, Section 3.1); differentiable. `ldp_runtime.stages.blur_map` is its twin."""
+"""Blur-map estimation in torch (paper, Section 3.1); differentiable. ``ldp_runtime.stages.blur_map`` is its twin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def center_view(left: Tensor, right: Tensor) -> Tensor:
 
 
 def stereo_canvas(left: Tensor, right: Tensor) -> Tensor:
-    """eta(L, R^h) of the DP-aware format: `(B, 3, H, W)` twice to `(B, 3, H, 2W)`, L beside the mirrored R.
+    """eta(L, R^h) of the DP-aware format: ``(B, 3, H, W)`` twice to ``(B, 3, H, 2W)``, L beside the mirrored R.
 
     Column x of L mirrors to column 2W - 1 - x, where the same column x of R stands.
     """
@@ -25,30 +25,30 @@ def stereo_canvas(left: Tensor, right: Tensor) -> Tensor:
 
 
 def alpha(features: Tensor) -> Tensor:
-    """Eq. 5: averages each position with its mirror image, `(B, gh, ws, c)` to `(B, gh, ws // 2, c)`.
+    """Eq. 5: averages each position with its mirror image, ``(B, gh, ws, c)`` to ``(B, gh, ws // 2, c)``.
 
-    `alpha(F)[i, j] = (F[i, j] + F[i, ws - 1 - j]) / 2`, counted from 0, for `j < ws // 2`.
+    ``alpha(F)[i, j] = (F[i, j] + F[i, ws - 1 - j]) / 2``, counted from 0, for ``j < ws // 2``.
     """
     half = features.shape[2] // 2
     return (features[:, :, :half] + features.flip(2)[:, :, :half]) * 0.5
 
 
 def similarity(features: Tensor, text_embeddings: Tensor) -> Tensor:
-    """Cosine similarity `(..., k)` of features `(..., c)` with unit-length text embeddings `(k, c)`."""
+    """Cosine similarity ``(..., k)`` of features ``(..., c)`` with unit-length text embeddings ``(k, c)``."""
     length = features.float().norm(dim=-1, keepdim=True)
     unit = features.float() / length.clamp_min(1e-12).masked_fill(length.isinf(), torch.nan)  # not silently zero
     return unit @ text_embeddings.float().T
 
 
 def prompt_logits(similarities: Tensor, offsets: Tensor, temperatures: Tensor) -> Tensor:
-    """`sigma^-1` of Eq. 4: `z = (100 cos - offset) / temperature`, one offset and temperature a prompt (last axis)."""
+    """``sigma^-1`` of Eq. 4: ``z = (100 cos - offset) / temperature``, one of each a prompt (last axis)."""
     return (100 * similarities - offsets) / temperatures
 
 
 def ensemble_logits(logits: Tensor) -> Tensor:
-    """The logit of the mean probability of k prompts: `(..., k)` to `(...)`, clipped to +-`LOGIT_LIMIT`.
+    """The logit of the mean probability of k prompts: ``(..., k)`` to ``(...)``, clipped to +-``LOGIT_LIMIT``.
 
-    `log sum sigmoid(z_k) - log sum sigmoid(-z_k)`, which loses no digits where all probabilities are near 0 or 1.
+    ``log sum sigmoid(z_k) - log sum sigmoid(-z_k)``, which loses no digits where all probabilities are near 0 or 1.
     """
     logits = logits.float()
     blurred = torch.logsumexp(F.logsigmoid(logits), dim=-1)
@@ -67,17 +67,17 @@ def blur_logits(
     """Unnormalised blur map of an ensemble of prompts (Eq. 4 to 6).
 
     Args:
-        stereo_features: `(B, gh, 2 gw, c)` of the stereo canvas.
-        center_features: `(B, gh, gw, c)` of the center view.
-        text_embeddings: `(k, c)`, unit length: the prompts to use. All eight of Table 4 are Ens.2; those of one format
-            are Ens.1; one is that prompt alone.
+        stereo_features: ``(B, gh, 2 gw, c)`` of the stereo canvas.
+        center_features: ``(B, gh, gw, c)`` of the center view.
+        text_embeddings: ``(k, c)``, unit length: the prompts to use. All eight of Table 4 are Ens.2; those of one
+            format are Ens.1; one is that prompt alone.
         dp_aware: For each prompt, whether it is DP-aware (reads alpha of the canvas; true where sharp, so its logit
             changes sign, Eq. 6) or blur-aware (reads the center view).
-        offsets: `(k,)` of Eq. 4's sigma.
-        temperatures: `(k,)` of Eq. 4's sigma.
+        offsets: ``(k,)`` of Eq. 4's sigma.
+        temperatures: ``(k,)`` of Eq. 4's sigma.
 
     Returns:
-        `(B, 1, gh, gw)` float32 in +-10; its sigmoid is the blur map M_F.
+        ``(B, 1, gh, gw)`` float32 in +-10; its sigmoid is the blur map M_F.
     """
     of_canvas = similarity(alpha(stereo_features), text_embeddings)
     of_center = similarity(center_features, text_embeddings)
@@ -87,5 +87,5 @@ def blur_logits(
 
 
 def upsample_map(logits: Tensor, patch: int) -> Tensor:
-    """The blur map M: bilinear upsampling of the sigmoid of `(B, 1, gh, gw)` to `(B, 1, gh * patch, gw * patch)`."""
+    """The blur map M: sigmoid of ``(B, 1, gh, gw)``, upsampled bilinearly to ``(B, 1, gh * patch, gw * patch)``."""
     return F.interpolate(torch.sigmoid(logits), scale_factor=patch, mode="bilinear", align_corners=False)

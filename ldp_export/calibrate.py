@@ -1,7 +1,8 @@
 """Calibration: the offset and temperature of each prompt (Eq. 4), fitted on simulated pairs.
 
 Cosines have baselines that differ from prompt to prompt, and a higher similarity to "A blurry image." may well mean
-sharper: so the sigmoid of each prompt is a logistic regression of `100 cos` against how true the prompt is at a token.
+sharper: so the sigmoid of each prompt is a logistic regression of ``100 cos`` against how true the prompt is at a
+token.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Scene:
     """A DP pair whose blur is known.
 
     Attributes:
-        left: `(h, w, 3)` uint8.
+        left: ``(h, w, 3)`` uint8.
         right: The same shape.
-        disparity: DP disparity in px `(h, w)`, of any sign.
+        disparity: DP disparity in px ``(h, w)``, of any sign.
     """
 
     left: NDArray[np.uint8]
@@ -85,7 +86,8 @@ def load_scenes(folder: Path, shards: int = HELD_OUT_SHARDS) -> list[Scene]:
     """Reads the first shards of rendered scenes, which the training recipe of ldp-nano holds out.
 
     Args:
-        folder: Holds `scenes-NNNN.npz` with `left`, `right` `(n, h, w, 3)` uint8 and `disparity` `(n, h, w)` float.
+        folder: Holds ``scenes-NNNN.npz`` with ``left``, ``right`` ``(n, h, w, 3)`` uint8 and ``disparity`` ``(n, h,
+        w)`` float.
         shards: How many of them to read, in the order of their names.
 
     Raises:
@@ -142,11 +144,11 @@ def blur_of_tokens(disparity: FloatArray, patch: int) -> FloatArray:
     """How blurred each token is, in [0, 1]: the mean over its pixels, 1/2 at the paper's threshold of 1 px.
 
     Args:
-        disparity: DP disparity in px `(h, w)`, both multiples of the patch; NaN where there is no image.
+        disparity: DP disparity in px ``(h, w)``, both multiples of the patch; NaN where there is no image.
         patch: Side of a patch in px.
 
     Returns:
-        `(h / patch, w / patch)` float32, NaN where a token has pixels without an image.
+        ``(h / patch, w / patch)`` float32, NaN where a token has pixels without an image.
     """
     blur = 1 / (1 + np.exp(-(np.abs(disparity) - SHARP_DISPARITY) / SHARP_SOFTNESS))
     rows, columns = (side // patch for side in disparity.shape)
@@ -169,7 +171,8 @@ def token_similarities(
         progress: Wraps the scenes, to show how far it is.
 
     Returns:
-        `100 cos` `(n, 8)` of the prompts of Table 4, from the input that each reads, and the blur `(n,)` in [0, 1].
+        ``100 cos`` ``(n, 8)`` of the prompts of Table 4, from the input that each reads, and the blur ``(n,)`` in [0,
+        1].
 
     Raises:
         CalibrationError: No token holds a whole patch of a scene.
@@ -211,12 +214,12 @@ def fit_logistic(x: FloatArray, truth: FloatArray) -> tuple[float, float]:
     """Logistic regression in one variable, with soft labels, by Newton's method.
 
     Args:
-        x: `(n,)`.
-        truth: Probabilities `(n,)` in [0, 1].
+        x: ``(n,)``.
+        truth: Probabilities ``(n,)`` in [0, 1].
 
     Returns:
-        Offset and temperature: `sigmoid((x - offset) / temperature)` fits `truth`. The temperature is negative where
-        a larger x means less true; where x tells nothing it is large and the offset makes up for it.
+        Offset and temperature: ``sigmoid((x - offset) / temperature)`` fits ``truth``. The temperature is negative
+        where a larger x means less true; where x tells nothing it is large and the offset makes up for it.
     """
     x, truth = np.asarray(x, np.float64), np.asarray(truth, np.float64)
     location, scale = x.mean(), max(x.std(), 1e-6)
@@ -251,12 +254,12 @@ def fit_logistic(x: FloatArray, truth: FloatArray) -> tuple[float, float]:
 def calibrate(similarities: FloatArray, blur: FloatArray) -> Calibration:
     """Fits every prompt of Table 4.
 
-    `z = (100 cos - offset) / temperature` becomes the logit that the *prompt* is true: blurred for blur-aware prompts,
-    symmetrical and therefore sharp for DP-aware ones.
+    ``z = (100 cos - offset) / temperature`` becomes the logit that the *prompt* is true: blurred for blur-aware
+    prompts, symmetrical and therefore sharp for DP-aware ones.
 
     Args:
-        similarities: `100 cos` `(n, 8)`.
-        blur: `(n,)` in [0, 1].
+        similarities: ``100 cos`` ``(n, 8)``.
+        blur: ``(n,)`` in [0, 1].
 
     Raises:
         CalibrationError: All tokens are sharp, or all blurred.

@@ -1,8 +1,8 @@
 """The checkpoint: a folder with trained weights and all that an export needs to know of them.
 
 ========================  =======================================================================================
-``network.json``          the network's configuration, `LDPConfig.to_dict`
-``deblur.safetensors``    the state dict of `LDPNet`
+``network.json``          the network's configuration, ``LDPConfig.to_dict``
+``deblur.safetensors``    the state dict of ``LDPNet``
 ``clip.json``             CLIP: an open_clip model config, or ``{"architecture": NAME}`` of one that open_clip lists,
                           with ``"weights": TAG`` if open_clip shall download them; also ``window`` and ``overlap``
 ``clip.safetensors``      the state dict of the whole open_clip model; takes the place of ``weights``
@@ -186,9 +186,9 @@ def save_checkpoint(
     Args:
         path: The folder; files that are no part of a checkpoint stay in it.
         config: The network's configuration.
-        network: State dict of `LDPNet`.
-        clip_config: What `clip.json` shall hold.
-        clip: State dict of the whole open_clip model, or None where `clip_config` names weights to download.
+        network: State dict of ``LDPNet``.
+        clip_config: What ``clip.json`` shall hold.
+        clip: State dict of the whole open_clip model, or None where ``clip_config`` names weights to download.
         prompts: The calibrated prompts of Table 4, in its order.
         training: Provenance, plain JSON values.
 
@@ -224,10 +224,10 @@ def choose_windows(patch: int, window: int | None = None, overlap: int | None = 
 
     Args:
         patch: Side of CLIP's patch in px.
-        window: Side of a window in px; None is `DEFAULT_WINDOW` rounded down to patches.
+        window: Side of a window in px; None is ``DEFAULT_WINDOW`` rounded down to patches.
         overlap: What neighbours share at least, in px; None is an eighth of the window, in whole patches and at least
             one, where that leaves one: more costs and does the blur map no measurable good
-            (`benchmarks/reports/windows-ldp-nano.md`).
+            (``benchmarks/reports/windows-ldp-nano.md``).
 
     Raises:
         CheckpointError: The window is no multiple of the patch, or the overlap leaves no patch of it.

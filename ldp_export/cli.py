@@ -1,4 +1,4 @@
-"""The command line ``ldp-export``; its commands are the modules of `ldp_export.commands`."""
+"""The command line ``ldp-export``; its commands are the modules of ``ldp_export.commands``."""
 
 from __future__ import annotations
 

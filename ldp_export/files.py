@@ -19,11 +19,11 @@ class WriteError(LDPError):
 
 @contextmanager
 def staged_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A temporary folder beside `folder`, whose files go there when the block ends without an error.
+    """A temporary folder beside ``folder``, whose files go there when the block ends without an error.
 
     A folder that did not exist appears whole, in one step. In one that did, files of other names stay, and the file
-    `last`, which makes the folder valid, is taken away first and put back last. A process that is killed on the way
-    leaves all that is new in `.NAME.new` beside it, and `finish_staged` ends its work.
+    ``last``, which makes the folder valid, is taken away first and put back last. A process that is killed on the way
+    leaves all that is new in ``.NAME.new`` beside it, and ``finish_staged`` ends its work.
 
     Raises:
         WriteError: The folder cannot be made or written, or the disk is full.
@@ -42,7 +42,7 @@ def staged_folder(folder: Path, last: str) -> Iterator[Path]:
 
 
 def finish_staged(folder: Path, last: str) -> None:
-    """Ends what a `staged_folder` that was killed had begun; does nothing where there is nothing to end.
+    """Ends what a ``staged_folder`` that was killed had begun; does nothing where there is nothing to end.
 
     Raises:
         OSError: The folder cannot be written.

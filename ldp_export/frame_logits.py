@@ -35,7 +35,7 @@ _VERSION = 1
 
 
 class BlurEstimator:
-    """Blur logits of a pair from CLIP (Eq. 4 to 6), as `ldp_runtime` computes them."""
+    """Blur logits of a pair from CLIP (Eq. 4 to 6), as ``ldp_runtime`` computes them."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class BlurEstimator:
             windows: The windows that CLIP sees.
             multiple: What the runtime pads both sides of a pair to multiples of, in px: those of the network; those of
                 CLIP's patch are taken in here.
-            ensemble: A name of `ldp_runtime.stages.blur_map.ENSEMBLES` or the number of a prompt.
+            ensemble: A name of ``ldp_runtime.stages.blur_map.ENSEMBLES`` or the number of a prompt.
             device: Where CLIP runs; None is the CPU.
         """
         chosen = [prompts[k] for k in select_prompts(prompts, ensemble)]
@@ -76,7 +76,7 @@ class BlurEstimator:
         self.key = digest.digest()
 
     def __call__(self, sample: PairSample) -> NDArray[np.float32]:
-        """Blur logits `(H / p, W / p)` of a pair that is padded to `(H, W)`."""
+        """Blur logits ``(H / p, W / p)`` of a pair that is padded to ``(H, W)``."""
         p, s = self.patch, self._windows.window
         H, W = self._padding.padded_size(*sample.left.shape[:2])
         planes = np.concatenate([sample.left, sample.right], axis=2).transpose(2, 0, 1).astype(np.float32)
@@ -101,7 +101,7 @@ class BlurEstimator:
 
 
 def chunks(count: int) -> list[range]:
-    """The indices of `count` pairs by the file of the cache that holds them."""
+    """The indices of ``count`` pairs by the file of the cache that holds them."""
     return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 

@@ -1,10 +1,11 @@
 """The authors' released checkpoint, made ready for export: the network and its blur map.
 
-The checkpoint is a pickled dictionary whose `params` holds the state dict of `network.released.ReleasedNet`. It is read
-with `weights_only=True`, which runs no code of the file's.
+The checkpoint is a pickled dictionary whose ``params`` holds the state dict of ``network.released.ReleasedNet``. It is
+read with ``weights_only=True``, which runs no code of the file's.
 
-The blur map that the network was trained with comes from patches of 40 px (`ldp_runtime.stages.patch_blur_map`) and needs the
-weights of OpenAI's ViT-B/16. `dense_release` uses the paper's blur map instead, from any CLIP with a calibration.
+The blur map that the network was trained with comes from patches of 40 px (``ldp_runtime.stages.patch_blur_map``) and
+needs the weights of OpenAI's ViT-B/16. ``dense_release`` uses the paper's blur map instead, from any CLIP with a
+calibration.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def patch_release(network: ReleasedNet, clip: LoadedClip, prompt: Prompt = PROMP
 
     Args:
         network: The network.
-        clip: CLIP; the released constants are for `ARCHITECTURE` with `WEIGHTS`.
+        clip: CLIP; the released constants are for ``ARCHITECTURE`` with ``WEIGHTS``.
         prompt: What patches are compared with; its offset is B, its temperature A - B.
     """
     spec = BlurMapSpec("patch", "map", PATCH)

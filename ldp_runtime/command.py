@@ -41,7 +41,7 @@ class Command(Protocol):
         """Declares the options."""
 
     def run(self, arguments: argparse.Namespace) -> None:
-        """Does the work; raises `LDPError` for what the user has to mend."""
+        """Does the work; raises ``LDPError`` for what the user has to mend."""
 
 
 def make_parser(
@@ -53,7 +53,7 @@ def make_parser(
         program: Its name.
         description: What it is for.
         package: Package of the command modules.
-        commands: Names of the commands; that of `import-release` is in the module `import_release`.
+        commands: Names of the commands; that of ``import-release`` is in the module ``import_release``.
         exit_codes: Closes the help of the program and of each command.
     """
     form = argparse.RawDescriptionHelpFormatter
@@ -79,7 +79,7 @@ def run(program: str, parser: Callable[[], argparse.ArgumentParser], argv: Seque
 
     Args:
         program: The program's name, which begins each line on stderr.
-        parser: Makes the parser; it sets `command`, a function of the parsed arguments.
+        parser: Makes the parser; it sets ``command``, a function of the parsed arguments.
         argv: The arguments, without the program's name; those of the process if None.
 
     Returns:

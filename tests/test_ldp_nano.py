@@ -25,7 +25,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def deblurrer() -> Deblurrer:
-    """ldp-nano on the backend that `auto` picks here."""
+    """ldp-nano on the backend that ``auto`` picks here."""
     return Deblurrer.from_bundle(BUNDLE)
 
 

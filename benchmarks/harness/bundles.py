@@ -1,7 +1,7 @@
 """What is measured: bundles by name or folder, bundles with random weights of the paper's sizes, and the same in torch.
 
 No trained weights of the paper's networks are public in this form, and time does not depend on the weights' values. So
-`small` and `large` are measured with random weights and a random CLIP of the paper's architecture; such a bundle is
+``small`` and ``large`` are measured with random weights and a random CLIP of the paper's architecture; such a bundle is
 exported once and kept in LDP's cache, under a key made of the exporter's sources.
 """
 
@@ -35,7 +35,7 @@ def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool) ->
     """Exports the deblurring graph of a network to a file of the cache, which appears whole or not at all.
 
     Args:
-        network: As for `ldp_export.bundling.onnx_graphs.deblur_graph`, as are `multiple` and `half`.
+        network: As for ``ldp_export.bundling.onnx_graphs.deblur_graph``, as are ``multiple`` and ``half``.
         multiple: H and W are multiples of this many px.
         path: The ONNX file.
         half: FP16 inside.
@@ -54,8 +54,8 @@ def open_bundle(bundle: str | None, config: str | None) -> Bundle:
     """The bundle that a benchmark is asked for.
 
     Args:
-        bundle: A name or a folder; None with a `config`.
-        config: A name of `ldp_export.network.CONFIGS` for random weights; None with a `bundle`.
+        bundle: A name or a folder; None with a ``config``.
+        config: A name of ``ldp_export.network.CONFIGS`` for random weights; None with a ``bundle``.
 
     Raises:
         LDPError: The bundle is missing or damaged, or random weights cannot be exported.
@@ -67,7 +67,7 @@ def random_bundle(config: str) -> Path:
     """Folder of a bundle with random weights, exported if the cache does not have it.
 
     Args:
-        config: A name of `ldp_export.network.CONFIGS`.
+        config: A name of ``ldp_export.network.CONFIGS``.
 
     Raises:
         LDPError: There is no such config, no cache folder, or the export failed.
@@ -97,7 +97,7 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
     Args:
         bundle: The bundle.
         checkpoint: Its checkpoint's folder; None looks beside the bundle and in the repository for
-            `checkpoints/NAME`, and draws random weights anew.
+            ``checkpoints/NAME``, and draws random weights anew.
 
     Raises:
         LDPError: There is no checkpoint, or it is that of another network.
@@ -132,7 +132,7 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
 
 
 def find_checkpoint(bundle: Bundle) -> Path | None:
-    """The folder `checkpoints/NAME` beside the bundle, or in the repository's `models`; None if there is none."""
+    """The folder ``checkpoints/NAME`` beside the bundle, or in the repository's ``models``; None if there is none."""
     for folder in (bundle.path.parent, ROOT / "models"):
         path = folder / CHECKPOINTS / bundle.manifest.name
         if path.is_dir():
@@ -141,7 +141,7 @@ def find_checkpoint(bundle: Bundle) -> Path | None:
 
 
 def has_reference(bundle: Bundle, checkpoint: Path | None = None) -> bool:
-    """Whether `reference_model` has something to load, without loading it."""
+    """Whether ``reference_model`` has something to load, without loading it."""
     manifest = bundle.manifest
     random = manifest.training.get("weights") == "random" and manifest.clip.weights == "random"
     return checkpoint is not None or random or find_checkpoint(bundle) is not None

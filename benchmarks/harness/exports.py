@@ -1,4 +1,4 @@
-"""`ldp bench exports`: what other benchmarks measure, exported into the cache, several graphs at a time.
+"""``ldp bench exports``: what other benchmarks measure, exported into the cache, several graphs at a time.
 
 An export is the work of one thread for minutes. Whoever measures afterwards finds the graphs in LDP's cache, where they
 stay until a source of the exporter changes.
@@ -43,7 +43,7 @@ class Job:
     Attributes:
         kind: "config", "peer" or "variant".
         name: Name of the network.
-        detail: Of a peer its precision; of a variant, which of `roofline.design_variants`.
+        detail: Of a peer its precision; of a variant, which of ``roofline.design_variants``.
     """
 
     kind: str
@@ -77,9 +77,9 @@ def jobs_for(
 
     Args:
         configs: Names of networks for random weights.
-        peers: Names of `PEERS`.
-        backends: What runs the peers, as for `ldp bench peers`.
-        variants: Also the variants of the configs' designs, for `ldp bench roofline`.
+        peers: Names of ``PEERS``.
+        backends: What runs the peers, as for ``ldp bench peers``.
+        variants: Also the variants of the configs' designs, for ``ldp bench roofline``.
     """
     precisions = dict.fromkeys(["fp32", *("fp16" for _, p in choose_backends(backends) if p == "fp16")])
     found = [Job("config", name) for name in configs]

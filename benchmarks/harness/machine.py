@@ -47,8 +47,8 @@ def describe() -> dict[str, Any]:
     """The machine, as plain JSON values; what the system does not tell is None.
 
     Returns:
-        `summary` (one line), `cpu` (`name`, `cores`, `threads`, `usable`, `features`, `caches`), `memory_bytes`,
-        `gpus`, `system`, `python`, `packages`.
+        ``summary`` (one line), ``cpu`` (``name``, ``cores``, ``threads``, ``usable``, ``features``, ``caches``),
+        ``memory_bytes``, ``gpus``, ``system``, ``python``, ``packages``.
     """
     cpu, memory, cards = _cpu(), _memory(), gpus()
     gib = "" if memory is None else f", {memory / 2**30:.0f} GiB"
@@ -79,7 +79,7 @@ def commit() -> Commit:
 
 @lru_cache(maxsize=1)
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA cards that the driver reports: `name`, `driver`, `memory_mib`, `compute_capability`."""
+    """The NVIDIA cards that the driver reports: ``name``, ``driver``, ``memory_mib``, ``compute_capability``."""
     listed = _run("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits")
     cards = []
     for line in (listed or "").splitlines():
@@ -124,7 +124,7 @@ def resident_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Makes `peak_memory` count from now on, where the system can."""
+    """Makes ``peak_memory`` count from now on, where the system can."""
     with contextlib.suppress(OSError):
         (_PROC / "self" / "clear_refs").write_text("5")
 
@@ -138,7 +138,7 @@ def load_average() -> float | None:
 
 
 def parse_cpuinfo(text: str) -> tuple[str | None, int | None, set[str]]:
-    """Name, physical cores and features of `/proc/cpuinfo`.
+    """Name, physical cores and features of ``/proc/cpuinfo``.
 
     Args:
         text: The file's text.
@@ -175,7 +175,7 @@ def _cpu() -> dict[str, Any]:
 
 
 def _caches() -> dict[str, str]:
-    """Size of each of the first core's caches, such as `{"L1d": "32K", "L2": "1024K"}`."""
+    """Size of each of the first core's caches, such as ``{"L1d": "32K", "L2": "1024K"}``."""
     caches = {}
     for index in sorted(_CACHES.glob("index*")):
         level, kind, size = (_read(index / name).strip() for name in ("level", "type", "size"))

@@ -14,7 +14,7 @@ from benchmarks.harness.bundles import ROOT
 
 
 def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Runs `python -m MODULE ARGUMENTS` with this interpreter; its output is thrown away.
+    """Runs ``python -m MODULE ARGUMENTS`` with this interpreter; its output is thrown away.
 
     Args:
         module: Name of the module.
@@ -47,7 +47,7 @@ def run_spec(
         module: Name of the module.
         spec: What it reads.
         folder: Where both files go.
-        environment: As for `run_module`.
+        environment: As for ``run_module``.
 
     Returns:
         What it wrote, or None and how it ended, as in "ended with 1: no message".

@@ -58,7 +58,7 @@ class BundleId:
 
     Attributes:
         name: Its name.
-        content: `Bundle.content`, a SHA-256 over all of its files.
+        content: ``Bundle.content``, a SHA-256 over all of its files.
         trained: Its weights are trained, so a restored image means something.
     """
 
@@ -82,7 +82,7 @@ class Report:
 
     Attributes:
         kind: Which benchmark, such as "latency" or "engine_build".
-        machine: What `machine.describe` says of the machine that it ran on.
+        machine: What ``machine.describe`` says of the machine that it ran on.
         created: When, ISO 8601 in UTC.
         commit: State of the source.
         bundle: The bundle, or None where the benchmark needs none.
@@ -116,7 +116,7 @@ class Report:
 
     @classmethod
     def from_json(cls, value: object, where: str = "the report") -> Report:
-        """The inverse of `to_json`.
+        """The inverse of ``to_json``.
 
         Args:
             value: The parsed JSON.
@@ -165,7 +165,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Reads what `write` wrote.
+        """Reads what ``write`` wrote.
 
         Raises:
             BenchmarkError: The file is missing, no JSON, or no report.
@@ -184,7 +184,7 @@ class Report:
 
 
 def save(report: Report, folder: Path, name: str, markdown: str) -> tuple[Path, Path]:
-    """Writes `folder/name.json` and `folder/name.md`.
+    """Writes ``folder/name.json`` and ``folder/name.md``.
 
     Args:
         report: What to write.
@@ -226,7 +226,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], alig
         align: One letter a column, "l" or "r"; the first column left and the others right if None.
 
     Raises:
-        ValueError: A row or `align` has another length than the header.
+        ValueError: A row or ``align`` has another length than the header.
     """
     align = align or "l" + "r" * (len(header) - 1)
     if len(align) != len(header) or set(align) - {"l", "r"}:

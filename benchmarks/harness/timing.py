@@ -84,7 +84,7 @@ def summarise(blocks: Blocks) -> Summary:
 
 
 def ratio(blocks: Blocks, to: Blocks) -> Ratio:
-    """Median of `blocks` over the median of `to`.
+    """Median of ``blocks`` over the median of ``to``.
 
     Block i of both was measured in the same round. Rounds are resampled for both at once, so what slows a whole round
     down does not widen the interval.
@@ -107,7 +107,7 @@ def ratio(blocks: Blocks, to: Blocks) -> Ratio:
 
 
 def settled(summaries: Sequence[Summary], target: float) -> bool:
-    """Whether the median of every summary is known to within a share `target` of itself."""
+    """Whether the median of every summary is known to within a share ``target`` of itself."""
     return all(summary.spread <= target for summary in summaries)
 
 
@@ -119,9 +119,9 @@ def _checked(blocks: Blocks) -> list[NDArray[np.float64]]:
 
 
 def _medians(blocks: list[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
-    """Medians `(RESAMPLES,)` of runs drawn with replacement from blocks drawn with replacement.
+    """Medians ``(RESAMPLES,)`` of runs drawn with replacement from blocks drawn with replacement.
 
-    Which blocks are drawn does not depend on `seed`, the runs drawn from them do: that pairs rounds in `ratio`.
+    Which blocks are drawn does not depend on ``seed``, the runs drawn from them do: that pairs rounds in ``ratio``.
     """
     sizes = np.array([block.size for block in blocks])
     most = int(sizes.max())

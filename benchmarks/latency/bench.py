@@ -219,7 +219,7 @@ def measure(
         repeats: Exactly so many rounds in place of that.
 
     Returns:
-        The `data` of the report, but `left_out`.
+        The ``data`` of the report, but ``left_out``.
 
     Raises:
         BenchmarkError: Nothing could be timed, or torch's weights are not the bundle's.

@@ -1,7 +1,7 @@
 """One block of latency: a process of its own opens one backend, warms up and times runs.
 
 A process of its own makes start-up and peak memory honest, and leaves no thread spinning while another is timed.
-`benchmarks.latency.bench` starts it as `python -m benchmarks.latency.worker SPEC RESULT`, both JSON files.
+``benchmarks.latency.bench`` starts it as ``python -m benchmarks.latency.worker SPEC RESULT``, both JSON files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Spec:
 
     Attributes:
         bundle: Folder of the bundle.
-        backend: A name of `ldp_runtime.backends.BACKENDS` or of `torch_chain.LAYOUTS`.
+        backend: A name of ``ldp_runtime.backends.BACKENDS`` or of ``torch_chain.LAYOUTS``.
         precision: Precision of the graphs.
         left: File of the left view.
         right: File of the right view.
@@ -52,7 +52,7 @@ class Spec:
         seconds: Runs are counted for at least so long.
         most: At most so many runs are counted.
         restored: Where to keep the restored image as .npy, or None.
-        spawned: `time.time()` when the process was asked for.
+        spawned: ``time.time()`` when the process was asked for.
     """
 
     bundle: str
@@ -76,9 +76,9 @@ class Block:
     Attributes:
         seconds: Wall time of each counted run, from views in memory to the restored image in memory.
         stages: For each stage its seconds in each counted run.
-        files: Seconds of `read` (both views) and `write` (the restored image), once.
-        start_up: Seconds of `process` (start and imports), `load` (bundle or weights), `first` (graphs opened, first
-            image).
+        files: Seconds of ``read`` (both views) and ``write`` (the restored image), once.
+        start_up: Seconds of ``process`` (start and imports), ``load`` (bundle or weights), ``first`` (graphs opened,
+            first image).
         host_bytes: Peak resident memory of the process.
         device_bytes: Memory in use on the GPU after the runs, by everything; None without a GPU.
         device: What the backend says that it ran on.
@@ -102,7 +102,7 @@ Run = Callable[["NDArray[Any]", "NDArray[Any]"], tuple["NDArray[np.generic]", Ma
 
 @dataclass(frozen=True)
 class _Opened:
-    """What restores a pair and tells its stages; what that runs on, as for `Block`; whether the first run opens it."""
+    """What restores a pair and times its stages; what that runs on, as for ``Block``; if the first run opens it."""
 
     run: Run
     device: str
@@ -167,7 +167,7 @@ def measure(spec: Spec) -> Block:
 
 
 def main(argv: list[str]) -> None:
-    """Reads a `Spec`, writes a `Block`; a user's error becomes `{"error": text}`."""
+    """Reads a ``Spec``, writes a ``Block``; a user's error becomes ``{"error": text}``."""
     from benchmarks.harness.results import write_text
     from ldp_runtime.errors import LDPError
 

@@ -1,8 +1,8 @@
 """Networks that a user would take in place of LDP, written anew from their papers, to compare time and memory.
 
 The weights are random: nothing here restores an image, and time does not depend on the weights. What accuracy their
-papers or the LDP paper report is quoted where it is shown. Every network takes a pair `(B, 6, H, W)` in [0, 1] and
-returns the restored image `(B, 3, H, W)`, not clamped.
+papers or the LDP paper report is quoted where it is shown. Every network takes a pair ``(B, 6, H, W)`` in [0, 1] and
+returns the restored image ``(B, 3, H, W)``, not clamped.
 """
 
 from __future__ import annotations

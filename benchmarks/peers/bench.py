@@ -1,4 +1,4 @@
-"""`ldp bench peers`: the peers beside ours on the same pair, backend by backend, at two sizes or more.
+"""``ldp bench peers``: the peers beside ours on the same pair, backend by backend, at two sizes or more.
 
 Ours is the whole chain, CLIP and blur map included; a peer is its network with the runtime's padding and rounding. Each
 measurement is a process of its own, so that peak memory is honest, and those of one round alternate, so that whatever
@@ -60,10 +60,10 @@ class Measurement:
     """Who was measured how, and what came of it.
 
     Attributes:
-        who: `OURS` or a name of `PEERS`.
+        who: ``OURS`` or a name of ``PEERS``.
         backend: "torch" or a backend.
         precision: Its precision.
-        size: `(h, w)` in px.
+        size: ``(h, w)`` in px.
         blocks: One for each round.
         error: Why there are none.
     """
@@ -158,7 +158,7 @@ def measure(
         bundle: Ours.
         peers: The peers.
         backends: Pairs of backend and precision; "torch" is eager torch.
-        sizes: `(h, w)` in px.
+        sizes: ``(h, w)`` in px.
         rounds: How many processes each gets.
         threads: CPU threads, or None for each backend's own choice.
 
@@ -243,8 +243,8 @@ def summarise_all(bundle: Bundle, peers: Sequence[Peer], measurements: Sequence[
     """The report's figures, as plain JSON values.
 
     Returns:
-        `networks` (parameters, their source, quoted accuracy, and FLOPs of one photo of each size as the ONNX graphs
-        have them), `rows` (one a measurement: times, memory, both as ratios to ours), `scaling` (of each network on
+        ``networks`` (parameters, their source, quoted accuracy, and FLOPs of one photo of each size as the ONNX graphs
+        have them), ``rows`` (one a measurement: times, memory, both as ratios to ours), ``scaling`` (of each network on
         each backend: exponent of time against pixels, MB of peak memory a megapixel, both between the smallest and the
         largest size).
     """
@@ -368,7 +368,7 @@ def _quote(values: Mapping[str, float], source: str, prefix: str) -> dict[str, A
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The report's tables, from `summarise_all`'s values alone."""
+    """The report's tables, from ``summarise_all``'s values alone."""
     titles = {network["who"]: network["title"] for network in data["networks"]}
     sizes = list(data["networks"][0]["flops"])
     parts = [
@@ -448,7 +448,7 @@ def _cells(row: Mapping[str, Any], title: str) -> list[object]:
 
 
 def choose_backends(asked: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of backend and precision of `NAME` or `NAME:PRECISION`; "auto" is the runtime's own choice.
+    """Pairs of backend and precision of ``NAME`` or ``NAME:PRECISION``; "auto" is the runtime's own choice.
 
     Only backends that open graphs: peers have no engines.
 

@@ -28,7 +28,7 @@ class UpConvolution(nn.Module):
         self.convolution = nn.Conv2d(channels, channels // 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to `(B, C / 2, 2H, 2W)`."""
+        """``(B, C, H, W)`` to ``(B, C / 2, 2H, 2W)``."""
         return F.relu(self.convolution(F.pad(F.interpolate(x, scale_factor=2.0, mode="nearest"), (0, 1, 0, 1))))
 
 
@@ -45,7 +45,7 @@ class DPDNet(nn.Module):
         self.last = nn.Sequential(nn.Conv2d(WIDTHS[0], 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Sigmoid())
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Pair `(B, 6, H, W)` in [0, 1] to the restored image `(B, 3, H, W)`."""
+        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
         x, skips = pair, []
         for i, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if i else x)

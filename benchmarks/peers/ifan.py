@@ -37,7 +37,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         y = x
         for unit in self.units:
             y = F.leaky_relu(y + unit(y), SLOPE)
@@ -62,11 +62,12 @@ def adaptive_convolution(x: Tensor, filters: Tensor) -> Tensor:
     """Iterative adaptive convolution: for each position and channel a column filter, a row filter, a bias, and LReLU.
 
     Args:
-        x: `(B, C, H, W)`.
-        filters: `(B, FILTERS * C * (2 * TAPS + 1), H, W)`: for each step the columns' taps, the rows' taps, the biases.
+        x: ``(B, C, H, W)``.
+        filters: ``(B, FILTERS * C * (2 * TAPS + 1), H, W)``: for each step the columns' taps, the rows' taps, the
+        biases.
 
     Returns:
-        `(B, C, H, W)`.
+        ``(B, C, H, W)``.
     """
     channels, height, width = x.shape[1:]
     reach = TAPS // 2
@@ -103,7 +104,7 @@ class IFAN(nn.Module):
         self.last = _convolution(w1, 3)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Pair `(B, 6, H, W)` in [0, 1] to the restored image `(B, 3, H, W)`."""
+        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
         image = center(pair)
         skips, x = [], image
         for level in self.features:

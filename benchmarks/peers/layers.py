@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of `(B, C, H, W)`, with FP32 statistics.
+    """Layer normalisation over the channels of ``(B, C, H, W)``, with FP32 statistics.
 
-    The network's own `LayerNorm2d` spells the same out for export; peers are exported with it too, so that both are
+    The network's own ``LayerNorm2d`` spells the same out for export; peers are exported with it too, so that both are
     treated alike, but built here so that a change of ours does not change theirs.
     """
 
@@ -20,7 +20,7 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape and type."""
+        """``(B, C, H, W)`` to the same shape and type."""
         wide = x.float()
         centred = wide - wide.mean(1, keepdim=True)
         scale = torch.rsqrt((centred * centred).mean(1, keepdim=True) + self.eps)
@@ -29,5 +29,5 @@ class ChannelNorm(nn.Module):
 
 
 def center(pair: Tensor) -> Tensor:
-    """`(B, 6, H, W)` to the mean of both views, `(B, 3, H, W)`."""
+    """``(B, 6, H, W)`` to the mean of both views, ``(B, 3, H, W)``."""
     return (pair[:, :3] + pair[:, 3:]) * 0.5

@@ -26,7 +26,7 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A block of Fig. 3c: `(B, C, H, W)` to the same shape."""
+    """A block of Fig. 3c: ``(B, C, H, W)`` to the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
         self.channel_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         y = _gate(self.depthwise(self.widen(self.spatial_norm(x))))
         y = y * self.attention(y.float().mean((2, 3), keepdim=True).to(y.dtype))
         x = x + self.mix(y) * self.spatial_scale
@@ -74,7 +74,7 @@ class NAFNet(nn.Module):
         self.last = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Pair `(B, 6, H, W)` in [0, 1] to the restored image `(B, 3, H, W)`."""
+        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
         x = self.first(pair)
         skips = []
         for blocks, down in zip(self.encoder, self.downs, strict=True):

@@ -33,7 +33,7 @@ class TransposedAttention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         query, key, value = (
             t.flatten(2).unflatten(1, (self.heads, -1)) for t in self.depthwise(self.project_in(x)).chunk(3, dim=1)
         )  # (B, heads, C / heads, H * W) each
@@ -54,7 +54,7 @@ class GatedFeedForward(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         gate, value = self.depthwise(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.feed_forward = GatedFeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         x = x + self.attention(self.norm1(x))
         return x + self.feed_forward(self.norm2(x))
 
@@ -108,7 +108,7 @@ class Restormer(nn.Module):
         self.last = nn.Conv2d(2 * c, 3, 3, padding=1, bias=False)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Pair `(B, 6, H, W)` in [0, 1] to the restored image `(B, 3, H, W)`."""
+        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
         x = first = self.first(pair)
         skips = []
         for level in range(3):

@@ -1,7 +1,7 @@
 """One measurement of a peer in a process of its own, so that peak memory is honest.
 
-`benchmarks.peers.bench` starts it as `python -m benchmarks.peers.worker SPEC RESULT`, both JSON files. The result is a
-`latency_worker.Block`, as for ours: a run goes from both views in memory to the restored image in memory.
+``benchmarks.peers.bench`` starts it as ``python -m benchmarks.peers.worker SPEC RESULT``, both JSON files. The result
+is a ``latency_worker.Block``, as for ours: a run goes from both views in memory to the restored image in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PeerSpec:
     """What to measure.
 
     Attributes:
-        peer: A name of `PEERS`.
-        backend: "torch", or a name of `ldp_runtime.backends.BACKENDS`.
+        peer: A name of ``PEERS``.
+        backend: "torch", or a name of ``ldp_runtime.backends.BACKENDS``.
         precision: Precision of the graph, or of torch's weights.
         graph: The peer's exported graph for a backend; unused by torch.
         left: File of the left view.
@@ -38,7 +38,7 @@ class PeerSpec:
         threads: CPU threads, or None for the backend's own choice.
         seconds: Runs are counted for at least so long.
         most: At most so many runs are counted.
-        spawned: `time.time()` when the process was asked for.
+        spawned: ``time.time()`` when the process was asked for.
     """
 
     peer: str
@@ -90,13 +90,13 @@ def restore(network: Callable[[Views], Views], left: Views, right: Views, multip
     """Restores a pair with a peer, with the runtime's own padding and rounding.
 
     Args:
-        network: `(1, 6, H, W)` float32 in [0, 1] to `(1, 3, H, W)` float32.
-        left: `(h, w, 3)` uint8 or uint16.
+        network: ``(1, 6, H, W)`` float32 in [0, 1] to ``(1, 3, H, W)`` float32.
+        left: ``(h, w, 3)`` uint8 or uint16.
         right: The other view.
         multiple: H and W are multiples of this many px.
 
     Returns:
-        `(h, w, 3)` in the dtype of the views.
+        ``(h, w, 3)`` in the dtype of the views.
     """
     from ldp_runtime.stages.geometry import Padding, pad_reflect
 
@@ -109,7 +109,7 @@ def restore(network: Callable[[Views], Views], left: Views, right: Views, multip
 
 
 def main(argv: list[str]) -> None:
-    """Reads a `PeerSpec`, writes a `Block`; a user's error becomes `{"error": text}`."""
+    """Reads a ``PeerSpec``, writes a ``Block``; a user's error becomes ``{"error": text}``."""
     from benchmarks.harness.results import write_text
     from ldp_runtime.errors import LDPError
 

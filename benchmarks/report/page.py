@@ -98,7 +98,7 @@ def read_reports(folder: Path) -> list[tuple[Path, Report]]:
 
 
 def other_texts(folder: Path) -> list[Path]:
-    """The Markdown files of a folder and of the folders in it that belong to no result, as of `ldp-export evaluate`."""
+    """The Markdown files of a folder and its folders that belong to no result, as of ``ldp-export evaluate``."""
     results = {path.with_suffix(".md") for path in _results(folder)}
     return [path for path in sorted([*folder.glob("*.md"), *folder.glob("*/*.md")]) if path not in results]
 
@@ -120,7 +120,7 @@ def to_html(reports: Sequence[tuple[Path, Report]], texts: Sequence[Path] = ()) 
     """The page.
 
     Args:
-        reports: As `read_reports` gives them. Their tables come from the Markdown files beside them.
+        reports: As ``read_reports`` gives them. Their tables come from the Markdown files beside them.
         texts: Markdown files that come after them.
     """
     of_kind = {kind: [report for _, report in reports if report.kind == kind] for kind in ("latency", "parity")}
@@ -176,8 +176,8 @@ def update_readme(path: Path, reports: Sequence[tuple[Path, Report]]) -> list[st
     """Writes the tables between markers anew; what stands elsewhere is not touched.
 
     Args:
-        path: A Markdown file with `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, each on a line of its own.
-        reports: The results with their files, as `read_reports` gives them.
+        path: A Markdown file with ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``, each on a line of its own.
+        reports: The results with their files, as ``read_reports`` gives them.
 
     Returns:
         The names of the tables that were written.
@@ -382,7 +382,7 @@ def _paragraph(text: str, css: str = "") -> str:
 
 
 def _inline(text: str) -> str:
-    """Text with `code`, **bold** and [links](…), of which the text stays."""
+    """Text with ``code``, **bold** and [links](…), of which the text stays."""
     escaped = html.escape(re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text), quote=False)
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)

@@ -1,13 +1,14 @@
-"""`ldp bench roofline`: the floor of the whole chain, from the exported graphs and the devices' peak rates.
+"""``ldp bench roofline``: the floor of the whole chain, from the exported graphs and the devices' peak rates.
 
-The chain is what the GPU runtime runs: `prepare`, the CLIP graph on batches of windows, `blur_logits`, the deblur
-graph, `finish`. `benchmarks.roofline.flops` counts what every node of the graphs costs at the wanted size, `benchmarks.roofline.fusion`
-says which nodes run as one kernel; the kernels of `ldp_runtime.cuda` state their own minimum bytes. The floor of a
+The chain is what the GPU runtime runs: ``prepare``, the CLIP graph on batches of windows, ``blur_logits``, the deblur
+graph, ``finish``. ``benchmarks.roofline.flops`` counts what every node of the graphs costs at the wanted size,
+``benchmarks.roofline.fusion`` says which nodes run as one kernel; the kernels of ``ldp_runtime.cuda`` state their own
+minimum bytes. The floor of a
 kernel is the longest of: matrix FLOPs at the tensor cores' peak, other FLOPs at the CUDA cores' peak, bytes at the
 memory's peak. The floor of the chain is their sum: kernels run one after the other. Launches, waves that do not fill
 the device, halos, and every rate below its peak come on top.
 
-No figure for a GPU here was measured: each is a `predicted floor`.
+No figure for a GPU here was measured: each is a ``predicted floor``.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Step:
 
     Attributes:
         stage: "prepare", "clip", "blur_logits", "deblur" or "finish".
-        kind: As for `fusion.Kernel`; "cuda" for the runtime's own.
+        kind: As for ``fusion.Kernel``; "cuda" for the runtime's own.
         label: What it is, for people.
         shape: Shape of its result.
         matrix_flops: For tensor cores.
@@ -86,7 +87,7 @@ class Step:
     repeats: int = 1
 
     def nbytes(self, cache: int = 0) -> int:
-        """Bytes of one run, without tensors that fit into `cache` bytes."""
+        """Bytes of one run, without tensors that fit into ``cache`` bytes."""
         return sum(size for size, whole in self.traffic if not 0 < whole <= cache)
 
     def seconds(self, device: Device, *, cached: bool = False) -> float:
@@ -109,8 +110,8 @@ class Chain:
     """The chain at one size and precision.
 
     Attributes:
-        size: `(h, w)` of the photo.
-        padded: `(H, W)` that the network sees.
+        size: ``(h, w)`` of the photo.
+        padded: ``(H, W)`` that the network sees.
         windows: Windows of CLIP.
         batches: Batches that they run in.
         clip: Cost of CLIP's graph for one batch.
@@ -144,7 +145,7 @@ class Walked:
     """A bundle's graphs at one size of the photo.
 
     Attributes:
-        padded: `(H, W)` that the network sees.
+        padded: ``(H, W)`` that the network sees.
         grid: CLIP's windows.
         batches: Batches that they run in.
         clip: Cost of CLIP's graph for one batch.
@@ -159,7 +160,7 @@ class Walked:
 
 
 def walk_graphs(bundle: Bundle, size: tuple[int, int], precision: str) -> Walked:
-    """Walks both graphs of a bundle; arguments and errors as for `build_chain`."""
+    """Walks both graphs of a bundle; arguments and errors as for ``build_chain``."""
     spec = bundle.manifest.clip
     H, W = bundle.manifest.padding.padded_size(*size)
     grid = WindowGrid.cover(H, W, window=spec.window, overlap=spec.overlap, patch=spec.patch)
@@ -175,7 +176,7 @@ def build_chain(bundle: Bundle, size: tuple[int, int], precision: str) -> Chain:
 
     Args:
         bundle: The bundle.
-        size: `(h, w)` of the photo in px.
+        size: ``(h, w)`` of the photo in px.
         precision: Which of its graphs, "fp16" or "fp32".
 
     Raises:
@@ -207,7 +208,7 @@ def _steps(stage: str, graph: GraphCost, fused: FusedGraph) -> list[Step]:
 def _own_kernels(
     bundle: Bundle, size: tuple[int, int], padded: tuple[int, int], grid: WindowGrid, dtype: np.dtype[Any]
 ) -> tuple[tuple[Step, Step], Step]:
-    """`prepare`, `blur_logits` and `finish` for a photo of 8 bits."""
+    """``prepare``, ``blur_logits`` and ``finish`` for a photo of 8 bits."""
     spec = bundle.manifest.clip
     h, w = size
     view = Pixels(_ADDRESS, 3 * w)
@@ -262,7 +263,7 @@ def design_variants(config: LDPConfig) -> dict[str, LDPConfig]:
 
 
 def variant_floors(chain: Chain, manifest: Manifest, device: Device) -> list[dict[str, Any]]:
-    """The floor of the chain with each of `design_variants` in place of the bundle's network.
+    """The floor of the chain with each of ``design_variants`` in place of the bundle's network.
 
     Args:
         chain: The bundle's chain, FP16.
@@ -270,7 +271,7 @@ def variant_floors(chain: Chain, manifest: Manifest, device: Device) -> list[dic
         device: The device.
 
     Returns:
-        Rows of `change`, `parameters`, `ms` of the chain; the unchanged network first.
+        Rows of ``change``, ``parameters``, ``ms`` of the chain; the unchanged network first.
     """
     from tqdm import tqdm
 
@@ -311,7 +312,7 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
 
 
 def variants_are_exported(manifest: Manifest) -> bool:
-    """Whether the cache has the graphs of all of `design_variants` of a bundle's network."""
+    """Whether the cache has the graphs of all of ``design_variants`` of a bundle's network."""
     from ldp_export.network import LDPConfig
 
     variants = design_variants(LDPConfig.from_dict(manifest.network)).values()
@@ -336,7 +337,7 @@ def _variant_row(what: str, config: LDPConfig, steps: Sequence[Step], device: De
 
 
 def fusion_floors(chain: Chain, device: Device) -> list[dict[str, Any]]:
-    """The floor with fusions beyond the rules: each alone, then all; rows of `change` and `ms`."""
+    """The floor with fusions beyond the rules: each alone, then all; rows of ``change`` and ``ms``."""
     rows = [{"change": "the rules alone", "ms": 1e3 * floor(chain.steps, device)}]
     for what, extra in [*((name, (name,)) for name in EXTRA), ("all of these", tuple(EXTRA))]:
         steps = chain.with_deblur(chain.deblur, fuse(chain.deblur, extra))
@@ -345,7 +346,7 @@ def fusion_floors(chain: Chain, device: Device) -> list[dict[str, Any]]:
 
 
 def shares(steps: Sequence[Step], device: Device, key: Callable[[Step], str]) -> list[dict[str, Any]]:
-    """Floors summed by a key, largest first: rows of `what`, `ms`, `share`, `gflop`, `mb`."""
+    """Floors summed by a key, largest first: rows of ``what``, ``ms``, ``share``, ``gflop``, ``mb``."""
     groups: dict[str, list[Step]] = defaultdict(list)
     for step in steps:
         groups[key(step)].append(step)
@@ -364,7 +365,7 @@ def shares(steps: Sequence[Step], device: Device, key: Callable[[Step], str]) ->
 
 
 def points(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
-    """Every step: rows of `stage`, `what`, `count` (of runs), `ms` in all, `share`, `gflop`, `mb`, `bound`."""
+    """Every step as a row: ``stage``, ``what``, ``count`` (runs), ``ms`` in all, ``share``, ``gflop``, ``mb``, ``bound``."""
     total = floor(steps, device)
     return [
         {
@@ -382,7 +383,7 @@ def points(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
 
 
 def costliest(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
-    """The `COSTLIEST` kernels, highest first, as `points`; equal ones are summed in one row."""
+    """The ``COSTLIEST`` kernels, highest first, as ``points``; equal ones are summed in one row."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in points(steps, device):
         alike = (row["stage"], row["what"], row["bound"], row["ms"] / row["count"])
@@ -406,8 +407,8 @@ def analyse(
 
     Args:
         bundle: The bundle.
-        size: `(h, w)` of the photo in px.
-        device: The GPU that the tables of kernels are for, a name of `hardware.json`.
+        size: ``(h, w)`` of the photo in px.
+        device: The GPU that the tables of kernels are for, a name of ``hardware.json``.
         variants: Also export the design's variants and compare their floors.
         cpu: This CPU's rates; measured if None.
 
@@ -497,7 +498,7 @@ def _scale(step: Step, padded: tuple[int, int]) -> str:
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The report's tables and its finding, from `analyse`'s values alone."""
+    """The report's tables and its finding, from ``analyse``'s values alone."""
     (h, w), (H, W), main = data["size"], data["padded"], data["device"]["name"]
     parts = [
         f"# Roofline, {h} x {w} px",
@@ -635,7 +636,7 @@ def plot(data: Mapping[str, Any], paths: Sequence[Path]) -> None:
     """Draws the roofs of all devices, and the kernels on the roof of the main one, area as share of the floor.
 
     Args:
-        data: `analyse`'s values.
+        data: ``analyse``'s values.
         paths: Image files to write; the suffix is the format, png or svg.
 
     Raises:
@@ -689,7 +690,7 @@ def plot(data: Mapping[str, Any], paths: Sequence[Path]) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`HEIGHTxWIDTH` in px, both at least 1; for argparse."""
+    """``HEIGHTxWIDTH`` in px, both at least 1; for argparse."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px, such as 1120x1680, came {text!r}")

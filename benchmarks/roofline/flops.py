@@ -7,11 +7,11 @@ costs nothing, as in an engine that is built for that size; nor do nodes whose i
 How FLOPs are counted; a multiply-add is two:
 
 * matrix FLOPs: convolutions and matrix products, those that tensor cores can do. They are what torch's
-  `FlopCounterMode` counts, and a test holds the two sums together within 1 %;
+  ``FlopCounterMode`` counts, and a test holds the two sums together within 1 %;
 * depthwise convolutions are counted by the same formula, but as vector FLOPs: tensor cores do not help them;
 * vector FLOPs else: one for each element of the result of a pointwise operation whatever its function (biases and
-  activations too), one for each element that a reduction or pooling reads, `SOFTMAX_FLOPS`, `NORM_FLOPS` and
-  `RESIZE_FLOPS` for each element of those. torch counts none of these;
+  activations too), one for each element that a reduction or pooling reads, ``SOFTMAX_FLOPS``, ``NORM_FLOPS`` and
+  ``RESIZE_FLOPS`` for each element of those. torch counts none of these;
 * copies, casts, reshapes and permutations have none.
 
 The minimum bytes of a node are each input read once and each output written once, in the types of the graph. Views
@@ -108,7 +108,7 @@ class NodeCost:
         op: Its operator.
         inputs: Names of its inputs, without those left out.
         outputs: Names of its outputs.
-        attributes: Its attributes, and `axes` of a reduction wherever the graph has them.
+        attributes: Its attributes, and ``axes`` of a reduction wherever the graph has them.
         matrix_flops: Of convolutions (not depthwise) and matrix products.
         vector_flops: All others.
         read_bytes: Each input once.
@@ -159,7 +159,7 @@ class GraphCost:
 
     @property
     def contraction_flops(self) -> int:
-        """All convolutions and matrix products, depthwise ones too: what torch's `FlopCounterMode` counts."""
+        """All convolutions and matrix products, depthwise ones too: what torch's ``FlopCounterMode`` counts."""
         return sum(contraction_flops(node, self.tensors) for node in self.nodes)
 
     @property
@@ -253,7 +253,7 @@ class _Walk:
             return None
         if node.op_type not in _KNOWN:
             raise BenchmarkError(
-                f"{self.where}: expected operators that benchmarks/roofline/flops.py knows, came {node.op_type}; add it there"
+                f"{self.where}: expected operators that flops.py knows, came {node.op_type}; add it there"
             )
         return self._cost(node, tuple(present))
 

@@ -2,7 +2,7 @@
 
 The rules are those fusions that TensorRT documents or is known to make, taken at their best, so that the sum over the
 kernels is a floor for an engine that keeps to them. They were not compared with an engine's own layers. An engine that
-fuses less is slower; one that fuses more (`EXTRA`) may be faster.
+fuses less is slower; one that fuses more (``EXTRA``) may be faster.
 
 1. Constants: what depends on weights and shapes alone is computed at build time.
 2. Shuffles are free: Reshape and the like, Transpose, Slice, Split, Gather, Expand, DepthToSpace and SpaceToDepth are
@@ -20,7 +20,7 @@ fuses less is slower; one that fuses more (`EXTRA`) may be faster.
 7. Pooling, a reduction over space, and Resize are kernels of their own.
 
 Every tensor between two kernels is written once and read once by each of its readers, at the bandwidth of the device's
-memory. A last-level cache that holds a small tensor between two kernels would save that: `Kernel.nbytes` takes the
+memory. A last-level cache that holds a small tensor between two kernels would save that: ``Kernel.nbytes`` takes the
 cache's size, and tensors (not weights, not the graph's inputs and outputs) that fit in it whole are then free.
 """
 
@@ -99,7 +99,7 @@ class FusedGraph:
     cacheable: Mapping[str, int]
 
     def nbytes(self, kernel: Kernel, cache: int = 0) -> int:
-        """Bytes that a kernel moves, without the tensors between kernels that fit into `cache` bytes."""
+        """Bytes that a kernel moves, without the tensors between kernels that fit into ``cache`` bytes."""
         moved = [*kernel.reads.items(), *kernel.writes.items()]
         return sum(size for name, size in moved if not 0 < self.cacheable.get(name, 0) <= cache)
 
@@ -122,7 +122,7 @@ def fuse(graph: GraphCost, extra: tuple[str, ...] = ()) -> FusedGraph:
 
     Args:
         graph: The graph at one size.
-        extra: Names of `EXTRA`: fusions beyond the rules, to see what they would save.
+        extra: Names of ``EXTRA``: fusions beyond the rules, to see what they would save.
 
     Returns:
         The kernels with what they read and write.
@@ -374,7 +374,7 @@ EXTRA: Mapping[str, Merge] = MappingProxyType(
 def _merge(
     kernels: list[Kernel], maker: Mapping[str, int], readers: Mapping[str, set[int]], wanted: Merge
 ) -> list[Kernel]:
-    """Moves kernels into the only reader of their results where `wanted` says so."""
+    """Moves kernels into the only reader of their results where ``wanted`` says so."""
     targets: dict[int, set[int]] = defaultdict(set)
     for root, index in maker.items():
         targets[index] |= readers.get(root, set())

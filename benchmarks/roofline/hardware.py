@@ -1,4 +1,4 @@
-"""Peak rates: of GPUs from `hardware.json`, each with its source, and of this CPU as measured here."""
+"""Peak rates: of GPUs from ``hardware.json``, each with its source, and of this CPU as measured here."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def figures() -> dict[str, dict[str, float]]:
 
 
 STATUSES = ("quoted", "derived", "unverified")
-"""How far a source was checked; `hardware.json` says what each means."""
+"""How far a source was checked; ``hardware.json`` says what each means."""
 
 
 def sources() -> list[dict[str, str]]:
-    """Where the figures come from: `device`, `figures`, `document`, `where`, `status` and `check`, a row a source."""
+    """Rows of where figures come from: ``device``, ``figures``, ``document``, ``where``, ``status``, ``check``."""
     data = json.loads(FILE.read_text(encoding="utf-8"))
     rows = []
     for name, entries in data["devices"].items():

@@ -81,8 +81,8 @@ class SizeRange:
     def of(cls, padding: Padding, min: Size | None, opt: Size | None, max: Size | None) -> SizeRange:
         """The padded sizes of pairs from ``min`` to ``max``; None takes the default.
 
-        By default the smallest is the padding's multiple, the one that is tuned for `DEFAULT_OPT` and the largest
-        `DEFAULT_MAX`; the middle one gives way where it would lie outside the others.
+        By default the smallest is the padding's multiple, the one that is tuned for ``DEFAULT_OPT`` and the largest
+        ``DEFAULT_MAX``; the middle one gives way where it would lie outside the others.
 
         Args:
             padding: The size rule of the bundle.
@@ -125,7 +125,7 @@ def profiles(manifest: Manifest, sizes: SizeRange) -> dict[str, Profile]:
     """The shapes of each graph's inputs for pairs of these sizes.
 
     The blur logits have one value a patch, so they are as tied to H and W as the pair. CLIP's batch is free up to
-    `ENGINE_CLIP_BATCH`, or exactly the one that a fixed size needs.
+    ``ENGINE_CLIP_BATCH``, or exactly the one that a fixed size needs.
 
     Args:
         manifest: The bundle's manifest.
@@ -156,7 +156,7 @@ class TensorRT:
     """One TensorRT, whichever its flavour; they share all that is used here.
 
     Attributes:
-        flavour: A name of `FLAVOURS`.
+        flavour: A name of ``FLAVOURS``.
         name: What people call it.
         version: Its version.
     """
@@ -187,7 +187,7 @@ class TensorRT:
 
         Args:
             architectures: Those asked for, such as ``"sm_89"``; None is all that make sense here.
-            precision: A name of `ENGINE_PRECISIONS`.
+            precision: A name of ``ENGINE_PRECISIONS``.
 
         Raises:
             BackendError: One is unknown to this TensorRT or has not the precision, or there is no GPU where one is
@@ -237,7 +237,7 @@ class TensorRT:
         Args:
             graph: An ONNX file, strongly typed.
             profile: The shapes of each input.
-            targets: Architectures, as from `targets`.
+            targets: Architectures, as from ``targets``.
             progress: Is told how far it is, and may cancel.
             detailed: Keep all messages, with the layers that TensorRT made; the engine holds their names too.
 
@@ -339,9 +339,9 @@ def build_engines(
     Args:
         bundle: The bundle; its folder must be writable.
         sizes: Padded sizes that the engines shall take.
-        flavour: A name of `FLAVOURS`.
-        architectures: As for `TensorRT.targets`.
-        precision: A name of `ENGINE_PRECISIONS`.
+        flavour: A name of ``FLAVOURS``.
+        architectures: As for ``TensorRT.targets``.
+        precision: A name of ``ENGINE_PRECISIONS``.
         progress: Makes what is told of a build's progress; it gets the build's name.
         report: Is told what was built and what was there, a line at a time, and TensorRT's warnings.
 
@@ -470,10 +470,10 @@ def _parser_errors(errors: Sequence[Any]) -> str:
 
 
 def widen_kernel(kernel: NDArray[Any]) -> NDArray[Any]:
-    """A depthwise kernel as that of groups of `_GROUP` channels, zero where it would mix channels.
+    """A depthwise kernel as that of groups of ``_GROUP`` channels, zero where it would mix channels.
 
     Args:
-        kernel: ``(C, 1, kh, kw)``, C a multiple of `_GROUP`.
+        kernel: ``(C, 1, kh, kw)``, C a multiple of ``_GROUP``.
 
     Returns:
         ``(C, _GROUP, kh, kw)``.
@@ -485,7 +485,7 @@ def widen_kernel(kernel: NDArray[Any]) -> NDArray[Any]:
 
 
 def _widen_depthwise(trt: Any, network: Any) -> list[NDArray[Any]]:
-    """Makes depthwise convolutions such of `_GROUP` channels a group; they compute the same.
+    """Makes depthwise convolutions such of ``_GROUP`` channels a group; they compute the same.
 
     For Turing TensorRT-RTX 1.7 would pad each channel of the *map* to 8 with zeros: 8 times the memory, and for a fixed
     size those zeros lie in the engine, 3 GiB for config small at 1120x1696.
@@ -534,7 +534,7 @@ def _log(trt: Any, detailed: bool) -> Any:
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's progress monitor over a `Progress`; `cancel` makes it stop the build at its next step."""
+    """TensorRT's progress monitor over a ``Progress``; ``cancel`` makes it stop the build at its next step."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Exports a network and its CLIP as a bundle: ONNX graphs in FP32 and strongly typed FP16, and the manifest.
 
 The FP16 graphs come from a copy of the module in half precision. The code itself keeps the FP32 islands: statistics of
-layer normalisation, pooling of channel attention, softmax, and the skip `restored = center + network`. The positional
+layer normalisation, pooling of channel attention, softmax, and the skip ``restored = center + network``. The positional
 embeddings of CLIP are resized in FP32 and then baked.
 """
 
@@ -57,7 +57,7 @@ EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights from which on they lie in a file beside the graph: a protobuf holds at most 2 GiB."""
 
 EXPORTED_PRECISIONS = ("fp32", "fp16")
-"""Of the graphs written here; `quantize` adds others."""
+"""Of the graphs written here; ``quantize`` adds others."""
 
 _RUNTIME_MULTIPLE = 16
 _FOLD_ALL = 2**31
@@ -149,9 +149,9 @@ def random_model(
     would agree with it. CLIP is drawn too unless weights are given; its prompts are not calibrated.
 
     Args:
-        config: A name of `CONFIGS`.
-        architecture: CLIP's architecture, as for `load_clip`.
-        weights: CLIP's weights, as for `load_clip`; None draws them.
+        config: A name of ``CONFIGS``.
+        architecture: CLIP's architecture, as for ``load_clip``.
+        weights: CLIP's weights, as for ``load_clip``; None draws them.
         window: Side of CLIP's windows in px; None is the default.
         overlap: What windows share at least, in px; None is the default.
         seed: Seed of the weights.
@@ -230,9 +230,9 @@ def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool
         half: FP16 inside, and for inputs and outputs; else FP32.
 
     Returns:
-        On windows, `stereo (B, 3, s, 2s)`, `center (B, 3, s, s)` to `stereo_features (B, s/p, 2s/p, c)`,
-        `center_features (B, s/p, s/p, c)`. On patches of side s, `patches (B, 3, s, 2s)` to `features (B, c)`. B is
-        free.
+        On windows, ``stereo (B, 3, s, 2s)``, ``center (B, 3, s, s)`` to ``stereo_features (B, s/p, 2s/p, c)``,
+        ``center_features (B, s/p, s/p, c)``. On patches of side s, ``patches (B, 3, s, 2s)`` to ``features (B, c)``. B
+        is free.
     """
     module = copy.deepcopy(encoder)
     for block in module.encoder.visual.transformer.resblocks:
@@ -269,8 +269,8 @@ def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) ->
         half: FP16 inside; inputs and outputs are FP32 in any case, so that the skip keeps 16-bit images.
 
     Returns:
-        `pair (1, 6, H, W)`, `blur_logits (1, 1, h, w)` to `restored (1, 3, H, W)`; H, W, h and w are free. The released
-        network takes `blur_map (1, 1, H, W)` in place of the logits.
+        ``pair (1, 6, H, W)``, ``blur_logits (1, 1, h, w)`` to ``restored (1, 3, H, W)``; H, W, h and w are free. The
+        released network takes ``blur_map (1, 1, H, W)`` in place of the logits.
     """
     module = copy.deepcopy(network)
     for block in module.modules():
@@ -304,7 +304,7 @@ def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) ->
 
 
 class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` as plain matrix products, with an FP32 softmax; for export only.
+    """``nn.MultiheadAttention`` as plain matrix products, with an FP32 softmax; for export only.
 
     torch's own exports with the batch as the second axis, transposed to and fro. That costs nodes, and on such an FP16
     graph ONNX Runtime 1.32 crashes when it opens it.
@@ -321,7 +321,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """`(B, n, C)` to `(B, n, C)`; key and value are the query's tensor, as CLIP's image encoder has it."""
+        """``(B, n, C)`` to ``(B, n, C)``; key and value are the query's tensor, as CLIP's image encoder has it."""
         projected = F.linear(query, self.weight, self.bias).chunk(3, dim=2)  # (B, n, C) each
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in projected)  # (B, heads, n, d)
         logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)

@@ -3,15 +3,15 @@
 Everything is compared on one probe, a simulated pair of the motorcycle scene, cut to 256 x 384 px where the weights are
 random. The graphs run in ONNX Runtime on the CPU. What the figures mean:
 
-* `fp32_max_abs` of the deblur graph: largest absolute difference of the restored image, whose unit is the full scale;
-* `fp32_max_abs` of the CLIP graph: largest absolute difference of the features, both divided by the root mean square
+* ``fp32_max_abs`` of the deblur graph: largest absolute difference of the restored image, whose unit is the full scale;
+* ``fp32_max_abs`` of the CLIP graph: largest absolute difference of the features, both divided by the root mean square
   of torch's features, so that they have unit scale;
-* `fp16_psnr_db`: PSNR of the FP16 graph's restored image against torch's in FP32, the peak being the full scale. For
-  `deblur` both get the same blur logits, for `chain` those of the FP16 CLIP graph and of torch's CLIP in FP32;
-* `half_psnr_db`: the same for torch's network in half precision, in true half arithmetic: a runtime on a CPU may
+* ``fp16_psnr_db``: PSNR of the FP16 graph's restored image against torch's in FP32, the peak being the full scale. For
+  ``deblur`` both get the same blur logits, for ``chain`` those of the FP16 CLIP graph and of torch's CLIP in FP32;
+* ``half_psnr_db``: the same for torch's network in half precision, in true half arithmetic: a runtime on a CPU may
   compute FP16 nodes in FP32, which hides an overflow;
-* `target_delta_db`: largest difference in PSNR to the target between a graph and torch in FP32. It means something for
-  trained weights only.
+* ``target_delta_db``: largest difference in PSNR to the target between a graph and torch in FP32. It means something
+  for trained weights only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FP16_LIMIT_DB = 50.0
 TARGET_LIMIT_DB = 0.01
 RANDOM_PROBE = (256, 384)
 RESIDUAL_STD = 0.1
-"""Standard deviation of `restored - center` that a network with random weights is scaled to: a strong restoration's."""
+"""Standard deviation of ``restored - center`` that random weights are scaled to: a strong restoration's."""
 
 RANDOM_RESIDUAL_SCALE = 0.5
 
@@ -72,8 +72,8 @@ def randomise(module: ModuleT, seed: int = 0, residual: float = RANDOM_RESIDUAL_
     """Draws all parameters of a module anew, in place, and returns it.
 
     Weights have variance 1 / fan-in, so that activations keep about their size from layer to layer; biases are small;
-    scales of normalisation layers lie around one, and residual scales (`beta`, `gamma`), which start at zero, around
-    `residual`, of either sign.
+    scales of normalisation layers lie around one, and residual scales (``beta``, ``gamma``), which start at zero,
+    around ``residual``, of either sign.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def randomise(module: ModuleT, seed: int = 0, residual: float = RANDOM_RESIDUAL_
 
 
 def randomise_network(network: LDPNet, seed: int) -> LDPNet:
-    """`randomise`, then scales the last convolution so that the residual has `RESIDUAL_STD` on noise."""
+    """``randomise``, then scales the last convolution so that the residual has ``RESIDUAL_STD`` on noise."""
     randomise(network, seed).eval()
     side = 3 * network.config.multiple
     generator = torch.Generator().manual_seed(seed)
@@ -114,8 +114,8 @@ def measure(
     Args:
         model: What was exported.
         encoder: Its CLIP on windows or patches, FP32.
-        texts: Text embeddings, one a prompt `(prompts, c)`, unit length.
-        graphs: `{"clip" | "deblur": {"fp32" | "fp16": file}}`.
+        texts: Text embeddings, one a prompt ``(prompts, c)``, unit length.
+        graphs: ``{"clip" | "deblur": {"fp32" | "fp16": file}}``.
 
     Returns:
         The figures, and the gates that failed.
@@ -200,10 +200,10 @@ class _Probe:
 
     Attributes:
         description: What it is.
-        pair: `(1, 6, H, W)` float32 in [0, 1], padded.
+        pair: ``(1, 6, H, W)`` float32 in [0, 1], padded.
         feeds: The inputs of the CLIP graph, in the order of its encoder's.
         grid: The windows, or the rows and columns of patches.
-        target: `(3, h, w)` float32 in [0, 1], not padded.
+        target: ``(3, h, w)`` float32 in [0, 1], not padded.
     """
 
     description: str
@@ -246,7 +246,7 @@ class _Probe:
         )
 
     def logits(self, model: ExportModel, features: tuple[Tensor, ...] | list[Tensor], texts: Floats) -> Floats:
-        """Blur logits `(1, 1, H / p, W / p)` of the windows' features, or one a patch."""
+        """Blur logits ``(1, 1, H / p, W / p)`` of the windows' features, or one a patch."""
         if not isinstance(self.grid, WindowGrid):
             values = patch_values(features[0].numpy(), texts, model.prompts[0])
             return map_logits(stretch(values.reshape(self.grid)))[None, None]
@@ -266,7 +266,7 @@ class _Probe:
         return np.ascontiguousarray(blended)[None, None]
 
     def blur(self, model: ExportModel, logits: Floats) -> Floats:
-        """The second input of the deblur graph, made of blur logits `(1, 1, rows, columns)`."""
+        """The second input of the deblur graph, made of blur logits ``(1, 1, rows, columns)``."""
         if model.blur_map.network_input == "logits":
             return logits
         height, width = self.pair.shape[2:]
@@ -274,7 +274,7 @@ class _Probe:
         return upsample_map(logits[0, 0], (height, width), cell)[None, None]
 
     def crop(self, restored: Floats) -> Floats:
-        """A restored image without its padding, clamped: `(3, h, w)`."""
+        """A restored image without its padding, clamped: ``(3, h, w)``."""
         return np.clip(restored[0, :, : self.target.shape[1], : self.target.shape[2]], 0, 1)
 
 

@@ -68,7 +68,7 @@ PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 """Photographs of scikit-image that the simulated scenes are cut from."""
 
 DEPTHWISE = "depthwise"
-"""The `role` of depthwise convolutions."""
+"""The ``role`` of depthwise convolutions."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Format:
     Attributes:
         title: Its name for people.
         scheme: What is quantised how, for the manifest.
-        type: Its name in `onnxruntime.quantization.QuantType`.
+        type: Its name in ``onnxruntime.quantization.QuantType``.
         graphs: Precision of what is not quantised -> that of the graphs that are written with it.
         depthwise: Depthwise convolutions are quantised too.
         largest: The largest number of the format, which the largest value of each tensor becomes; None leaves scales
@@ -130,7 +130,7 @@ class QualityError(Exception):
     """The quantised graphs change the result by more than allowed on pairs that nothing was chosen with.
 
     Attributes:
-        record: What would have been in the manifest's `quantization`.
+        record: What would have been in the manifest's ``quantization``.
     """
 
     def __init__(self, message: str, record: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class QualityError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class LabelledPair:
-    """A pair with its target, `(h, w, 3)` uint8 or uint16 each."""
+    """A pair with its target, ``(h, w, 3)`` uint8 or uint16 each."""
 
     left: Pixels
     right: Pixels
@@ -223,7 +223,7 @@ def data_sets(name: str, folder: Path, count: int = PAIRS) -> PairSets:
     """Pairs of a data set: of its training split to calibrate and choose with, of its test split to check on.
 
     Args:
-        name: A name of `ldp_export.data.DATASETS`.
+        name: A name of ``ldp_export.data.DATASETS``.
         folder: Where it is.
         count: At most so many pairs of each set, spread evenly over the split.
 
@@ -254,7 +254,7 @@ def _spread(name: str, folder: Path, split: str, most: int) -> list[LabelledPair
 
 
 def _middle(pair: LabelledPair, side: int) -> LabelledPair:
-    """The middle of a pair, at most `side` px a side."""
+    """The middle of a pair, at most ``side`` px a side."""
     top, start = (max(0, (length - side) // 2) for length in pair.left.shape[:2])
     return LabelledPair(*(v[top : top + side, start : start + side] for v in (pair.left, pair.right, pair.target)))
 
@@ -276,8 +276,8 @@ def quantize_bundle(
         bundle: The bundle.
         sets: Pairs to calibrate, choose and check with.
         output: Folder of the copy; None for the bundle itself. Engines are not copied.
-        precision: A name of `FORMATS`.
-        max_loss: Largest change of the mean PSNR to the target in dB, of each set of `sets.check`.
+        precision: A name of ``FORMATS``.
+        max_loss: Largest change of the mean PSNR to the target in dB, of each set of ``sets.check``.
         threads: CPU threads, at least 1; None leaves it to ONNX Runtime.
         progress: Wraps the groups that are measured.
         report: Is told what is going on, a line at a time.
@@ -329,7 +329,7 @@ class _Chain:
 
     @property
     def layers(self) -> dict[str, tuple[Layer, ...]]:
-        """The layers of each graph; after `calibrate`."""
+        """The layers of each graph; after ``calibrate``."""
         return {kind: graph.layers for kind, graph in self.graphs.items()}
 
     def calibrate(self) -> None:
@@ -343,8 +343,8 @@ class _Chain:
         """What each group costs and saves, those first that cost most for what they save.
 
         Returns:
-            A row a group: `group`, `layers`, `macs_share` of its graph, `noise` (mean of the squared error that it
-            adds, over that of the float image to the target), `loss_db` (change of the mean PSNR to the target).
+            A row a group: ``group``, ``layers``, ``macs_share`` of its graph, ``noise`` (mean of the squared error that
+            it adds, over that of the float image to the target), ``loss_db`` (change of the mean PSNR to the target).
         """
         groups = {layer.group: kind for kind, layers in self.layers.items() for layer in layers}
         rows = []
@@ -393,7 +393,7 @@ class _Chain:
         return {kind: {x.name for x in layers if x.group not in groups} for kind, layers in self.layers.items()}
 
     def check(self, kept: Mapping[str, set[str]], limit: float) -> tuple[dict[str, Any], list[str]]:
-        """The figures of each set of `PairSets.check` with these layers quantised, and a line a failed gate."""
+        """The figures of each set of ``PairSets.check`` with these layers quantised, and a line a failed gate."""
         figures, failures = {}, []
         for name, pairs in self._sets.check.items():
             references = [self._references(pair) for pair in pairs]
@@ -489,7 +489,7 @@ class _Chain:
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """A pair and what the float graphs make of it: planes `(3, h, w)` in [0, 1], PSNR to the target in dB."""
+    """A pair and what the float graphs make of it: planes ``(3, h, w)`` in [0, 1], PSNR to the target in dB."""
 
     pair: LabelledPair
     logits: Floats
@@ -712,14 +712,14 @@ def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int]) -> Iter
 
 
 def place(name: str) -> str:
-    """Which part of a network a parameter belongs to: `encoders.2` of `encoders.2.1.conv4.weight`."""
+    """Which part of a network a parameter belongs to: ``encoders.2`` of ``encoders.2.1.conv4.weight``."""
     parts = re.sub(r"\.(weight|bias)$", "", name.removeprefix(_ENCODER)).split(".")
     numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return ".".join(parts[:2] if numbered is None else parts[max(0, numbered - 1) : numbered + 1])
 
 
 def role(node: onnx.NodeProto, weight: onnx.TensorProto, name: str) -> str:
-    """What kind of layer it is: `1x1`, `3x3`, `depthwise`, `sca` (channel attention) or `matmul`."""
+    """What kind of layer it is: ``1x1``, ``3x3``, ``depthwise``, ``sca`` (channel attention) or ``matmul``."""
     if node.op_type != "Conv":
         return "matmul"
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
@@ -744,7 +744,7 @@ def _record(
     max_loss: float,
     figures: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the manifest's `quantization` says of a precision."""
+    """What the manifest's ``quantization`` says of a precision."""
     manifest = chain.bundle.manifest
     kept = chain.layers_but(left_out)
     return {
@@ -796,7 +796,7 @@ def _write(
 
 
 def _crop(restored: NDArray[Any], pair: LabelledPair) -> Floats:
-    """A restored image without its padding, clamped: `(3, h, w)`."""
+    """A restored image without its padding, clamped: ``(3, h, w)``."""
     h, w = pair.left.shape[:2]
     return np.clip(restored[0, :, :h, :w].astype(np.float32), 0, 1)
 

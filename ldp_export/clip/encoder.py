@@ -27,7 +27,7 @@ class DenseCLIP(nn.Module):
         return int(self.visual.patch_size[0])
 
     def positional_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """Positional embeddings `(1, 1 + gh * gw, width)` for a grid of patches.
+        """Positional embeddings ``(1, 1 + gh * gw, width)`` for a grid of patches.
 
         The trained grid is resized bicubically (a = -0.75, half-pixel centres, no antialias); the class token keeps its
         own.
@@ -40,11 +40,11 @@ class DenseCLIP(nn.Module):
         return torch.cat([table[None, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
     def tokens(self, image: Tensor, positional: Tensor | None = None) -> Tensor:
-        """What the blocks make of normalised images: `(B, 1 + gh * gw, width)`, the class token first.
+        """What the blocks make of normalised images: ``(B, 1 + gh * gw, width)``, the class token first.
 
         Args:
-            image: As for `forward`.
-            positional: As for `forward`.
+            image: As for ``forward``.
+            positional: As for ``forward``.
         """
         visual = self.visual
         tokens = visual.conv1(image)  # (B, width, gh, gw)
@@ -57,18 +57,18 @@ class DenseCLIP(nn.Module):
         return visual.transformer(visual.ln_pre(tokens))
 
     def pooled(self, image: Tensor) -> Tensor:
-        """CLIP's own feature of normalised images `(B, c)`, from the class token, not normalised."""
+        """CLIP's own feature of normalised images ``(B, c)``, from the class token, not normalised."""
         return self.visual.ln_post(self.tokens(image)[:, 0]) @ self.visual.proj
 
     def forward(self, image: Tensor, positional: Tensor | None = None) -> Tensor:
         """Dense features of normalised images.
 
         Args:
-            image: `(B, 3, H, W)`, CLIP-normalised; H and W multiples of the patch.
-            positional: What `positional_embedding` gives for this grid, where it was computed before.
+            image: ``(B, 3, H, W)``, CLIP-normalised; H and W multiples of the patch.
+            positional: What ``positional_embedding`` gives for this grid, where it was computed before.
 
         Returns:
-            Features `(B, H / patch, W / patch, c)`, not normalised.
+            Features ``(B, H / patch, W / patch, c)``, not normalised.
         """
         grid = (image.shape[2] // self.patch, image.shape[3] // self.patch)
         features = self.visual.ln_post(self.tokens(image, positional)[:, 1:]) @ self.visual.proj
@@ -95,10 +95,10 @@ class WindowEncoder(nn.Module):
         """Features of B windows of s x s px.
 
         Args:
-            stereo: `(B, 3, s, 2s)`, CLIP-normalised: left region beside the mirrored right region.
-            center: `(B, 3, s, s)`, CLIP-normalised.
+            stereo: ``(B, 3, s, 2s)``, CLIP-normalised: left region beside the mirrored right region.
+            center: ``(B, 3, s, s)``, CLIP-normalised.
 
         Returns:
-            Stereo features `(B, s/p, 2s/p, c)` and center features `(B, s/p, s/p, c)`.
+            Stereo features ``(B, s/p, 2s/p, c)`` and center features ``(B, s/p, s/p, c)``.
         """
         return self.encoder(stereo, self.stereo_positional), self.encoder(center, self.center_positional)

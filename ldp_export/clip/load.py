@@ -27,7 +27,7 @@ class LoadedClip:
 
     Attributes:
         model: The open_clip model, both towers.
-        tokenizer: Texts to token ids `(n, context)`.
+        tokenizer: Texts to token ids ``(n, context)``.
         architecture: open_clip's name of the architecture, or the config file's stem.
         weights: Where the weights came from: a file's name, a pretrained tag, or "random".
         mean: Per-channel mean that images are normalised with, RGB in [0, 1].
@@ -45,7 +45,7 @@ class LoadedClip:
 
     @property
     def encoder(self) -> DenseCLIP:
-        """The dense image encoder; shares its weights with `model`."""
+        """The dense image encoder; shares its weights with ``model``."""
         return DenseCLIP(self.model.visual)
 
 
@@ -56,7 +56,7 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
         architecture: A name that open_clip lists ("ViT-B-32-quickgelu" is what the paper's weights need) or the path of
             an open_clip model config in JSON.
         weights: A local file (.safetensors, .pt, .bin), a pretrained tag that open_clip downloads ("openai"), or None
-            for random weights drawn with `seed`.
+            for random weights drawn with ``seed``.
         seed: Seed of random weights.
 
     Raises:

@@ -49,10 +49,10 @@ class PatchEncoder(nn.Module):
         """Features of patches.
 
         Args:
-            patches: `(B, 3, side, 2 * side)` in [0, 1]: a patch of L beside the flipped same patch of R.
+            patches: ``(B, 3, side, 2 * side)`` in [0, 1]: a patch of L beside the flipped same patch of R.
 
         Returns:
-            `(B, c)`, not normalised.
+            ``(B, c)``, not normalised.
         """
         # The sums overshoot at edges; images of 8 bits, which CLIP's preprocessing resizes, cannot.
         across = (patches @ self.columns).clamp(0, 1)
@@ -65,10 +65,10 @@ def resize_matrix(size: int, out: int) -> NDArray[np.float32]:
 
     Args:
         size: Length of the axis.
-        out: Length to make, at least `size`: then no antialiasing widens the kernel.
+        out: Length to make, at least ``size``: then no antialiasing widens the kernel.
 
     Returns:
-        `(out, size)`; each row sums to one.
+        ``(out, size)``; each row sums to one.
     """
     center = (np.arange(out) + 0.5) * size / out
     x = np.abs(np.arange(size) + 0.5 - center[:, None])

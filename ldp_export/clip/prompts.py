@@ -12,7 +12,7 @@ BlurFormat = Literal["blur-aware", "dp-aware"]
 class Prompt:
     """A prompt and the input that it is compared with.
 
-    `blur-aware` prompts read the center view and are true where it is blurred; `dp-aware` prompts read the stereo
+    ``blur-aware`` prompts read the center view and are true where it is blurred; ``dp-aware`` prompts read the stereo
     canvas and are true where it is symmetrical, which is where the pair is sharp.
     """
 

@@ -12,7 +12,7 @@ from ldp_export.clip.load import LoadedClip
 
 
 def embed_texts(clip: LoadedClip, texts: Sequence[str]) -> Tensor:
-    """Unit-length text embeddings `(len(texts), c)` float32; differentiable in the text tower's weights."""
+    """Unit-length text embeddings ``(len(texts), c)`` float32; differentiable in the text tower's weights."""
     device = next(clip.model.parameters()).device
     tokens: Tensor = torch.as_tensor(clip.tokenizer(list(texts))).to(device)
     encode: Callable[[Tensor], Tensor] = clip.model.encode_text  # type: ignore[assignment]

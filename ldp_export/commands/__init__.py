@@ -1,1 +1,1 @@
-"""The commands of `ldp-export`, one module each."""
+"""The commands of ``ldp-export``, one module each."""

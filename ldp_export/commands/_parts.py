@@ -54,7 +54,7 @@ def print_gates(parity: Mapping[str, Any]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; raises `ArgumentError`."""
+    """Makes a folder and those above it; raises ``ArgumentError``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,7 +67,7 @@ def check_folder(folder: Path, marker: str) -> None:
     What a killed run had nearly put there is put there first.
 
     Raises:
-        ArgumentError: It is a file, it lacks the file `marker` and holds more than notes (.md), or is not writable.
+        ArgumentError: It is a file, it lacks the file ``marker`` and holds more than notes (.md), or is not writable.
     """
     from ldp_export.files import finish_staged
 

@@ -1,4 +1,4 @@
-"""`ldp-export calibrate`: calibrates the prompts."""
+"""``ldp-export calibrate``: calibrates the prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ training holds out; --simulate renders pairs from scikit-image's photographs.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with CLIP")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--scenes", type=Path, metavar="DIR", help="scenes of ldp-export data render")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_export.calibrate import calibrate, load_scenes, simulate_scenes, token_similarities
     from ldp_export.checkpoint import Checkpoint, choose_windows
 

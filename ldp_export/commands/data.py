@@ -1,4 +1,4 @@
-"""`ldp-export data`: checks data sets, and renders scenes to train on."""
+"""``ldp-export data``: checks data sets, and renders scenes to train on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEFAULT_SCENES = 3840
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
 
     check = actions.add_parser("check", help="compare a folder with the layout of a data set", description=_CHECK)
@@ -52,7 +52,7 @@ _RENDER = "Renders random layered scenes, 64 in a shard; shards that are there a
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     arguments.data_command(arguments)
 
 

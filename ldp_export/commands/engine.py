@@ -1,4 +1,4 @@
-"""`ldp-export engine`: builds TensorRT engines into a bundle."""
+"""``ldp-export engine``: builds TensorRT engines into a bundle."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ are asked with ldp trust.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument(
         "--flavour",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_export.bundling.engine import SizeRange, build_engines, parse_size
     from ldp_runtime.bundle.bundle import Bundle
 

@@ -1,4 +1,4 @@
-"""`ldp-export evaluate`: scores a bundle or a checkpoint on the motorcycle sample or on data sets."""
+"""``ldp-export evaluate``: scores a bundle or a checkpoint on the motorcycle sample or on data sets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ A checkpoint folder runs in torch, in FP32, without being exported.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_runtime.backends import BACKENDS, PRECISIONS
 
     parser.add_argument(
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     _check(arguments)
     if arguments.data:
         _score(arguments)

@@ -1,4 +1,4 @@
-"""`ldp-export import-release`: a bundle of the checkpoint that the paper's authors released."""
+"""``ldp-export import-release``: a bundle of the checkpoint that the paper's authors released."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ check fails nothing is written and the exit code is 1.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("model", metavar="MODEL.pth", type=Path, help="the released checkpoint")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--name", help="name of the bundle (default: that of its folder)")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     dense = arguments.blur_map == "dense"
     if dense and (arguments.clip or arguments.clip_weights):
         raise ArgumentError("expected --clip-from with --blur-map dense, came --clip or --clip-weights; leave them out")

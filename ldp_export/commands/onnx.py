@@ -1,4 +1,4 @@
-"""`ldp-export onnx`: exports a bundle."""
+"""``ldp-export onnx``: exports a bundle."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ check fails nothing is written and the exit code is 1.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="folder of a trained model")
     source.add_argument("--config", choices=CONFIG_NAMES, help="a network with random weights instead")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     if arguments.config is None and (arguments.clip or arguments.clip_weights):
         raise ArgumentError("expected --clip with --config, came a CHECKPOINT, which has its own CLIP; leave it out")
     if arguments.config is not None and not arguments.clip:

@@ -1,4 +1,4 @@
-"""`ldp-export quantize`: writes INT8 or FP8 graphs into a bundle."""
+"""``ldp-export quantize``: writes INT8 or FP8 graphs into a bundle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ the same graphs on the same machine.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="BUNDLE", help="folder of a copy to write to (default: the bundle itself)"
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     if arguments.pairs < 1:
         raise ArgumentError(f"expected at least 1 pair, came {arguments.pairs}")
     if arguments.output is not None:
@@ -116,7 +116,7 @@ def _sets(arguments: argparse.Namespace) -> PairSets:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A record of a manifest's `quantization` for people: a line a group, the costliest for its work first."""
+    """A record of a manifest's ``quantization`` for people: a line a group, the costliest for its work first."""
     lines = [f"{'layers':40}{'nodes':>6}{'work':>9}{'noise':>10}{'change, dB':>12}  precision"]
     for row in record["groups"]:
         lines.append(

@@ -1,4 +1,4 @@
-"""`ldp-export sample`: writes the sample."""
+"""``ldp-export sample``: writes the sample."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ confusion in px) and sample.json into DIR.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument("--focus", default=FOCUS_NAMES[0], choices=FOCUS_NAMES, help="what is in focus (default: near)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from dataclasses import asdict
 
     from ldp_export.simulation.samples import MOTORCYCLE, focus_setting

@@ -1,4 +1,4 @@
-"""`ldp-export selftest`: writes the values that `ldp selftest` compares with into a bundle."""
+"""``ldp-export selftest``: writes the values that ``ldp selftest`` compares with into a bundle."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ is for bundles that were exported before.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("bundle", metavar="BUNDLE", help="model bundle: a name that `ldp info` lists, or a folder")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_export.bundling.selftest import add_sample
     from ldp_runtime.bundle.bundle import SELFTEST_FILE, find_bundle
 

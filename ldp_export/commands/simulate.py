@@ -1,4 +1,4 @@
-"""`ldp-export simulate`: simulates a pair."""
+"""``ldp-export simulate``: simulates a pair."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ disparity is nearer; its unit does not matter. Depth is in millimetres. Holes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the all-in-focus image: PNG, TIFF or JPEG")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder to write to")
     map_ = parser.add_mutually_exclusive_group(required=True)
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from dataclasses import asdict
 
     import numpy as np
@@ -112,7 +112,7 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
 
 
 def _coc_of(arguments: argparse.Namespace, values: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
-    """Signed CoC radius `(h, w)` in px of the map, and what it was computed from."""
+    """Signed CoC radius ``(h, w)`` in px of the map, and what it was computed from."""
     from dataclasses import asdict
 
     import numpy as np

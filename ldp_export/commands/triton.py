@@ -1,4 +1,4 @@
-"""`ldp-export triton`: writes a model repository of Triton Inference Server."""
+"""``ldp-export triton``: writes a model repository of Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ An existing repository is replaced once the new one is complete.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_runtime.backends import BACKENDS, PRECISIONS
     from ldp_runtime.commands._pair import parse_tile
 
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See `ldp_runtime.command.Command`."""
+    """See ``ldp_runtime.command.Command``."""
     from ldp_export.bundling.engine import parse_size
     from ldp_export.triton.repository import MARKER, Serving, write_repository
     from ldp_runtime.bundle.bundle import Bundle

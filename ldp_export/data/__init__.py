@@ -29,7 +29,7 @@ DATASETS: Mapping[str, DatasetKind] = MappingProxyType(
 
 
 def find_kind(name: str) -> DatasetKind:
-    """The data set of a name; `DataError` where there is none."""
+    """The data set of a name; ``DataError`` where there is none."""
     if name not in DATASETS:
         raise DataError(f"expected a data set, one of {', '.join(DATASETS)}, came {name!r}")
     return DATASETS[name]
@@ -39,7 +39,7 @@ def open_dataset(name: str, folder: Path, split: str) -> PairDataset:
     """Opens a split of a data set; files are listed now, and decoded when a pair is asked for.
 
     Args:
-        name: A name of `DATASETS`.
+        name: A name of ``DATASETS``.
         folder: Where it is, in the layout that its authors publish.
         split: One of the data set's splits.
 

@@ -24,15 +24,15 @@ class PairSample:
     """One dual-pixel pair with what is known of it.
 
     Attributes:
-        name: Unique in the data set and safe as a file stem: letters, digits, `-`, `_` and `.`.
-        left: Left view `(h, w, 3)` RGB, uint8 or uint16.
+        name: Unique in the data set and safe as a file stem: letters, digits, ``-``, ``_`` and ``.``.
+        left: Left view ``(h, w, 3)`` RGB, uint8 or uint16.
         right: Right view, the same shape and dtype.
         target: The all-in-focus image, the same shape and dtype, or None where the data set has none.
-        disparity: DP disparity in px `(h, w)` float32, signed, NaN where unknown; or None.
-        coc: Signed radius of the circle of confusion in px `(h, w)` float32, positive behind the focal plane, NaN
+        disparity: DP disparity in px ``(h, w)`` float32, signed, NaN where unknown; or None.
+        coc: Signed radius of the circle of confusion in px ``(h, w)`` float32, positive behind the focal plane, NaN
             where unknown; or None.
-        relative_disparity: The size of the DP disparity up to an unknown factor and offset, `(h, w)` float32, for data
-            sets that know no more; or None.
+        relative_disparity: The size of the DP disparity up to an unknown factor and offset, ``(h, w)`` float32, for
+            data sets that know no more; or None.
 
     Raises:
         DataError: The arrays do not fit together.
@@ -80,7 +80,7 @@ class PairDataset(Protocol):
     """A split of a data set. Files are listed when it is opened and decoded when a pair is asked for.
 
     Attributes:
-        name: Of the data set, as `open_dataset` takes it.
+        name: Of the data set, as ``open_dataset`` takes it.
         split: "train", "val" or "test".
     """
 
@@ -91,7 +91,7 @@ class PairDataset(Protocol):
         """How many pairs there are."""
 
     def __getitem__(self, index: int) -> PairSample:
-        """The pair at `index` from 0; an `IndexError` past the end. Instances can be pickled for worker processes."""
+        """The pair at ``index`` from 0; ``IndexError`` past the end. Instances can be pickled for worker processes."""
 
     def names(self) -> tuple[str, ...]:
         """The name of every pair, in order, without decoding anything."""

@@ -1,8 +1,9 @@
 """DDD-syn (Pan et al., CVPR 2021): pairs simulated from NYU Depth V2, 480 x 640 px, 8 bit, 5000 to train, 500 to test.
 
-The authors publish the simulator that writes `simudata/NYU`. The test set is `testing` (350 scenes) and `testing1` (the
-first 150 of those scenes again, blurred more strongly), as their own list has it, which names the latter `6001_h`.
-The disparity is that of `NNNN_dm.pfm`, the map of the center view, in px and with the sign it has in the file.
+The authors publish the simulator that writes ``simudata/NYU``. The test set is ``testing`` (350 scenes) and
+``testing1`` (the first 150 of those scenes again, blurred more strongly), as their own list has it, which names the
+latter ``6001_h``. The disparity is that of ``NNNN_dm.pfm``, the map of the center view, in px and with the sign it has
+in the file.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
     """Finds the pairs of a split.
 
     Args:
-        folder: `simudata/NYU`.
+        folder: ``simudata/NYU``.
         split: "train" or "test".
     """
     wanted = [f"{part}/{kind}" for part in _FOLDERS[split] for kind in ("dp", "gt", "disp")]

@@ -1,8 +1,8 @@
 """DPD-blur (Abuolaim and Brown, ECCV 2020): real Canon pairs with targets, 16 bit, 350 / 74 / 76 scenes.
 
-The published archive is `dd_dp_dataset_canon`. The views of one photo share a name, `1P0A0917_L.png` and
-`1P0A0917_R.png`; the target is another photo, taken before or after it, so its name is another number: pairs are formed
-by the order of names, as in the authors' own code, and checked by the distance of the numbers.
+The published archive is ``dd_dp_dataset_canon``. The views of one photo share a name, ``1P0A0917_L.png`` and
+``1P0A0917_R.png``; the target is another photo, taken before or after it, so its name is another number: pairs are
+formed by the order of names, as in the authors' own code, and checked by the distance of the numbers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
     """Finds the pairs of a split.
 
     Args:
-        folder: `dd_dp_dataset_canon`.
+        folder: ``dd_dp_dataset_canon``.
         split: "train", "val" or "test".
     """
     left_folder, right_folder, target_folder = wanted = (f"{split}_l/source", f"{split}_r/source", f"{split}_c/target")

@@ -1,7 +1,7 @@
 """DPD-disp (Punnappurath et al., ICCP 2020): real Canon pairs with a map of the scene's depth, 8 bit, for tests only.
 
-The map `NNN_D.TIF` of the folder `Quantitative` is the DP disparity up to an unknown factor and offset, scaled here to
-[0, 1] as the authors' evaluation does: enough for AI(1), AI(2) and rank correlation, which do not see those two, and
+The map ``NNN_D.TIF`` of the folder ``Quantitative`` is the DP disparity up to an unknown factor and offset, scaled here
+to [0, 1] as the authors' evaluation does: enough for AI(1), AI(2) and rank correlation, which do not see those two, and
 for no threshold in px. The authors score at half size without the borders that their own method cannot fill.
 """
 
@@ -39,7 +39,7 @@ class DPDDispPairs(FilePairs):
 
 
 def list_pairs(folder: Path) -> Listing:
-    """Finds the pairs; `folder` is `Quantitative`."""
+    """Finds the pairs; ``folder`` is ``Quantitative``."""
     if not folder.is_dir():
         return Listing((), (f"{folder} does not exist; check the name, or get {_TITLE} there",))
     ends = {"left": "_L", "right": "_R", "map": "_D"}
@@ -61,7 +61,7 @@ def list_pairs(folder: Path) -> Listing:
 
 
 def _read_relative(path: Path) -> NDArray[np.float32]:
-    """A grey map as shares of its dtype's maximum, `(h, w)`."""
+    """A grey map as shares of its dtype's maximum, ``(h, w)``."""
     try:
         values = np.asarray(tifffile.imread(path))
     except (OSError, ValueError, tifffile.TiffFileError) as error:

@@ -74,7 +74,7 @@ class PairFiles:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pairs of a split that were found, and what is wrong with it; the lines are those of `Scan`."""
+    """The pairs of a split that were found, and what is wrong with it; the lines are those of ``Scan``."""
 
     files: tuple[PairFiles, ...]
     problems: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Listing:
 
 
 class FilePairs:
-    """A split whose pairs are files; see `PairDataset`. Subclasses decode what is no plain image."""
+    """A split whose pairs are files; see ``PairDataset``. Subclasses decode what is no plain image."""
 
     def __init__(
         self, name: str, split: str, files: Sequence[PairFiles], subsets: Mapping[str, frozenset[str]] | None = None
@@ -101,7 +101,7 @@ class FilePairs:
         return len(self._files)
 
     def __getitem__(self, index: int) -> PairSample:
-        """The pair at `index`."""
+        """The pair at ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.decode(self._files[index])
@@ -115,7 +115,7 @@ class FilePairs:
         return dict(self._subsets)
 
     def decode(self, files: PairFiles) -> PairSample:
-        """Reads a pair; raises `LDPError` where a file is damaged or the images differ in size or depth."""
+        """Reads a pair; raises ``LDPError`` where a file is damaged or the images differ in size or depth."""
         return PairSample(
             files.name,
             read_pixels(files.left),
@@ -125,7 +125,7 @@ class FilePairs:
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """An image as `(h, w, 3)` RGB in its own depth; grey is repeated."""
+    """An image as ``(h, w, 3)`` RGB in its own depth; grey is repeated."""
     pixels: NDArray[np.uint8] | NDArray[np.uint16] = read_photo(path).pixels
     return pixels
 
@@ -154,7 +154,7 @@ def missing_folders(root: Path, wanted: Sequence[str], title: str) -> tuple[str,
 
 
 def compare(what: str, expected: set[str], found: set[str], mend: str) -> tuple[str, ...]:
-    """At most one line: which names of `expected` are not in `found`."""
+    """At most one line: which names of ``expected`` are not in ``found``."""
     absent = sorted(expected - found)
     if not absent:
         return ()

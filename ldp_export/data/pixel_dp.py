@@ -63,7 +63,7 @@ class PixelDPPairs(FilePairs):
 
 
 def list_pairs(folder: Path) -> Listing:
-    """Finds the pairs; `folder` is `DP_data_pixel_4`."""
+    """Finds the pairs; ``folder`` is ``DP_data_pixel_4``."""
     if not folder.is_dir():
         return Listing((), (f"{folder} does not exist; check the name, or get {_TITLE} there",))
     views, targets, maps = (list_images(path) for path in (folder, folder / _TARGETS, folder / _MAPS))
@@ -93,7 +93,7 @@ def list_pairs(folder: Path) -> Listing:
 
 @lru_cache(maxsize=1)
 def _vignetting(folder: Path) -> FloatArray:
-    """What the right view is multiplied by, `(h, w)`."""
+    """What the right view is multiplied by, ``(h, w)``."""
     left, right = (_linear(folder / name) for name in _SHEETS)
     ratio = left / np.maximum(right, 1 / WHITE_LEVEL)
     window = (WHITE_SHEET_WINDOW, WHITE_SHEET_WINDOW)
@@ -101,7 +101,7 @@ def _vignetting(folder: Path) -> FloatArray:
 
 
 def _linear(path: Path) -> FloatArray:
-    """A raw view in linear light, `(h, w)`, 1 at 14 bits' full scale."""
+    """A raw view in linear light, ``(h, w)``, 1 at 14 bits' full scale."""
     raw: FloatArray = _decode(path).astype(np.float32) - np.float32(BLACK_LEVEL)
     return np.asarray(np.maximum(raw, 0) / np.float32(WHITE_LEVEL), np.float32)
 
@@ -114,7 +114,7 @@ def _decode(path: Path) -> NDArray[Any]:
 
 
 def _middle(image: FloatArray, path: Path) -> FloatArray:
-    """The middle of the frame, `FIELD`."""
+    """The middle of the frame, ``FIELD``."""
     height, width = FIELD
     if image.shape[0] < height or image.shape[1] < width:
         raise DataError(f"{path}: expected at least {width} x {height} px, came {image.shape[1]} x {image.shape[0]}")
@@ -123,7 +123,7 @@ def _middle(image: FloatArray, path: Path) -> FloatArray:
 
 
 def _encode(linear: FloatArray) -> NDArray[np.uint16]:
-    """Linear light `(h, w)` as sRGB `(h, w, 3)`, 16 bits."""
+    """Linear light ``(h, w)`` as sRGB ``(h, w, 3)``, 16 bits."""
     levels = np.rint(linear_to_srgb(linear) * np.float32(65535)).astype(np.uint16)
     return np.repeat(levels[..., None], 3, axis=2)
 

@@ -1,6 +1,6 @@
 """RDPD (Abuolaim et al., ICCV 2021): DP video rendered from SYNTHIA-SF, five cameras times six drives, 8 bit.
 
-The authors publish the code that writes `dd_dp_dataset_synth_vid`. It writes drive 3 of every camera as "val" and as
+The authors publish the code that writes ``dd_dp_dataset_synth_vid``. It writes drive 3 of every camera as "val" and as
 "test", so those two splits are the same pictures; the others are "train".
 """
 
@@ -21,7 +21,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
     """Finds the frames of a split.
 
     Args:
-        folder: `dd_dp_dataset_synth_vid`.
+        folder: ``dd_dp_dataset_synth_vid``.
         split: "train", "val" or "test".
     """
     wanted = (f"{split}_l/source", f"{split}_r/source", f"{split}_c/target")

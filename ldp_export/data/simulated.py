@@ -1,6 +1,6 @@
-"""The simulator as a data set: shards of scenes that `ldp-export data render` wrote.
+"""The simulator as a data set: shards of scenes that ``ldp-export data render`` wrote.
 
-The first `HELD_OUT_SHARDS` shards are the split "val", the others "train"; for "test" there are the motorcycle sample
+The first ``HELD_OUT_SHARDS`` shards are the split "val", the others "train"; for "test" there are the motorcycle sample
 and the real data sets. Shards are not compressed, so their arrays are mapped from the file: opening is quick, and
 processes that read one folder share its pages.
 """
@@ -49,7 +49,7 @@ def scenes_in_shard(path: Path) -> int:
 
 
 class SimulatedPairs:
-    """A split of a folder of shards; see `PairDataset`."""
+    """A split of a folder of shards; see ``PairDataset``."""
 
     def __init__(self, split: str, paths: Sequence[Path]) -> None:
         """Reads the headers of the shards.
@@ -74,7 +74,7 @@ class SimulatedPairs:
         return len(self._names)
 
     def __getitem__(self, index: int) -> PairSample:
-        """The scene at `index`."""
+        """The scene at ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = bisect.bisect_right(self._ends, index)
@@ -87,7 +87,7 @@ class SimulatedPairs:
         return tuple(self._names)
 
     def subsets(self) -> dict[str, frozenset[str]]:
-        """Scenes with a DP disparity of more than `BLURRED_DISPARITY` somewhere, and the others; reads all maps."""
+        """Scenes with a DP disparity of more than ``BLURRED_DISPARITY`` somewhere, and the others; reads all maps."""
         blurred: list[bool] = []
         for shard in range(len(self._paths)):
             largest = np.abs(self._fields(shard)["disparity"]).max(axis=(1, 2))

@@ -89,7 +89,7 @@ class Evaluation:
     """The outcome.
 
     Attributes:
-        figures: Focus setting -> name of `WANTED` or `TOLD` -> figure.
+        figures: Focus setting -> name of ``WANTED`` or ``TOLD`` -> figure.
         backend: Name of the backend.
         precision: Its precision.
     """
@@ -156,7 +156,7 @@ def evaluate(
 
 
 def store(folder: Path, evaluation: Evaluation) -> None:
-    """Writes the figures into the manifest of the bundle in `folder`.
+    """Writes the figures into the manifest of the bundle in ``folder``.
 
     Raises:
         LDPError: The manifest cannot be read or written.
@@ -219,10 +219,10 @@ def _standard_figures(
 
 
 def is_blurred(coc: FloatArray) -> np.ndarray:
-    """Pixels `(h, w)` that count as blurred, by the paper's threshold on |DP disparity|.
+    """Pixels ``(h, w)`` that count as blurred, by the paper's threshold on |DP disparity|.
 
     Args:
-        coc: Signed radius of the circle of confusion in px `(h, w)`.
+        coc: Signed radius of the circle of confusion in px ``(h, w)``.
     """
     blurred: np.ndarray = disparity_in_pixels(coc) > SHARP_DISPARITY
     return blurred
@@ -232,11 +232,11 @@ def blur_map_figures(blur_map: FloatArray, coc: FloatArray) -> dict[str, float]:
     """How well a blur map tells what is blurred.
 
     Args:
-        blur_map: `(h, w)` in [0, 1].
-        coc: Signed radius of the circle of confusion in px `(h, w)`.
+        blur_map: ``(h, w)`` in [0, 1].
+        coc: Signed radius of the circle of confusion in px ``(h, w)``.
 
     Returns:
-        `accuracy` and `balanced_accuracy` at a half, and `spearman`, its rank correlation with |CoC|.
+        ``accuracy`` and ``balanced_accuracy`` at a half, and ``spearman``, its rank correlation with |CoC|.
     """
     blurred, predicted = is_blurred(coc), blur_map > 0.5
     return {
@@ -247,10 +247,10 @@ def blur_map_figures(blur_map: FloatArray, coc: FloatArray) -> dict[str, float]:
 
 
 def sharp_region(coc: FloatArray) -> np.ndarray:
-    """Pixels `(h, w)` that are in focus and out of reach of any light from out-of-focus ones.
+    """Pixels ``(h, w)`` that are in focus and out of reach of any light from out-of-focus ones.
 
     Args:
-        coc: Signed radius of the circle of confusion in px `(h, w)`.
+        coc: Signed radius of the circle of confusion in px ``(h, w)``.
     """
     reach = 2 * math.ceil(float(np.abs(coc).max())) + 1
     region: np.ndarray = ndimage.minimum_filter(np.abs(coc) < SHARP_RADIUS, size=reach, mode="nearest")

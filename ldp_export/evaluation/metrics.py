@@ -53,7 +53,7 @@ def mae(image: ArrayLike, target: ArrayLike, *, data_range: float) -> float:
 def rmse(image: ArrayLike, target: ArrayLike, *, data_range: float) -> float:
     """Root of the mean squared error, as a share of the peak: what the paper's tables print as MSE_rel.
 
-    `10^(-PSNR / 20)`; arguments and errors are those of `mae`.
+    ``10^(-PSNR / 20)``; arguments and errors are those of ``mae``.
     """
     image, target = np.asarray(image), np.asarray(target)
     _check_shapes(image, target)
@@ -64,9 +64,9 @@ def masked_psnr(image: ArrayLike, target: ArrayLike, mask: NDArray[np.bool_], *,
     """PSNR in dB over the pixels of a mask; infinite where they are equal.
 
     Args:
-        image: `(h, w, c)`, any real dtype.
+        image: ``(h, w, c)``, any real dtype.
         target: The same shape.
-        mask: `(h, w)`.
+        mask: ``(h, w)``.
         data_range: The peak: 255, 65535 or 1.
 
     Raises:
@@ -96,7 +96,7 @@ def balanced_accuracy(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) ->
     One half is what guessing gives, however rare one class is.
 
     Raises:
-        ValueError: The shapes differ, or `truth` has one class alone.
+        ValueError: The shapes differ, or ``truth`` has one class alone.
     """
     _check_shapes(predicted, truth)
     if truth.all() or not truth.any():
@@ -120,9 +120,9 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 def affine_invariant_mae(prediction: ArrayLike, truth: ArrayLike) -> float:
     """AI(1): the mean absolute error that is left after the affine map of the prediction that suits the truth best.
 
-    `min over a, b of mean |a prediction + b - truth|` (Garg et al. 2019, with equal confidence everywhere), by
+    ``min over a, b of mean |a prediction + b - truth|`` (Garg et al. 2019, with equal confidence everywhere), by
     iteratively reweighted least squares as the authors and Punnappurath et al. 2020 have it: five reweightings by
-    `1 / max(|residual|, 1e-3)`, so that the outcome lies a little above the minimum.
+    ``1 / max(|residual|, 1e-3)``, so that the outcome lies a little above the minimum.
 
     Args:
         prediction: Any shape; where the truth is NaN it is left out.
@@ -141,16 +141,16 @@ def affine_invariant_mae(prediction: ArrayLike, truth: ArrayLike) -> float:
 def affine_invariant_rmse(prediction: ArrayLike, truth: ArrayLike) -> float:
     """AI(2): the root mean squared error left after the best affine map of the prediction (least squares).
 
-    Arguments and errors are those of `affine_invariant_mae`.
+    Arguments and errors are those of ``affine_invariant_mae``.
     """
     x, y = _known(prediction, truth)
     return math.sqrt(float(np.mean(_affine_residual(x, y, np.ones_like(x)) ** 2)))
 
 
 def rank_disagreement(prediction: ArrayLike, truth: ArrayLike) -> float:
-    """`1 - |rho_s|`, rho_s being Spearman's rank correlation: 0 where one orders the pixels as the other does.
+    """``1 - |rho_s|``, rho_s being Spearman's rank correlation: 0 where one orders the pixels as the other does.
 
-    Arguments and errors are those of `affine_invariant_mae`; NaN where one of them is constant.
+    Arguments and errors are those of ``affine_invariant_mae``; NaN where one of them is constant.
     """
     return 1 - abs(spearman(*_known(prediction, truth)))
 
@@ -166,7 +166,7 @@ def _known(prediction: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _affine_residual(x: Floats, y: Floats, weight: Floats) -> Floats:
-    """`a x + b - y` `(n,)` for the a and b of weighted least squares; a is 0 where x is constant."""
+    """``a x + b - y`` ``(n,)`` for the a and b of weighted least squares; a is 0 where x is constant."""
     total = weight.sum()
     dx, dy = x - (weight * x).sum() / total, y - (weight * y).sum() / total
     variance = float((weight * dx * dx).sum())

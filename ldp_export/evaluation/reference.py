@@ -22,7 +22,7 @@ _RUNTIME_MULTIPLE = 16
 
 
 class TorchDeblurrer:
-    """Restores pairs with a checkpoint in FP32, on the GPU where torch has one; called as `Deblurrer` is.
+    """Restores pairs with a checkpoint in FP32, on the GPU where torch has one; called as ``Deblurrer`` is.
 
     Attributes:
         name: The checkpoint's name.
@@ -58,7 +58,7 @@ class TorchDeblurrer:
         """Restores a pair whose disparity runs along x.
 
         Args:
-            left: `(h, w, 3)` uint8 or uint16 RGB.
+            left: ``(h, w, 3)`` uint8 or uint16 RGB.
             right: The other view, of the same shape and dtype.
 
         Raises:

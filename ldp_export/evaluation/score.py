@@ -37,7 +37,7 @@ RESTORATION = ("psnr", "ssim", "mae", "mse_rel")
 BLUR = ("blur_map_accuracy", "blur_map_balanced_accuracy", "ai1", "ai2", "rank_disagreement")
 CENTER = tuple(f"center_{name}" for name in RESTORATION)
 COLUMNS = (*CENTER, *RESTORATION, *BLUR)
-"""Columns of the table of images, `center_` being the scores of the center view, which is what there was before."""
+"""Columns of the table of images, ``center_`` being the scores of the center view, which is what there was before."""
 
 HEADINGS = {
     "psnr": "PSNR, dB",
@@ -63,7 +63,7 @@ _PAPER_TABLES = {"dpd-blur": "table1", "ddd-syn": "table2", "rdpd": "table3", "d
 
 
 class Restorer(Protocol):
-    """What is scored: `ldp_runtime.Deblurrer` or `ldp_export.evaluation.reference.TorchDeblurrer`."""
+    """What is scored: ``ldp_runtime.Deblurrer`` or ``ldp_export.evaluation.reference.TorchDeblurrer``."""
 
     @property
     def backend(self) -> str:
@@ -74,7 +74,7 @@ class Restorer(Protocol):
         """Its arithmetic."""
 
     def __call__(self, left: NDArray[Any], right: NDArray[Any]) -> Result:
-        """Restores a pair `(h, w, 3)` whose disparity runs along x."""
+        """Restores a pair ``(h, w, 3)`` whose disparity runs along x."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Score:
 
     Attributes:
         name: The pair's name.
-        values: Column of `COLUMNS` -> score; without what the data set has no truth for.
+        values: Column of ``COLUMNS`` -> score; without what the data set has no truth for.
         pixels: How many pixels are blurred and found so, are blurred, are sharp and found so, are sharp; zeros where
             nothing is known of the blur.
     """
@@ -95,7 +95,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper: who it is of, where it stands, and its figures by column of `COLUMNS`."""
+    """A row of the paper: who it is of, where it stands, and its figures by column of ``COLUMNS``."""
 
     label: str
     source: str
@@ -130,7 +130,7 @@ class Report:
         return f"{self.dataset}-{self.split}"
 
     def groups(self) -> dict[str, tuple[Score, ...]]:
-        """The scores of the whole split, `WHOLE`, and of each subset that has any."""
+        """The scores of the whole split, ``WHOLE``, and of each subset that has any."""
         parts = {
             name: tuple(score for score in self.scores if score.name in members)
             for name, members in self.subsets.items()
@@ -138,7 +138,7 @@ class Report:
         return {WHOLE: self.scores, **{name: scores for name, scores in parts.items() if scores}}
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Group -> column -> figure; see `summarise`."""
+        """Group -> column -> figure; see ``summarise``."""
         return {name: summarise(scores) for name, scores in self.groups().items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def score_dataset(
         restorer: What is scored.
         dataset: The split.
         model: Its name, for the report.
-        sheet: Takes each contact sheet, `(h, w, 3)` RGB, and its number from 1, as soon as it is full.
+        sheet: Takes each contact sheet, ``(h, w, 3)`` RGB, and its number from 1, as soon as it is full.
         progress: Wraps the pairs, to show how far it is.
     """
     scores, rows, sheets = [], [], 0
@@ -279,9 +279,9 @@ def score_dataset(
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over images of each column, over the images that have it; a PSNR counts `EQUAL_PSNR` at most.
+    """Means over images of each column, over the images that have it; a PSNR counts ``EQUAL_PSNR`` at most.
 
-    But `mse_rel` is `10^(-PSNR / 20)` of the mean PSNR, which is what the paper's tables print, and the balanced
+    But ``mse_rel`` is ``10^(-PSNR / 20)`` of the mean PSNR, which is what the paper's tables print, and the balanced
     accuracy is that of the pixels of all images together: an image alone may be sharp, or blurred, everywhere.
     """
     figures: dict[str, float] = {}
@@ -302,7 +302,8 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
 def paper_rows(dataset: str, subset: str = WHOLE) -> list[PaperRow]:
     """What the paper prints of its own models for a data set or a part of it.
 
-    Empty where it prints nothing, and outside a checkout of the repository, whose `ldp_export.evaluation.paper` holds its tables.
+    Empty where it prints nothing, and outside a checkout of the repository, whose ``ldp_export.evaluation.paper`` holds
+    its tables.
     """
     table_name = _PAPER_TABLES.get(dataset)
     if table_name is None:
@@ -332,7 +333,7 @@ def paper_rows(dataset: str, subset: str = WHOLE) -> list[PaperRow]:
 
 
 def contact_row(sample: PairSample, score: Score, result: Result) -> NDArray[np.uint8]:
-    """One pair of a contact sheet: center view, restored, target, blur map and difference, `THUMBNAIL` px wide."""
+    """One pair of a contact sheet: center view, restored, target, blur map and difference, ``THUMBNAIL`` px wide."""
     center = center_view(sample.left, sample.right)
     panels = {
         _label(sample.name, score.values.get("center_psnr")): center / sample.peak,
@@ -346,7 +347,7 @@ def contact_row(sample: PairSample, score: Score, result: Result) -> NDArray[np.
 
 
 def stack(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Rows `(h, w, 3)` under each other, narrow ones widened with their own last pixel."""
+    """Rows ``(h, w, 3)`` under each other, narrow ones widened with their own last pixel."""
     width = max(row.shape[1] for row in rows)
     return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), mode="edge") for row in rows])
 
@@ -357,7 +358,7 @@ def encode_sheet(path: Path, pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _thumbnail(image: NDArray[np.floating]) -> NDArray[np.float32]:
-    """`(h, w, 3)` in [0, 1], `THUMBNAIL` px wide; small images keep their size."""
+    """``(h, w, 3)`` in [0, 1], ``THUMBNAIL`` px wide; small images keep their size."""
     scale = min(1.0, THUMBNAIL / image.shape[1])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA))

@@ -13,7 +13,7 @@ OUTSIDE = -(2.0**14)
 
 
 class BlurKernels(nn.Module):
-    """`FFN_conv` of Eq. 10: unnormalised blur map to q * q kernel logits a position."""
+    """``FFN_conv`` of Eq. 10: unnormalised blur map to q * q kernel logits a position."""
 
     def __init__(self, kernel: int, hidden: int) -> None:
         super().__init__()
@@ -22,22 +22,22 @@ class BlurKernels(nn.Module):
         self.conv2 = nn.Conv2d(hidden, kernel * kernel, 3, padding=1)
 
     def forward(self, blur_logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Blur logits `(B, 1, any, any)` to kernel logits `(B, q * q, *size)`, row-major offsets from -(q//2)."""
+        """Blur logits ``(B, 1, any, any)`` to kernel logits ``(B, q * q, *size)``, row-major offsets from -(q//2)."""
         resampled = F.interpolate(blur_logits, size=size, mode="bilinear", align_corners=False)
         return self.conv2(self.gate(self.conv1(resampled)))
 
 
 def place_kernels(kernels: Tensor, side: int) -> Tensor:
-    """`Pad` of Eq. 10 for windows: puts q x q kernels at their relative offsets among a window's keys.
+    """``Pad`` of Eq. 10 for windows: puts q x q kernels at their relative offsets among a window's keys.
 
     Query (y, x) of a window stands at key (y + q//2, x + q//2), so offset (a, b) of its kernel is key (y + a, x + b).
 
     Args:
-        kernels: `(n, side, side, q, q)`: query row, query column, offset row, offset column.
+        kernels: ``(n, side, side, q, q)``: query row, query column, offset row, offset column.
         side: Side of the window of queries.
 
     Returns:
-        O `(n, side * side, keys * keys)` with `keys = side + q - 1`; zero outside the q x q neighbourhood.
+        O ``(n, side * side, keys * keys)`` with ``keys = side + q - 1``; zero outside the q x q neighbourhood.
     """
     q = kernels.shape[-1]
     keys = side + q - 1
@@ -53,15 +53,16 @@ def place_kernels(kernels: Tensor, side: int) -> Tensor:
 
 
 def cut_windows(x: Tensor, side: int, reach: int) -> Tensor:
-    """Windows of `side` x `side` positions that tile the map, each reaching further on every side.
+    """Windows of ``side`` x ``side`` positions that tile the map, each reaching further on every side.
 
     Args:
-        x: `(B, C, H, W)`.
+        x: ``(B, C, H, W)``.
         side: Side of a window.
         reach: Positions added on each side of a window. Those beyond the map repeat its border.
 
     Returns:
-        `(B * rows * columns, (side + 2 * reach)^2, C)`, with `rows = ceil(H / side)` and `columns = ceil(W / side)`.
+        ``(B * rows * columns, (side + 2 * reach)^2, C)``, with ``rows = ceil(H / side)`` and ``columns = ceil(W /
+        side)``.
     """
     channels, height, width = x.shape[1:]
     row, column = (_positions(length, side, reach, x.device).clamp(0, length - 1) for length in (height, width))
@@ -71,28 +72,28 @@ def cut_windows(x: Tensor, side: int, reach: int) -> Tensor:
 
 
 def merge_windows(windows: Tensor, side: int, batch: int, rows: int, columns: int) -> Tensor:
-    """Puts windows together: `(B * rows * columns, side * side, C)` to `(B, C, rows * side, columns * side)`."""
+    """Puts windows together: ``(B * rows * columns, side * side, C)`` to ``(B, C, rows * side, columns * side)``."""
     channels = windows.shape[2]
     x = windows.reshape(batch, rows, columns, side, side, channels).permute(0, 5, 1, 3, 2, 4)
     return x.reshape(batch, channels, rows * side, columns * side)
 
 
 def _positions(length: int, side: int, reach: int, device: torch.device) -> Tensor:
-    """Along an axis of `length`, where each window's positions stand: `(ceil(length / side), side + 2 * reach)`."""
+    """Along an axis of ``length``, where each window's positions stand: ``(ceil(length / side), side + 2 * reach)``."""
     start = torch.arange((length + side - 1) // side, device=device)[:, None] * side
     return start + torch.arange(-reach, side + reach, device=device)
 
 
 class BlurPriorAttention(nn.Module):
-    """Multi-head spatial self-attention with `softmax(Q K^T / beta + O) V` (Eq. 9), beta = sqrt(head dimension).
+    """Multi-head spatial self-attention with ``softmax(Q K^T / beta + O) V`` (Eq. 9), beta = sqrt(head dimension).
 
-    O (Eq. 10) comes from the blur logits and is shared by the heads. With `window=None` every position attends to every
-    other. Otherwise windows of `window` x `window` queries attend to keys that reach `kernel // 2` positions further on
-    every side, so that no kernel is cut at a window's edge; the result equals the global one when one window holds the
-    map.
+    O (Eq. 10) comes from the blur logits and is shared by the heads. With ``window=None`` every position attends to
+    every other. Otherwise windows of ``window`` x ``window`` queries attend to keys that reach ``kernel // 2``
+    positions further on every side, so that no kernel is cut at a window's edge; the result equals the global one when
+    one window holds the map.
 
-    With `hidden=None` there is no O and the blur logits are not read: plain self-attention (Eq. 8) over the same keys,
-    the "SA" of Table 6.
+    With ``hidden=None`` there is no O and the blur logits are not read: plain self-attention (Eq. 8) over the same
+    keys, the "SA" of Table 6.
     """
 
     def __init__(self, channels: int, head_dim: int, kernel: int, hidden: int | None, window: int | None) -> None:
@@ -105,7 +106,7 @@ class BlurPriorAttention(nn.Module):
         self.kernels = None if hidden is None else BlurKernels(kernel, hidden)
 
     def forward(self, x: Tensor, blur_logits: Tensor) -> Tensor:
-        """Features `(B, C, H, W)` and blur logits `(B, 1, any, any)` to `(B, C, H, W)`."""
+        """Features ``(B, C, H, W)`` and blur logits ``(B, 1, any, any)`` to ``(B, C, H, W)``."""
         height, width = x.shape[2:]
         qkv = self.qkv(x)
         kernels = None if self.kernels is None else self.kernels(blur_logits.to(x.dtype), (height, width))
@@ -152,7 +153,7 @@ class BlurPriorAttention(nn.Module):
         return merge_windows(attended, side, batch, rows, columns)[:, :, :height, :width]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """`(n, queries, C)`, `(n, keys, C)` twice, bias `(n, 1, queries or 1, keys)`, to `(n, queries, C)` (Eq. 9)."""
+        """``(n, queries, C)``, ``(n, keys, C)`` twice, bias ``(n, 1, queries or 1, keys)`` to ``(n, queries, C)``, Eq. 9."""
         query, key, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
         logits = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # scaled first: FP16 holds smaller products
         logits = logits if bias is None else logits + bias
@@ -163,7 +164,7 @@ class BlurPriorAttention(nn.Module):
 class BPABlock(nn.Module):
     """Blur-prior attention and a gated pointwise layer, each residual behind a layer normalisation.
 
-    With `hidden=None` the attention is plain self-attention.
+    With ``hidden=None`` the attention is plain self-attention.
     """
 
     beta: nn.Parameter | None
@@ -181,7 +182,7 @@ class BPABlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor, blur_logits: Tensor) -> Tensor:
-        """Features `(B, C, H, W)` and blur logits `(B, 1, any, any)` to `(B, C, H, W)`."""
+        """Features ``(B, C, H, W)`` and blur logits ``(B, 1, any, any)`` to ``(B, C, H, W)``."""
         x = add_scaled(x, self.attention(self.norm1(x), blur_logits), self.beta)
         return add_scaled(x, self.conv2(self.gate(self.conv1(self.norm2(x)))), self.gamma)
 
@@ -194,5 +195,5 @@ class BPABlock(nn.Module):
         self.beta = self.gamma = None
 
     def split_gates(self) -> None:
-        """Makes two of the convolution before the gate, for the graph of CPU runtimes; after `fold`."""
+        """Makes two of the convolution before the gate, for the graph of CPU runtimes; after ``fold``."""
         self.add_module("conv1", Halves(self.conv1))

@@ -1,4 +1,4 @@
-"""Configurations of the LDP network: `nano`, `small`, `large`."""
+"""Configurations of the LDP network: ``nano``, ``small``, ``large``."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class LDPConfig:
         bpa: Where attention blocks stand: any of "encoder" (after the last encoder level), "middle" (before the middle
             blocks), "decoder" (before the first decoder level). With the priors "none" and "concat" none stands.
         head_dim: Channels of one attention head.
-        kernel: q, the side of the deblur kernel that BPA predicts for each position (Eq. 10). Keys reach `kernel // 2`
-            positions beyond a window, with the prior "sa" too.
+        kernel: q, the side of the deblur kernel that BPA predicts for each position (Eq. 10). Keys reach ``kernel //
+            2`` positions beyond a window, with the prior "sa" too.
         window: Side of a window of queries, in positions; None is the paper's global attention.
         kernel_hidden: Hidden channels of FFN_conv.
         sca_cell: Side in image pixels of one pooling cell of simplified channel attention; a multiple of the deepest
@@ -47,8 +47,8 @@ class LDPConfig:
         prior: How the network uses the blur map, a row of Table 6: "none" (NAFNet: it does not), "concat" (the blur map
             in [0, 1] is one more channel of the input), "sa" (attention blocks of Eq. 8, which do not see the blur
             map), "concat+sa" (both), "bpa" (attention blocks of Eq. 9: the paper's network).
-        ensemble: What the blur logits come from, a row of Table 5: a name of `ldp_runtime.stages.blur_map.ENSEMBLES`, or the
-            index of a single prompt of Table 4. The network is trained with it, and the runtime uses the same.
+        ensemble: What the blur logits come from, a row of Table 5: a name of ``ldp_runtime.stages.blur_map.ENSEMBLES``,
+            or the index of a single prompt of Table 4. The network is trained with it, and the runtime uses the same.
     """
 
     name: str
@@ -127,7 +127,7 @@ class LDPConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LDPConfig:
-        """The inverse of `to_dict`.
+        """The inverse of ``to_dict``.
 
         Raises:
             ConfigError: A key is unknown or a required one is missing.

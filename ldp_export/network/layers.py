@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 
 def exports_for_cpu(x: Tensor) -> bool:
-    """Whether a graph for CPU runtimes is being exported, where `x` is a map of the network."""
+    """Whether a graph for CPU runtimes is being exported, where ``x`` is a map of the network."""
     return torch.compiler.is_exporting() and x.dtype == torch.float32
 
 
 class LayerNorm2d(nn.Module):
-    """Layer normalisation over the channels of `(B, C, H, W)`, with FP32 statistics whatever the input's type.
+    """Layer normalisation over the channels of ``(B, C, H, W)``, with FP32 statistics whatever the input's type.
 
     The residual stream of a NAFNet reaches |x| ~ 175, and sums of its squares overflow FP16.
     """
@@ -36,7 +36,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape and type."""
+        """``(B, C, H, W)`` to the same shape and type."""
         if torch.compiler.is_exporting():  # no transposes in the graph, and FP32 islands that every runtime keeps
             averaging = self.averaging if exports_for_cpu(x) else None
             wide = x.float()
@@ -52,15 +52,15 @@ class LayerNorm2d(nn.Module):
 
 
 def _channel_mean(x: Tensor, averaging: Tensor | None) -> Tensor:
-    """Mean of the channels: `(B, C, H, W)` to `(B, 1, H, W)`; by convolution where there are weights for one."""
+    """Mean of the channels: ``(B, C, H, W)`` to ``(B, 1, H, W)``; by convolution where there are weights for one."""
     return x.mean(1, keepdim=True) if averaging is None else F.conv2d(x, averaging)
 
 
 class SimpleGate(nn.Module):
-    """The product of the two halves of the channels: `(B, 2C, H, W)` to `(B, C, H, W)`."""
+    """The product of the two halves of the channels: ``(B, 2C, H, W)`` to ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """`(B, 2C, H, W)`, or its halves, to `(B, C, H, W)`."""
+        """``(B, 2C, H, W)``, or its halves, to ``(B, C, H, W)``."""
         first, second = x if isinstance(x, tuple) else x.chunk(2, dim=1)
         return first * second
 
@@ -72,12 +72,12 @@ class Halves(nn.Module):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Copies the weights of `conv`, which is dense or depthwise."""
+        """Copies the weights of ``conv``, which is dense or depthwise."""
         super().__init__()
         self.first, self.second = (_half(conv, half) for half in range(2))
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """`(B, C, H, W)`, or for a depthwise convolution its halves, to the halves of what the convolution gives."""
+        """``(B, C, H, W)``, or for a depthwise convolution its halves, to the halves of what the convolution gives."""
         first, second = x if isinstance(x, tuple) else (x, x)
         return self.first(first), self.second(second)
 
@@ -101,12 +101,12 @@ def _half(conv: nn.Conv2d, number: int) -> nn.Conv2d:
 
 
 class SimplifiedChannelAttention(nn.Module):
-    """NAFNet's SCA, `x * conv1x1(pool(x))`, with the pool taken over a local window.
+    """NAFNet's SCA, ``x * conv1x1(pool(x))``, with the pool taken over a local window.
 
-    The map is averaged over cells of `cell` x `cell` positions and those over their 3 x 3 neighbours (fewer at the
+    The map is averaged over cells of ``cell`` x ``cell`` positions and those over their 3 x 3 neighbours (fewer at the
     border), so that a position's statistics come from about three cells around it; the 1x1 convolution runs on that
     coarse grid and its result is interpolated bilinearly. Training patches, tiles and full frames then see the same
-    statistics. `cell=None` averages the whole map, which is NAFNet's own layer.
+    statistics. ``cell=None`` averages the whole map, which is NAFNet's own layer.
     """
 
     def __init__(self, channels: int, cell: int | None) -> None:
@@ -115,7 +115,7 @@ class SimplifiedChannelAttention(nn.Module):
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)`, H and W multiples of `cell`, to the same shape."""
+        """``(B, C, H, W)``, H and W multiples of ``cell``, to the same shape."""
         if self.cell is None:
             return x * self.conv(x.float().mean((2, 3), keepdim=True).to(x.dtype))
         pooled = self._pool_cells(x, self.cell)
@@ -126,7 +126,7 @@ class SimplifiedChannelAttention(nn.Module):
 
     @staticmethod
     def _pool_cells(x: Tensor, cell: int) -> Tensor:
-        """Means over cells: `(B, C, H, W)` to `(B, C, H / cell, W / cell)` in FP32."""
+        """Means over cells: ``(B, C, H, W)`` to ``(B, C, H / cell, W / cell)`` in FP32."""
         if torch.compiler.is_exporting() and not exports_for_cpu(x):
             # TensorRT pools while it writes x; pooling layers would take an FP32 copy.
             cells = x.reshape(x.shape[0], x.shape[1], x.shape[2] // cell, cell, x.shape[3] // cell, cell)
@@ -153,7 +153,7 @@ def fold_norm(norm: LayerNorm2d, conv: nn.Conv2d) -> None:
 
 
 def fold_scale(conv: nn.Conv2d, scale: nn.Parameter | None) -> None:
-    """Moves a learned scale `(1, C, 1, 1)` into the convolution that it follows; None changes nothing."""
+    """Moves a learned scale ``(1, C, 1, 1)`` into the convolution that it follows; None changes nothing."""
     if scale is None:
         return
     factor = scale.detach().flatten()
@@ -163,7 +163,7 @@ def fold_scale(conv: nn.Conv2d, scale: nn.Parameter | None) -> None:
 
 
 def add_scaled(x: Tensor, y: Tensor, scale: nn.Parameter | None) -> Tensor:
-    """The residual `x + scale * y` of `(B, C, H, W)`; None is a scale that was folded into what made `y`."""
+    """The residual ``x + scale * y`` of ``(B, C, H, W)``; None is a scale that was folded into what made ``y``."""
     return x + y if scale is None else x + y * scale.to(x.dtype)
 
 
@@ -188,7 +188,7 @@ class NAFBlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         y = self.conv3(self.sca(self.gate(self.conv2(self.conv1(self.norm1(x))))))
         x = add_scaled(x, y, self.beta)
         y = self.conv5(self.gate(self.conv4(self.norm2(x))))
@@ -203,6 +203,6 @@ class NAFBlock(nn.Module):
         self.beta = self.gamma = None
 
     def split_gates(self) -> None:
-        """Makes two of each convolution before a gate, for the graph of CPU runtimes; after `fold`."""
+        """Makes two of each convolution before a gate, for the graph of CPU runtimes; after ``fold``."""
         for name, conv in (("conv1", self.conv1), ("conv2", self.conv2), ("conv4", self.conv4)):
             self.add_module(name, Halves(conv))

@@ -14,7 +14,7 @@ from ldp_export.network.layers import NAFBlock
 class LDPNet(nn.Module):
     """Restores an all-in-focus image from a DP pair and its blur logits.
 
-    `restored = (L + R) / 2 + network(L, R, blur logits)`: the sum is FP32 whatever type the network computes in.
+    ``restored = (L + R) / 2 + network(L, R, blur logits)``: the sum is FP32 whatever type the network computes in.
     """
 
     def __init__(self, config: LDPConfig) -> None:
@@ -48,11 +48,11 @@ class LDPNet(nn.Module):
         """Restores one batch.
 
         Args:
-            pair: `(B, 6, H, W)` float32 in [0, 1]: left RGB, right RGB; H and W multiples of `config.multiple`.
-            blur_logits: `(B, 1, any, any)` float32: the unnormalised blur map, over the same field of view.
+            pair: ``(B, 6, H, W)`` float32 in [0, 1]: left RGB, right RGB; H and W multiples of ``config.multiple``.
+            blur_logits: ``(B, 1, any, any)`` float32: the unnormalised blur map, over the same field of view.
 
         Returns:
-            Restored image `(B, 3, H, W)` float32, not clamped.
+            Restored image ``(B, 3, H, W)`` float32, not clamped.
         """
         dtype = self.intro.weight.dtype
         x = pair.to(dtype)

@@ -1,7 +1,7 @@
 """The network that the paper's authors released, which is not the paper's: channel attention that adds the blur map.
 
-`LDPNet` is the paper's network. This one is here so that the released checkpoint runs; it is never trained here. The
-names of its parameters are the checkpoint's, but for `sca.1`, which is `sca.conv` here.
+``LDPNet`` is the paper's network. This one is here so that the released checkpoint runs; it is never trained here. The
+names of its parameters are the checkpoint's, but for ``sca.1``, which is ``sca.conv`` here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ReleasedConfig:
         encoder: NAFBlocks of each encoder level, first to last.
         middle: NAFBlocks at the deepest scale.
         decoder: NAFBlocks of each decoder level, deepest to first; as many levels as the encoder.
-        ensemble: What its blur logits come from where CLIP's dense features give them, as of `LDPConfig`.
-        attention: "channel"; tells this configuration from that of `LDPNet`.
+        ensemble: What its blur logits come from where CLIP's dense features give them, as of ``LDPConfig``.
+        attention: "channel"; tells this configuration from that of ``LDPNet``.
     """
 
     name: str = "released"
@@ -64,15 +64,15 @@ class ReleasedConfig:
 def pool_matrix(size: int, bins: int) -> Tensor:
     """Adaptive average pooling of one axis as a matrix.
 
-    Bin i is the mean from `floor(i * size / bins)` to `ceil((i + 1) * size / bins)`, as in
-    `torch.nn.functional.adaptive_avg_pool2d`. As a matrix it exports with a free size.
+    Bin i is the mean from ``floor(i * size / bins)`` to ``ceil((i + 1) * size / bins)``, as in
+    ``torch.nn.functional.adaptive_avg_pool2d``. As a matrix it exports with a free size.
 
     Args:
         size: Length of the axis.
         bins: Length after pooling.
 
     Returns:
-        `(bins, size)` float32; each row sums to one.
+        ``(bins, size)`` float32; each row sums to one.
     """
     bin_ = torch.arange(bins)
     start = bin_ * size // bins
@@ -85,7 +85,7 @@ def pool_matrix(size: int, bins: int) -> Tensor:
 class ChannelAttention(nn.Module):
     """Attention between channels, to whose logits the blur map is added, pooled to channels x channels.
 
-    `softmax(q k^T * temperature + adaptive_avg_pool(blur map)) v` with one head, q and k of unit length along space.
+    ``softmax(q k^T * temperature + adaptive_avg_pool(blur map)) v`` with one head, q and k of unit length along space.
     Products and norms are FP32 whatever the type: they sum over all pixels.
     """
 
@@ -96,7 +96,7 @@ class ChannelAttention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor, blur_map: Tensor) -> Tensor:
-        """Features `(B, C, H, W)` and the blur map `(B, 1, H, W)` float32 in [0, 1] to `(B, C, H, W)`."""
+        """Features ``(B, C, H, W)`` and the blur map ``(B, 1, H, W)`` float32 in [0, 1] to ``(B, C, H, W)``."""
         channels, height, width = x.shape[1:]
         query, key, value = self.qkv(x).flatten(2).chunk(3, dim=1)  # (B, C, H * W) each
         query, key = query.float(), key.float()
@@ -129,7 +129,7 @@ class ReleasedBody(nn.Module):
             self.decoders.append(_blocks(blocks, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
+        """``(B, C, H, W)`` to the same shape."""
         height, width = x.shape[2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
@@ -166,11 +166,11 @@ class ReleasedNet(nn.Module):
         """Restores one batch.
 
         Args:
-            pair: `(B, 6, H, W)` float32 in [0, 1]: left RGB, right RGB; any size.
-            blur_map: `(B, 1, H, W)` float32 in [0, 1], larger where it is more blurred.
+            pair: ``(B, 6, H, W)`` float32 in [0, 1]: left RGB, right RGB; any size.
+            blur_map: ``(B, 1, H, W)`` float32 in [0, 1], larger where it is more blurred.
 
         Returns:
-            Restored image `(B, 3, H, W)` float32, not clamped.
+            Restored image ``(B, 3, H, W)`` float32, not clamped.
         """
         features = self.patch_embed(pair.to(self.output.weight.dtype))
         features = self.ca(features, blur_map)
@@ -180,7 +180,7 @@ class ReleasedNet(nn.Module):
 def released_state(network: ReleasedNet) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the released checkpoint of such a network.
 
-    Besides the network's own parameters it has those of `ca.qkv_dwconv`, a depthwise 3x3 that is never run.
+    Besides the network's own parameters it has those of ``ca.qkv_dwconv``, a depthwise 3x3 that is never run.
     """
     shapes = {_released_name(key): tuple(value.shape) for key, value in network.state_dict().items()}
     channels = 3 * network.config.width
@@ -188,7 +188,7 @@ def released_state(network: ReleasedNet) -> dict[str, tuple[int, ...]]:
 
 
 def load_released_state(network: ReleasedNet, state: Mapping[str, Tensor]) -> None:
-    """Loads a state dict of which `released_state` says the names and shapes."""
+    """Loads a state dict of which ``released_state`` says the names and shapes."""
     own = network.state_dict()
     network.load_state_dict({key: state[_released_name(key)] for key in own})
 

@@ -19,11 +19,11 @@ def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
     """Reads a map of one number a pixel.
 
     Args:
-        path: Its suffix, one of `FORMATS`, tells the format. A PNG file gives its grey levels as they are.
-        size: `(h, w)` that it must have.
+        path: Its suffix, one of ``FORMATS``, tells the format. A PNG file gives its grey levels as they are.
+        size: ``(h, w)`` that it must have.
 
     Returns:
-        `(h, w)` float32, holes as they are in the file.
+        ``(h, w)`` float32, holes as they are in the file.
 
     Raises:
         LDPError: The file is missing, damaged, of another format or of another size.
@@ -51,7 +51,7 @@ def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
 
 
 def fill_depth_holes(depth: FloatArray) -> FloatArray:
-    """Fills NaN and non-positive entries of a depth map `(h, w)` from the farther valid neighbour; infinite is far.
+    """Fills NaN and non-positive entries of a depth map ``(h, w)`` from the farther valid neighbour; infinite is far.
 
     Raises:
         SimulationError: There is no valid entry.
@@ -79,7 +79,7 @@ def _read(path: Path, suffix: str) -> np.ndarray:
 
 
 def _parse_pfm(content: bytes) -> np.ndarray:
-    """The numbers of a grey PFM file, which stores the lowest row first: `(h, w)` float32."""
+    """The numbers of a grey PFM file, which stores the lowest row first: ``(h, w)`` float32."""
     header = _PFM_HEADER.match(content)
     if header is None:
         raise ValueError("no grey PFM file")

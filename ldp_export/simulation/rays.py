@@ -1,6 +1,7 @@
 """A second, independent DP simulator, for testing only: it must never render training data.
 
-`simulate.py` blurs layers with a Butterworth half-disk and lays them over each other. Here only the cutting into layers
+``simulate.py`` blurs layers with a Butterworth half-disk and lays them over each other. Here only the cutting into
+layers
 is the same: the aperture is a rotated hexagon whose sensitivity to left and right falls off linearly across it, and the
 views are sums of pinhole views, one for each point of the aperture, each composited with hard occlusion. A network that
 has learned the optics rather than one renderer's habits does well on both. The rule was frozen before any network was
@@ -39,7 +40,7 @@ def aperture_samples(max_radius: float, spacing: float = 0.6) -> tuple[FloatArra
         spacing: Distance between neighbouring samples at that radius, in pixels.
 
     Returns:
-        Points `(n, 2)` as (u, v) inside the unit disk, symmetrical about the origin; weights `(n,)` left and right,
+        Points ``(n, 2)`` as (u, v) inside the unit disk, symmetrical about the origin; weights ``(n,)`` left and right,
         each summing to 1.
     """
     count = 2 * max(1, int(np.ceil(max_radius / spacing))) + 1
@@ -57,10 +58,10 @@ def aperture_samples(max_radius: float, spacing: float = 0.6) -> tuple[FloatArra
 
 
 def layers_from_image(image: FloatArray, coc: FloatArray, step: float = 0.5, same: float = 1.0) -> Iterator[Layer]:
-    """Cuts an image `(h, w, 3)` (linear) with a CoC map `(h, w)` into layers of constant CoC, far to near.
+    """Cuts an image ``(h, w, 3)`` (linear) with a CoC map ``(h, w)`` into layers of constant CoC, far to near.
 
     A layer covers its own pixels and all nearer ones, so that neighbouring layers of one slanted surface overlap and
-    leave no dark seam between them. Behind a nearer *surface* (|difference of radius| > `same`) the layer's colour is
+    leave no dark seam between them. Behind a nearer *surface* (|difference of radius| > ``same``) the layer's colour is
     continued from its own nearest pixel, so that no light of an occluder bleeds into what lies behind it. Beside
     silhouettes over slanted ground that continuation is coarse and leaves faint halos that no camera makes; they stay
     as they are, since the rule is frozen.
@@ -87,7 +88,7 @@ def simulate_pair_rays(
     seed: int = 0,
     bits: int = 8,
 ) -> SimulatedPair:
-    """Like `simulate.simulate_pair`, with the aperture-sampled rule: the same arguments, units and result."""
+    """Like ``simulate.simulate_pair``, with the aperture-sampled rule: the same arguments, units and result."""
     encoded = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
     layers = list(layers_from_image(srgb_to_linear(encoded), coc))
     rgba = [np.dstack([layer.color, layer.alpha]).astype(np.float32) for layer in layers]

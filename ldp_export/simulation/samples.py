@@ -1,8 +1,8 @@
 """The held-out sample: DP pairs of the Middlebury motorcycle scene, which no training ever saw.
 
-The all-in-focus image is the left view of scikit-image's `stereo_motorcycle`; its disparity map, holes filled, gives
+The all-in-focus image is the left view of scikit-image's ``stereo_motorcycle``; its disparity map, holes filled, gives
 the circles of confusion. Two focus settings, each in several variants; seeds are fixed, so pairs are always the same.
-Rendering the variant `rays` takes half a minute and is kept in LDP's cache folder, under a key made of the image, the
+Rendering the variant ``rays`` takes half a minute and is kept in LDP's cache folder, under a key made of the image, the
 parameters and the source of both simulators: a change of any renders it anew.
 """
 
@@ -40,9 +40,9 @@ Pixels = NDArray[np.uint8]
 View = NDArray[np.uint8] | NDArray[np.uint16]
 
 VARIANTS = ("standard", "noise_free", "rays", "mild", "noise3", "jpeg90", "in_focus")
-"""`standard` is the sample itself; `rays` is rendered by `simulate_rays`; `mild` is hardly blurred; `noise3` and
-`jpeg90` are `mild` with noise of 3/255 in each view, and with JPEG compression of quality 90; `in_focus` has no blur at
-all, its views differ by the sensor's noise alone."""
+"""``standard`` is the sample itself; ``rays`` comes from ``simulation.rays``; ``mild`` is hardly blurred; ``noise3`` and
+``jpeg90`` are ``mild`` with noise of 3/255 in each view, and with JPEG compression of quality 90; ``in_focus`` has no
+blur at all, its views differ by the sensor's noise alone."""
 
 
 _NOISE = SensorNoise(shot=5e-5, read=5e-4)
@@ -56,10 +56,10 @@ class Motorcycle:
         focus: Names of the focus settings.
         percentiles: For each, the percentile of the disparity that is in focus.
         max_radius: Largest radius of a circle of confusion, in px.
-        mild_radius: The same of the variant `mild`.
+        mild_radius: The same of the variant ``mild``.
         noise: Of the sensor, in linear light.
-        late_noise: Standard deviation of the noise of `noise3`, in 8-bit sRGB steps.
-        jpeg_quality: Of `jpeg90`.
+        late_noise: Standard deviation of the noise of ``noise3``, in 8-bit sRGB steps.
+        jpeg_quality: Of ``jpeg90``.
         seed: Of the noise; a second focus setting takes the next number.
     """
 
@@ -78,7 +78,7 @@ MOTORCYCLE = Motorcycle()
 
 @lru_cache(maxsize=1)
 def motorcycle() -> tuple[Pixels, FloatArray]:
-    """The all-in-focus image `(500, 741, 3)` and its disparity map `(500, 741)` in px, holes filled."""
+    """The all-in-focus image ``(500, 741, 3)`` and its disparity map ``(500, 741)`` in px, holes filled."""
     left, _, disparity = data.stereo_motorcycle()
     return left, fill_disparity_holes(disparity)
 
@@ -88,8 +88,8 @@ def focus_setting(focus: str, variant: str = "standard") -> SimulatedPair:
     """A pair of the sample, 8 bit.
 
     Args:
-        focus: A name of `MOTORCYCLE.focus`: "near" or "far".
-        variant: A name of `VARIANTS`.
+        focus: A name of ``MOTORCYCLE.focus``: "near" or "far".
+        variant: A name of ``VARIANTS``.
 
     Raises:
         ValueError: No such focus setting or variant.
@@ -116,12 +116,12 @@ def focus_setting(focus: str, variant: str = "standard") -> SimulatedPair:
 
 
 def disparity_in_pixels(coc: FloatArray) -> FloatArray:
-    """Size of the DP disparity `(h, w)` in px that the default PSF gives to circles of confusion `(h, w)` in px."""
+    """Size of the DP disparity ``(h, w)`` in px that the default PSF gives to circles of confusion ``(h, w)`` in px."""
     return (np.abs(coc) * np.float32(abs(HalfAperturePSF().disparity(1.0)))).astype(np.float32)
 
 
 def must_render(focus: str, variant: str) -> bool:
-    """Whether `focus_setting` will take long: the variant `rays`, and it is not in the cache."""
+    """Whether ``focus_setting`` will take long: the variant ``rays``, and it is not in the cache."""
     if variant != "rays":
         return False
     path = _rays_file(focus)

@@ -2,9 +2,9 @@
 
 Each scene is 256 x 256 px: a background with a slanted or undulating CoC and up to five nearer objects of random
 shape, all cut from photographs (or drawn), rendered with a half-aperture PSF drawn anew, then noise and JPEG
-compression drawn anew. Shards of 64 scenes are files `scenes-NNNN.npz`; a shard depends on its number, the seed and the
-photographs alone, so rendering resumes, and several processes share the work. The Middlebury motorcycle scene and
-`ldp_export.simulation.rays` are never used here: they are the test.
+compression drawn anew. Shards of 64 scenes are files ``scenes-NNNN.npz``; a shard depends on its number, the seed and
+the photographs alone, so rendering resumes, and several processes share the work. The Middlebury motorcycle scene and
+``ldp_export.simulation.rays`` are never used here: they are the test.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Pixels = NDArray[np.uint8]
 
 
 def read_photo_list(path: Path) -> tuple[str, ...]:
-    """Reads a list of photographs: one a line, `#` begins a comment.
+    """Reads a list of photographs: one a line, ``#`` begins a comment.
 
     Raises:
         DataError: The file cannot be read or names none.
@@ -75,11 +75,11 @@ def read_photo_list(path: Path) -> tuple[str, ...]:
 
 
 def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels]:
-    """Reads photographs as `(h, w, 3)` RGB, the largest reduced to a width of `LARGEST_PHOTO` px.
+    """Reads photographs as ``(h, w, 3)`` RGB, the largest reduced to a width of ``LARGEST_PHOTO`` px.
 
     Args:
         folder: Where they are, at any depth.
-        names: The end of each photograph's path, or `skimage:NAME`; None takes all JPEG and PNG files, by path.
+        names: The end of each photograph's path, or ``skimage:NAME``; None takes all JPEG and PNG files, by path.
 
     Raises:
         DataError: One is not found or cannot be decoded, or there are none.
@@ -126,7 +126,7 @@ class VariedPSF(HalfAperturePSF):
     rim: float = 0.0
 
     def views(self, radius: float) -> tuple[FloatArray, FloatArray]:
-        """As in `HalfAperturePSF`."""
+        """As in ``HalfAperturePSF``."""
         left, right = super().views(radius)
         if left.size == 1:
             return left, right
@@ -156,7 +156,7 @@ def random_psf(rng: np.random.Generator) -> VariedPSF:
 
 
 def random_texture(rng: np.random.Generator, photos: list[Pixels]) -> FloatArray:
-    """A sharp `(FRAME, FRAME, 3)` linear-light texture: a reduced crop of a photograph, or something drawn."""
+    """A sharp ``(FRAME, FRAME, 3)`` linear-light texture: a reduced crop of a photograph, or something drawn."""
     if rng.random() < 0.08:
         return srgb_to_linear(_drawing(rng))
     crop = photos[0]
@@ -206,7 +206,7 @@ def _drawing(rng: np.random.Generator) -> FloatArray:
 
 
 def random_shape(rng: np.random.Generator) -> FloatArray:
-    """Coverage `(FRAME, FRAME)` in [0, 1] of a random object: blob, polygon, bars, rings or holes."""
+    """Coverage ``(FRAME, FRAME)`` in [0, 1] of a random object: blob, polygon, bars, rings or holes."""
     mask = np.zeros((FRAME, FRAME), dtype=np.uint8)
     kind = rng.integers(5)
     if kind == 0:
@@ -237,7 +237,7 @@ def random_shape(rng: np.random.Generator) -> FloatArray:
 
 
 def smooth_field(rng: np.random.Generator, cells: int) -> FloatArray:
-    """A smooth random field `(FRAME, FRAME)` with a standard deviation of about 1."""
+    """A smooth random field ``(FRAME, FRAME)`` with a standard deviation of about 1."""
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     field = cv2.resize(coarse, (FRAME, FRAME), interpolation=cv2.INTER_CUBIC)
     return (field / max(float(field.std()), 1e-3)).astype(np.float32)
@@ -252,7 +252,7 @@ def random_limit(rng: np.random.Generator) -> float:
 
 
 def random_scene(rng: np.random.Generator, photos: list[Pixels]) -> list[Layer]:
-    """Layers far to near, with |CoC radius| up to `MAX_RADIUS` px; see `random_limit`."""
+    """Layers far to near, with |CoC radius| up to ``MAX_RADIUS`` px; see ``random_limit``."""
     limit = random_limit(rng)
     count = int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.2, 0.2, 0.2, 0.15, 0.15, 0.1]))
     depths = np.sort(rng.uniform(-limit, limit, count + 1))[::-1]
@@ -292,7 +292,7 @@ def degrade(rng: np.random.Generator, views: tuple[FloatArray, FloatArray]) -> l
 
 
 def render_scene(rng: np.random.Generator, photos: list[Pixels]) -> dict[str, np.ndarray]:
-    """One scene: `left`, `right`, `target` `(256, 256, 3)` uint8; `coc`, `disparity` `(256, 256)` float16, in px."""
+    """``left``, ``right``, ``target`` ``(256, 256, 3)`` uint8; ``coc``, ``disparity`` ``(256, 256)`` float16 in px."""
     crop = np.s_[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
     layers, psf = random_scene(rng, photos), random_psf(rng)
     sharp = layers[0].color
@@ -319,12 +319,12 @@ def render_shard(
 
     Args:
         number: Of the shard.
-        photos: Photographs, `(h, w, 3)` each.
+        photos: Photographs, ``(h, w, 3)`` each.
         scenes: Render so many of its scenes, the first ones.
         seed: Of everything.
 
     Returns:
-        The fields of `render_scene` with an axis of scenes before them.
+        The fields of ``render_scene`` with an axis of scenes before them.
     """
     rendered = [render_scene(np.random.default_rng((seed, number, index)), photos) for index in range(scenes)]
     return {key: np.stack([scene[key] for scene in rendered]) for key in rendered[0]}
@@ -336,7 +336,7 @@ class RenderJob:
 
     Attributes:
         photos: Folder of the photographs.
-        names: Which of them, as for `load_photos`.
+        names: Which of them, as for ``load_photos``.
         output: Folder of the shards.
         seed: Of everything.
     """

@@ -8,9 +8,9 @@ Conventions used all over the project:
 
 * the CoC radius is signed and in pixels: positive behind the focal plane (far), negative before it (near), zero in
   focus;
-* behind the focal plane the left view's half lies at smaller x, so a positive radius moves content to the left in `L`
-  and to the right in `R`;
-* images are `(h, w, 3)`, RGB, float32 in [0, 1]; "linear" means proportional to light, otherwise sRGB-encoded.
+* behind the focal plane the left view's half lies at smaller x, so a positive radius moves content to the left in ``L``
+  and to the right in ``R``;
+* images are ``(h, w, 3)``, RGB, float32 in [0, 1]; "linear" means proportional to light, otherwise sRGB-encoded.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ class ThinLens:
             )
 
     def coc_radius(self, depth: FloatArray) -> FloatArray:
-        """Signed CoC radius in pixels at `depth` (any shape, millimetres, may be inf).
+        """Signed CoC radius in pixels at ``depth`` (any shape, millimetres, may be inf).
 
-        The diameter on the sensor is `f^2 / (N (s - f)) * (z - s) / z`, with `s` the focus distance and `z` the depth.
+        The diameter on the sensor is ``f^2 / (N (s - f)) * (z - s) / z``, with ``s`` the focus distance and ``z`` the
+        depth.
         """
         depth = np.asarray(depth, dtype=np.float64)
         if not (depth > 0).all():
@@ -96,10 +97,10 @@ class ThinLens:
 
 
 def coc_from_disparity(disparity: FloatArray, focus_disparity: float, max_radius: float) -> FloatArray:
-    """Signed CoC radius `(h, w)` in pixels from a stereo disparity map `(h, w)` (larger is nearer).
+    """Signed CoC radius ``(h, w)`` in pixels from a stereo disparity map ``(h, w)`` (larger is nearer).
 
-    Disparity is affine in inverse depth, and so is the thin lens's CoC: `r = k (focus_disparity - disparity)`. The
-    factor `k` is chosen so that the largest |r| in the scene is `max_radius`.
+    Disparity is affine in inverse depth, and so is the thin lens's CoC: ``r = k (focus_disparity - disparity)``. The
+    factor ``k`` is chosen so that the largest |r| in the scene is ``max_radius``.
     """
     offset = np.float32(focus_disparity) - np.asarray(disparity, dtype=np.float32)
     if not np.isfinite(offset).all():
@@ -118,7 +119,7 @@ class HalfAperturePSF:
     logistic step with a floor. Left and right steps add to one, so the two views' mean is the full aperture's PSF.
 
     Attributes:
-        order: Butterworth order n in `1 / (1 + (rho / r)^(2 n))`; large is a hard-edged disk.
+        order: Butterworth order n in ``1 / (1 + (rho / r)^(2 n))``; large is a hard-edged disk.
         softness: Width of the step across the aperture, as a fraction of the radius.
         crosstalk: Share of the light of the wrong half that leaks in, in [0, 0.5).
     """
@@ -128,7 +129,7 @@ class HalfAperturePSF:
     crosstalk: float = 0.03
 
     def views(self, radius: float) -> tuple[FloatArray, FloatArray]:
-        """Left and right kernels `(k, k)`, each summing to one, for a signed CoC radius in pixels.
+        """Left and right kernels ``(k, k)``, each summing to one, for a signed CoC radius in pixels.
 
         The kernels mirror each other; a change of the radius's sign swaps them; radius 0 is the unit impulse. They are
         sampled through a tent filter, which keeps centroids exact: the shift between views is proportional to r.
@@ -138,7 +139,7 @@ class HalfAperturePSF:
         return (left, right) if radius >= 0 else (right, left)
 
     def disparity(self, radius: float) -> float:
-        """DP disparity `j - k` of Eq. 1 in pixels (x in the left view minus x in the right) of a point's centroid."""
+        """DP disparity ``j - k`` of Eq. 1 in pixels (x in the left view minus x in the right) of a point's centroid."""
         left, right = self.views(radius)
         columns = np.arange(left.shape[1])
         return float((left.sum(0) * columns).sum() - (right.sum(0) * columns).sum())
@@ -171,9 +172,9 @@ class Layer:
     """One surface of a scene, known also where nearer layers hide it.
 
     Attributes:
-        color: `(h, w, 3)` linear light.
-        alpha: `(h, w)` coverage in [0, 1].
-        coc: Signed CoC radius in pixels: `(h, w)` and smooth, or one number.
+        color: ``(h, w, 3)`` linear light.
+        alpha: ``(h, w)`` coverage in [0, 1].
+        coc: Signed CoC radius in pixels: ``(h, w)`` and smooth, or one number.
     """
 
     color: FloatArray
@@ -188,7 +189,7 @@ def _convolve(image: FloatArray, kernel: FloatArray) -> FloatArray:
 
 
 def _blur_layer(rgba: FloatArray, coc: FloatArray | float, psf: HalfAperturePSF, step: float) -> list[FloatArray]:
-    """Left and right blurred premultiplied RGBA `(h, w, 4)`; a varying CoC interpolates between constant ones."""
+    """Left and right blurred premultiplied RGBA ``(h, w, 4)``; a varying CoC interpolates between constant ones."""
     if np.isscalar(coc) or np.ptp(coc) < 1e-3:
         radius = float(np.mean(coc))
         return [_convolve(rgba, kernel) for kernel in psf.views(radius)]
@@ -205,7 +206,7 @@ def _blur_layer(rgba: FloatArray, coc: FloatArray | float, psf: HalfAperturePSF,
 def render_views(
     layers: Sequence[Layer] | Iterator[Layer], psf: HalfAperturePSF, step: float = 0.5
 ) -> tuple[FloatArray, FloatArray]:
-    """Composites layers, far to near, into noise-free left and right views `(h, w, 3)` in linear light.
+    """Composites layers, far to near, into noise-free left and right views ``(h, w, 3)`` in linear light.
 
     Each layer's premultiplied colour and coverage are blurred by the half-aperture PSF of its CoC and laid over what
     is behind. The farthest layer counts as covering the frame, whatever its alpha.
@@ -229,10 +230,10 @@ def render_views(
 
 
 RADIUS_STEP = 0.25
-"""Distance in pixels of the radii that `render_image` renders; between them the views are interpolated."""
+"""Distance in pixels of the radii that ``render_image`` renders; between them the views are interpolated."""
 
 SAME_SURFACE = 1.0
-"""Radii that differ by no more, in pixels, belong to one surface for `render_image`."""
+"""Radii that differ by no more, in pixels, belong to one surface for ``render_image``."""
 
 
 def render_image(
@@ -241,16 +242,16 @@ def render_image(
     psf: HalfAperturePSF,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> tuple[FloatArray, FloatArray]:
-    """Renders an image with a CoC map into noise-free left and right views `(h, w, 3)` in linear light.
+    """Renders an image with a CoC map into noise-free left and right views ``(h, w, 3)`` in linear light.
 
     At each pixel three things lie over each other: the light of *nearer* surfaces (radius smaller by more
-    than `SAME_SURFACE`) that spreads over it; its own surface, blurred with its own PSF; and past its own
+    than ``SAME_SURFACE``) that spreads over it; its own surface, blurred with its own PSF; and past its own
     surface's edge, what lies behind. What is hidden in the image is continued from the nearest pixel that shows it. No
     light of a nearer surface gets into what lies behind it, however the surfaces slant.
 
     Args:
-        image: `(h, w, 3)` linear light, all in focus.
-        coc: Signed CoC radius `(h, w)` in pixels.
+        image: ``(h, w, 3)`` linear light, all in focus.
+        coc: Signed CoC radius ``(h, w)`` in pixels.
         psf: PSF of a photodiode.
         progress: Wraps the levels of depth, far to near, to show how far the rendering is.
     """
@@ -294,12 +295,12 @@ def render_image(
 
 
 def _near_level(position: FloatArray, level: int) -> FloatArray:
-    """Linear weights `(h, w, 1)` of one level; over all levels they add to one."""
+    """Linear weights ``(h, w, 1)`` of one level; over all levels they add to one."""
     return np.maximum(0, 1 - np.abs(position - level))[..., None]
 
 
 def _nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Row and column `(h, w)` of the nearest known pixel of each pixel; a known one's own."""
+    """Row and column ``(h, w)`` of the nearest known pixel of each pixel; a known one's own."""
     rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return rows, columns
 
@@ -315,9 +316,9 @@ def _premultiplied(layer: Layer) -> FloatArray:
 
 @dataclass(frozen=True)
 class SensorNoise:
-    """Signal-dependent Gaussian noise in linear light: variance `shot * signal + read^2`.
+    """Signal-dependent Gaussian noise in linear light: variance ``shot * signal + read^2``.
 
-    `NOISE_FREE` has both at zero. At full scale 1, `shot = 1e-4, read = 1e-3` looks like a camera at base ISO.
+    ``NOISE_FREE`` has both at zero. At full scale 1, ``shot = 1e-4, read = 1e-3`` looks like a camera at base ISO.
     """
 
     shot: float = 0.0
@@ -344,7 +345,7 @@ def quantise(encoded: FloatArray, bits: int = 8) -> NDArray[np.uint8] | NDArray[
 
 @dataclass(frozen=True)
 class SimulatedPair:
-    """A simulated DP pair. All images `(h, w, 3)`, uint8 or uint16, sRGB; `coc` `(h, w)` float32, signed, pixels."""
+    """A simulated DP pair. Images ``(h, w, 3)``, uint8 or uint16, sRGB; ``coc`` ``(h, w)`` float32, signed, px."""
 
     left: NDArray[np.uint8] | NDArray[np.uint16]
     right: NDArray[np.uint8] | NDArray[np.uint16]
@@ -365,13 +366,13 @@ def simulate_pair(
     """Simulates the DP pair that a camera would take of a scene.
 
     Args:
-        image: All-in-focus image `(h, w, 3)`, sRGB, uint8 or uint16.
-        coc: Signed CoC radius `(h, w)` in pixels.
+        image: All-in-focus image ``(h, w, 3)``, sRGB, uint8 or uint16.
+        coc: Signed CoC radius ``(h, w)`` in pixels.
         psf: Half-aperture PSF; the default has a mildly soft edge.
         noise: Sensor noise, drawn independently for each view.
         seed: Seed of the noise.
         bits: 8 or 16, of the views and the target.
-        progress: As in `render_image`.
+        progress: As in ``render_image``.
 
     Raises:
         SimulationError: Shapes or types do not fit.
@@ -392,7 +393,7 @@ def simulate_pair(
 
 
 def fill_disparity_holes(disparity: FloatArray) -> FloatArray:
-    """Fills NaN, infinite and non-positive entries of a disparity map `(h, w)` from the farther valid neighbour.
+    """Fills NaN, infinite and non-positive entries of a disparity map ``(h, w)`` from the farther valid neighbour.
 
     Holes of a stereo disparity map are what only one camera saw, which lies behind the surface beside it: each hole
     takes the smaller of the nearest valid values to its left and right, or the nearest valid value of the map.

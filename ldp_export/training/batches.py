@@ -28,10 +28,10 @@ class Crop:
     """A training crop.
 
     Attributes:
-        left: `(s, s, 3)` uint8 or uint16.
+        left: ``(s, s, 3)`` uint8 or uint16.
         right: The same.
         target: The same.
-        logits: Blur logits `(s / p, s / p)` float32 of the pair.
+        logits: Blur logits ``(s / p, s / p)`` float32 of the pair.
     """
 
     left: NDArray[Any]
@@ -61,9 +61,9 @@ class Batch:
     """What a step computes on.
 
     Attributes:
-        pair: `(B, 6, s, s)` float32 in [0, 1], channels last in memory: left RGB, right RGB.
-        logits: `(B, 1, s / p, s / p)` float32.
-        target: `(B, 3, s, s)` float32 in [0, 1], channels last in memory.
+        pair: ``(B, 6, s, s)`` float32 in [0, 1], channels last in memory: left RGB, right RGB.
+        logits: ``(B, 1, s / p, s / p)`` float32.
+        target: ``(B, 3, s, s)`` float32 in [0, 1], channels last in memory.
     """
 
     pair: Tensor
@@ -124,7 +124,7 @@ class CropSource:
 class Batches(Dataset[Batch]):
     """The batches of a run, by step and part.
 
-    Item `step * parts + part` is this process's part of a step. Pairs come in an order drawn anew for each epoch.
+    Item ``step * parts + part`` is this process's part of a step. Pairs come in an order drawn anew for each epoch.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Batches(Dataset[Batch]):
         Args:
             source: The crops.
             seed: Seed of the run.
-            batch: Crops of one step over all processes, a multiple of `parts * world`.
+            batch: Crops of one step over all processes, a multiple of ``parts * world``.
             parts: In how many parts a process computes its share.
             rank: Which process this is.
             world: How many there are.
@@ -190,7 +190,7 @@ def collate(crops: Sequence[Crop]) -> Batch:
 
 
 def _to_unit(images: NDArray[Any]) -> Tensor:
-    """`(B, h, w, c)` uint8 or uint16 to `(B, c, h, w)` float32 in [0, 1], channels last in memory."""
+    """``(B, h, w, c)`` uint8 or uint16 to ``(B, c, h, w)`` float32 in [0, 1], channels last in memory."""
     scale = 1 / np.iinfo(images.dtype).max
     return torch.from_numpy(images.astype(np.float32)).mul_(scale).permute(0, 3, 1, 2)
 

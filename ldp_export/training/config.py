@@ -32,7 +32,7 @@ class DataConfig:
     """One split of a data set.
 
     Attributes:
-        dataset: Name of the data set, as `ldp-export data list` prints it.
+        dataset: Name of the data set, as ``ldp-export data list`` prints it.
         folder: Where it lies; relative to the folder in which the command runs.
         split: "train", "val" or "test".
     """
@@ -67,7 +67,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage: its losses and its own schedule, which falls as half a cosine from `lr` to `final_lr`.
+    """One stage: its losses and its own schedule, which falls as half a cosine from ``lr`` to ``final_lr``.
 
     Attributes:
         steps: How long it is, in optimiser steps; or
@@ -112,11 +112,11 @@ class TrainConfig:
         name: Name of the model; it goes into the checkpoint and the bundle.
         stages: The stages, first to last.
         data: What is trained on, each pair once an epoch.
-        network: "nano", "small", "large", or a mapping of `LDPConfig`'s keys, in which `base` may name one of the three
-            to start from; None takes that of `init`.
+        network: "nano", "small", "large", or a mapping of ``LDPConfig``'s keys, in which ``base`` may name one of the
+            three to start from; None takes that of ``init``.
         init: Folder of a checkpoint whose weights training starts from.
-        clip: Folder of a checkpoint with CLIP and its calibration; None takes those of `init`.
-        validation: See `ValidationConfig`; None validates nothing.
+        clip: Folder of a checkpoint with CLIP and its calibration; None takes those of ``init``.
+        validation: See ``ValidationConfig``; None validates nothing.
         ensemble: The prompts of the blur logits: "ens2", another name of Table 5's, or the number of a prompt.
         seed: Seed of weights and batches.
         crop: Side of the crops in px.
@@ -135,7 +135,7 @@ class TrainConfig:
         threads: Threads of each process on the CPU; None leaves torch's choice.
         log_every: Steps between lines of the log.
         save_every: Steps between saved states, from which a killed run resumes.
-        licences: `weights`, a licence, and `data`, a list; they go into the checkpoint and the bundle.
+        licences: ``weights``, a licence, and ``data``, a list; they go into the checkpoint and the bundle.
     """
 
     name: str
@@ -183,7 +183,7 @@ class TrainConfig:
         json.dumps(self.licences)
 
     def network_config(self) -> LDPConfig | None:
-        """The network, or None where it is that of `init`.
+        """The network, or None where it is that of ``init``.
 
         Raises:
             LDPError: The name or the mapping describes none.
@@ -203,7 +203,7 @@ class TrainConfig:
         return plain
 
     def with_hours(self, hours: float) -> TrainConfig:
-        """The same run within `hours` hours, which its stages share as they share its length now."""
+        """The same run within ``hours`` hours, which its stages share as they share its length now."""
         if not hours > 0 or not math.isfinite(hours):
             raise TrainingError(f"expected more than 0 hours, came {hours}")
         whole = sum(stage.share for stage in self.stages)
@@ -217,10 +217,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a configuration.
 
     Args:
-        path: YAML with the keys of `TrainConfig`. With `extends: FILE`, relative to it, it holds changes to that
-            configuration alone: mappings are merged, a mapping of places such as `{1: ...}` changes these entries of
+        path: YAML with the keys of ``TrainConfig``. With ``extends: FILE``, relative to it, it holds changes to that
+            configuration alone: mappings are merged, a mapping of places such as ``{1: ...}`` changes these entries of
             a list, and all else is replaced.
-        overrides: `KEY=VALUE` each: a dotted key such as `stages.0.steps`, and YAML.
+        overrides: ``KEY=VALUE`` each: a dotted key such as ``stages.0.steps``, and YAML.
 
     Raises:
         TrainingError: The file cannot be read, or a key is unknown, missing or has a value that does not fit; the
@@ -248,7 +248,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configurations, as `TrainConfig.to_dict` gives them: dotted key to both values."""
+    """What differs between two configurations, as ``TrainConfig.to_dict`` gives them: dotted key to both values."""
     flat = [dict(_flatten(values, "")) for values in (before, after)]
     keys = sorted(flat[0].keys() | flat[1].keys())
     return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
@@ -258,7 +258,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 
 def _read_values(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
-    """The parsed YAML of a file, over that of the file that it extends; `before` are those that extend this one."""
+    """The parsed YAML of a file, over that of the file that it extends; ``before`` are those that extend this one."""
     import yaml
 
     try:
@@ -281,7 +281,7 @@ def _read_values(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(base: dict[Any, Any], changed: dict[Any, Any]) -> dict[Any, Any]:
-    """`base` with the values of `changed`, mappings merged in turn; see `read_config`."""
+    """``base`` with the values of ``changed``, mappings merged in turn; see ``read_config``."""
     merged = dict(base)
     for key, value in changed.items():
         old = merged.get(key)

@@ -38,7 +38,7 @@ class RunLog:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def record(self, step: int, stage: int, values: Mapping[str, float], group: str) -> None:
-        """A line of the log and points of TensorBoard's curves `group/name`.
+        """A line of the log and points of TensorBoard's curves ``group/name``.
 
         Raises:
             TrainingError: They cannot be written.
@@ -56,7 +56,7 @@ class RunLog:
             ) from error
 
     def picture(self, step: int, number: int, panels: NDArray[np.float32]) -> None:
-        """A validation crop in TensorBoard, as `side_by_side` gives it."""
+        """A validation crop in TensorBoard, as ``side_by_side`` gives it."""
         self._writer.add_image(f"crop {number}: center, restored, target, blur map", panels, step)
 
     def close(self) -> None:
@@ -76,13 +76,13 @@ def side_by_side(center: Tensor, restored: Tensor, target: Tensor, logits: Tenso
     """Pictures of crops: center view, restored, target and blur map.
 
     Args:
-        center: `(B, 3, s, s)` in [0, 1].
+        center: ``(B, 3, s, s)`` in [0, 1].
         restored: The same.
         target: The same.
-        logits: Blur logits `(B, 1, s / p, s / p)`.
+        logits: Blur logits ``(B, 1, s / p, s / p)``.
 
     Returns:
-        `(B, 3, s, 4 s)` in [0, 1].
+        ``(B, 3, s, 4 s)`` in [0, 1].
     """
     maps = upsample_map(logits, center.shape[2] // logits.shape[2])[:, 0].numpy()
     coloured = np.stack([colour_blur_map(m) for m in maps]).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)

@@ -62,15 +62,15 @@ _CLOCK_STEPS = 10
 
 
 def train(config: TrainConfig, output: Path) -> Path:
-    """Trains, or goes on with what `output` holds.
+    """Trains, or goes on with what ``output`` holds.
 
     Under torchrun this runs in every process.
 
     Args:
         config: The run.
-        output: Folder of the run: checkpoints, which `ldp-export onnx` takes, in `checkpoint/` (the last), `best/` (the
-            highest PSNR in validation) and `stages/N/` (the end of stage N, from 1); the log `train.log.jsonl`,
-            TensorBoard's files, and the state `train.state.pt` that a killed run resumes from.
+        output: Folder of the run: checkpoints, which ``ldp-export onnx`` takes, in ``checkpoint/`` (the last),
+            ``best/`` (the highest PSNR in validation) and ``stages/N/`` (the end of stage N, from 1); the log
+            ``train.log.jsonl``, TensorBoard's files, and the state ``train.state.pt`` that a killed run resumes from.
 
     Returns:
         The folder of the last checkpoint.
@@ -435,7 +435,7 @@ class _Run:
     # --- saving and resuming --------------------------------------------------------------------------------------
 
     def _save(self, sums: _Sums) -> None:
-        """Writes checkpoint and state, each in one step; not where the loss is NaN or Inf (see `_means`).
+        """Writes checkpoint and state, each in one step; not where the loss is NaN or Inf (see ``_means``).
 
         The state comes last: a run that is killed between the two does the last steps again, and writes both.
         """
@@ -522,7 +522,7 @@ class _Run:
         self.model.load_state_dict({name: spread(value, mine[name]) for name, value in state.items()})
 
     def _provenance(self) -> dict[str, Any]:
-        """What `training.json` says."""
+        """What ``training.json`` says."""
         config = self.config
         earlier = {} if self.start is None else self.start.training()
         clip = self.clip_folder.training().get("clip")
@@ -602,7 +602,7 @@ def _losses(stage: StageConfig) -> dict[str, float]:
 
 
 def _psnr(images: Tensor, targets: Tensor) -> float:
-    """The sum of the PSNR in dB of each image `(B, 3, H, W)` in [0, 1]."""
+    """The sum of the PSNR in dB of each image ``(B, 3, H, W)`` in [0, 1]."""
     return float((-10 * torch.log10((images - targets).square().mean((1, 2, 3)) + 1e-8)).sum())
 
 

@@ -1,6 +1,6 @@
 """The losses of the paper's Section 3.3: Charbonnier, blur-weighting and blur-aware (Eq. 11 to 14).
 
-Images are `(B, 3, H, W)` float32 with full scale 1. Each loss is the mean over the image domain.
+Images are ``(B, 3, H, W)`` float32 with full scale 1. Each loss is the mean over the image domain.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LossConfig:
             says, or "restored", as its equation prints.
         floor: What that denominator is at least.
         deviation_window: Side in px, odd, of the square over which the denominator's deviation is averaged; 1 takes
-            each pixel's own, as Eq. 12 has it. See `blur_weighting`.
+            each pixel's own, as Eq. 12 has it. See ``blur_weighting``.
         blur_aware_form: "softplus" of the unnormalised blur map, which is zero where nothing is blurred as Eq. 13
             wants, or "raw", the map itself, which has no lower bound.
     """
@@ -60,7 +60,7 @@ def charbonnier(restored: Tensor, target: Tensor) -> Tensor:
     """Eq. 11, the norm being over the three channels of a pixel.
 
     Args:
-        restored: `(B, 3, H, W)`.
+        restored: ``(B, 3, H, W)``.
         target: The same shape.
 
     Returns:
@@ -81,16 +81,16 @@ def blur_weighting(
     """Eq. 12: the restoration's squared error relative to the center view's, weighted by the blur map.
 
     Pixel by pixel, what a pixel can lose most is where its target happens to equal the center view: in flat parts, and
-    where the profile of a blurred edge crosses the sharp one. Such pixels have a weight of up to `1 / floor` and
+    where the profile of a blurred edge crosses the sharp one. Such pixels have a weight of up to ``1 / floor`` and
     nothing to restore. A larger floor takes it from them; a window, which averages the deviation over a pixel's
     neighbours, from the crossings alone.
 
     Args:
-        restored: `(B, 3, H, W)`.
+        restored: ``(B, 3, H, W)``.
         target: The same shape.
         center: The center view, the same shape.
-        blur_map: `(B, 1, H, W)` in [0, 1], larger where the pair is more blurred.
-        denominator: Whose deviation from the center view divides, see `LossConfig`.
+        blur_map: ``(B, 1, H, W)`` in [0, 1], larger where the pair is more blurred.
+        denominator: Whose deviation from the center view divides, see ``LossConfig``.
         floor: What the deviation is at least.
         deviation_window: Side in px, odd, of the square that the deviation is averaged over; at borders over the part
             that lies inside.
@@ -111,8 +111,8 @@ def blur_aware(blur_logits: Tensor, form: Literal["softplus", "raw"] = "softplus
     """Eq. 13: how blurred CLIP finds the restoration.
 
     Args:
-        blur_logits: Unnormalised blur-aware map of the restoration, any shape; see `BlurAwareMap`.
-        form: See `LossConfig`.
+        blur_logits: Unnormalised blur-aware map of the restoration, any shape; see ``BlurAwareMap``.
+        form: See ``LossConfig``.
 
     Returns:
         The mean over the map, a scalar.
@@ -166,7 +166,7 @@ class BlurAwareMap(nn.Module):
         self.register_buffer("std", torch.tensor(clip.std)[:, None, None])
 
     def check_size(self, side: int) -> None:
-        """Raises a `LossError` if square images of `side` px do not divide into patches and windows."""
+        """Raises a ``LossError`` if square images of ``side`` px do not divide into patches and windows."""
         unit = self.encoder.patch if side <= self.window else self.window
         if side % unit:
             what = "patch" if side <= self.window else "window"
@@ -178,10 +178,10 @@ class BlurAwareMap(nn.Module):
         """Blur logits of images.
 
         Args:
-            image: `(B, 3, H, W)`, full scale 1, sides as `check_size` wants them.
+            image: ``(B, 3, H, W)``, full scale 1, sides as ``check_size`` wants them.
 
         Returns:
-            `(B, 1, H / patch, W / patch)` float32 in +-10, larger where it is more blurred.
+            ``(B, 1, H / patch, W / patch)`` float32 in +-10, larger where it is more blurred.
         """
         normalised = (image - self.mean) / self.std
         height, width = image.shape[2:]
@@ -210,11 +210,11 @@ def total_loss(
 
     Args:
         config: Weights and forms; a loss of weight zero is not computed.
-        restored: `(B, 3, H, W)`.
+        restored: ``(B, 3, H, W)``.
         target: The same shape.
-        pair: `(B, 6, H, W)`: left RGB, right RGB.
-        blur_logits: `(B, 1, gh, gw)` of the pair, over the same field of view; detached here.
-        blur_aware_map: A `BlurAwareMap`, needed where the blur-aware loss has a weight.
+        pair: ``(B, 6, H, W)``: left RGB, right RGB.
+        blur_logits: ``(B, 1, gh, gw)`` of the pair, over the same field of view; detached here.
+        blur_aware_map: A ``BlurAwareMap``, needed where the blur-aware loss has a weight.
 
     Returns:
         The weighted sum and each loss by name, unweighted and detached.

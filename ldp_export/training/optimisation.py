@@ -52,7 +52,7 @@ def make_optimizer(
 
 
 class WeightAverage:
-    """An exponential moving average of a model's parameters; a plain mean for the first `1 / (1 - decay)` steps."""
+    """An exponential moving average of a model's parameters; a plain mean for the first ``1 / (1 - decay)`` steps."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Starts from the parameters as they are.
@@ -67,7 +67,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes the parameters in, after `step` steps."""
+        """Takes the parameters in, after ``step`` steps."""
         keep = min(self._decay, 1 - 1 / (step + 1))
         for average, parameter in zip(self._average, self._parameters, strict=True):
             average.lerp_(parameter, 1 - keep)

@@ -93,7 +93,7 @@ def gathered(values: Any) -> Any:
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `gathered` for one tensor: sharded as `like` is, or as it came if `like` is whole."""
+    """The inverse of ``gathered`` for one tensor: sharded as ``like`` is, or as it came if ``like`` is whole."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

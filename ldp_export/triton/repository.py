@@ -133,7 +133,7 @@ class Serving:
     """How a bundle is served.
 
     Attributes:
-        variant: A name of `VARIANTS`.
+        variant: A name of ``VARIANTS``.
         bits: Depths of the images, each a model of its own.
         instances: Processes of each model that clients call.
         max_batch: Pairs that one of these takes at a time, at most.
@@ -142,7 +142,7 @@ class Serving:
         backend: With the variant "python", what runs the graphs there.
         precision: Precision of the graphs; "auto" is the backend's own, FP32 with ONNX Runtime, FP16 with TensorRT.
         threads: With the variant "python", CPU threads of a process; None leaves it to the backend.
-        tile: As for `Deblurrer.from_bundle`; with the variant "tensorrt" "auto" is what the engine takes.
+        tile: As for ``Deblurrer.from_bundle``; with the variant "tensorrt" "auto" is what the engine takes.
         openvino: With the variant "onnxruntime", OpenVINO executes the graphs on the CPU.
         warm_up: Height and width in px of a pair that is restored before a model counts as ready.
     """
@@ -546,7 +546,7 @@ def to_text(message: Mapping[str, Any], indent: str = "") -> str:
     """A message of protocol buffers in the text format.
 
     Args:
-        message: Values by the names of their fields: numbers, truth values, texts, `Word`s, messages, and lists of
+        message: Values by the names of their fields: numbers, truth values, texts, ``Word``s, messages, and lists of
             these for repeated fields.
         indent: Begins each line.
     """

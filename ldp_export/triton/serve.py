@@ -38,7 +38,7 @@ def start(folder: Path, repository: Path, backends: Path, arguments: list[str]) 
     """Starts the server.
 
     Args:
-        folder: That of `find_server`.
+        folder: That of ``find_server``.
         repository: The model repository.
         backends: An empty folder for the time that the server runs.
         arguments: Further arguments of tritonserver.

@@ -79,7 +79,7 @@ def share_out(nodes: Sequence[dict[str, float]], settings: Settings, *, workers:
     """Shares a cluster out: a worker a GPU where the backend takes one, else a worker a machine, or so many as asked.
 
     Args:
-        nodes: What each machine has, `CPU` and `GPU`.
+        nodes: What each machine has, ``CPU`` and ``GPU``.
         settings: Those of the run.
         workers: How many workers; None for a worker a GPU or machine.
 
@@ -166,8 +166,8 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
     Args:
         jobs: What to do.
         settings: What all share.
-        address: That of the cluster's head, as `host:port` or `auto`; `LOCAL` starts one on this machine.
-        workers: As for `share_out`.
+        address: That of the cluster's head, as ``host:port`` or ``auto``; ``LOCAL`` starts one on this machine.
+        workers: As for ``share_out``.
 
     Yields:
         What became of each pair, in the order in which they end.

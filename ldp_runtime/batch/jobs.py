@@ -20,13 +20,13 @@ MAP_FORMATS = {"png": "_blur.png", "npy": "_blur.npy"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pairs share. `backend`, `precision`, `threads` and `tile` are as for `Deblurrer.from_bundle`.
+    """What all pairs share. ``backend``, ``precision``, ``threads`` and ``tile`` are as for ``Deblurrer.from_bundle``.
 
     Attributes:
         bundle: The bundle's folder.
         axis: How the sensor splits its pixels.
         swap: The views are named the wrong way round.
-        content: `Bundle.content` of the bundle, which every worker has to have.
+        content: ``Bundle.content`` of the bundle, which every worker has to have.
     """
 
     bundle: str
@@ -55,7 +55,7 @@ class Job:
         right: File of the right view, absolute.
         output: The restored image to write, absolute.
         blur_map: The blur map to write, absolute, if there is to be one.
-        name: `output` below the output folder, with slashes.
+        name: ``output`` below the output folder, with slashes.
     """
 
     left: Path
@@ -76,8 +76,8 @@ def make_jobs(pairs: Iterable[Pair], folder: Path, *, image_format: str | None, 
     Args:
         pairs: The pairs.
         folder: The output folder.
-        image_format: A name of `FORMATS`; None takes that of the left view.
-        map_format: A name of `MAP_FORMATS`; None for no blur maps.
+        image_format: A name of ``FORMATS``; None takes that of the left view.
+        map_format: A name of ``MAP_FORMATS``; None for no blur maps.
 
     Raises:
         PairingError: Two outputs have one name, or one is an input.

@@ -56,8 +56,8 @@ class Record:
     """A pair that is done.
 
     Attributes:
-        name: `Job.name`.
-        settings: `Settings.key`.
+        name: ``Job.name``.
+        settings: ``Settings.key``.
         left: The left view.
         right: The right view.
         outputs: Path below the output folder -> what was written there.
@@ -77,7 +77,7 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Record:
-        """The inverse of `to_json`; raises KeyError, TypeError or ValueError where a line is none."""
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError where a line is none."""
         facts = {name: FileFacts(**value[name]) for name in ("left", "right")}
         outputs = {name: FileFacts(**entry) for name, entry in value["outputs"].items()}
         return cls(name=value["name"], settings=value["settings"], outputs=outputs, made=value["made"], **facts)
@@ -134,7 +134,7 @@ class Journal:
 
         Args:
             job: The pair.
-            settings: `Settings.key` of this run.
+            settings: ``Settings.key`` of this run.
             verify: Hash every file, also those whose size and time have not changed.
         """
         record = self._records.get(job.name)

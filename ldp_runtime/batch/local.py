@@ -16,22 +16,22 @@ MOST_IO_THREADS = 4
 
 
 def default_io_threads() -> int:
-    """Threads that read, and as many that write: half of the CPUs, at most `MOST_IO_THREADS`."""
+    """Threads that read, and as many that write: half of the CPUs, at most ``MOST_IO_THREADS``."""
     return min(MOST_IO_THREADS, max(1, (os.cpu_count() or 1) // 2))
 
 
 def run_local(
     jobs: Iterable[Job], settings: Settings, deblurrer: Deblurrer, *, io_threads: int | None = None
 ) -> Iterator[Outcome]:
-    """Restores pairs; at most `io_threads` are read ahead and as many wait to be written, which bounds memory.
+    """Restores pairs; at most ``io_threads`` are read ahead and as many wait to be written, which bounds memory.
 
     After Ctrl-C what is restored is written, and comes out, before the interrupt goes on; nothing else is begun.
 
     Args:
         jobs: What to do.
         settings: What all share.
-        deblurrer: What restores, made of `settings`.
-        io_threads: Threads that read and threads that write, each; None for `default_io_threads`.
+        deblurrer: What restores, made of ``settings``.
+        io_threads: Threads that read and threads that write, each; None for ``default_io_threads``.
 
     Yields:
         What became of each pair, in the order in which they end.

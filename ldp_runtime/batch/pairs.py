@@ -60,7 +60,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What a rule says of a file: it is this view of the pair `key`, which would be called `name`."""
+    """What a rule says of a file: it is this view of the pair ``key``, which would be called ``name``."""
 
     key: tuple[str, PurePosixPath]
     view: str
@@ -84,7 +84,7 @@ def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
     """Matches images by the conventions.
 
     Args:
-        folder: What the files are relative to; a pair of files `left` and `right` in it is called after it.
+        folder: What the files are relative to; a pair of files ``left`` and ``right`` in it is called after it.
         files: Their paths, relative to the folder.
 
     Raises:
@@ -122,10 +122,10 @@ def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
 
 
 def read_csv(path: Path) -> tuple[Pair, ...]:
-    """Reads a CSV with the columns `left`, `right` and, where the name of the pair will not do, `output`.
+    """Reads a CSV with the columns ``left``, ``right`` and, where the name of the pair will not do, ``output``.
 
-    `left` and `right` are relative to the CSV's folder; `output` is below the output folder, and its suffix, if it has
-    one, chooses the format.
+    ``left`` and ``right`` are relative to the CSV's folder; ``output`` is below the output folder, and its suffix, if
+    it has one, chooses the format.
 
     Raises:
         PairingError: The CSV cannot be read, has other columns, or names what is not there.
@@ -174,7 +174,7 @@ def _listed(paths: Iterable[Path]) -> str:
 
 
 def _marks(file: PurePosixPath, root: str) -> Iterator[_Mark]:
-    """What the rules say of a file; `root` is the name of the folder that it is in the end in."""
+    """What the rules say of a file; ``root`` is the name of the folder that it is in the end in."""
     stem = file.stem
     side = {"_l": _LEFT, "_r": _RIGHT}.get(stem[-2:].lower())
     if side is not None and len(stem) > 2:
@@ -194,14 +194,14 @@ def _marks(file: PurePosixPath, root: str) -> Iterator[_Mark]:
 
 
 def _without_mark(file: PurePosixPath, side: str) -> PurePosixPath:
-    """Takes the suffix away, and `_L` or `_R` if it repeats the view that the folder names."""
+    """Takes the suffix away, and ``_L`` or ``_R`` if it repeats the view that the folder names."""
     stem = file.stem
     marked = stem[-2:].lower() == f"_{side[0]}" and len(stem) > 2
     return file.with_name(stem[:-2] if marked else stem)
 
 
 def _target_places(views: Iterable[PurePosixPath]) -> frozenset[PurePosixPath]:
-    """Where targets would be beside these views: folders `NAME_c` of DPD-blur, and `target` beside `left`."""
+    """Where targets would be beside these views: folders ``NAME_c`` of DPD-blur, and ``target`` beside ``left``."""
     places = set()
     for view in views:
         if view.stem.lower() == _LEFT:

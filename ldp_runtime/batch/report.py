@@ -27,7 +27,7 @@ class Tally:
         pixels: Pixels that were restored now.
         stages: Seconds by stage, added up over the pairs; stages overlap.
         ran: Backend and precision -> how many pairs they restored.
-        begin: When the run began, by `time.monotonic`.
+        begin: When the run began, by ``time.monotonic``.
     """
 
     pairs: int
@@ -104,7 +104,7 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
 
 
 class Progress:
-    """Shows a tally on stderr: a bar on a terminal, elsewhere a line every `LINE_SECONDS`."""
+    """Shows a tally on stderr: a bar on a terminal, elsewhere a line every ``LINE_SECONDS``."""
 
     def __init__(self, tally: Tally, *, quiet: bool) -> None:
         """Shows nothing but warnings when it is to be quiet."""

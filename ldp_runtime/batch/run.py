@@ -49,7 +49,7 @@ class Plan:
             settings: What all share.
             folder: The output folder.
             overwrite: Restore every pair again, and replace files that no run wrote.
-            verify: As for `Journal.is_done`.
+            verify: As for ``Journal.is_done``.
 
         Raises:
             OutputError: The journal cannot be read, or an output exists that no run wrote.
@@ -72,7 +72,7 @@ def follow(plan: Plan, outcomes: Iterable[Outcome], progress: Progress) -> None:
     """Takes outcomes into the journal and the tally as they come.
 
     Raises:
-        BackendError: The backend failed on `GIVE_UP_AFTER` pairs in a row.
+        BackendError: The backend failed on ``GIVE_UP_AFTER`` pairs in a row.
         OutputError: The journal cannot be written.
     """
     in_a_row = 0

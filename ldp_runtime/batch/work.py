@@ -1,7 +1,7 @@
 """The work on one pair in three steps, which runners overlap: read, restore, write.
 
-A step that fails raises the pair's `PairError`, and the others go on. What would make every pair fail, an output folder
-that cannot be written, raises `OutputError` instead.
+A step that fails raises the pair's ``PairError``, and the others go on. What would make every pair fail, an output
+folder that cannot be written, raises ``OutputError`` instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Failure:
     """A pair that could not be restored.
 
     Attributes:
-        name: `Job.name`.
+        name: ``Job.name``.
         left: Its left view.
         right: Its right view.
         error: Why, a line.
@@ -66,7 +66,7 @@ Outcome = Done | Failure
 
 
 class PairError(Exception):
-    """Ends the work on a pair; carries its `Failure`."""
+    """Ends the work on a pair; carries its ``Failure``."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error)
@@ -96,7 +96,7 @@ def make_deblurrer(bundle: Bundle, settings: Settings) -> Deblurrer:
     """What restores all pairs.
 
     Raises:
-        BundleError: The bundle is another than that of `settings`.
+        BundleError: The bundle is another than that of ``settings``.
         BackendError: The backend does not work here.
     """
     if bundle.content != settings.content:
@@ -133,7 +133,7 @@ def read(job: Job, settings: Settings) -> Read:
 
 
 def start(deblurrer: Deblurrer, pair: Read) -> Started:
-    """Starts on a pair; `finish` waits for its result.
+    """Starts on a pair; ``finish`` waits for its result.
 
     Raises:
         PairError: The backend failed.
@@ -184,7 +184,7 @@ def write(restored: Restored, settings: Settings) -> Done:
 
 @contextmanager
 def failing_alone(job: Job) -> Iterator[None]:
-    """Turns what goes wrong with a pair into its `PairError`; `OutputError` passes, since all pairs have it."""
+    """Turns what goes wrong with a pair into its ``PairError``; ``OutputError`` passes, since all pairs have it."""
     try:
         yield
     except (OutputError, PairError):
@@ -238,7 +238,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def outcome_from_json(value: dict[str, Any]) -> Outcome:
-    """The inverse of `outcome_to_json`."""
+    """The inverse of ``outcome_to_json``."""
     if "failure" in value:
         return Failure(**value["failure"])
     return Done(Record.from_json(value["done"]), tuple(value["warnings"]))

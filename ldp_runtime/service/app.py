@@ -321,7 +321,7 @@ def _result_routes() -> APIRouter:
         responses={200: {"description": "The picture", "content": pictures}, **documented(404, 409, 422)},
     )
     async def read_picture(id: _Id, file: FileName, service: ServiceOf) -> Response:
-        """`image` as it was asked for; `before`, `after` and `blur-map` as PNG of 8 bits, for browsers."""
+        """``image`` as it was asked for; ``before``, ``after`` and ``blur-map`` as PNG of 8 bits, for browsers."""
         job = service.results.get(id)
         if not job.future.done() or job.future.cancelled() or job.future.exception() is not None:
             raise ProblemError(409, f"the restoration has no {file}; ask {_path(id)} for its state")

@@ -231,7 +231,7 @@ def kill_and_recover(server: Server, scenario: Scenario, out: Path, fault: Fault
 
 
 def full_disk(server: Server, scenario: Scenario, out: Path, size: int, *, old: bool) -> dict[str, Any]:
-    """Runs a command on a disk that takes no file of more than ``size`` bytes; arguments as for `kill_and_recover`."""
+    """Runs a command on a disk that takes no file over ``size`` bytes; arguments as for ``kill_and_recover``."""
     out.mkdir(parents=True)
     if old:
         scenario.prepare(out)
@@ -246,7 +246,7 @@ def full_disk(server: Server, scenario: Scenario, out: Path, size: int, *, old: 
 
 
 def interrupt(server: Server, scenario: Scenario, out: Path, operation: int) -> dict[str, Any]:
-    """Sends Ctrl-C at a file operation; arguments as for `kill_and_recover`."""
+    """Sends Ctrl-C at a file operation; arguments as for ``kill_and_recover``."""
     ending = server.run(scenario, out, Fault("interrupt", operation=operation))
     problems = list(scenario.problems(out)) + [f"{path.name} was left" for path in temporaries(out)]
     if ending.code != 130:

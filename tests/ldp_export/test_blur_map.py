@@ -103,7 +103,7 @@ def test_padding_comes_before_the_flip() -> None:
 
 
 def patch_embedding(image: Tensor, filters: Tensor) -> Tensor:
-    """A linear dense encoder: `(B, 3, H, W)` and filters `(c, 3, PATCH, PATCH)` to `(B, gh, gw, c)`."""
+    """A linear dense encoder: ``(B, 3, H, W)`` and filters ``(c, 3, PATCH, PATCH)`` to ``(B, gh, gw, c)``."""
     return torch.nn.functional.conv2d(image, filters, stride=PATCH).permute(0, 2, 3, 1)
 
 

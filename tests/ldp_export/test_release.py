@@ -276,7 +276,7 @@ def preprocess(clip: LoadedClip, patch: NDArray[np.uint8], side: int) -> Tensor:
 
 
 def similarities(clip: LoadedClip, left: NDArray[np.uint8], right: NDArray[np.uint8], text: str) -> NDArray[np.float64]:
-    """`100 cos` of each patch of 40 px, patch by patch, as the released code has it; sides multiples of 40."""
+    """``100 cos`` of each patch of 40 px, patch by patch, as the released code has it; sides multiples of 40."""
     rows, columns = left.shape[0] // 40, left.shape[1] // 40
     found = np.zeros((rows, columns))
     with torch.inference_mode():

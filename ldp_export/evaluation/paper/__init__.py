@@ -1,11 +1,11 @@
 """The paper's figures as data: Tables 1 to 7 and what its text states, as printed, one CSV file each.
 
-What the figures themselves show, and `tests/ldp_export/evaluation/test_paper.py` checks:
+What the figures themselves show, and ``tests/ldp_export/evaluation/test_paper.py`` checks:
 
-* MSE_rel is `10^(-PSNR / 20)` of the printed mean PSNR, that is the root of a mean squared error, but in five rows.
+* MSE_rel is ``10^(-PSNR / 20)`` of the printed mean PSNR, that is the root of a mean squared error, but in five rows.
 * Table 1's headings *Outdoor* and *Indoor* are exchanged. With 37 indoor and 39 outdoor scenes the printed averages
   come out within 0.013 dB for all twelve methods if the columns headed *Outdoor* are the 37 indoor scenes, and miss by
-  0.11 dB and more as they are headed. The files keep the printed headings; `SUBSET_COLUMNS` gives the right ones.
+  0.11 dB and more as they are headed. The files keep the printed headings; ``SUBSET_COLUMNS`` gives the right ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUBSET_COLUMNS = {"indoor": "outdoor", "outdoor": "indoor", "": "average"}
 """A subset of DPD-blur's test set -> the heading in Table 1 whose columns hold its figures; "" is the whole set."""
 
 INFERENCE_DEVICE = "RTX 4090"
-"""What the times of `inference.csv` were taken on (Section 4.1). The paper names no image size or precision there."""
+"""What the times of ``inference.csv`` were taken on (Section 4.1). The paper names no image size or precision there."""
 
 _CAPTIONS = {
     "table1": "Quantitative comparisons on the DPD-blur dataset, 37 indoor and 39 outdoor scenes",
@@ -45,8 +45,8 @@ class Row:
     """A row of a table.
 
     Attributes:
-        labels: What names it, by column: `{"method": "K3DN"}`. All of Table 4 is labels: it holds no figures.
-        values: Its figures by column: PSNR in dB (`psnr`), `ssim`, `mae` and `mse_rel` as shares of the peak.
+        labels: What names it, by column: ``{"method": "K3DN"}``. All of Table 4 is labels: it holds no figures.
+        values: Its figures by column: PSNR in dB (``psnr``), ``ssim``, ``mae`` and ``mse_rel`` as shares of the peak.
     """
 
     labels: Mapping[str, str]
@@ -92,7 +92,7 @@ def load_table(number: int) -> Table:
 
 
 def load(name: str) -> Table:
-    """Reads "table1" to "table7", "discussion" or "inference"; `ValueError` for others or a damaged file."""
+    """Reads "table1" to "table7", "discussion" or "inference"; ``ValueError`` for others or a damaged file."""
     if name not in _CAPTIONS:
         raise ValueError(f"expected one of {', '.join(_CAPTIONS)}, came {name!r}")
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:

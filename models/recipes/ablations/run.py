@@ -3,7 +3,7 @@
 Table 6: the five priors are trained from scratch with the Charbonnier loss, once a seed. Table 7: networks with and
 without BPA, from Table 6, are tuned further with each combination of losses. Table 5: no training, the blur maps of the
 committed CLIP with each prompt and ensemble are compared with the scenes' disparity. Scores are of the split that no
-run trains on. What comes out goes to `ablations.json` and `ablations.md`, whichever way it comes out.
+run trains on. What comes out goes to ``ablations.json`` and ``ablations.md``, whichever way it comes out.
 
 A run that ended is not repeated, and one that was interrupted resumes. Run from the repository's root:
 
@@ -104,7 +104,7 @@ class Options:
         work: Where runs go.
         steps: Of each run of Table 6.
         tuning_steps: Of each run of Table 7.
-        network: The network; `prior` is the row's.
+        network: The network; ``prior`` is the row's.
         crop: Side of the crops in px.
         batch: Crops a step.
         threads: CPU threads.
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Motorcycle:
-    """The scene that nothing here was trained or calibrated on, in both focus settings; see `PairDataset`."""
+    """The scene that nothing here was trained or calibrated on, in both focus settings; see ``PairDataset``."""
 
     name, split = "motorcycle", "test"
 

@@ -1,4 +1,4 @@
-"""Assembles `models/checkpoints/ldp-nano` from the runs: weights, configurations, calibration, logs and provenance."""
+"""Assembles ``models/checkpoints/ldp-nano`` from the runs: weights, configs, calibration, logs, provenance."""
 
 from __future__ import annotations
 

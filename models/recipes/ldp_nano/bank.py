@@ -18,7 +18,7 @@ def shards(folder: Path, held_out: bool) -> list[Path]:
 
 
 def load(paths: list[Path], keys: tuple[str, ...] = KEYS) -> dict[str, np.ndarray]:
-    """Reads shards as `(n, 256, 256, ...)` arrays by key."""
+    """Reads shards as ``(n, 256, 256, ...)`` arrays by key."""
     if not paths:
         raise SystemExit("no rendered scenes found; render some with ldp-export data render")
     loaded = []

@@ -3,8 +3,8 @@
 Every patch token meets sixteen captions: the eight prompts of the paper's Table 4 and their opposites. Token and
 caption form a positive pair in the measure in which the caption is true there, and the loss is the sigmoid contrastive
 loss of SigLIP over all such pairs. Blur-aware captions read the center view; DP-aware captions read alpha of the
-stereo canvas (Eq. 5). A token's blur is the mean over its pixels of `sigmoid((|disparity| - 1 px) / 0.5 px)`, so 1/2 at
-the paper's threshold.
+stereo canvas (Eq. 5). A token's blur is the mean over its pixels of ``sigmoid((|disparity| - 1 px) / 0.5 px)``, so 1/2
+at the paper's threshold.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def start_comparing_mirror_images(encoder: DenseCLIP, sharp: Tensor) -> None:
 
     Args:
         encoder: The encoder to initialise; its width is 192.
-        sharp: Normalised sharp images `(B, 3, s, s)`, on which the patterns are whitened.
+        sharp: Normalised sharp images ``(B, 3, s, s)``, on which the patterns are whitened.
     """
     visual, patch = encoder.visual, encoder.patch
     place = (torch.arange(patch) + 0.5) * math.pi / patch
@@ -90,12 +90,12 @@ def start_comparing_mirror_images(encoder: DenseCLIP, sharp: Tensor) -> None:
 
 
 def blur_of_tokens(disparity: Tensor, patch: int) -> Tensor:
-    """`(B, H, W)` disparity in pixels to `(B, H / patch, W / patch)` blur in [0, 1]."""
+    """``(B, H, W)`` disparity in pixels to ``(B, H / patch, W / patch)`` blur in [0, 1]."""
     return F.avg_pool2d(torch.sigmoid((disparity.abs() - 1) / 0.5)[:, None], patch)[:, 0]
 
 
 def token_similarities(encoder: DenseCLIP, left: Tensor, right: Tensor, texts: Tensor) -> Tensor:
-    """Cosines `(B, gh, gw, 16)` of each token with each caption, from the input that the caption reads."""
+    """Cosines ``(B, gh, gw, 16)`` of each token with each caption, from the input that the caption reads."""
     of_canvas = similarity(alpha(encoder(stereo_canvas(left, right))), texts)
     of_center = similarity(encoder(center_view(left, right)), texts)
     return torch.where(IS_DP_AWARE, of_canvas, of_center)
@@ -104,7 +104,7 @@ def token_similarities(encoder: DenseCLIP, left: Tensor, right: Tensor, texts: T
 def batch_of(
     bank: dict[str, np.ndarray], index: np.ndarray, clip: LoadedClip, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One random window of each scene: normalised left and right views `(B, 3, s, s)` and disparity `(B, s, s)`."""
+    """One random window of each scene: normalised left and right views ``(B, 3, s, s)`` and disparity ``(B, s, s)``."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (clip.mean, clip.std))
     corners = rng.integers(bank["left"].shape[1] - WINDOW + 1, size=(len(index), 2))
     crops = [np.s_[scene, y : y + WINDOW, x : x + WINDOW] for scene, (y, x) in zip(index, corners, strict=True)]

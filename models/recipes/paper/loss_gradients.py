@@ -60,9 +60,9 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
         batch: What they are computed on.
 
     Returns:
-        `rows`, one a loss; `psnr_db` of the center view and the restoration; the `blur_aware` loss of the center view
-        and of the target, below which the restoration should not go; and of the pixels whose target deviates
-        from the center view by less than the floor: their `share` of all, of those that the blur map calls blurred
+        ``rows``, one a loss; ``psnr_db`` of the center view and the restoration; the ``blur_aware`` loss of the center
+        view and of the target, below which the restoration should not go; and of the pixels whose target deviates
+        from the center view by less than the floor: their ``share`` of all, of those that the blur map calls blurred
         too, and their part of the squared error and of the blur-weighting loss.
     """
     clip, network = checkpoint.clip(), checkpoint.network()

@@ -10,7 +10,7 @@ from benchmarks.harness.timing import ratio, settled, summarise
 
 
 def clock(median: float, noise: float, blocks: int, runs: int, seed: int = 0) -> list[list[float]]:
-    """Times of a machine that is `noise` unsteady from run to run."""
+    """Times of a machine that is ``noise`` unsteady from run to run."""
     rng = np.random.default_rng(seed)
     return (median * np.exp(noise * rng.standard_normal((blocks, runs)))).tolist()
 

@@ -17,7 +17,7 @@ PLANE = 4 * 8 * 8 * 2  # bytes of four channels of 8 x 8 in FP16
 
 
 def graph_of(path: Path, nodes: list, outputs: str, channels: int = 4, **weights: np.ndarray) -> GraphCost:
-    """A graph on `x (1, channels, 8, 8)` in FP16; one-letter outputs."""
+    """A graph on ``x (1, channels, 8, 8)`` in FP16; one-letter outputs."""
     graph = helper.make_graph(
         nodes,
         "test",

@@ -81,7 +81,7 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, Any] | None = None) -> Path:
-    """A graph of FP16 `x (1, 8, 4, 4)` to `y`."""
+    """A graph of FP16 ``x (1, 8, 4, 4)`` to ``y``."""
     tensors = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, s) for n, s in (("x", [1, 8, 4, 4]), ("y", None))]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
@@ -548,6 +548,7 @@ def test_the_command_needs_no_torch(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_module_imports_neither_torch_nor_tensorrt() -> None:
-    code = "import ldp_export.bundling.engine, sys; print(*{'torch', 'onnx', 'tensorrt_rtx', 'tensorrt'} & set(sys.modules))"
+    heavy = "{'torch', 'onnx', 'tensorrt_rtx', 'tensorrt'}"
+    code = f"import ldp_export.bundling.engine, sys; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

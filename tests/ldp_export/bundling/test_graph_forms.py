@@ -144,7 +144,7 @@ def residuals(network: LDPNet, run: Callable[[], object]) -> list[float]:
 
 
 def enlarge(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """A hook that scales a convolution so that its output reaches `RESIDUAL`."""
+    """A hook that scales a convolution so that its output reaches ``RESIDUAL``."""
     factor = RESIDUAL / float(output.abs().max())
     for parameter in conv.parameters():
         parameter *= factor
@@ -181,7 +181,7 @@ def case() -> Case:
 
 
 def assert_close(restored: NDArray[Any], case: Case, tolerance: float) -> None:
-    """`tolerance` is the RMS error allowed, as a share of the spread of what the network adds."""
+    """``tolerance`` is the RMS error allowed, as a share of the spread of what the network adds."""
     assert restored.dtype == np.float32
     error = np.abs(restored - case.restored)
     assert float(np.sqrt(np.mean(error**2))) < tolerance * case.spread, (

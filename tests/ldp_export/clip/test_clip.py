@@ -95,7 +95,7 @@ def test_other_grids_run_open_clips_blocks_with_resized_positions(clip: LoadedCl
 
 
 def numpy_bicubic(x: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Keys' cubic with a = -0.75, half-pixel centres, edges repeated, no antialias; `(h, w, c)` to `size`."""
+    """Keys' cubic with a = -0.75, half-pixel centres, edges repeated, no antialias; ``(h, w, c)`` to ``size``."""
 
     def cubic(t: float) -> float:
         t, a = abs(t), -0.75

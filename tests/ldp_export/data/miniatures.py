@@ -60,7 +60,7 @@ def write_pfm(path: Path, values: NDArray[np.float32]) -> None:
 
 
 def make_dpd_blur(root: Path, split: str, numbers: Sequence[str], size: tuple[int, int] = (8, 12)) -> Path:
-    """`dd_dp_dataset_canon` with these photos in a split, 16 bit."""
+    """``dd_dp_dataset_canon`` with these photos in a split, 16 bit."""
     folder = root / "dd_dp_dataset_canon"
     for i, number in enumerate(numbers):
         step = -1 if number in _TARGET_BEFORE else 2 if number == "1983" else 1
@@ -75,7 +75,7 @@ def make_dpd_blur(root: Path, split: str, numbers: Sequence[str], size: tuple[in
 
 
 def make_rdpd(root: Path, split: str, sequences: int = 5, frames: int = 2) -> Path:
-    """`dd_dp_dataset_synth_vid` with a split, 8 bit."""
+    """``dd_dp_dataset_synth_vid`` with a split, 8 bit."""
     folder = root / "dd_dp_dataset_synth_vid"
     parts = [f"{split}_{end}" for end in ("l/source", "r/source", "c/source", "c/target")]
     for s in range(1, sequences + 1):
@@ -86,7 +86,7 @@ def make_rdpd(root: Path, split: str, sequences: int = 5, frames: int = 2) -> Pa
 
 
 def make_ddd_syn(root: Path, parts: dict[str, Sequence[int]]) -> Path:
-    """`NYU` with these scenes in its folders; the disparity of a scene is its number modulo 7, minus 3, and a ramp."""
+    """``NYU`` with these scenes in its folders; the disparity of a scene is its number mod 7, minus 3, and a ramp."""
     folder = root / "NYU"
     for part, numbers in parts.items():
         for number in numbers:
@@ -100,7 +100,7 @@ def make_ddd_syn(root: Path, parts: dict[str, Sequence[int]]) -> Path:
 
 
 def make_dpd_disp(root: Path, count: int = 2) -> Path:
-    """The folder `Quantitative`."""
+    """The folder ``Quantitative``."""
     folder = root / "Quantitative"
     for i in range(1, count + 1):
         for view in "BLR":
@@ -110,7 +110,7 @@ def make_dpd_disp(root: Path, count: int = 2) -> Path:
 
 
 def make_pixel_dp(root: Path, count: int = 1, size: tuple[int, int] = (12, 20)) -> Path:
-    """`DP_data_pixel_4` with frames of `size`; targets and maps have that size too."""
+    """``DP_data_pixel_4`` with frames of ``size``; targets and maps have that size too."""
     folder = root / "DP_data_pixel_4"
     sheet = np.full(size, 9000, np.uint16)
     write_image(folder / "calibration" / "white_sheet_left.png", sheet)

@@ -62,7 +62,7 @@ def slow_conv3x3(x: Array, conv: nn.Conv2d) -> Array:
 
 
 def slow_resample(x: Array, size: tuple[int, int]) -> Array:
-    """Bilinear, half-pixel centres, `(h, w)` to `size`."""
+    """Bilinear, half-pixel centres, ``(h, w)`` to ``size``."""
     height, width = x.shape
     out = np.empty(size)
     for i, j in np.ndindex(size):
@@ -77,7 +77,7 @@ def slow_resample(x: Array, size: tuple[int, int]) -> Array:
 
 
 def slow_kernels(module: BlurKernels, blur_logits: Array, size: tuple[int, int]) -> Array:
-    """FFN_conv: `(h, w)` blur logits to `(q * q, *size)`."""
+    """FFN_conv: ``(h, w)`` blur logits to ``(q * q, *size)``."""
     hidden = slow_conv3x3(slow_resample(blur_logits, size)[None], module.conv1)
     half = hidden.shape[0] // 2
     return slow_conv3x3(hidden[:half] * hidden[half:], module.conv2)

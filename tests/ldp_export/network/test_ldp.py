@@ -166,10 +166,10 @@ def test_gradients_reach_every_parameter_the_pair_and_the_blur_logits() -> None:
 
 
 def support(config: LDPConfig, start: int, stop: int) -> tuple[int, int]:
-    """The input columns that output columns `start` to `stop` can depend on, unclipped, from the definitions.
+    """The input columns that output columns ``start`` to ``stop`` can depend on, unclipped, from the definitions.
 
     SCA of a position reads the means of two cells on each side of its own; BPA reads its window and
-    `kernel // 2` further. Both stand on grids, so crops must be aligned to the deepest scale's windows.
+    ``kernel // 2`` further. Both stand on grids, so crops must be aligned to the deepest scale's windows.
     """
     assert config.window is not None
     assert config.sca_cell is not None

@@ -132,7 +132,7 @@ def test_its_photo_is_the_sum_of_shifted_images() -> None:
 
 
 def lean(pair: SimulatedPair) -> float:
-    """The shift between the views to first order: positive where content stands further right in `L`."""
+    """The shift between the views to first order: positive where content stands further right in ``L``."""
     left, right = (linear(view)[6:-6, 6:-6].mean(2).astype(np.float64) for view in (pair.left, pair.right))
     slope = np.gradient((left + right) / 2, axis=1)
     return -float((slope * (left - right)).sum() / (slope * slope).sum())

@@ -35,7 +35,7 @@ def full(shape: tuple[int, ...], value: float) -> Image:
 
 
 def texture(height: int, width: int, sigma: float = 1.0, seed: int = 0) -> Image:
-    """Smooth random colours `(h, w, 3)`, linear light in [0.1, 0.9]."""
+    """Smooth random colours ``(h, w, 3)``, linear light in [0.1, 0.9]."""
     noise = np.random.default_rng(seed).random((height, width, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
     return np.float32(0.1) + np.float32(0.8) * (smooth - smooth.min()) / np.ptp(smooth)
@@ -353,14 +353,14 @@ def through_pinholes(
 
 
 def post_scene(front: Image, front_coc: Image, back: Image, back_coc: Image) -> tuple[Image, Image]:
-    """Image and CoC map of the post before the background, as `render_image` takes them."""
+    """Image and CoC map of the post before the background, as ``render_image`` takes them."""
     image, coc = back.copy(), back_coc.copy()
     image[:, POST], coc[:, POST] = front[:, POST], front_coc[:, POST]
     return image, coc
 
 
 def slant(centre: float, range_: float) -> Image:
-    """A radius that grows from top to bottom of the frame by `range_`."""
+    """A radius that grows from top to bottom of the frame by ``range_``."""
     return (full((SIZE, SIZE), centre) + np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)[:, None] * range_).astype(
         np.float32
     )

@@ -33,7 +33,7 @@ def blur_aware_map(tiny_clip_file: Path) -> BlurAwareMap:
 
 
 def _pixels(*values: tuple[float, float, float]) -> Tensor:
-    """An image `(1, 3, 1, n)` of these pixels."""
+    """An image ``(1, 3, 1, n)`` of these pixels."""
     return torch.tensor(values).T[None, :, None, :]
 
 

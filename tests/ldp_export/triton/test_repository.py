@@ -327,7 +327,7 @@ class Request:
 
 @pytest.fixture
 def backend_utils(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """What the model uses of `triton_python_backend_utils`."""
+    """What the model uses of ``triton_python_backend_utils``."""
 
     class Error:
         INTERNAL, INVALID_ARG = "internal", "invalid"

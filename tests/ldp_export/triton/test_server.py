@@ -1,7 +1,7 @@
 """The real Triton server, started on loopback, of the package nvidia-pytriton.
 
-That package and tritonclient want other releases of NumPy and protobuf than ours: `make test-triton` makes an
-environment for them, or `LDP_TRITON_PYTHON` names its Python.
+That package and tritonclient want other releases of NumPy and protobuf than ours: ``make test-triton`` makes an
+environment for them, or ``LDP_TRITON_PYTHON`` names its Python.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Server:
     log: Path
 
     def load(self, python: Path, bundle: Path, *arguments: str) -> dict[str, object]:
-        """What `triton_load.py` prints."""
+        """What ``triton_load.py`` prints."""
         ports = [f"--http=localhost:{self.http}", f"--grpc=localhost:{self.grpc}"]
         done = subprocess.run(
             [python, LOAD, bundle, *ports, "--threads=1", *arguments],
@@ -201,7 +201,7 @@ def test_ldp_nano_by_the_example_client(python: Path, tmp_path: Path) -> None:
 
 
 def test_graphs_as_models_of_the_server(python: Path, bundle: Bundle, tmp_path: Path) -> None:
-    """The model of the other variants asks `ldp_clip` and `ldp_deblur`, which stand in for ONNX Runtime's here."""
+    """The model of the other variants asks ``ldp_clip`` and ``ldp_deblur``, which stand in for ONNX Runtime's here."""
     repository = tmp_path / "repository"
     write_repository(bundle, repository, Serving(variant="onnxruntime", bits=(8, 16), instances=2))
     for name in ("ldp_clip", "ldp_deblur"):

@@ -1,6 +1,6 @@
 """Clients that call a Triton server all at once and compare what comes back with a Deblurrer, bit for bit.
 
-Run by `test_triton_server.py`, or by hand, in the environment that has tritonclient:
+Run by ``test_triton_server.py``, or by hand, in the environment that has tritonclient:
 python tests/ldp_export/triton/triton_load.py --help. Prints one JSON object.
 """
 

@@ -1,4 +1,4 @@
-"""Folders of small pairs, and `ldp batch` over them, in this process or in one of its own."""
+"""Folders of small pairs, and ``ldp batch`` over them, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKEND = ("--backend", "onnxruntime", "--precision", "fp32", "--threads", "1")
 
 
 def make_pairs(folder: Path, count: int, *, height: int = H, width: int = W) -> Path:
-    """Writes pairs `00/pair_L.png`, `00/pair_R.png` and so on, all different."""
+    """Writes pairs ``00/pair_L.png``, ``00/pair_R.png`` and so on, all different."""
     for i in range(count):
         rng = np.random.default_rng(i)
         coarse = rng.uniform(0.1, 0.9, (-(-height // 8), -(-width // 8), 3))
@@ -37,12 +37,12 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def command(source: Path, output: Path, bundle: Path, *options: object) -> list[str]:
-    """The arguments of `ldp` for a batch with the tiny bundle."""
+    """The arguments of ``ldp`` for a batch with the tiny bundle."""
     return ["batch", *map(str, (source, output, "--bundle", bundle, *BACKEND, *options))]
 
 
 def start(arguments: list[str], *, path: Path | None = None) -> subprocess.Popen[str]:
-    """Starts `ldp` in a process and a session of its own; `path` is looked in first for modules."""
+    """Starts ``ldp`` in a process and a session of its own; ``path`` is looked in first for modules."""
     folders = [folder for folder in (path, Path(__file__).resolve().parents[3]) if folder is not None]
     return subprocess.Popen(
         [sys.executable, "-m", "ldp_runtime", *arguments],

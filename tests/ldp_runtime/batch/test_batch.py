@@ -45,7 +45,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], bundle: Path, source: Path, out: Path) -> Run:
-    """Runs `ldp batch source out` in this process: exit code, stdout, stderr."""
+    """Runs ``ldp batch source out`` in this process: exit code, stdout, stderr."""
 
     def call(*options: object) -> tuple[int, str, str]:
         code = main(command(source, out, bundle, *options))
