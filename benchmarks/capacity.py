@@ -249,7 +249,8 @@ def measure_coding(shape: tuple[int, int] = PAPER) -> list[Coding]:
     from tqdm import tqdm
 
     from benchmarks.scaling import sample_pair
-    from ldp_runtime.images.photo import Photo, encode_photo, read_photo
+    from ldp_runtime.images.decode import Photo
+    from ldp_runtime.images.photo import encode_photo, read_photo
 
     pixels = sample_pair(shape)[0]
     found = []

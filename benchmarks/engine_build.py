@@ -16,8 +16,9 @@ from typing import Any
 
 from benchmarks.harness.bundles import random_bundle
 from benchmarks.harness.results import REPORTS, Report, markdown_table, save
-from ldp_runtime.bundle.bundle import GRAPHS, Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, Profile
+from ldp_runtime.bundle.manifest import GRAPHS
 
 HELP = "Builds engines of bundles and measures time, size, memory and what was fused."
 EXAMPLES = """\
@@ -107,7 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_export.bundling.engine import SizeRange, TensorRT, parse_size
+    from ldp_export.bundling.engine import SizeRange, parse_size
+    from ldp_export.bundling.tensorrt_builder import TensorRT
 
     names = arguments.bundle or ([] if arguments.config else ["ldp-nano"])
     bundles = [Bundle.load(name) for name in names]

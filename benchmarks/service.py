@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
 def sample_files(shape: tuple[int, int]) -> tuple[bytes, bytes]:
     """Both views of the sample, repeated or cut to a shape, as PNG."""
     from benchmarks.scaling import sample_pair
-    from ldp_runtime.images.photo import Photo, encode_photo
+    from ldp_runtime.images.decode import Photo
+    from ldp_runtime.images.photo import encode_photo
 
     left, right = (encode_photo("view.png", Photo(view)) for view in sample_pair(shape))
     return left, right

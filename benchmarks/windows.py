@@ -281,7 +281,8 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
     """
     from ldp_export.bundling.onnx_graphs import clip_graph, save_graph
     from ldp_export.clip import WindowEncoder
-    from ldp_runtime.bundle.bundle import TEXT_EMBEDDINGS_FILE, write_manifest
+    from ldp_runtime.bundle.bundle import write_manifest
+    from ldp_runtime.bundle.manifest import TEXT_EMBEDDINGS_FILE
 
     manifest = bundle.manifest
     graph = scratch / f"clip-{choice.window}.onnx"

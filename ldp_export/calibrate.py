@@ -24,7 +24,7 @@ from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.evaluation.metrics import balanced_accuracy
 from ldp_export.evaluation.score import SHARP_DISPARITY
 from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise, simulate_pair
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.blur_map import ensemble_logits
 from ldp_runtime.stages.geometry import WindowGrid, pad_reflect

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_export.files import staged_folder, write_text
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write
 

@@ -22,7 +22,7 @@ from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, WindowEncoder, embed_texts
 from ldp_export.data import PairDataset, PairSample
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.files import write_whole
 from ldp_runtime.stages.blur_map import DP_AWARE, select_prompts
 from ldp_runtime.stages.geometry import Padding, WindowGrid, pad_reflect

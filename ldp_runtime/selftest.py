@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from ldp_runtime.backends import BACKENDS, Backend
 from ldp_runtime.backends.base import EngineBackend, graph_precision
-from ldp_runtime.bundle.bundle import QUANTIZED_PRECISIONS, SELFTEST_FILE, Bundle
-from ldp_runtime.deblurrer import Deblurrer, Result
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.manifest import QUANTIZED_PRECISIONS, SELFTEST_FILE
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
 from ldp_runtime.images.quality import psnr
+from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import sigmoid
 
 REFERENCE_BACKEND = "onnxruntime"

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ldp_runtime.backends.base import Backend, Session, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.deblurrer import IN_FLIGHT, Deblurrer, Result, Started
+from ldp_runtime.deblurrer import IN_FLIGHT, Deblurrer, Started
 from ldp_runtime.errors import BackendError, LDPError, NumericsError, one_line
+from ldp_runtime.result import Result
 from ldp_runtime.stages.pixels import Image
 from ldp_runtime.tensors import Array, TensorSpec
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.results import BenchmarkError
-from ldp_runtime.bundle.bundle import MANIFEST_FILE, Bundle, find_bundle
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.find import find_bundle
+from ldp_runtime.bundle.manifest import MANIFEST_FILE
 from ldp_runtime.cache import cache_folder
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.onnx_graphs import ExportModel
+    from ldp_export.bundling.model import ExportModel
 
 CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
 """The paper's CLIP (Section 4.1)."""
@@ -79,7 +81,8 @@ def random_bundle(config: str) -> Path:
         )
     path = folder / f"ldp-{config}-random"
     if not (path / MANIFEST_FILE).is_file():
-        from ldp_export.bundling.onnx_graphs import ParityError, export_bundle, random_model
+        from ldp_export.bundling.model import random_model
+        from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
 
         model = random_model(config, CLIP_ARCHITECTURE)
         try:
@@ -102,7 +105,7 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
     Raises:
         LDPError: There is no checkpoint, or it is that of another network.
     """
-    from ldp_export.bundling.onnx_graphs import model_from_checkpoint, random_model
+    from ldp_export.bundling.model import model_from_checkpoint, random_model
     from ldp_export.checkpoint import Checkpoint
 
     manifest = bundle.manifest

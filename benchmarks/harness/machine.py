@@ -7,12 +7,11 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from benchmarks.harness.results import Commit
 
 PACKAGES = (
     "numpy",
@@ -216,3 +215,21 @@ def _run(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The state of the source.
+
+    Attributes:
+        hash: 40 hexadecimal digits; None outside of a git checkout.
+        dirty: Tracked files differ from that commit.
+    """
+
+    hash: str | None
+    dirty: bool
+
+    def __str__(self) -> str:
+        if self.hash is None:
+            return "unknown commit"
+        return f"{self.hash[:12]}{' with changes' if self.dirty else ''}"

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from benchmarks.harness.machine import Commit
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write, write_whole
 
@@ -32,24 +33,6 @@ T = TypeVar("T")
 
 class BenchmarkError(LDPError):
     """A benchmark cannot run here, or a result cannot be read."""
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The state of the source.
-
-    Attributes:
-        hash: 40 hexadecimal digits; None outside of a git checkout.
-        dirty: Tracked files differ from that commit.
-    """
-
-    hash: str | None
-    dirty: bool
-
-    def __str__(self) -> str:
-        if self.hash is None:
-            return "unknown commit"
-        return f"{self.hash[:12]}{' with changes' if self.dirty else ''}"
 
 
 @dataclass(frozen=True)

@@ -400,7 +400,7 @@ def _precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
 def _torch_precisions(bundle: Bundle, checkpoint: Path | None) -> tuple[str, ...]:
     from benchmarks.harness.bundles import has_reference
     from benchmarks.harness.machine import describe
-    from ldp_runtime.bundle.bundle import BlurMapSpec
+    from ldp_runtime.bundle.manifest import BlurMapSpec
 
     if bundle.manifest.blur_map != BlurMapSpec():
         raise BackendError(
@@ -422,7 +422,8 @@ def _write_pair(folder: Path, shape: tuple[int, int]) -> None:
     """Writes both views of the sample, continued by reflection or cut to a shape."""
     import numpy as np
 
-    from ldp_runtime.images.photo import Photo, read_photo, write_photo
+    from ldp_runtime.images.decode import Photo
+    from ldp_runtime.images.photo import read_photo, write_photo
     from ldp_runtime.stages.geometry import reflect_indices
 
     for name in ("left", "right"):

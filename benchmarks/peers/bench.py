@@ -109,7 +109,7 @@ def random_network(peer: Peer) -> nn.Module:
     import torch
 
     from benchmarks.peers.ifan import IFAN
-    from ldp_export.bundling.parity import randomise
+    from ldp_export.network.randomise import randomise
 
     network = randomise(peer.build())
     if isinstance(network, IFAN):
@@ -217,7 +217,8 @@ def _write_pair(folder: Path, size: tuple[int, int]) -> None:
     """Both views of the sample, continued by reflection or cut to a size."""
     import numpy as np
 
-    from ldp_runtime.images.photo import Photo, read_photo, write_photo
+    from ldp_runtime.images.decode import Photo
+    from ldp_runtime.images.photo import read_photo, write_photo
     from ldp_runtime.stages.geometry import reflect_indices
 
     for name in ("left", "right"):

@@ -31,7 +31,8 @@ from benchmarks.harness.results import REPORTS, BenchmarkError, Report, markdown
 from benchmarks.roofline.flops import GraphCost, graph_cost
 from benchmarks.roofline.fusion import EXTRA, FusedGraph, fuse, unfused
 from benchmarks.roofline.hardware import FILE, Device, gpus, measure_cpu, sources
-from ldp_runtime.bundle.bundle import Bundle, Manifest
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.cuda.launches import Canvases, Launch, PairRegion, Pixels, PromptTable, blur_logits, finish, prepare
 from ldp_runtime.stages.blur_map import select_prompts
@@ -304,8 +305,8 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
     if path is None:
         raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
     if not path.is_file():
-        from ldp_export.bundling.parity import randomise
         from ldp_export.network import LDPNet
+        from ldp_export.network.randomise import randomise
 
         keep_deblur_graph(randomise(LDPNet(config)), math.lcm(16, config.multiple, patch), path, half=True)
     return path
@@ -365,7 +366,7 @@ def shares(steps: Sequence[Step], device: Device, key: Callable[[Step], str]) ->
 
 
 def points(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
-    """Every step as a row: ``stage``, ``what``, ``count`` (runs), ``ms`` in all, ``share``, ``gflop``, ``mb``, ``bound``."""
+    """Every step as a row: ``stage``, ``what``, ``count``, ``ms`` in all, ``share``, ``gflop``, ``mb``, ``bound``."""
     total = floor(steps, device)
     return [
         {

@@ -12,12 +12,9 @@ quality for the work that they would save are left out until the change in PSNR 
 
 from __future__ import annotations
 
-import copy
-import math
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,23 +25,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ldp_export.bundling.onnx_graphs import EXTERNAL_ABOVE
+from ldp_export.bundling.quantize_graphs import _BACKEND, FORMATS, Floats, Layer, QuantizeError, _Graph
+from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, Pixels, _middle
 from ldp_export.files import staged_folder
 from ldp_runtime.backends import BACKENDS, Session
-from ldp_runtime.bundle.bundle import (
-    GRAPHS,
-    MANIFEST_FILE,
-    TEXT_EMBEDDINGS_FILE,
-    BlurMapSpec,
-    Bundle,
-    FileEntry,
-    Manifest,
-    save_manifest,
-    sha256_file,
-    write_manifest,
-)
+from ldp_runtime.bundle.bundle import Bundle, save_manifest, sha256_file, write_manifest
+from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, BlurMapSpec, FileEntry, Manifest
 from ldp_runtime.deblurrer import CLIP_BATCH, Deblurrer
-from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.stages.geometry import WindowGrid
 from ldp_runtime.stages.pixels import PaddedPair, canvases
@@ -55,75 +42,9 @@ MAX_LOSS_DB = 0.05
 SELECTION_SHARE = 0.6
 """Of the limit, on the pairs that layers are chosen with; the rest is for the pairs that nothing was chosen with."""
 
-PAIRS = 32
-"""Pairs of each set where no number is given; of eight, one that is nearly sharp decides the mean PSNR."""
-
-LARGEST_SIDE = 512
-"""Pairs are cut to this many px: a layer's range does not grow with the image."""
 
 RANKING_SIDE = 128
 """Groups, one at a time, are measured on the middle of the pairs, of this many px: noise needs few."""
-
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-"""Photographs of scikit-image that the simulated scenes are cut from."""
-
-DEPTHWISE = "depthwise"
-"""The ``role`` of depthwise convolutions."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """An 8-bit format that layers are quantised to.
-
-    Attributes:
-        title: Its name for people.
-        scheme: What is quantised how, for the manifest.
-        type: Its name in ``onnxruntime.quantization.QuantType``.
-        graphs: Precision of what is not quantised -> that of the graphs that are written with it.
-        depthwise: Depthwise convolutions are quantised too.
-        largest: The largest number of the format, which the largest value of each tensor becomes; None leaves scales
-            to the quantiser.
-    """
-
-    title: str
-    scheme: str
-    type: str
-    graphs: Mapping[str, str]
-    depthwise: bool = True
-    largest: float | None = None
-
-
-FORMATS = {
-    "int8": Format(
-        "INT8",
-        "Q/DQ, symmetric, INT8 activations a tensor (min-max), weights a channel in 7 bits",
-        "QInt8",
-        {"fp32": "int8", "fp16": "int8-fp16"},
-    ),
-    "fp8": Format(
-        "FP8",
-        "Q/DQ, symmetric, FP8 E4M3, activations and weights a tensor (min-max), depthwise convolutions in float",
-        "QFLOAT8E4M3FN",
-        {"fp16": "fp8-fp16"},
-        depthwise=False,
-        largest=448.0,
-    ),
-}
-"""Precision of a session -> what layers are quantised to for it."""
-
-_OPS = ("Conv", "MatMul")
-_SECOND_HALF = ".second.weight"  # of a convolution that `ldp_export.network.layers.Halves` made two of
-_AVERAGING = ".averaging"  # weights of the means of layer normalisation, which is no layer to quantise
-_ENCODER = "encoder.visual."
-_BACKEND = "onnxruntime"
-
-Floats = NDArray[np.float32]
-Pixels = NDArray[Any]
-Feeds = Mapping[str, Floats]
-
-
-class QuantizeError(LDPError):
-    """A bundle cannot be quantised as asked."""
 
 
 class QualityError(Exception):
@@ -138,125 +59,8 @@ class QualityError(Exception):
         self.record = record
 
 
-@dataclass(frozen=True, eq=False)
-class LabelledPair:
-    """A pair with its target, ``(h, w, 3)`` uint8 or uint16 each."""
-
-    left: Pixels
-    right: Pixels
-    target: Pixels
-
-
-@dataclass(frozen=True)
-class PairSets:
-    """The pairs of a quantisation; no pair is in two of them.
-
-    Attributes:
-        description: What they are, for the manifest.
-        calibration: Give the ranges of the activations.
-        selection: Layers are chosen with these.
-        check: Sets by name that nothing is chosen with; the gates are on these.
-    """
-
-    description: str
-    calibration: Sequence[LabelledPair]
-    selection: Sequence[LabelledPair]
-    check: Mapping[str, Sequence[LabelledPair]]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or matrix product with weights.
-
-    Attributes:
-        name: Its name in both graphs.
-        group: The group that it is kept or left out with.
-        macs: Multiply-accumulates of it on the first pair.
-    """
-
-    name: str
-    group: str
-    macs: int
-
-
 Progress = Callable[[Iterable[str], int], Iterable[str]]
 """Shows how far the measuring of groups is: takes their names and how many there are."""
-
-
-def simulated_pairs(count: int, seed: int, role: int) -> list[LabelledPair]:
-    """Random layered scenes of 256 x 256 px from scikit-image's photographs; the same for the same arguments.
-
-    Args:
-        count: How many.
-        seed: Seed of everything.
-        role: Pairs of different roles differ.
-    """
-    from skimage import data
-
-    from ldp_export.simulation.scenes import render_scene
-
-    photos = [getattr(data, name)() for name in PHOTOS]
-    scenes = [render_scene(np.random.default_rng((seed, role, index)), photos) for index in range(count)]
-    return [LabelledPair(scene["left"], scene["right"], scene["target"]) for scene in scenes]
-
-
-def simulated_sets(count: int = PAIRS, seed: int = 0) -> PairSets:
-    """Simulated pairs for every purpose, and the motorcycle sample to check on.
-
-    Args:
-        count: Pairs of each set.
-        seed: Seed of the pairs.
-    """
-    from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
-
-    sample = focus_setting(MOTORCYCLE.focus[0])
-    calibration, selection, check = (simulated_pairs(count, seed, role) for role in range(3))
-    return PairSets(
-        f"simulated, {count} pairs of 256 x 256 px a set, seed {seed}",
-        calibration,
-        selection,
-        {"simulated": check, "motorcycle": [LabelledPair(sample.left, sample.right, sample.target)]},
-    )
-
-
-def data_sets(name: str, folder: Path, count: int = PAIRS) -> PairSets:
-    """Pairs of a data set: of its training split to calibrate and choose with, of its test split to check on.
-
-    Args:
-        name: A name of ``ldp_export.data.DATASETS``.
-        folder: Where it is.
-        count: At most so many pairs of each set, spread evenly over the split.
-
-    Raises:
-        LDPError: No such data set, no such folder, or too few pairs with a target.
-    """
-    from ldp_export.data import find_kind
-
-    splits = find_kind(name).splits
-    held_out = "test" if "test" in splits else "val"
-    train = _spread(name, folder, "train" if "train" in splits else held_out, 2 * count)
-    check = _spread(name, folder, held_out, count)
-    if len(train) < 2 or not check:
-        raise QuantizeError(
-            f"expected at least two pairs with a target to calibrate with and one to check on in {folder}, came "
-            f"{len(train)} and {len(check)}; give another data set or leave --data out"
-        )
-    return PairSets(f"{name}, up to {count} pairs a set", train[::2], train[1::2], {f"{name} {held_out}": check})
-
-
-def _spread(name: str, folder: Path, split: str, most: int) -> list[LabelledPair]:
-    from ldp_export.data import open_dataset
-
-    dataset = open_dataset(name, folder, split)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
-    samples = (dataset[int(index)] for index in chosen)
-    return [_middle(LabelledPair(s.left, s.right, s.target), LARGEST_SIDE) for s in samples if s.target is not None]
-
-
-def _middle(pair: LabelledPair, side: int) -> LabelledPair:
-    """The middle of a pair, at most ``side`` px a side."""
-    top, start = (max(0, (length - side) // 2) for length in pair.left.shape[:2])
-    return LabelledPair(*(v[top : top + side, start : start + side] for v in (pair.left, pair.right, pair.target)))
 
 
 def quantize_bundle(
@@ -496,243 +300,6 @@ class _Reference:
     restored: Floats
     target: Floats
     score: float
-
-
-class _Graph:
-    """A graph of a bundle in FP32 and FP16, whose layers have the same names in both.
-
-    A layer is one node, or in the FP32 graph two: the halves of a convolution before a gate.
-    """
-
-    def __init__(self, bundle: Bundle, kind: str, format_: Format, scratch: Path) -> None:
-        self._kind, self._format = kind, format_
-        self._models = {precision: onnx.load(bundle.graph(kind, precision)) for precision in ("fp32", "fp16")}
-        self._path = scratch / f"{kind}.float.onnx"
-        self.layers: tuple[Layer, ...] = ()
-        self._inputs: dict[str, dict[str, list[str]]] = {}  # precision -> layer -> what each of its nodes takes
-        self._ranges: dict[str, tuple[float, float]] = {}  # of tensors of the FP32 graph
-        found = {precision: _layer_nodes(model.graph) for precision, model in self._models.items()}
-        shapes = {p: [(n[0].op_type, _shape(self._models[p].graph, n)) for n in nodes] for p, nodes in found.items()}
-        if shapes["fp32"] != shapes["fp16"]:
-            raise QuantizeError(
-                f"expected the same layers in the FP32 and the FP16 {kind} graph of {bundle.manifest.name!r}, came "
-                f"{len(shapes['fp32'])} and {len(shapes['fp16'])}, or of other shapes; export the bundle again"
-            )
-        for precision, layers in found.items():
-            self._inputs[precision] = {}
-            for number, nodes in enumerate(layers):
-                name = f"layer_{number}"
-                for part, node in enumerate(nodes):
-                    node.name = f"{name}.{part}"
-                self._inputs[precision][name] = [node.input[0] for node in nodes]
-
-    def calibrate(self, feeds: Sequence[Feeds]) -> None:
-        """Finds the range of what each layer takes, and its multiply-accumulates."""
-        from onnxruntime.quantization import CalibrationMethod
-        from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator
-
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self._feeds = iter(feeds)
-
-            def get_next(self) -> Any:
-                return next(self._feeds, None)
-
-        model = self._models["fp32"]
-        _save(model, self._path)
-        calibrator = create_calibrator(
-            self._path,
-            list(_OPS),
-            augmented_model_path=str(self._path.with_suffix(".ranges.onnx")),
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        calibrator.collect_data(Reader())
-        ranges = calibrator.compute_data().data
-        for name in {name for names in self._inputs["fp32"].values() for name in names}:
-            low, high = (float(np.asarray(value).item()) for value in ranges[name].range_value)
-            self._ranges[name] = low, high
-        layers = _layers(model.graph, self._kind, self._output_sizes(feeds[0]))
-        self.layers = tuple(x for x in layers if self._format.depthwise or not x.group.endswith(DEPTHWISE))
-
-    def _output_sizes(self, feeds: Feeds) -> dict[str, int]:
-        """How many numbers each layer puts out."""
-        model = copy.deepcopy(self._models["fp32"])
-        nodes = _weighted(model.graph)
-        for node in nodes:
-            model.graph.output.append(
-                onnx.helper.make_tensor_value_info(f"{node.name}_shape", onnx.TensorProto.INT64, None)
-            )
-            model.graph.node.append(onnx.helper.make_node("Shape", [node.output[0]], [f"{node.name}_shape"]))
-        path = self._path.with_suffix(".shapes.onnx")
-        _save(model, path)
-        shapes = BACKENDS[_BACKEND].open(path, "fp32").run(feeds)
-        return {node.name: math.prod(shapes[f"{node.name}_shape"].tolist()) for node in nodes}
-
-    def quantized(self, kept: set[str], path: Path, precision: str = "fp32") -> Path:
-        """Writes the graph with these layers quantised.
-
-        With FP16 for the rest, which is for engines, depthwise convolutions stay in FP16 too: TensorRT-RTX 1.7 makes
-        dense ones of those in INT8, which made the engine of ldp-nano 56 MB in place of 14.
-
-        Args:
-            kept: Names of layers.
-            path: Where to write it.
-            precision: Of what is not quantised.
-        """
-        if precision == "fp16":
-            kept = kept - {layer.name for layer in self.layers if layer.group.endswith(DEPTHWISE)}
-        model = copy.deepcopy(self._models[precision])
-        if kept:
-            dtype = np.dtype(np.float32 if precision == "fp32" else np.float16)
-            ranges = dict(pair for layer in kept for pair in self._input_ranges(layer, precision))
-            nodes = [node for node in _weighted(model.graph) if _layer_of(node) in kept]
-            model = _quantize(model, nodes, ranges, dtype, self._format)
-        _save(model, path)
-        return path
-
-    def _input_ranges(self, layer: str, precision: str) -> list[tuple[str, tuple[float, float]]]:
-        """What the nodes of a layer take, and the range of each: the widest where they are fewer than in FP32."""
-        names = self._inputs[precision][layer]
-        ranges = [self._ranges[name] for name in self._inputs["fp32"][layer]]
-        if len(names) < len(ranges):
-            ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges))]
-        return list(zip(names, ranges, strict=True))
-
-
-def _quantize(
-    model: onnx.ModelProto,
-    nodes: Sequence[onnx.NodeProto],
-    ranges: Mapping[str, tuple[float, float]],
-    dtype: np.dtype[Any],
-    format_: Format,
-) -> onnx.ModelProto:
-    """Quantises some nodes of a graph, which it uses up.
-
-    Args:
-        model: The graph.
-        nodes: Convolutions and matrix products with weights.
-        ranges: The range of what each takes.
-        dtype: Of the rest of the graph.
-        format_: What to.
-    """
-    from onnxruntime.quantization import CalibrationMethod, QuantType
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-    tensors = {
-        name: TensorData(lowest=dtype.type(low), highest=dtype.type(high)) for name, (low, high) in ranges.items()
-    }
-    own_scales = format_.largest is None
-    options: dict[str, Any] = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": list(_OPS),
-    }
-    if format_.largest is not None:  # the quantiser's own scales of FP8 come from standard deviations and cut tails off
-        from ml_dtypes import float8_e4m3fn
-
-        largest = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
-        for node in nodes:
-            weight = onnx.numpy_helper.to_array(_weight(model.graph, node))
-            largest[node.input[1]] = float(np.abs(weight).max())
-        options["TensorQuantOverrides"] = {
-            name: [
-                {
-                    "scale": np.array(max(value / format_.largest, float(np.finfo(dtype).tiny)), dtype),
-                    "zero_point": np.zeros((), float8_e4m3fn),
-                }
-            ]
-            for name, value in largest.items()
-        }
-    quantizer = QDQQuantizer(
-        model,
-        per_channel=own_scales,
-        reduce_range=own_scales,
-        weight_qType=QuantType[format_.type],
-        activation_qType=QuantType[format_.type],
-        tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
-        nodes_to_quantize=[node.name for node in nodes],
-        nodes_to_exclude=[],
-        op_types_to_quantize=list(_OPS),
-        extra_options=options,
-    )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()
-    return quantizer.model.model
-
-
-def _weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The convolutions and matrix products whose second factor is a weight, in the order of the graph."""
-    weights = {tensor.name for tensor in graph.initializer if not tensor.name.endswith(_AVERAGING)}
-    return [node for node in graph.node if node.op_type in _OPS and node.input[1] in weights]
-
-
-def _layer_nodes(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
-    """The nodes of each layer, in the order of the graph."""
-    layers: list[list[onnx.NodeProto]] = []
-    for node in _weighted(graph):
-        if node.input[1].endswith(_SECOND_HALF):
-            layers[-1].append(node)
-        else:
-            layers.append([node])
-    return layers
-
-
-def _layer_of(node: onnx.NodeProto) -> str:
-    """The name of a node's layer."""
-    return str(node.name.partition(".")[0])
-
-
-def _shape(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> list[int]:
-    """The shape of a layer's weight, that of halves being put together."""
-    shapes = [_weight(graph, node).dims[:] for node in nodes]
-    return [sum(shape[0] for shape in shapes), *shapes[0][1:]]
-
-
-def _weight(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.TensorProto:
-    return next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
-
-
-def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int]) -> Iterator[Layer]:
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    weights = {tensor.name for tensor in graph.initializer}
-    for node, *halves in _layer_nodes(graph):
-        weight = _weight(graph, node)
-        name = node.input[1]
-        if "." not in name:  # a weight that the export transposed; the bias still has its name
-            added = (x for n in readers.get(node.output[0], ()) if n.op_type == "Add" for x in n.input)
-            name = next((x for x in added if x in weights), name)
-        terms = math.prod(weight.dims[1:]) if node.op_type == "Conv" else weight.dims[0]
-        macs = terms * sum(sizes[part.name] for part in (node, *halves))
-        yield Layer(_layer_of(node), f"{kind} {place(name)} {role(node, weight, name)}", macs)
-
-
-def place(name: str) -> str:
-    """Which part of a network a parameter belongs to: ``encoders.2`` of ``encoders.2.1.conv4.weight``."""
-    parts = re.sub(r"\.(weight|bias)$", "", name.removeprefix(_ENCODER)).split(".")
-    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[:2] if numbered is None else parts[max(0, numbered - 1) : numbered + 1])
-
-
-def role(node: onnx.NodeProto, weight: onnx.TensorProto, name: str) -> str:
-    """What kind of layer it is: ``1x1``, ``3x3``, ``depthwise``, ``sca`` (channel attention) or ``matmul``."""
-    if node.op_type != "Conv":
-        return "matmul"
-    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-    if groups > 1:
-        return DEPTHWISE
-    return "sca" if ".sca." in name else "x".join(map(str, weight.dims[2:]))
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph, its weights beside it where they are too many for one file."""
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # onnx would append
-    large = model.ByteSize() > EXTERNAL_ABOVE
-    onnx.save(copy.deepcopy(model) if large else model, path, save_as_external_data=large, location=f"{path.name}.data")
 
 
 def _record(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldp_runtime.bundle.bundle import SELFTEST_FILE, Bundle, Manifest, read_manifest, write_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, write_manifest
+from ldp_runtime.bundle.manifest import SELFTEST_FILE, Manifest
 from ldp_runtime.errors import BundleError
 from ldp_runtime.files import cannot_write, write_whole
 from ldp_runtime.selftest import make_sample

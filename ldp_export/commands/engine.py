@@ -11,7 +11,7 @@ from ldp_export.commands._parts import ArgumentError, say
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, ENGINE_PRECISIONS, FLAVOURS
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.engine import Progress
+    from ldp_export.bundling.tensorrt_builder import Progress
 
 HELP = "Builds TensorRT engines into a bundle; for RTX GPUs none need be there."
 EXAMPLES = """\
@@ -88,7 +88,7 @@ def _bar(title: str) -> Iterator[Progress]:
     """A bar of the innermost phase's steps."""
     from tqdm import tqdm
 
-    from ldp_export.bundling.engine import Progress
+    from ldp_export.bundling.tensorrt_builder import Progress
 
     with tqdm(desc=title, unit=" steps", disable=None, leave=False) as bar:
 

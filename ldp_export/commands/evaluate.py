@@ -101,7 +101,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _is_checkpoint(arguments: argparse.Namespace) -> bool:
     from ldp_export.checkpoint import NETWORK_FILE
-    from ldp_runtime.bundle.bundle import MANIFEST_FILE
+    from ldp_runtime.bundle.manifest import MANIFEST_FILE
 
     folder = Path(arguments.bundle)
     return (folder / NETWORK_FILE).is_file() and not (folder / MANIFEST_FILE).is_file()

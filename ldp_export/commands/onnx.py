@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ArgumentError("expected --clip with --config, came none; the paper's is ViT-B-32-quickgelu")
     check_folder(arguments.output, "bundle.json")
 
-    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle, model_from_checkpoint, random_model
+    from ldp_export.bundling.model import model_from_checkpoint, random_model
+    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
     from ldp_export.checkpoint import Checkpoint
 
     if arguments.config is None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, say
-from ldp_runtime.bundle.bundle import QUANTIZED_PRECISIONS
+from ldp_runtime.bundle.manifest import QUANTIZED_PRECISIONS
 from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.quantize import PairSets
+    from ldp_export.bundling.quantize_pairs import PairSets
 
 HELP = "Writes INT8 or FP8 graphs into a bundle; measures which layers must stay in float."
 EXAMPLES = """\
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _sets(arguments: argparse.Namespace) -> PairSets:
-    from ldp_export.bundling.quantize import data_sets, simulated_sets
+    from ldp_export.bundling.quantize_pairs import data_sets, simulated_sets
 
     if arguments.data is None:
         say("simulating pairs")

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from ldp_export.bundling.selftest import add_sample
-    from ldp_runtime.bundle.bundle import SELFTEST_FILE, find_bundle
+    from ldp_runtime.bundle.find import find_bundle
+    from ldp_runtime.bundle.manifest import SELFTEST_FILE
 
     folder = find_bundle(arguments.bundle)
     entry = add_sample(folder).files[SELFTEST_FILE]

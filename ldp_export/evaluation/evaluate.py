@@ -18,13 +18,14 @@ from ldp_export.simulation.samples import MOTORCYCLE, VARIANTS, disparity_in_pix
 from ldp_runtime.bundle.bundle import read_manifest, write_manifest
 from ldp_runtime.errors import BundleError
 from ldp_runtime.files import cannot_write
-from ldp_runtime.images.photo import Photo, encode_photo, write_files
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import encode_photo, write_files
 from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import colour_blur_map, comparison
 
 if TYPE_CHECKING:
     from ldp_export.simulation.simulate import FloatArray, SimulatedPair
-    from ldp_runtime.deblurrer import Result
+    from ldp_runtime.result import Result
 
 SHARP_RADIUS = 0.5
 """Below this radius of the circle of confusion in px, and nothing blurred near, a place must not lose."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.data.base import PairSample
 from ldp_export.frame_logits import BlurEstimator
-from ldp_runtime.deblurrer import Result
 from ldp_runtime.errors import NumericsError
+from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import upsample_map
 from ldp_runtime.stages.geometry import Padding, pad_reflect
 from ldp_runtime.stages.pixels import Image, check_finite

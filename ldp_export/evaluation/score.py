@@ -24,10 +24,11 @@ from ldp_export.evaluation.metrics import (
     rmse,
     ssim,
 )
-from ldp_runtime.deblurrer import Result
-from ldp_runtime.images.photo import Photo, encode_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import encode_photo
 from ldp_runtime.images.quality import SSIM_WINDOW, center_view
 from ldp_runtime.images.visualize import colour_blur_map, comparison
+from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import LOGIT_LIMIT
 
 SHARP_DISPARITY = 1.0

@@ -153,7 +153,7 @@ class BlurPriorAttention(nn.Module):
         return merge_windows(attended, side, batch, rows, columns)[:, :, :height, :width]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """``(n, queries, C)``, ``(n, keys, C)`` twice, bias ``(n, 1, queries or 1, keys)`` to ``(n, queries, C)``, Eq. 9."""
+        """Eq. 9: ``(n, queries, C)``, ``(n, keys, C)`` twice, bias ``(n, 1, queries or 1, keys)``."""
         query, key, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
         logits = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # scaled first: FP16 holds smaller products
         logits = logits if bias is None else logits + bias

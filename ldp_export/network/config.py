@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ldp_runtime.bundle.bundle import PROMPTS
+from ldp_runtime.bundle.manifest import PROMPTS
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.blur_map import ENSEMBLES
 

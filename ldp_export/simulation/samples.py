@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 View = NDArray[np.uint8] | NDArray[np.uint16]
 
 VARIANTS = ("standard", "noise_free", "rays", "mild", "noise3", "jpeg90", "in_focus")
-"""``standard`` is the sample itself; ``rays`` comes from ``simulation.rays``; ``mild`` is hardly blurred; ``noise3`` and
+"""``standard`` is the sample; ``rays`` comes from ``simulation.rays``; ``mild`` is hardly blurred; ``noise3`` and
 ``jpeg90`` are ``mild`` with noise of 3/255 in each view, and with JPEG compression of quality 90; ``in_focus`` has no
 blur at all, its views differ by the sensor's noise alone."""
 

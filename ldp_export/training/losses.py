@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ldp_export.blur_map import center_view, ensemble_logits, prompt_logits, similarity, upsample_map
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, embed_texts
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 
 EPSILON = 1e-4

@@ -17,8 +17,9 @@ from typing import Any
 
 from ldp_runtime import __version__
 from ldp_runtime.backends import BACKENDS, PRECISIONS, TensorSpec, graph_precision
-from ldp_runtime.bundle.bundle import GRAPHS, MANIFEST_FILE, Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, EngineEntry, architecture_number
+from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write, claimed_folder

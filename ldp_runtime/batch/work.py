@@ -20,11 +20,12 @@ from typing import Any, cast
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import FileFacts, OutputError, Record
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.deblurrer import Deblurrer, Result, Started
+from ldp_runtime.deblurrer import Deblurrer, Started
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, one_line
 from ldp_runtime.files import cannot_write
 from ldp_runtime.images import photo as image_io
 from ldp_runtime.images.pair_files import Views, encode_blur_map, read_views
+from ldp_runtime.result import Result
 from ldp_runtime.stages.tiles import ran_out_of_memory
 
 

@@ -14,8 +14,9 @@ from ldp_runtime import __version__
 from ldp_runtime.errors import ImageError
 
 if TYPE_CHECKING:
-    from ldp_runtime.deblurrer import BlurMapResult, Deblurrer
+    from ldp_runtime.deblurrer import Deblurrer
     from ldp_runtime.images.pair_files import Views
+    from ldp_runtime.result import BlurMapResult
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,8 +20,8 @@ from ldp_runtime.commands._pair import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from ldp_runtime.deblurrer import Result
-    from ldp_runtime.images.photo import Photo
+    from ldp_runtime.images.decode import Photo
+    from ldp_runtime.result import Result
 
 _Quality = dict[str, dict[str, float | None]]
 """Image -> "psnr_db" (None: infinite, the images are equal) and "ssim" (None: the images are too small)."""
@@ -137,7 +137,8 @@ def _encode_comparison(
 ) -> bytes:
     import numpy as np
 
-    from ldp_runtime.images.photo import Photo, encode_photo
+    from ldp_runtime.images.decode import Photo
+    from ldp_runtime.images.photo import encode_photo
     from ldp_runtime.images.quality import center_view
     from ldp_runtime.images.visualize import colour_blur_map, comparison
 

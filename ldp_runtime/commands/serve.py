@@ -86,10 +86,10 @@ def run(arguments: argparse.Namespace) -> None:
     import signal
 
     try:
-        from ldp_runtime.service.app import Service
         from ldp_runtime.service.gate import is_loopback
         from ldp_runtime.service.server import listen, serve
         from ldp_runtime.service.settings import MIB, Settings
+        from ldp_runtime.service.state import Service
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "ldp_runtime":
             raise

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.bundle.bundle import Manifest
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray, DeviceView
 from ldp_runtime.cuda.base import Device, Engine, EngineContext, Event, Graph, HostMemory, Memory, Stream

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ldp_runtime.bundle.bundle import Manifest
 from ldp_runtime.bundle.engines import Shape, clip_shapes, deblur_shapes
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda.base import aligned
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 from ldp_runtime.stages.tiles import TileGrid

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ldp_runtime.backends.base import EngineBackend
-from ldp_runtime.bundle.bundle import BlurMapSpec, Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISIONS, EngineEntry, Shape
+from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.cuda.base import Device, Engine, EngineContext, OutOfDeviceMemoryError, Stream

@@ -11,7 +11,7 @@ import numpy as np
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images import photo as image_io
-from ldp_runtime.images.photo import Photo
+from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.quality import view_correlation
 from ldp_runtime.images.visualize import colour_blur_map
 

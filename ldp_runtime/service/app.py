@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +19,6 @@ from starlette.exceptions import HTTPException
 from ldp_runtime import __version__
 from ldp_runtime.service import problems
 from ldp_runtime.service.gate import Gate
-from ldp_runtime.service.jobs import JobQueue
-from ldp_runtime.service.metrics import Metrics
 from ldp_runtime.service.problems import Problem, ProblemError, documented, problem_of
 from ldp_runtime.service.restore import (
     SUFFIXES,
@@ -31,16 +28,14 @@ from ldp_runtime.service.restore import (
     Format,
     Restoration,
     RestorationJob,
-    RestorationQueue,
     Upload,
-    restore,
 )
 from ldp_runtime.service.results import Results
-from ldp_runtime.service.settings import Settings
-from ldp_runtime.service.uploads import UploadRoute, Uploads
+from ldp_runtime.service.state import Service
+from ldp_runtime.service.uploads import UploadRoute
 
 if TYPE_CHECKING:
-    from ldp_runtime.deblurrer import Deblurrer
+    pass
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -104,59 +99,6 @@ class Limits(BaseModel):
     max_pixels: int = Field(description="Largest view in pixels")
     time_limit: float = Field(description="Seconds from the end of the upload to the result")
     keep_seconds: float = Field(description="How long results are kept")
-
-
-class Service:
-    """What the routes of one application share.
-
-    Attributes:
-        settings: The limits.
-        queue: Where uploads wait for a worker.
-        uploads: Those that are being read.
-        results: Restorations that clients come back for.
-        metrics: The counters.
-    """
-
-    def __init__(self, settings: Settings, open_deblurrer: Callable[[], Deblurrer]) -> None:
-        """Opens a deblurrer in each worker.
-
-        Args:
-            settings: The limits.
-            open_deblurrer: Makes the deblurrer of a worker, in its thread.
-
-        Raises:
-            LDPError: What ``open_deblurrer`` raised.
-        """
-        self.settings = settings
-        self.queue: RestorationQueue = JobQueue(open_deblurrer, workers=settings.workers, waiting=settings.queue)
-        self.uploads = Uploads(settings.uploads)
-        self.results = Results(seconds=settings.keep_seconds, most_bytes=settings.keep_bytes, count=settings.keep_count)
-        self.metrics = Metrics()
-        self.metrics.gauge("queue_waiting", "Pairs that wait for a worker", lambda: self.queue.waiting)
-        self.metrics.gauge("queue_running", "Pairs that workers are at", lambda: self.queue.running)
-        self.metrics.gauge("uploads_reading", "Uploads that are being read", lambda: self.uploads.reading)
-        self.metrics.gauge("results_kept", "Restorations that are kept or under way", lambda: len(self.results))
-
-    def submit(self, upload: Upload, *, previews: bool) -> RestorationJob:
-        """Puts an upload into the queue.
-
-        Raises:
-            ProblemError: There is no room.
-        """
-        work = partial(restore, upload=upload, max_pixels=self.settings.max_pixels, previews=previews)
-        job = self.queue.submit(work, self.settings.time_limit)
-        job.future.add_done_callback(self._count)
-        return job
-
-    def _count(self, future: Future[Restoration]) -> None:
-        if future.cancelled():
-            outcome = "dropped"
-        elif (error := future.exception()) is not None:
-            outcome = {422: "refused", 503: "dropped", 504: "late"}.get(problem_of(error).status_code, "failed")
-        else:
-            outcome = "restored"
-            self.metrics.observe(future.result().seconds)
-        self.metrics.count_restoration(outcome)
 
 
 def create_app(service: Service) -> FastAPI:

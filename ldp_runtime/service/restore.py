@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ldp_runtime.errors import ImageError
+from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.pair_files import Views, encode_blur_map, match_views
-from ldp_runtime.images.photo import Photo, check_format, decode_photo, encode_photo, photo_size
+from ldp_runtime.images.photo import check_format, decode_photo, encode_photo, photo_size
 from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import to_uint8
 from ldp_runtime.service.jobs import Job, JobQueue
 
 if TYPE_CHECKING:
-    from ldp_runtime.deblurrer import Deblurrer, Result
+    from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.result import Result
 
 Axis = Literal["horizontal", "vertical"]
 Format = Literal["png", "tiff", "jpeg"]

@@ -19,7 +19,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ldp_runtime.errors import LDPError
-from ldp_runtime.service.app import Service, create_app
+from ldp_runtime.service.app import create_app
+from ldp_runtime.service.state import Service
 
 if TYPE_CHECKING:
     from ldp_runtime.service.settings import Settings

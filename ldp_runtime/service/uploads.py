@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -15,40 +14,8 @@ from starlette.types import Message, Receive
 from ldp_runtime.service.problems import ProblemError
 
 if TYPE_CHECKING:
-    from ldp_runtime.service.app import Service
     from ldp_runtime.service.settings import Settings
-
-
-class Uploads:
-    """Counts the uploads that are being read."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.reading = 0
-
-    @contextmanager
-    def slot(self) -> Iterator[Callable[[], None]]:
-        """Counts one more; yields what ends it before the block does.
-
-        Raises:
-            ProblemError: So many are being read that no more may.
-        """
-        if self.reading >= self._limit:
-            raise ProblemError(
-                429, f"{self._limit} uploads are being read, and no more may; try again later", retry_after=2
-            )
-        self.reading += 1
-        open_ = True
-
-        def end() -> None:
-            nonlocal open_
-            self.reading -= int(open_)
-            open_ = False
-
-        try:
-            yield end
-        finally:
-            end()
+    from ldp_runtime.service.state import Service
 
 
 class UploadRoute(APIRoute):

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import batch
 from benchmarks.batch import Round, measure, to_markdown
-from benchmarks.harness.results import BenchmarkError, Commit, Report
+from benchmarks.harness.machine import Commit
+from benchmarks.harness.results import BenchmarkError, Report
 from ldp_runtime.bundle.bundle import Bundle
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks import reliability
-from benchmarks.harness.results import BenchmarkError, Commit, Report
+from benchmarks.harness.machine import Commit
+from benchmarks.harness.results import BenchmarkError, Report
 from benchmarks.reliability import KINDS, SHARES, all_problems, read_others, to_markdown
 from tests.faults.harness import Scenario
 

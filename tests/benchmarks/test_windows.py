@@ -11,9 +11,9 @@ from benchmarks import windows
 from benchmarks.harness import bundles
 from benchmarks.harness.results import BenchmarkError, Report
 from benchmarks.windows import choices, to_markdown
-from ldp_export.bundling.parity import randomise
 from ldp_export.checkpoint import CheckpointError, Windows
 from ldp_export.clip import load_clip
+from ldp_export.network.randomise import randomise
 from ldp_runtime.bundle.bundle import Bundle
 from tests.ldp_export.tiny_models import TINY_CLIP
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle

@@ -422,7 +422,8 @@ def _reference(work: Path, name: str, program: str, arguments: Callable[[Path], 
 
 def export_scenario(checkpoint: Path) -> Scenario:
     """``ldp-export onnx`` into a folder that may hold a bundle and notes already."""
-    from ldp_runtime.bundle.bundle import MANIFEST_FILE, Bundle
+    from ldp_runtime.bundle.bundle import Bundle
+    from ldp_runtime.bundle.manifest import MANIFEST_FILE
     from ldp_runtime.errors import LDPError
 
     notes = "notes of mine"

@@ -10,9 +10,9 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["ldp_runtime.bundle.bundle", "ldp_runtime.bundle.onnx_files", "json"]):
-    from ldp_runtime.bundle.bundle import Manifest, parse_manifest
+with atheris.instrument_imports(include=["ldp_runtime.bundle", "json"]):
     from ldp_runtime.bundle.onnx_files import read_graph
+    from ldp_runtime.bundle.schema import manifest_from_json, parse_manifest
     from ldp_runtime.errors import LDPError
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_one_input(data: bytes) -> None:
     except LDPError as error:
         assert "\n" not in str(error)
         return
-    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert manifest_from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ldp_runtime.bundle.bundle import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE
+from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE
 from tests.fuzz.mutations import change_bytes, number, rearrange
 
 VALUES: tuple[Any, ...] = (

@@ -18,11 +18,13 @@ from random import Random
 
 import numpy as np
 
-from ldp_runtime.bundle.bundle import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, Bundle
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE
 from ldp_runtime.cli import main
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import ImageError, LDPError
-from ldp_runtime.images.photo import MAX_PIXELS, Photo, encode_photo, read_photo, write_photo
+from ldp_runtime.images.decode import MAX_PIXELS, Photo
+from ldp_runtime.images.photo import encode_photo, read_photo, write_photo
 from tests.fuzz import bundle_files, image_files
 from tests.fuzz.mutations import change_bytes
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle

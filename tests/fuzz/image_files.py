@@ -15,7 +15,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
-from ldp_runtime.images.photo import Photo, encode_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import encode_photo
 from tests.fuzz.mutations import change_bytes, number, rearrange
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ldp_runtime.backends import BACKENDS
-from ldp_runtime.bundle.bundle import Bundle, find_bundle
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.find import find_bundle
 from ldp_runtime.cuda.device import CudaDevice, NoGpuError, open_device
 from ldp_runtime.errors import BackendError
 

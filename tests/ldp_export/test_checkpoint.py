@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldp_export import checkpoint as checkpoint_module
-from ldp_export.bundling.parity import randomise
 from ldp_export.checkpoint import Checkpoint, CheckpointError, choose_windows, save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.network import LDPNet
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_export.network.randomise import randomise
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 

@@ -16,17 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldp_export.bundling.onnx_graphs import ExportModel, export_bundle
-from ldp_export.bundling.parity import randomise
+from ldp_export.bundling.model import ExportModel
+from ldp_export.bundling.onnx_graphs import export_bundle
 from ldp_export.checkpoint import CheckpointError, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, embed_texts, load_clip
 from ldp_export.clip.patches import resize_matrix
 from ldp_export.network import ConfigError, LDPNet
+from ldp_export.network.randomise import randomise
 from ldp_export.network.released import ReleasedConfig, ReleasedNet, pool_matrix, released_state
 from ldp_export.release import PROMPT, ReleaseError, dense_release, patch_release, read_release
 from ldp_runtime import Deblurrer
-from ldp_runtime.bundle.bundle import BlurMapSpec, Bundle, Prompt
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 
 TINY = ReleasedConfig("tiny", width=8, encoder=(1,), middle=1, decoder=(1,))

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
-from ldp_export.bundling.parity import randomise, randomise_network
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.network import CONFIGS, ConfigError, LDPConfig, LDPNet
 from ldp_export.network.bpa import BlurPriorAttention
 from ldp_export.network.config import PRIORS
+from ldp_export.network.randomise import randomise, randomise_network
 
 ROOT = Path(__file__).parents[2]
 TINY = LDPConfig(

@@ -6,11 +6,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from ldp_export.bundling.parity import randomise, randomise_network
 from ldp_export.checkpoint import save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.network import LDPNet
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_export.network.randomise import randomise, randomise_network
+from ldp_runtime.bundle.manifest import Prompt
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 
 

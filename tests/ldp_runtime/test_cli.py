@@ -23,7 +23,8 @@ from ldp_runtime.cli import main
 from ldp_runtime.commands import deblur as deblur_command
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images import photo as image_io
-from ldp_runtime.images.photo import Photo, read_photo, write_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import read_photo, write_photo
 from ldp_runtime.images.quality import psnr, ssim
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

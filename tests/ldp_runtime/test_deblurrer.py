@@ -16,8 +16,9 @@ from ldp_runtime import deblurrer as pipeline
 from ldp_runtime.backends import BACKENDS
 from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.deblurrer import BlurMapResult, Deblurrer, Result
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
+from ldp_runtime.result import BlurMapResult, Result
 from ldp_runtime.stages import pixels as stages
 from ldp_runtime.stages.blur_map import alpha
 from ldp_runtime.stages.tiles import TileError

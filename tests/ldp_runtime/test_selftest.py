@@ -14,7 +14,8 @@ from onnx import numpy_helper
 from ldp_export.bundling.selftest import add_sample
 from ldp_runtime import selftest
 from ldp_runtime.backends import BACKENDS
-from ldp_runtime.bundle.bundle import SELFTEST_FILE, Bundle, read_manifest, write_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, write_manifest
+from ldp_runtime.bundle.manifest import SELFTEST_FILE
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.selftest import read_sample, run_selftest, sample_pair

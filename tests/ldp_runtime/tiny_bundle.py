@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ldp_runtime.bundle.bundle import TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest, Prompt, write_manifest
+from ldp_runtime.bundle.bundle import write_manifest
+from ldp_runtime.bundle.manifest import TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest, Prompt
 from ldp_runtime.stages.geometry import Padding
 
 OPSET = 20

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.harness.results import Report
-from ldp_export.bundling.onnx_graphs import deblur_graph, model_from_checkpoint, save_graph
+from ldp_export.bundling.model import model_from_checkpoint
+from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import DataError, PairSample

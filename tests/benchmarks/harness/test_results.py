@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import machine
-from benchmarks.harness.results import (
-    BenchmarkError,
-    BundleId,
-    Commit,
-    Report,
-    markdown_table,
-    save,
-    significant,
-    write_text,
-)
+from benchmarks.harness.machine import Commit
+from benchmarks.harness.results import BenchmarkError, BundleId, Report, markdown_table, save, significant, write_text
 from ldp_runtime.bundle.bundle import Bundle
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.harness.results import BenchmarkError, BundleId, Commit, Report
+from benchmarks.harness.machine import Commit
+from benchmarks.harness.results import BenchmarkError, BundleId, Report
 from benchmarks.latency import bench as latency
 from benchmarks.latency import worker as latency_worker
 from benchmarks.latency.bench import Contender, find_contenders, measure, parse_shape, to_markdown, verdicts

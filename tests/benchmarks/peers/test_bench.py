@@ -33,7 +33,7 @@ from benchmarks.peers.layers import ChannelNorm, center
 from benchmarks.peers.nafnet import NAFNet
 from benchmarks.peers.restormer import Restormer, TransposedAttention
 from benchmarks.peers.worker import restore
-from ldp_export.bundling.parity import randomise
+from ldp_export.network.randomise import randomise
 from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
 

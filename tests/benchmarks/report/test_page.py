@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness.results import BenchmarkError, BundleId, Commit, Report, save
+from benchmarks.harness.machine import Commit
+from benchmarks.harness.results import BenchmarkError, BundleId, Report, save
 from benchmarks.latency.bench import to_markdown as latency_markdown
 from benchmarks.parity import to_markdown as parity_markdown
 from benchmarks.report import figures

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.roofline.flops import RESIZE_FLOPS, SOFTMAX_FLOPS, graph_cost
 from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
-from ldp_export.bundling.parity import randomise
 from ldp_export.network import CONFIGS, LDPConfig, LDPNet
+from ldp_export.network.randomise import randomise
 from ldp_runtime.bundle.bundle import Bundle
 
 NANO = Path(__file__).resolve().parents[3] / "models" / "ldp-nano"

@@ -21,19 +21,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ldp_export.bundling.engine import (
-    EngineError,
-    Progress,
-    SizeRange,
-    TensorRT,
-    build_engines,
-    parse_size,
-    profiles,
-    widen_kernel,
-)
+from ldp_export.bundling.engine import EngineError, SizeRange, build_engines, parse_size, profiles
+from ldp_export.bundling.tensorrt_builder import Progress, TensorRT, widen_kernel
 from ldp_export.cli import main
-from ldp_runtime.bundle.bundle import BlurMapSpec, Bundle, read_manifest, save_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
+from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cuda import device
 from ldp_runtime.errors import BackendError, BundleError

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from benchmarks.graph_report import count_nodes, needless_nodes, read_report
 from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
-from ldp_export.bundling.parity import randomise, randomise_network
-from ldp_export.bundling.quantize import _layer_nodes
+from ldp_export.bundling.quantize_graphs import _layer_nodes
 from ldp_export.network import CONFIGS, LDPNet
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
+from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.simulation.samples import focus_setting
 from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
@@ -336,7 +336,7 @@ def test_needless_nodes_are_found(tmp_path: Path) -> None:
 def test_tensorrt_fuses_attention_normalisation_and_pooling(nano_bundle: Path) -> None:
     """What the builder says of the engine: one layer an attention, one a normalisation, no FP32 copy of a map."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
-    from ldp_export.bundling.engine import TensorRT
+    from ldp_export.bundling.tensorrt_builder import TensorRT
     from ldp_runtime.bundle.engines import ShapeRange, deblur_shapes
 
     network = LDPNet(CONFIGS["nano"])

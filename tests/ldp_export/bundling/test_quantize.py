@@ -14,21 +14,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ldp_export.bundling import quantize
-from ldp_export.bundling.engine import SizeRange, TensorRT, build_engines
-from ldp_export.bundling.quantize import (
-    LabelledPair,
-    PairSets,
-    QualityError,
-    QuantizeError,
-    place,
-    quantize_bundle,
-    role,
-    simulated_pairs,
-)
+from ldp_export.bundling.engine import SizeRange, build_engines
+from ldp_export.bundling.quantize import QualityError, quantize_bundle
+from ldp_export.bundling.quantize_graphs import QuantizeError, place, role
+from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, simulated_pairs
+from ldp_export.bundling.tensorrt_builder import TensorRT
 from ldp_export.cli import main
 from ldp_runtime.backends import BACKENDS
-from ldp_runtime.bundle.bundle import GRAPHS, QUANTIZED_PRECISIONS, BlurMapSpec, Bundle, read_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest
 from ldp_runtime.bundle.engines import deblur_shapes
+from ldp_runtime.bundle.manifest import GRAPHS, QUANTIZED_PRECISIONS, BlurMapSpec
 from ldp_runtime.cli import main as run_ldp
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError

@@ -15,8 +15,8 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldp_export.bundling.parity import randomise
 from ldp_export.clip import OPPOSITES, PROMPTS, ClipError, DenseCLIP, LoadedClip, WindowEncoder, embed_texts, load_clip
+from ldp_export.network.randomise import randomise
 from ldp_runtime.errors import LDPError
 
 PATCH = 8

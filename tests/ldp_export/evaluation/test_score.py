@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_export.bundling.onnx_graphs import random_model
+from ldp_export.bundling.model import random_model
 from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.data import PairSample, open_dataset
@@ -24,10 +24,11 @@ from ldp_export.evaluation.reference import TorchDeblurrer
 from ldp_export.evaluation.score import ROWS_A_SHEET, Score, paper_rows, score_dataset, score_pair, summarise
 from ldp_export.network import CONFIGS
 from ldp_runtime.bundle.bundle import read_manifest, write_manifest
-from ldp_runtime.deblurrer import Deblurrer, Result
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import psnr, ssim
+from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import LOGIT_LIMIT
 from tests.ldp_export.conftest import SEED, WINDOW
 from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, make_dpd_blur, make_dpd_disp, make_scenes, noise

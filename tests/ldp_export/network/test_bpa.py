@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldp_export.bundling.parity import randomise
 from ldp_export.network.bpa import (
     OUTSIDE,
     BlurKernels,
@@ -18,6 +17,7 @@ from ldp_export.network.bpa import (
     merge_windows,
     place_kernels,
 )
+from ldp_export.network.randomise import randomise
 
 Array = NDArray[np.float64]
 CHANNELS = 8

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldp_export.bundling.parity import randomise
 from ldp_export.network.layers import LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
+from ldp_export.network.randomise import randomise
 
 Array = NDArray[np.float64]
 

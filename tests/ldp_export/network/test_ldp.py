@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldp_export.bundling.parity import randomise
 from ldp_export.network import CONFIGS, LDPConfig, LDPNet
+from ldp_export.network.randomise import randomise
 
 PATCH = 16
 TINY = LDPConfig(

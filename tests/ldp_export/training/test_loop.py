@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from ldp_export.bundling.parity import randomise_network
 from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
 from ldp_export.network import LDPNet
+from ldp_export.network.randomise import randomise_network
 from ldp_export.training import (
     DataConfig,
     StageConfig,
@@ -39,7 +39,7 @@ from ldp_export.training.log import RunLog
 from ldp_export.training.losses import LossConfig
 from ldp_export.training.optimisation import WeightAverage, decays, learning_rate, make_optimizer
 from ldp_export.training.parallel import open_fabric
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 

@@ -21,7 +21,7 @@ from ldp_export.training.losses import (
     charbonnier,
     total_loss,
 )
-from ldp_runtime.bundle.bundle import Prompt
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.stages import blur_map as runtime
 
 CALIBRATED = [Prompt(p.text, p.format, 1.0 + i, (-1) ** i * (2.0 + i)) for i, p in enumerate(PROMPTS)]

@@ -27,7 +27,8 @@ import pytest
 from ldp_export.triton.repository import Serving, write_repository
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
-from ldp_runtime.images.photo import Photo, read_photo, write_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import read_photo, write_photo
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 pytestmark = pytest.mark.slow

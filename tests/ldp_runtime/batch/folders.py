@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ldp_runtime.batch.journal import JOURNAL_FILE
-from ldp_runtime.images.photo import Photo, write_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import write_photo
 
 H, W = 37, 51
 BACKEND = ("--backend", "onnxruntime", "--precision", "fp32", "--threads", "1")

@@ -20,7 +20,8 @@ from ldp_runtime.batch.journal import JOURNAL_FILE, Journal
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, NumericsError
 from ldp_runtime.images import photo as image_io
-from ldp_runtime.images.photo import Photo, read_photo, write_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import read_photo, write_photo
 from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

@@ -17,21 +17,11 @@ import pytest
 from onnx import TensorProto
 
 from ldp_runtime.bundle import bundle as bundle_module
-from ldp_runtime.bundle.bundle import (
-    MANIFEST_FILE,
-    MAX_FILES,
-    MAX_MANIFEST_BYTES,
-    Bundle,
-    FileEntry,
-    Manifest,
-    find_bundle,
-    list_bundles,
-    read_manifest,
-    search_folders,
-    sha256_file,
-    write_manifest,
-)
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, sha256_file, write_manifest
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
+from ldp_runtime.bundle.find import find_bundle, list_bundles, search_folders
+from ldp_runtime.bundle.manifest import MANIFEST_FILE, FileEntry
+from ldp_runtime.bundle.schema import MAX_FILES, MAX_MANIFEST_BYTES, manifest_from_json
 from ldp_runtime.errors import BundleError
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, tiny_manifest
 
@@ -93,7 +83,7 @@ def test_load_gives_typed_fields_and_embeddings(bundle: Path) -> None:
 
 def test_manifest_survives_json(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert manifest_from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
 def test_manifest_file_has_the_schema_first_and_the_files_last(bundle: Path) -> None:
@@ -285,7 +275,7 @@ def test_every_field_is_required(pristine: Path) -> None:
     value = read_manifest(pristine).to_json()
     for name in value:
         rest = {key: item for key, item in value.items() if key != name}
-        message = error_of(lambda rest=rest: Manifest.from_json(json.loads(json.dumps(rest))))
+        message = error_of(lambda rest=rest: manifest_from_json(json.loads(json.dumps(rest))))
         assert message == f"{MANIFEST_FILE}: field {name!r} is missing; {MEND_MANIFEST}"
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldp_runtime.bundle.bundle import MANIFEST_FILE, Bundle, Manifest, read_manifest, save_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.engines import (
     EngineEntry,
     ShapeRange,
@@ -22,6 +22,8 @@ from ldp_runtime.bundle.engines import (
     engine_key,
     nearest,
 )
+from ldp_runtime.bundle.manifest import MANIFEST_FILE
+from ldp_runtime.bundle.schema import manifest_from_json
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, clip_batch
 from tests.ldp_runtime.tiny_bundle import PATCH, make_tiny_bundle, rewrite
@@ -82,7 +84,7 @@ def test_an_engine_is_found_and_read(folder: Path) -> None:
     entry = add_engine(folder)
     bundle = Bundle.load(folder)
     assert bundle.manifest.engines == (entry,)
-    assert Manifest.from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
+    assert manifest_from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
     for size in (SMALL, MIDDLE, LARGE, (64, 384)):
         assert find(folder, size) == entry
     assert find(folder, arch="sm_86") == entry

@@ -15,8 +15,9 @@ from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.cuda import runner as runner_module
 from ldp_runtime.cuda.arrays import DeviceArray
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
-from ldp_runtime.deblurrer import Deblurrer, Result
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
+from ldp_runtime.result import Result
 from tests.ldp_runtime.cuda import host_device
 from tests.ldp_runtime.cuda.host_device import HostBackend, HostDevice, HostStream, on_device
 from tests.ldp_runtime.tiny_bundle import Graph, clip_graph, deblur_graph, make_tiny_bundle, rewrite

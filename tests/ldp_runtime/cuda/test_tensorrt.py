@@ -15,8 +15,9 @@ import pytest
 
 import ldp_runtime.cuda.tensorrt as adapter
 from ldp_runtime.backends import BACKENDS, select
-from ldp_runtime.bundle.bundle import BlurMapSpec, Bundle
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, engine_key
+from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import trust
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
 from ldp_runtime.cuda.device import NoGpuError

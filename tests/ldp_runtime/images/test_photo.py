@@ -17,7 +17,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images import photo as image_io
-from ldp_runtime.images.photo import Photo, read_photo, upright_disparity, write_files, write_photo, write_pixels
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import read_photo, upright_disparity, write_files, write_photo, write_pixels
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PREFIX = b"Exif\0\0"
@@ -481,7 +482,7 @@ def test_refuses_a_decompression_bomb_before_decoding(
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    for decoder in ("_decode_pillow", "_decode_cv2", "_decode_tiff"):
+    for decoder in ("decode_pillow", "decode_cv2", "_decode_tiff"):
         monkeypatch.setattr(image_io, decoder, decode)
     text = error(tmp_path, header)
     assert "claims" in text
@@ -515,7 +516,7 @@ def test_a_short_file_that_claims_much_is_refused_before_decoding(
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    for decoder in ("_decode_pillow", "_decode_cv2", "_decode_tiff"):
+    for decoder in ("decode_pillow", "decode_cv2", "_decode_tiff"):
         monkeypatch.setattr(image_io, decoder, decode)
     assert "cannot hold the 16000 x 16000 pixels that it claims" in error(tmp_path, data)
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from fastapi.testclient import TestClient
 
-from ldp_runtime.deblurrer import Result
-from ldp_runtime.images.photo import Photo, encode_photo
-from ldp_runtime.service.app import Service, create_app
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import encode_photo
+from ldp_runtime.result import Result
+from ldp_runtime.service.app import create_app
 from ldp_runtime.service.settings import Settings
+from ldp_runtime.service.state import Service
 
 URL = "http://127.0.0.1:8000"
 H, W = 30, 44

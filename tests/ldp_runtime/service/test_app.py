@@ -10,10 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ldp_runtime.errors import BackendError
-from ldp_runtime.images.photo import Photo, decode_photo, encode_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import decode_photo, encode_photo
 from ldp_runtime.images.visualize import colour_blur_map
-from ldp_runtime.service.app import PAGE, Service
+from ldp_runtime.service.app import PAGE
 from ldp_runtime.service.gate import CHUNK
+from ldp_runtime.service.state import Service
 from tests.ldp_runtime.service.fakes import URL, FakeDeblurrer, H, W, check_problem, encoded, pair, served, until, view
 
 Served = tuple[TestClient, Service]

@@ -15,9 +15,10 @@ import pytest
 import uvicorn
 
 from ldp_runtime.images.photo import decode_photo
-from ldp_runtime.service.app import Service, create_app
+from ldp_runtime.service.app import create_app
 from ldp_runtime.service.server import listen
 from ldp_runtime.service.settings import Settings
+from ldp_runtime.service.state import Service
 from tests.ldp_runtime.service.fakes import FakeDeblurrer, H, W, encoded, view
 
 pytestmark = pytest.mark.browser

@@ -21,11 +21,12 @@ import uvicorn
 
 from benchmarks.harness.serving import serving
 from ldp_runtime.cli import main
-from ldp_runtime.images.photo import Photo, decode_photo, encode_photo, write_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import decode_photo, encode_photo, write_photo
 from ldp_runtime.service import server as server_module
-from ldp_runtime.service.app import Service
 from ldp_runtime.service.server import ServeError, listen
 from ldp_runtime.service.settings import Settings
+from ldp_runtime.service.state import Service
 from tests.ldp_runtime.service.fakes import FakeDeblurrer, encoded, until, view
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
@@ -305,7 +306,7 @@ def test_what_runs_is_finished_when_the_service_stops(quick: InThread) -> None:
 
 STUCK = """
 from tests.ldp_runtime.service.fakes import FakeDeblurrer
-from ldp_runtime.service.app import Service
+from ldp_runtime.service.state import Service
 from ldp_runtime.service.server import listen, serve
 from ldp_runtime.service.settings import Settings
 deblurrer = FakeDeblurrer()

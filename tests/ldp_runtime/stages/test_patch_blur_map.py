@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_runtime.bundle.bundle import BlurMapSpec, Bundle, FileEntry, Manifest, Prompt
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.manifest import BlurMapSpec, FileEntry, Manifest, Prompt
+from ldp_runtime.bundle.schema import manifest_from_json
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import sigmoid, upsample_map
 from ldp_runtime.stages.geometry import Padding
@@ -119,13 +121,13 @@ def test_a_manifest_without_the_field_is_the_papers(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_patches_round_trips() -> None:
-    manifest = Manifest.from_json(patch_manifest())
+    manifest = manifest_from_json(patch_manifest())
     assert manifest.blur_map == BlurMapSpec("patch", "map", 40)
     assert manifest.prompts == (PROMPT,)
     assert manifest.blur_cell == 40
     assert manifest.graph_names("deblur") == ({"pair", "blur_map"}, {"restored"})
     assert manifest.graph_names("clip") == ({"patches"}, {"features"})
-    assert Manifest.from_json(as_json(manifest)) == manifest
+    assert manifest_from_json(as_json(manifest)) == manifest
 
 
 @pytest.mark.parametrize(
@@ -144,23 +146,23 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> No
     value = patch_manifest()
     value["blur_map"] |= changes
     with pytest.raises(BundleError) as caught:
-        Manifest.from_json(value)
+        manifest_from_json(value)
     assert message in str(caught.value)
 
 
 def test_patches_take_one_prompt_of_symmetry() -> None:
     value = patch_manifest()
     with pytest.raises(BundleError, match="field 'prompts': expected one prompt, came 2"):
-        Manifest.from_json({**value, "prompts": 2 * value["prompts"]})
+        manifest_from_json({**value, "prompts": 2 * value["prompts"]})
     prompt = {**value["prompts"][0], "format": "blur-aware"}
     with pytest.raises(BundleError, match="at least one prompt of format dp-aware"):
-        Manifest.from_json({**value, "prompts": [prompt]})
+        manifest_from_json({**value, "prompts": [prompt]})
 
 
 @pytest.mark.parametrize("ensemble", ["ens1-blur-aware", 0, 7])
 def test_ensembles_and_single_prompts_of_table_5(ensemble: str | int) -> None:
     value = {**as_json(tiny_manifest()), "files": patch_manifest()["files"]}
-    assert Manifest.from_json({**value, "ensemble": ensemble}).ensemble == ensemble
+    assert manifest_from_json({**value, "ensemble": ensemble}).ensemble == ensemble
     for wrong in (8, -1):
         with pytest.raises(BundleError, match="field 'ensemble': expected a prompt from 0 to 7, came"):
-            Manifest.from_json({**value, "ensemble": wrong})
+            manifest_from_json({**value, "ensemble": wrong})

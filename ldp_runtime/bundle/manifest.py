@@ -1,0 +1,179 @@
+"""The manifest bundle.json as typed values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldp_runtime.bundle.engines import EngineEntry
+from ldp_runtime.stages.geometry import Padding
+
+SCHEMA = "ldp-bundle"
+
+SCHEMA_VERSION = 1
+
+MANIFEST_FILE = "bundle.json"
+
+TEXT_EMBEDDINGS_FILE = "text_embeddings.npy"
+
+SELFTEST_FILE = "selftest.npz"
+"""Optional: a pair and what shall become of it, see ``ldp_runtime.selftest``."""
+
+PROMPTS = 8
+
+GRAPHS = ("clip", "deblur")
+
+GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8-fp16")
+"""Of graphs: "int8" leaves in FP32 what is not quantised; those that engines are built from leave it in FP16."""
+
+QUANTIZED_PRECISIONS = ("int8", "fp8")
+"""What ``ldp-export quantize`` makes; "fp8" is for engines alone."""
+
+BLUR_METHODS = ("dense", "patch")
+
+NETWORK_INPUTS = ("logits", "map")
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What the runtime must know of the CLIP image encoder.
+
+    Attributes:
+        architecture: Name of the open_clip model.
+        patch: Side of a patch in px.
+        window: Side of a window in px, a multiple of ``patch``.
+        overlap: Neighbouring windows share at least this many px.
+        mean: Mean of R, G, B in [0, 1], subtracted first.
+        std: Standard deviation of R, G, B, divided by.
+        embed_dim: Length of a feature.
+        quick_gelu: The encoder was exported with QuickGELU, as OpenAI's weights need.
+        weights: Where the weights came from.
+    """
+
+    architecture: str
+    patch: int
+    window: int
+    overlap: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    embed_dim: int
+    quick_gelu: bool
+    weights: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of Table 4 and its calibration, ``z = (100 cos - offset) / temperature``.
+
+    Attributes:
+        text: The prompt.
+        format: One of ``blur_map.FORMATS``.
+        offset: In units of ``100 cos``.
+        temperature: In units of ``100 cos``; not zero, negative where a higher similarity means the opposite.
+    """
+
+    text: str
+    format: str
+    offset: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class BlurMapSpec:
+    """How the blur map is estimated and in which form the deblur graph takes it.
+
+    A manifest without the field ``blur_map`` has these defaults, the paper's.
+
+    Attributes:
+        method: One of ``BLUR_METHODS``. "dense": a value a token, from CLIP's dense features of windows (Eq. 4 to 6).
+            "patch": a value a patch of the image, from CLIP's pooled feature, as the authors' released code has it
+            (``patch_blur_map``); then ``clip.window`` is the side of the image that CLIP sees of a patch.
+        network_input: One of ``NETWORK_INPUTS``. "logits": ``blur_logits (1, 1, any, any)``, unnormalised. "map":
+            ``blur_map (1, 1, H, W)`` in [0, 1], at the size of the padded pair.
+        patch: Side in px of a patch of the image with method "patch"; None with "dense".
+    """
+
+    method: str = "dense"
+    network_input: str = "logits"
+    patch: int | None = None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """The SHA-256 (64 hexadecimal digits, lower case) and size in bytes of a file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``bundle.json``, schema version 1.
+
+    Attributes:
+        name: Name of the bundle.
+        created: Time of the export, ISO 8601.
+        network: Config of the deblur network.
+        clip: The CLIP image encoder.
+        prompts: The eight prompts, in the order of the rows of ``text_embeddings.npy``; with ``blur_map.method``
+            "patch" one.
+        ensemble: The ensemble that the network was trained with: a name of ``blur_map.ENSEMBLES``, or the index of a
+            single prompt.
+        padding: The size rule of the pair.
+        graphs: ``{"clip" | "deblur": {precision: file}}``, each precision one of ``GRAPH_PRECISIONS``; "fp32" is
+            always there.
+        opset: ONNX opset of the graphs.
+        tools: Versions of what exported the bundle.
+        blur_map: How the blur map is estimated and given to the network.
+        training: Provenance of the weights.
+        parity: Figures measured at export.
+        evaluation: Figures of ``ldp-export evaluate``.
+        quantization: Precision -> how its quantised graphs were made and what they cost; a manifest without the field
+            has none.
+        licences: Licences of weights and data.
+        engines: Built TensorRT engines. They carry their own hashes: one for another GPU need not be here.
+        files: Hash and size of every file, by its path inside the bundle with forward slashes.
+    """
+
+    name: str
+    created: str
+    network: Mapping[str, Any]
+    clip: ClipSpec
+    prompts: tuple[Prompt, ...]
+    ensemble: str | int
+    padding: Padding
+    graphs: Mapping[str, Mapping[str, str]]
+    opset: int
+    tools: Mapping[str, str]
+    blur_map: BlurMapSpec = BlurMapSpec()
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    licences: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engines: tuple[EngineEntry, ...] = ()
+    files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values, in the order of the schema."""
+        value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        if self.blur_map == BlurMapSpec():
+            del value["blur_map"]
+        if not self.quantization:
+            del value["quantization"]
+        return value
+
+    @property
+    def blur_cell(self) -> int:
+        """Side in px of the square of the image that one blur logit stands for."""
+        return self.blur_map.patch or self.clip.patch
+
+    def graph_names(self, kind: str) -> tuple[set[str], set[str]]:
+        """Names of the inputs and of the outputs of a graph, ``"clip"`` or ``"deblur"``."""
+        if kind == "deblur":
+            return {"pair", f"blur_{self.blur_map.network_input}"}, {"restored"}
+        if self.blur_map.method == "patch":
+            return {"patches"}, {"features"}
+        return {"stereo", "center"}, {"stereo_features", "center_features"}

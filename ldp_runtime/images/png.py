@@ -1,0 +1,107 @@
+"""Reading and writing PNG files."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import PngImagePlugin
+
+from ldp_runtime.errors import ImageError
+from ldp_runtime.images.decode import (
+    DEFLATE_LEVEL,
+    DEFLATE_RATIO,
+    PNG_SIGNATURE,
+    Decoded,
+    Photo,
+    check_size,
+    decode_cv2,
+    decode_pillow,
+    decoding,
+)
+
+
+def read_png(path: Path, data: bytes) -> Decoded:
+    """Decodes a PNG file after its chunks were checked."""
+    with decoding(path):
+        pixel_chunks, exif = _png_chunks(path, data)
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        if getattr(image, "n_frames", 1) > 1:
+            raise ImageError(f"{path} is an animation; expected one picture: export one frame of it")
+        bits = data[24]
+        array = decode_cv2(pixel_chunks) if bits == 16 else decode_pillow(path, image)
+        return array, image.info.get("icc_profile"), exif, image.info.get("dpi")
+
+
+def _png_chunks(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
+    """Checks the header, and the length and the CRC of each chunk, of a PNG file.
+
+    Returns:
+        The file without metadata, about which OpenCV would print warnings; and its EXIF block.
+
+    Raises:
+        ImageError: The picture is too large.
+        ValueError: The file is cut short, a checksum does not match, or it begins with another chunk than its header.
+    """
+    kept = [PNG_SIGNATURE]
+    exif = None
+    start = len(PNG_SIGNATURE)
+    kind = b""
+    width = height = bits = colour_type = packed = 0
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise ValueError("the file ends early")
+        (length,) = struct.unpack_from(">I", data, start)
+        end = start + 12 + length
+        if end > len(data):
+            raise ValueError("the file ends early")
+        kind = data[start + 4 : start + 8]
+        if (kind == b"IHDR") != (len(kept) == 1) or (kind == b"IHDR" and length != 13):
+            raise ValueError("expected one header, first of all")
+        if zlib.crc32(data[start + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise ValueError(f"wrong checksum in chunk {kind.decode('latin-1')}")
+        if kind == b"IHDR":
+            width, height, bits, colour_type = struct.unpack_from(">IIBB", data, start + 8)
+            check_size(path, width, height)
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(data[start:end])
+        elif kind == b"eXIf":
+            exif = data[start + 8 : end - 4]
+        packed += length if kind == b"IDAT" else 0
+        start = end
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour_type, 1)
+    if width * height * channels * bits // 8 > packed * DEFLATE_RATIO:
+        raise ValueError(f"{packed} bytes cannot hold the {width} x {height} pixels that it claims")
+    return b"".join(kept), exif
+
+
+def encode_png(array: np.ndarray, photo: Photo) -> bytes:
+    """Encodes ``(h, w, c)`` uint8 or uint16, c from 1 to 4; rows as what they add to the one above."""
+    height, width, channels = array.shape
+    big_endian = array.astype(array.dtype.newbyteorder(">"), copy=False)
+    rows = np.ascontiguousarray(big_endian).view(np.uint8).reshape(height, -1)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 2  # filter type "Up"
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    packed = zlib.compress(filtered.data, DEFLATE_LEVEL)
+
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header)]
+    if photo.icc_profile is not None:
+        chunks.append((b"iCCP", b"ICC\0\0" + zlib.compress(photo.icc_profile)))
+    if photo.dpi is not None:
+        per_metre = (round(value / 0.0254) for value in photo.dpi)
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+    if photo.exif is not None:
+        chunks.append((b"eXIf", photo.exif))
+    step = 2**24
+    chunks += [(b"IDAT", packed[start : start + step]) for start in range(0, len(packed), step)]
+    chunks.append((b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )

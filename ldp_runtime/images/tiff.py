@@ -1,0 +1,228 @@
+"""Reading and writing TIFF files."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import os
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import tifffile
+from PIL import TiffImagePlugin
+
+from ldp_runtime.errors import ImageError
+from ldp_runtime.images.decode import (
+    DEFLATE_LEVEL,
+    DEFLATE_RATIO,
+    Decoded,
+    Photo,
+    check_size,
+    decode_cv2,
+    decode_pillow,
+    decoding,
+)
+from ldp_runtime.images.exif import LONG, RATIONAL, SHORT, UNDEFINED, header, numbers, read_block, write_directory
+
+MAX_TIFF_PAGES = 64
+"""Most pages of a TIFF file; more than one is a picture with thumbnails or masks."""
+
+TIFF_MAX_BYTES = 2**32 - 2**24  # 32-bit offsets, less room for tags and incompressible strips
+
+_DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
+
+_TIFFFILE_UNPACKS = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.PACKBITS, *_DEFLATE)
+
+# Most bytes that a byte of a strip or tile stands for; other compressions have no bound.
+_TIFF_RATIOS: dict[int, int] = {
+    tifffile.COMPRESSION.NONE: 1,
+    tifffile.COMPRESSION.PACKBITS: 64,
+    tifffile.COMPRESSION.LZW: 4096,
+    **dict.fromkeys(_DEFLATE, DEFLATE_RATIO),
+}
+
+_TILE_PIXELS = 2**22  # a tile of a small picture may be larger than the picture
+
+
+def read_tiff(path: Path, data: bytes) -> Decoded:
+    """Decodes the one full-size page of a TIFF file after its limits were checked."""
+    with decoding(path), tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_TIFF_PAGES + 1)]
+        if len(pages) > MAX_TIFF_PAGES:
+            raise ImageError(f"{path} has more than {MAX_TIFF_PAGES} pages; expected one: export that page")
+        page = pages[0]
+        full = [p for p in pages if not p.is_reduced]
+        if full != [page]:
+            raise ImageError(
+                f"{path} has {len(full)} full-size pages; expected one, the first: export that page "
+                "(a raw photo has to be split into its two views and developed first)"
+            )
+        check_size(path, page.imagewidth, page.imagelength)
+        _check_tiff_samples(path, page)
+        _check_tiff_segments(page)
+        return _decode_tiff(path, data, page), page.iccprofile, data, _tiff_dpi(page)
+
+
+def _check_tiff_segments(page: tifffile.TiffPage) -> None:
+    """Checks the strips or tiles of a page.
+
+    Raises:
+        ValueError: One is missing or too large, there are too many, or they cannot hold the picture.
+    """
+    pixels = page.imagewidth * page.imagelength
+    if page.is_tiled and page.tilewidth * page.tilelength > max(_TILE_PIXELS, 2 * pixels):
+        raise ValueError(f"it claims tiles of {page.tilewidth} x {page.tilelength} pixels")
+    if page.imagedepth != 1 or page.tiledepth > 1:
+        raise ValueError("it is a volume")
+    parts = math.prod(page.chunked)
+    if not parts == len(page.databytecounts) == len(page.dataoffsets):
+        raise ValueError(f"expected a picture of {parts} parts, came {len(page.databytecounts)}")
+    if 0 in page.databytecounts:  # tifffile would fill in zeros
+        raise ValueError("a part of the picture is missing")
+    packed = sum(page.databytecounts)
+    # Of YCbCr the colour may be stored for a part of the pixels.
+    samples = 1 if page.photometric == tifffile.PHOTOMETRIC.YCBCR else page.samplesperpixel
+    ratio = _TIFF_RATIOS.get(page.compression)
+    if ratio is not None and pixels * samples * page.bitspersample // 8 > packed * ratio:
+        raise ValueError(f"{packed} bytes cannot hold the {page.imagewidth} x {page.imagelength} pixels that it claims")
+
+
+def _check_tiff_samples(path: Path, page: tifffile.TiffPage) -> None:
+    kinds = (
+        tifffile.PHOTOMETRIC.MINISWHITE,
+        tifffile.PHOTOMETRIC.MINISBLACK,
+        tifffile.PHOTOMETRIC.RGB,
+        tifffile.PHOTOMETRIC.PALETTE,
+        tifffile.PHOTOMETRIC.YCBCR,
+    )
+    if page.photometric not in kinds:
+        name = tifffile.PHOTOMETRIC(page.photometric).name
+        raise ImageError(f"{path} stores {name} colour; expected grey or RGB: convert it to RGB")
+    if page.sampleformat != tifffile.SAMPLEFORMAT.UINT or page.bitspersample not in (1, 2, 4, 8, 16):
+        kind = tifffile.SAMPLEFORMAT(page.sampleformat).name
+        raise ImageError(
+            f"{path} stores {page.bitspersample}-bit {kind} samples; expected 8- or 16-bit unsigned "
+            "integers: export it as 16-bit TIFF or PNG"
+        )
+    colours = 3 if page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR) else 1
+    if not colours <= page.samplesperpixel <= colours + 1:
+        raise ImageError(
+            f"{path} has {page.samplesperpixel} channels; expected {colours}, or {colours + 1} with alpha: "
+            "export it without the others"
+        )
+
+
+def _tiff_dpi(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    x, y = page.get_resolution(tifffile.RESUNIT.INCH)
+    known = "XResolution" in page.tags and page.resolutionunit != tifffile.RESUNIT.NONE
+    return (x, y) if known else None
+
+
+def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray:
+    """Decodes the only page of a TIFF file with what can: tifffile, OpenCV or Pillow.
+
+    Returns:
+        ``(h, w, c)`` uint8 or uint16, c from 1 to 4, grey with 0 = black.
+    """
+    premultiplied = page.extrasamples[:1] == (tifffile.EXTRASAMPLE.ASSOCALPHA,)
+    direct = page.photometric in (
+        tifffile.PHOTOMETRIC.MINISWHITE,
+        tifffile.PHOTOMETRIC.MINISBLACK,
+        tifffile.PHOTOMETRIC.RGB,
+    )
+    contiguous = page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+    unpacks = page.compression in _TIFFFILE_UNPACKS and page.fillorder == tifffile.FILLORDER.MSB2LSB
+    if page.bitspersample in (8, 16) and direct and not premultiplied and unpacks:
+        array = _inflate(data, page) if page.compression in _DEFLATE else page.asarray()
+        if not contiguous:
+            array = np.moveaxis(array, 0, -1)  # (c, h, w) -> (h, w, c)
+    elif page.bitspersample < 16:
+        return decode_pillow(path, TiffImagePlugin.TiffImageFile(io.BytesIO(_without_tiff_orientation(data, page))))
+    elif premultiplied:
+        raise ImageError(f"{path} is 16-bit with premultiplied alpha; save it with straight alpha, or without")
+    elif page.compression == tifffile.COMPRESSION.LZW and contiguous and page.samplesperpixel != 2:
+        array = decode_cv2(_without_tiff_orientation(data, page))
+    else:
+        name = tifffile.COMPRESSION(page.compression).name
+        raise ImageError(f"{path} is 16-bit TIFF with {name} compression; save it with deflate or no compression")
+    array = array.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        array = array.copy()
+        array[..., 0] = np.iinfo(array.dtype).max - array[..., 0]
+    return array
+
+
+def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
+    """Decodes a page with deflate: as ``page.asarray()``, which would inflate a strip or tile to whatever it holds."""
+    array = np.empty(page.shaped, np.dtype(f"u{page.bitspersample // 8}"))  # (planes, 1, h, w, samples of a plane)
+    limit = math.prod(page.chunks) * array.itemsize
+    if not page.is_tiled:  # a single strip may claim any number of rows
+        limit = min(limit, array.nbytes)
+    page.compression = tifffile.COMPRESSION.NONE  # what is left for tifffile to decode
+    decode = page.decode
+
+    def place(index: int, start: int, size: int) -> None:
+        stream = zlib.decompressobj()
+        inflated = stream.decompress(data[start : start + size], limit + 1)
+        if len(inflated) > limit:
+            raise ValueError(f"part {index} of the picture inflates to more than its {limit} bytes")
+        if not stream.eof:
+            raise ValueError(f"part {index} of the picture ends early")
+        segment, (plane, _, y, x, _), (_, height, width, _) = decode(inflated, index)
+        pixels = cast(np.ndarray, segment)[0, : page.imagelength - y, : page.imagewidth - x]
+        array[plane, 0, y : y + height, x : x + width] = pixels
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for _ in threads.map(place, itertools.count(), page.dataoffsets, page.databytecounts):
+            pass
+    return array.reshape(page.shape)
+
+
+def _without_tiff_orientation(data: bytes, page: tifffile.TiffPage) -> bytes:
+    """Sets the orientation tag to 1: Pillow and OpenCV would turn the picture by themselves, tifffile not."""
+    tag = page.tags.get("Orientation")
+    if tag is None:
+        return data
+    patched = bytearray(data)
+    struct.pack_into(page.parent.byteorder + "H", patched, tag.valueoffset, 1)
+    return bytes(patched)
+
+
+def encode_tiff(array: np.ndarray, photo: Photo) -> bytes:
+    """Encodes ``(h, w, c)`` uint8 or uint16, c from 1 to 4: strips, horizontal differences, deflate."""
+    height, width, channels = array.shape
+    order, tags = read_block(photo.exif or b"")
+    filtered = array.copy()
+    np.subtract(array[:, 1:], array[:, :-1], out=filtered[:, 1:])
+    filtered = filtered.astype(array.dtype.newbyteorder(order))
+    rows = max(1, 2**20 // filtered[0].nbytes)
+    strips = [zlib.compress(filtered[y : y + rows].tobytes(), DEFLATE_LEVEL) for y in range(0, height, rows)]
+    sizes = [len(strip) for strip in strips]
+    ends = list(itertools.accumulate(sizes, initial=8))
+
+    tags[256] = numbers(order, LONG, width)
+    tags[257] = numbers(order, LONG, height)
+    tags[258] = numbers(order, SHORT, *[8 * array.dtype.itemsize] * channels)
+    tags[259] = numbers(order, SHORT, 8)  # compression: deflate
+    tags[262] = numbers(order, SHORT, 1 if channels <= 2 else 2)  # photometric: 0 is black; RGB
+    tags[273] = numbers(order, LONG, *ends[:-1])
+    tags[277] = numbers(order, SHORT, channels)
+    tags[278] = numbers(order, LONG, rows)
+    tags[279] = numbers(order, LONG, *sizes)
+    tags[317] = numbers(order, SHORT, 2)  # predictor: horizontal differences
+    if photo.dpi is not None:
+        for tag, value in zip((282, 283), photo.dpi, strict=True):
+            tags[tag] = numbers(order, RATIONAL, round(value * 1000), 1000)
+        tags[296] = numbers(order, SHORT, 2)  # resolution unit: inch
+    if channels in (2, 4):
+        tags[338] = numbers(order, SHORT, 2)  # extra sample: alpha, not premultiplied
+    if photo.icc_profile is not None:
+        tags[34675] = (UNDEFINED, len(photo.icc_profile), photo.icc_profile)
+    start = ends[-1] + ends[-1] % 2
+    pixels = b"".join(strips).ljust(start - 8, b"\0")
+    return header(order, start) + pixels + write_directory(order, tags, start)
