@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("pairs", "rounds", "io_threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise BenchmarkError(f"expected at least 1 for --{name.replace('_', '-')}, came {value}")
+            raise BenchmarkError(f"expected at least 1 for --{name.replace('_', '-')}, got {value}")
     bundle = open_bundle(arguments.bundle, arguments.config)
     backend, _, precision = arguments.backend.partition(":")
     io_threads = arguments.io_threads or default_io_threads()
@@ -172,11 +172,11 @@ def measure(
             outcomes = list(run_local(jobs["batch"], settings, deblurrer, io_threads=io_threads))
             found.append(Round(loop, time.perf_counter() - begin, stages))
             if failures := [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]:
-                raise BenchmarkError(f"expected {pairs} restored pairs, came a failure: {failures[0]}")
+                raise BenchmarkError(f"expected {pairs} restored pairs, got a failure: {failures[0]}")
         for one, other in zip(jobs["loop"], jobs["batch"], strict=True):
             if one.output.read_bytes() != other.output.read_bytes():
                 raise BenchmarkError(
-                    f"expected the same {one.name} of the loop and of the batch, came two; mend ldp batch"
+                    f"expected the same {one.name} of the loop and of the batch, got two; fix ldp batch"
                 )
     return found, f"{deblurrer.backend} {deblurrer.precision}"
 
@@ -214,7 +214,7 @@ def _loop(jobs: Sequence[Job], settings: Settings, deblurrer: Deblurrer) -> dict
             write(restored, settings)
             times.append(time.perf_counter())
         except PairError as error:
-            raise BenchmarkError(f"expected a restored pair, came a failure: {error}") from error
+            raise BenchmarkError(f"expected a restored pair, got a failure: {error}") from error
         for stage, begin, end in zip(STAGES, times, times[1:], strict=False):
             seconds[stage] += end - begin
     return seconds

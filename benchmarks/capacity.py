@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
     cores = arguments.host_cores or int(describe()["cpu"]["usable"])
     for name, value in (("--pairs", arguments.pairs), ("--host-cores", cores), ("--network", arguments.network)):
         if not value > 0:
-            raise BenchmarkError(f"expected {name} above 0, came {value}")
+            raise BenchmarkError(f"expected {name} above 0, got {value}")
     measured = read_measured(arguments.output, bundle)
     data = plan(bundle, measured, measure_coding(), arguments.pairs, host_cores=cores, network=arguments.network)
     report = Report.new("capacity", data, bundle)
@@ -179,13 +179,13 @@ def read_measured(folder: Path, bundle: Bundle) -> dict[str, Report]:
     found = {kind: Report.read(path) for kind, path in files.items() if path.is_file()}
     if not found:
         raise BenchmarkError(
-            f"expected {' or '.join(path.name for path in files.values())} in {folder}, came neither; run ldp bench "
+            f"expected {' or '.join(path.name for path in files.values())} in {folder}, got neither; run ldp bench "
             "latency and ldp bench scaling for this bundle first"
         )
     for kind, report in found.items():
         if report.bundle is None or report.bundle.content != bundle.content:
             raise BenchmarkError(
-                f"{files[kind]}: expected figures of {name} with content {bundle.content[:12]}, came those of "
+                f"{files[kind]}: expected figures of {name} with content {bundle.content[:12]}, got those of "
                 f"{report.bundle}; run ldp bench {kind} again"
             )
     return found
@@ -225,7 +225,7 @@ def rate_at(measured: Mapping[str, Report], shape: tuple[int, int]) -> Rate:
     """
     rates = measured_rates(measured)
     if not rates:
-        raise BenchmarkError("expected a backend that ran on the CPU in the results, came none; run ldp bench latency")
+        raise BenchmarkError("expected a backend that ran on the CPU in the results, got none; run ldp bench latency")
     for rate in rates:
         if rate.shape == shape:
             return rate

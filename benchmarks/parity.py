@@ -79,7 +79,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """What came of a pair: the restored image ``(h, w, 3)`` uint16, and blur logits ``(H / p, W / p)`` float32."""
+    """The outcome of a pair: the restored image ``(h, w, 3)`` uint16, and blur logits ``(H / p, W / p)`` float32."""
 
     image: Image
     blur_logits: NDArray[np.float32]
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     from benchmarks.torch_chain import TorchChain, device
 
     if arguments.pairs < 1:
-        raise BenchmarkError(f"expected --pairs of at least 1, came {arguments.pairs}")
+        raise BenchmarkError(f"expected --pairs of at least 1, got {arguments.pairs}")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle, arguments.config)
@@ -220,7 +220,7 @@ def measure(
             if not summary["passed"]:
                 failures.append(
                     f"{contender.name} on {name}: expected a change in PSNR to the target of at most "
-                    f"{entry['limit_db']:g} dB, came {summary['delta_psnr_db']:+.4f} dB"
+                    f"{entry['limit_db']:g} dB, got {summary['delta_psnr_db']:+.4f} dB"
                 )
     return {
         "reference": REFERENCE.name,
@@ -233,28 +233,28 @@ def measure(
     }
 
 
-def compare(pair: Pair, came: Restored, want: Restored) -> dict[str, Any]:
+def compare(pair: Pair, got: Restored, want: Restored) -> dict[str, Any]:
     """The figures of one pair.
 
     Args:
         pair: For its target.
-        came: What the contender restored.
+        got: What the contender restored.
         want: What the reference restored.
 
     Returns:
         Errors as shares of full scale, PSNR in dB (None where the images are equal), SSIM (None where they are too
         small), and the changes to the target: the contender's score less the reference's.
     """
-    error = np.abs(came.image.astype(np.float64) - want.image) / _PEAK
-    scores = [_score(image, pair.target) for image in (came.image, want.image)]
-    between = psnr(came.image, want.image, data_range=_PEAK)
+    error = np.abs(got.image.astype(np.float64) - want.image) / _PEAK
+    scores = [_score(image, pair.target) for image in (got.image, want.image)]
+    between = psnr(got.image, want.image, data_range=_PEAK)
     return {
         "set": pair.set,
         "pair": pair.name,
         "max_error": float(error.max()),
         "mean_error": float(error.mean()),
         "psnr_db": between if math.isfinite(between) else None,
-        "blur_logits_max_error": float(np.abs(came.blur_logits - want.blur_logits).max()),
+        "blur_logits_max_error": float(np.abs(got.blur_logits - want.blur_logits).max()),
         "delta_psnr_db": scores[0][0] - scores[1][0],
         "delta_ssim": None if scores[0][1] is None or scores[1][1] is None else scores[0][1] - scores[1][1],
     }
@@ -298,7 +298,7 @@ def data_pairs(item: str, most: int) -> list[Pair]:
 
     name, _, folder = item.partition("=")
     if not folder:
-        raise BenchmarkError(f"expected --data NAME=DIR, came {item!r}; name the data set and its folder")
+        raise BenchmarkError(f"expected --data NAME=DIR, got {item!r}; name the data set and its folder")
     split = "test" if "test" in find_kind(name).splits else "val"
     dataset = open_dataset(name, Path(folder), split)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
@@ -309,7 +309,7 @@ def data_pairs(item: str, most: int) -> list[Pair]:
         if s.target is not None
     ]
     if not pairs:
-        raise BenchmarkError(f"expected pairs with a target in {name} {split}, came none; give another data set")
+        raise BenchmarkError(f"expected pairs with a target in {name} {split}, got none; give another data set")
     return pairs
 
 
@@ -401,7 +401,7 @@ def _score(image: Image, target: Image) -> tuple[float, float | None]:
 
 def _scores(restored: Sequence[tuple[Pair, Restored]]) -> dict[str, Any]:
     """Mean scores of the reference over a set."""
-    scores = [_score(came.image, pair.target) for pair, came in restored]
+    scores = [_score(got.image, pair.target) for pair, got in restored]
     ssims = [value for _, value in scores if value is not None]
     return {
         "pairs": len(scores),

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.kills < 0 or arguments.steps < 0 or arguments.jobs < 1:
         raise BenchmarkError(
-            f"expected counts of at least 0 and at least 1 job, came {arguments.kills}, {arguments.steps} and "
+            f"expected counts of at least 0 and at least 1 job, got {arguments.kills}, {arguments.steps} and "
             f"{arguments.jobs}"
         )
     with tempfile.TemporaryDirectory(prefix="ldp-reliability-") as folder:
@@ -188,7 +188,7 @@ def read_others(folder: Path) -> dict[str, str]:
             )
     except (KeyError, TypeError, ValueError) as error:
         raise BenchmarkError(
-            f"expected results of the fuzzing and of the service in {folder}, came {error!r}"
+            f"expected results of the fuzzing and of the service in {folder}, got {error!r}"
         ) from error
     return found
 
@@ -208,7 +208,7 @@ def to_markdown(report: Report) -> str:
     verdict = "Nothing was lost, half-written or left behind." if not problems else f"{len(problems)} problems, below."
     parts = [
         "# Reliability",
-        f"{total} kills (SIGKILL) at random moments of a command's work, of which {killed} came before it was done, "
+        f"{total} kills (SIGKILL) at random moments of a command's work, of which {killed} were before it was done, "
         f"and {sum(counts['runs'] for counts in steps.values())} between two of its file operations. Every other time "
         "the outputs of an earlier run were there. After each kill every output had to be absent, old or whole, and "
         f"the same command had to succeed. {verdict}",
@@ -229,7 +229,7 @@ def to_markdown(report: Report) -> str:
         ),
         "Temporary files that a kill leaves (`.NAME.N.tmp`, `.NAME.new`) have to be gone after the next run of the "
         f"command. For a full disk, files could have at most {', '.join(map(str, DISK_SIZES))} bytes: a command that "
-        "fails has to do so with exit code 2, one line and no temporary file. Ctrl-C came at a file operation: exit "
+        "fails has to do so with exit code 2, one line and no temporary file. Ctrl-C at a file operation: exit "
         "code 130, whole outputs, no temporary file.",
         markdown_table(
             ("command", "full disk, runs", "failed cleanly", "problems", "Ctrl-C, runs", "problems"),
@@ -273,7 +273,7 @@ def _clean(server: Server, scenario: Scenario, work: Path) -> Ending:
     ending = server.run(scenario, out)
     if ending.code != 0 or scenario.complete(out):
         raise BenchmarkError(
-            f"{scenario.name}: expected exit code 0 and its outputs without any fault, came {ending.code}: "
+            f"{scenario.name}: expected exit code 0 and its outputs without any fault, got {ending.code}: "
             f"{ending.stderr[-300:].strip()} {'; '.join(scenario.complete(out))}"
         )
     return ending

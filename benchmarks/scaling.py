@@ -160,7 +160,7 @@ def measure(spec: Spec) -> Point:
         value, ended = run_spec("benchmarks.scaling", asdict(spec), Path(folder))
     if value is None:
         raise BenchmarkError(
-            f"expected a restored image of {_size(spec.shape)} px, came a process that {ended}; choose a smaller "
+            f"expected a restored image of {_size(spec.shape)} px, got a process that {ended}; choose a smaller "
             "--tile or --shape"
         )
     return Point(**{**value, "shape": (value["shape"][0], value["shape"][1])})

@@ -235,7 +235,7 @@ def malformed(service: Serving, body: bytes, count: int, seed: int) -> dict[str,
         )
         statuses[str(exchange(service, head.encode(), mutated))] += 1
     if wrong := {status for status in statuses if status.startswith("5") or status == "0"}:
-        raise BenchmarkError(f"expected answers of 4xx to malformed forms, came {', '.join(sorted(wrong))}; mend them")
+        raise BenchmarkError(f"expected answers of 4xx to malformed forms, got {', '.join(sorted(wrong))}; fix them")
     return {"forms": count, "statuses": dict(sorted(statuses.items()))}
 
 

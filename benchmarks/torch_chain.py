@@ -87,7 +87,7 @@ class TorchChain:
         """
         if layout not in LAYOUTS or precision not in DTYPES:
             raise BenchmarkError(
-                f"expected a layout of {', '.join(LAYOUTS)} and a precision of {', '.join(DTYPES)}, came {layout!r} "
+                f"expected a layout of {', '.join(LAYOUTS)} and a precision of {', '.join(DTYPES)}, got {layout!r} "
                 f"and {precision!r}"
             )
         self._manifest = bundle.manifest

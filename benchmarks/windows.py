@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
     from benchmarks.harness.machine import load_average
 
     if arguments.rounds < 1:
-        raise BenchmarkError(f"expected --rounds of at least 1, came {arguments.rounds}")
+        raise BenchmarkError(f"expected --rounds of at least 1, got {arguments.rounds}")
     bundle = open_bundle(arguments.bundle, arguments.config)
     clip = bundle.manifest.clip
     chosen = choices(clip.window, clip.overlap, clip.patch, arguments.window, arguments.overlap)
@@ -230,7 +230,7 @@ def measure(
             values, ended = run_spec("benchmarks.windows", asdict(spec), scratch, environment)
         if values is None:
             raise BenchmarkError(
-                f"expected blur maps with windows of {window} px, came a process that {ended}; choose a smaller "
+                f"expected blur maps with windows of {window} px, got a process that {ended}; choose a smaller "
                 "--window or --shape"
             )
         rows += [Row(**value) for value in values]

@@ -95,17 +95,17 @@ def load_scenes(folder: Path, shards: int = HELD_OUT_SHARDS) -> list[Scene]:
     """
     paths = sorted(path for path in folder.glob("scenes-*.npz") if not path.name.endswith(".tmp.npz"))[:shards]
     if not paths:
-        raise CalibrationError(f"expected shards scenes-*.npz in {folder}, came none; render them, or use --simulate")
+        raise CalibrationError(f"expected shards scenes-*.npz in {folder}, got none; render them, or use --simulate")
     scenes = []
     for path in paths:
         try:
             with np.load(path) as file:
                 left, right, disparity = (file[key] for key in ("left", "right", "disparity"))
         except (OSError, ValueError, KeyError, EOFError) as error:
-            raise CalibrationError(f"{path}: expected a shard of rendered scenes, came {error}; give others") from error
+            raise CalibrationError(f"{path}: expected a shard of rendered scenes, got {error}; give others") from error
         if left.shape != right.shape or left.shape[:3] != disparity.shape or left.dtype != np.uint8:
             raise CalibrationError(
-                f"{path}: expected views and disparity of one size, came {left.shape}, {disparity.shape}"
+                f"{path}: expected views and disparity of one size, got {left.shape}, {disparity.shape}"
             )
         scenes += [Scene(*arrays) for arrays in zip(left, right, disparity.astype(np.float32), strict=True)]
     return scenes
@@ -206,7 +206,7 @@ def token_similarities(
             cosines.append(100 * both.numpy()[inside])
             blurs.append(blur[inside])
     if not sum(map(len, blurs)):
-        raise CalibrationError(f"expected scenes that hold a patch of {patch} x {patch} px, came none")
+        raise CalibrationError(f"expected scenes that hold a patch of {patch} x {patch} px, got none")
     return np.concatenate(cosines), np.concatenate(blurs)
 
 
@@ -266,7 +266,7 @@ def calibrate(similarities: FloatArray, blur: FloatArray) -> Calibration:
     """
     is_blurred = blur > 0.5
     if is_blurred.all() or not is_blurred.any():
-        raise CalibrationError("expected scenes with sharp and with blurred places, came one kind; give others")
+        raise CalibrationError("expected scenes with sharp and with blurred places, got one kind; give others")
     prompts, accuracies, votes = [], [], []
     for k, prompt in enumerate(PROMPTS):
         sign = -1 if prompt.format == "dp-aware" else 1

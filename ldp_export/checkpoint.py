@@ -76,10 +76,10 @@ class Checkpoint:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise CheckpointError(f"expected a checkpoint folder, came {folder}, which does not exist; check the name")
+            raise CheckpointError(f"expected a checkpoint folder, got {folder}, which does not exist; check the name")
         if not (folder / CLIP_FILE).is_file():
             raise CheckpointError(
-                f"expected a checkpoint folder with {CLIP_FILE}, came {folder} without it; check the name"
+                f"expected a checkpoint folder with {CLIP_FILE}, got {folder} without it; check the name"
             )
         return cls(folder)
 
@@ -120,7 +120,7 @@ class Checkpoint:
         weights = str(file) if file.is_file() else config.get("weights")
         if weights is None:
             raise CheckpointError(
-                f'{self.path}: expected {CLIP_WEIGHTS_FILE}, or "weights" with a pretrained tag in {CLIP_FILE}, came '
+                f'{self.path}: expected {CLIP_WEIGHTS_FILE}, or "weights" with a pretrained tag in {CLIP_FILE}, got '
                 "neither; add one of them"
             )
         return load_clip(config.get("architecture") or str(self.path / CLIP_FILE), str(weights))
@@ -146,7 +146,7 @@ class Checkpoint:
         path = self.path / CALIBRATION_FILE
         if not path.is_file():
             raise CheckpointError(
-                f"expected the calibration {path}, came none; make it with ldp-export calibrate {self.path}"
+                f"expected the calibration {path}, got none; make it with ldp-export calibrate {self.path}"
             )
         return parse_prompts(_json(path), str(path))
 
@@ -237,10 +237,10 @@ def choose_windows(patch: int, window: int | None = None, overlap: int | None = 
     if shared is None:
         shared = min(max(chosen // 8 // patch, 1), max(chosen // patch - 1, 0)) * patch
     if chosen < patch or chosen % patch:
-        raise CheckpointError(f"expected a window that is a multiple of CLIP's patch, {patch} px, came {chosen}")
+        raise CheckpointError(f"expected a window that is a multiple of CLIP's patch, {patch} px, got {chosen}")
     if shared < 0 or math.ceil(shared / patch) * patch >= chosen:
         limit = max(chosen - patch, 0)
-        raise CheckpointError(f"expected an overlap from 0 to {limit} px, a patch less than the window, came {shared}")
+        raise CheckpointError(f"expected an overlap from 0 to {limit} px, a patch less than the window, got {shared}")
     return Windows(chosen, shared)
 
 
@@ -262,15 +262,15 @@ def parse_prompts(value: object, where: str) -> tuple[Prompt, ...]:
     prompts = []
     for i, (item, expected) in enumerate(zip(value, PROMPTS, strict=True)):
         if not isinstance(item, dict) or item.keys() != keys:
-            raise CheckpointError(f"{where}: expected prompt {i} to have {', '.join(sorted(keys))}, came {item!r}")
+            raise CheckpointError(f"{where}: expected prompt {i} to have {', '.join(sorted(keys))}, got {item!r}")
         if (item["text"], item["format"]) != (expected.text, expected.format):
             raise CheckpointError(
-                f"{where}: expected prompt {i} to be {expected.text!r} ({expected.format}), came {item['text']!r} "
+                f"{where}: expected prompt {i} to be {expected.text!r} ({expected.format}), got {item['text']!r} "
                 f"({item['format']}); calibrate again"
             )
         numbers = [item["offset"], item["temperature"]]
         if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers) or numbers[1] == 0:
-            raise CheckpointError(f"{where}: expected finite numbers and a temperature other than zero, came {item!r}")
+            raise CheckpointError(f"{where}: expected finite numbers and a temperature other than zero, got {item!r}")
         prompts.append(Prompt(item["text"], item["format"], float(numbers[0]), float(numbers[1])))
     return tuple(prompts)
 
@@ -286,15 +286,15 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"expected {path.name} in {path.parent}, came none; give a whole checkpoint") from None
+        raise CheckpointError(f"expected {path.name} in {path.parent}, got none; give a whole checkpoint") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected JSON, came {error}; write it again") from error
+        raise CheckpointError(f"{path}: expected JSON, got {error}; write it again") from error
 
 
 def _object(path: Path) -> dict[str, Any]:
     value = _json(path)
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, came {type(value).__name__}; write it again")
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}; write it again")
     return value
 
 
@@ -302,11 +302,11 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(f"expected {path.name} in {path.parent}, came none; give a whole checkpoint")
+        raise CheckpointError(f"expected {path.name} in {path.parent}, got none; give a whole checkpoint")
     try:
         return load_file(path)
     except Exception as error:  # safetensors has no public base of its own
-        raise CheckpointError(f"{path}: expected safetensors, came {error}; write it again") from error
+        raise CheckpointError(f"{path}: expected safetensors, got {error}; write it again") from error
 
 
 def _check_state(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -320,7 +320,7 @@ def _check_state(path: Path, state: Mapping[str, Tensor], expected: Mapping[str,
         problems.append(f"of another shape {_listed(misshapen)}")
     if problems:
         raise CheckpointError(
-            f"{path}: expected the weights that {NETWORK_FILE} describes, came {'; '.join(problems)}; "
+            f"{path}: expected the weights that {NETWORK_FILE} describes, got {'; '.join(problems)}; "
             "give the configuration that was trained"
         )
 

@@ -26,7 +26,7 @@ _EXIT_CODES = """\
 exit codes:
   0    done
   1    a check failed (its line on stderr says which), or a bug
-  2    something to mend: a file, an option, the disk or the installation; one line on stderr says what
+  2    something to fix: a file, an option, the disk or the installation; one line on stderr says what
   130  interrupted with Ctrl-C
   141  whoever read the output, such as `head`, left before its end
 An output is whole or not there, whatever the exit code; one that was there before stays until then.

@@ -37,7 +37,7 @@ ARCHITECTURE = "ViT-B-16-quickgelu"
 WEIGHTS = "openai"
 
 _SHOWN = 8
-_MEND = "give the model.pth that the authors of LDP published"
+_FIX = "give the model.pth that the authors of LDP published"
 
 
 class ReleaseError(LDPError):
@@ -116,16 +116,16 @@ def _read_params(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ReleaseError(f"expected the released checkpoint, came {path}, which does not exist; {_MEND}") from None
+        raise ReleaseError(f"expected the released checkpoint, got {path}, which does not exist; {_FIX}") from None
     except Exception as error:  # torch raises what it likes, from zip and pickle errors to its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ReleaseError(f"{path}: expected a checkpoint of weights alone, came: {reason}; {_MEND}") from error
+        raise ReleaseError(f"{path}: expected a checkpoint of weights alone, got: {reason}; {_FIX}") from error
     if not isinstance(content, dict) or PARAMS not in content:
-        came = ", ".join(sorted(map(str, content))[:_SHOWN]) if isinstance(content, dict) else type(content).__name__
-        raise ReleaseError(f"{path}: expected a state dict under {PARAMS!r}, came {came or 'nothing'}; {_MEND}")
+        got = ", ".join(sorted(map(str, content))[:_SHOWN]) if isinstance(content, dict) else type(content).__name__
+        raise ReleaseError(f"{path}: expected a state dict under {PARAMS!r}, got {got or 'nothing'}; {_FIX}")
     state = content[PARAMS]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ReleaseError(f"{path}: expected tensors by name under {PARAMS!r}, came something else; {_MEND}")
+        raise ReleaseError(f"{path}: expected tensors by name under {PARAMS!r}, got something else; {_FIX}")
     return state
 
 
@@ -147,7 +147,7 @@ def _check(path: Path, state: dict[str, Tensor], expected: dict[str, tuple[int, 
     if unfit:
         problems.append(f"{len(unfit)} not of finite numbers: {_listed(unfit)}")
     if problems:
-        raise ReleaseError(f"{path}: expected the weights of the released network, came {'; '.join(problems)}; {_MEND}")
+        raise ReleaseError(f"{path}: expected the weights of the released network, got {'; '.join(problems)}; {_FIX}")
 
 
 def _listed(names: list[str]) -> str:

@@ -24,7 +24,7 @@ COMMANDS = (
 _EXIT_CODES = """\
 exit codes:
   0    done
-  2    something to mend: a file, an option, the disk or the installation; one line on stderr says what
+  2    something to fix: a file, an option, the disk or the installation; one line on stderr says what
   1    a check that was asked for failed (its line on stderr says which), some pairs of ldp batch failed, or a bug
        in ldp; please report it
   130  interrupted with Ctrl-C

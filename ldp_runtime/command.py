@@ -41,7 +41,7 @@ class Command(Protocol):
         """Declares the options."""
 
     def run(self, arguments: argparse.Namespace) -> None:
-        """Does the work; raises ``LDPError`` for what the user has to mend."""
+        """Does the work; raises ``LDPError`` for what the user has to fix."""
 
 
 def make_parser(

@@ -25,7 +25,7 @@ from ldp_runtime.stages.blur_map import blur_logits, upsample_map
 from ldp_runtime.stages.geometry import WindowGrid
 from ldp_runtime.stages.patch_blur_map import cut_patches, map_logits, patch_values, stretch
 from ldp_runtime.stages.pixels import (
-    MEND_NUMERICS,
+    FIX_NUMERICS,
     Image,
     PaddedPair,
     canvases,
@@ -147,7 +147,7 @@ class Deblurrer:
 
         Raises:
             ImageError: The views are not such a pair.
-            NumericsError: NaN or Inf came up.
+            NumericsError: NaN or Inf appeared.
             BundleError: The bundle's graphs are not those of the pipeline.
             BackendError: The backend failed.
         """
@@ -168,7 +168,7 @@ class Deblurrer:
 
         Raises:
             ImageError: The views are not a pair.
-            NumericsError: NaN or Inf came up.
+            NumericsError: NaN or Inf appeared.
             BundleError: The bundle's graphs are not those of the pipeline.
             BackendError: The backend failed.
         """
@@ -212,7 +212,7 @@ class Deblurrer:
 
         Raises:
             ImageError: The views are not a pair.
-            NumericsError: NaN or Inf came up.
+            NumericsError: NaN or Inf appeared.
             BundleError: The bundle's graphs are not those of the pipeline.
             BackendError: The backend failed.
         """
@@ -344,7 +344,7 @@ class Deblurrer:
             with clock("finish"):
                 if restored.shape != (1, 3, th, tw):
                     raise BundleError(
-                        f"expected restored (1, 3, {th}, {tw}) of the deblur graph, came {restored.shape}; "
+                        f"expected restored (1, 3, {th}, {tw}) of the deblur graph, got {restored.shape}; "
                         "export the bundle again with ldp-export onnx"
                     )
                 check_finite(restored[0], (y, x))
@@ -390,11 +390,11 @@ class Deblurrer:
             self.bundle.manifest.graph_names(kind),
             strict=True,
         ):
-            came = {spec.name for spec in specs}
-            if came != names:
+            got = {spec.name for spec in specs}
+            if got != names:
                 raise BundleError(
                     f"{path}: expected the {what} {', '.join(sorted(names))}, "
-                    f"came {', '.join(sorted(came))}; export the bundle again with ldp-export onnx"
+                    f"got {', '.join(sorted(got))}; export the bundle again with ldp-export onnx"
                 )
         return session
 
@@ -408,8 +408,8 @@ class Deblurrer:
             logits = self._patch_logits(left, right, manifest.blur_map.patch, clock)
         if not np.isfinite(logits).all():
             raise NumericsError(
-                f"expected finite blur logits, came NaN or Inf in {np.sum(~np.isfinite(logits))} of "
-                f"{logits.size}; {MEND_NUMERICS}"
+                f"expected finite blur logits, got NaN or Inf in {np.sum(~np.isfinite(logits))} of "
+                f"{logits.size}; {FIX_NUMERICS}"
             )
         return padded, logits
 
@@ -443,10 +443,10 @@ class Deblurrer:
     def _check_features(self, features: Mapping[str, NDArray[Any]], positions: Mapping[str, tuple[int, ...]]) -> None:
         """Checks what CLIP gave: one feature a position, all of them numbers."""
         for name, shape in positions.items():
-            expected, came = (*shape, self.bundle.manifest.clip.embed_dim), features[name]
-            if came.shape != expected or came.dtype.kind != "f":
+            expected, got = (*shape, self.bundle.manifest.clip.embed_dim), features[name]
+            if got.shape != expected or got.dtype.kind != "f":
                 raise BundleError(
-                    f"expected {name} {expected} of the clip graph, came {came.shape} {came.dtype}; "
+                    f"expected {name} {expected} of the clip graph, got {got.shape} {got.dtype}; "
                     "export the bundle again with ldp-export onnx"
                 )
         check_features(features)
@@ -491,7 +491,7 @@ class Started(Protocol):
     """A pair that a ``Deblurrer`` has started on."""
 
     def take(self) -> BlurMapResult:
-        """Waits for the result, a ``Result`` where the pair is restored; raises what came up, see ``Deblurrer``."""
+        """Waits for the result, a ``Result`` where the pair is restored; raises what went wrong, see ``Deblurrer``."""
 
     def discard(self) -> None:
         """Forgets the pair, if it was not taken."""
@@ -575,21 +575,21 @@ class _Clock:
 def _check_pair(left: Any, right: Any, axis: str) -> None:
     """Raises ImageError unless these are a pair, on the host or on the device."""
     if axis not in AXES:
-        raise ImageError(f"expected an axis, one of {', '.join(AXES)}, came {axis!r}")
+        raise ImageError(f"expected an axis, one of {', '.join(AXES)}, got {axis!r}")
     for name, view in (("left", left), ("right", right)):
         _check_view(name, view)
     if left.shape != right.shape:
         raise ImageError(
-            f"expected two views of one size, came left {left.shape[1]} x {left.shape[0]} px and right "
+            f"expected two views of one size, got left {left.shape[1]} x {left.shape[0]} px and right "
             f"{right.shape[1]} x {right.shape[0]} px; crop them alike or choose the two files of one photo"
         )
     if left.dtype.itemsize != right.dtype.itemsize:
         raise ImageError(
-            f"expected two views of one bit depth, came left {left.dtype} and right {right.dtype}; "
+            f"expected two views of one bit depth, got left {left.dtype} and right {right.dtype}; "
             "convert both to the same"
         )
     if isinstance(left, DeviceView) != isinstance(right, DeviceView):
-        raise ImageError("expected both views on the host or both on the device, came one of each; copy one over")
+        raise ImageError("expected both views on the host or both on the device, got one of each; copy one over")
 
 
 def _along_x(left: Image, right: Image, axis: str) -> tuple[Image, Image]:
@@ -602,13 +602,13 @@ def _along_x(left: Image, right: Image, axis: str) -> tuple[Image, Image]:
 def _check_view(name: str, view: object) -> None:
     expected = f"expected {name} as a NumPy array (h, w, 3) of uint8 or uint16"
     if is_device_array(view):
-        raise ImageError(f"{expected}, came one on a device ({type(view).__name__}); choose the backend cuda for it")
+        raise ImageError(f"{expected}, got one on a device ({type(view).__name__}); choose the backend cuda for it")
     if not isinstance(view, (np.ndarray, DeviceView)):
-        raise ImageError(f"{expected}, came {type(view).__name__}; convert it with numpy.asarray")
+        raise ImageError(f"{expected}, got {type(view).__name__}; convert it with numpy.asarray")
     if view.ndim != 3 or view.shape[2] != 3:
-        mend = "give RGB: repeat a grey channel three times, drop alpha"
-        raise ImageError(f"{expected}, came shape {view.shape}; {mend}")
+        fix = "give RGB: repeat a grey channel three times, drop alpha"
+        raise ImageError(f"{expected}, got shape {view.shape}; {fix}")
     if view.dtype.newbyteorder("=") not in DTYPES:
-        raise ImageError(f"{expected}, came {view.dtype}; scale it to 0..255 as uint8 or 0..65535 as uint16")
+        raise ImageError(f"{expected}, got {view.dtype}; scale it to 0..255 as uint8 or 0..65535 as uint16")
     if 0 in view.shape:
-        raise ImageError(f"{expected}, came an empty image {view.shape}; give at least 1 x 1 px")
+        raise ImageError(f"{expected}, got an empty image {view.shape}; give at least 1 x 1 px")

@@ -1,6 +1,6 @@
 """Errors that are meant for the user.
 
-Each message is one line that says what was expected, what came, and the mend. The command line prints it as
+Each message is one line that says what was expected, what was given, and the fix. The command line prints it as
 ``ldp: error: ...`` and exits with code 2; a traceback is only for bugs.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class LDPError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can fix."""
 
 
 class ImageError(LDPError):

@@ -127,12 +127,12 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def cannot_write(path: Path | str, error: BaseException) -> str:
-    """The message about a file or folder that cannot be written: what came, and the mend."""
+    """The message about a file or folder that cannot be written: what was given, and the fix."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number is not None else " ".join(str(error).split())
     full = number in _FULL or (number is None and is_disk_error(error))
-    mend = "free some space or choose another folder" if full else "choose another folder"
-    return f"{path} cannot be written: {reason}; {mend}"
+    fix = "free some space or choose another folder" if full else "choose another folder"
+    return f"{path} cannot be written: {reason}; {fix}"
 
 
 def temporary_stem(name: str) -> str:

@@ -46,7 +46,7 @@ QUANTIZED_LIMIT_DB = 35.0
 BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1, "int8": 0.2, "fp8": 0.2}
 """Largest difference of the blur map, by precision."""
 
-_MEND = "export the bundle again, or write the sample anew with ldp-export selftest"
+_FIX = "export the bundle again, or write the sample anew with ldp-export selftest"
 _SHAPE = (96, 128)
 _TO_16_BITS = 257  # 255 becomes 65535
 _PEAK = 65535
@@ -108,7 +108,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What came of a self-test.
+    """The outcome of a self-test.
 
     Attributes:
         outcomes: One for each backend that can work here and each of its precisions.
@@ -138,7 +138,7 @@ def run_selftest(bundle: Bundle, only: str | None = None) -> SelfTest:
         BackendError: No such backend, it cannot work here, or none can.
     """
     if only is not None and only not in BACKENDS:
-        raise BackendError(f"expected a backend, one of {', '.join(BACKENDS)}, came {only!r}")
+        raise BackendError(f"expected a backend, one of {', '.join(BACKENDS)}, got {only!r}")
     sample = read_sample(bundle)
     kept = sample is not None
     outcomes: list[Outcome] = []
@@ -210,13 +210,13 @@ def read_sample(bundle: Bundle) -> Sample | None:
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in Sample.__dataclass_fields__}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: expected a sample, came something else ({one_line(error)}); {_MEND}") from error
+        raise BundleError(f"{path}: expected a sample, got something else ({one_line(error)}); {_FIX}") from error
     shape = fields["left"].shape
     views = ("left", "right", "restored")
     fits = all(fields[name].shape == shape and fields[name].dtype == np.uint16 for name in views)
     if len(shape) != 3 or shape[2:] != (3,) or not fits or not np.isfinite(fields["blur_logits"]).all():
-        came = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in fields.items())
-        raise BundleError(f"{path}: expected three images (h, w, 3) of uint16 and finite logits, came {came}; {_MEND}")
+        got = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in fields.items())
+        raise BundleError(f"{path}: expected three images (h, w, 3) of uint16 and finite logits, got {got}; {_FIX}")
     return Sample(**fields)
 
 
@@ -256,24 +256,24 @@ def _test(bundle: Bundle, backend: Backend, precision: str, sample: Sample | Non
 def _judged(run: Outcome, result: Result, sample: Sample, parity: Mapping[str, Any]) -> Outcome:
     """A run held to the sample."""
     if result.restored.shape != sample.restored.shape or result.blur_logits.shape != sample.blur_logits.shape:
-        came = f"{result.restored.shape} and {result.blur_logits.shape}"
+        got = f"{result.restored.shape} and {result.blur_logits.shape}"
         expected = f"{sample.restored.shape} and {sample.blur_logits.shape}"
-        return replace(run, verdict="FAIL", reason=f"expected image and blur logits {expected}, came {came}")
+        return replace(run, verdict="FAIL", reason=f"expected image and blur logits {expected}, got {got}")
     difference = np.abs(result.restored.astype(np.float64) - sample.restored) / _PEAK
     decibel = psnr(result.restored, sample.restored, data_range=_PEAK)
     blur = float(np.abs(sigmoid(result.blur_logits) - sigmoid(sample.blur_logits)).max())
     largest = float(difference.max())
     if run.precision == "fp32":
         limit = _gate(parity, "deblur fp32 max abs", FP32_LIMIT) + 1 / _PEAK  # a step of 16 bits
-        near, rule = largest <= limit, f"a difference of at most {limit:.2g}, came {largest:.2g}"
+        near, rule = largest <= limit, f"a difference of at most {limit:.2g}, got {largest:.2g}"
     else:
         fixed = {"bf16": BF16_LIMIT_DB, **dict.fromkeys(QUANTIZED_PRECISIONS, QUANTIZED_LIMIT_DB)}
         limit = fixed.get(run.precision) or _gate(parity, "chain fp16 PSNR in dB", FP16_LIMIT_DB)
-        near, rule = decibel >= limit, f"at least {limit:g} dB, came {decibel:.1f}"
+        near, rule = decibel >= limit, f"at least {limit:g} dB, got {decibel:.1f}"
     blur_limit = BLUR_LIMITS[run.precision]
     reasons = [] if near else [f"restored image: expected {rule}"]
     if not blur <= blur_limit:
-        reasons.append(f"blur map: expected a difference of at most {blur_limit:g}, came {blur:.2g}")
+        reasons.append(f"blur map: expected a difference of at most {blur_limit:g}, got {blur:.2g}")
     return replace(
         run,
         verdict="FAIL" if reasons else "pass",

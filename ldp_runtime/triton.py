@@ -188,7 +188,7 @@ def make_deblurrer(folder: Path, parameters: Mapping[str, str]) -> Deblurrer:
         backend = ServedGraphs(graphs, precision)
     threads, tile = parameters.get("threads", "0"), parameters.get("tile", "auto")
     if not threads.isdecimal():
-        raise BackendError(f"expected the parameter threads as a number, came {threads!r}; 0 leaves it to the backend")
+        raise BackendError(f"expected the parameter threads as a number, got {threads!r}; 0 leaves it to the backend")
     return Deblurrer(
         bundle,
         backend=backend,

@@ -77,7 +77,7 @@ def random_bundle(config: str) -> Path:
     folder = cache_folder("benchmarks", exporter_key())
     if folder is None:
         raise BenchmarkError(
-            "expected a folder that the exported bundle can be kept in, came none; set LDP_CACHE to one"
+            "expected a folder that the exported bundle can be kept in, got none; set LDP_CACHE to one"
         )
     path = folder / f"ldp-{config}-random"
     if not (path / MANIFEST_FILE).is_file():
@@ -88,7 +88,7 @@ def random_bundle(config: str) -> Path:
         try:
             export_bundle(model, path, path.name, report=lambda line: print(f"export: {line}", file=sys.stderr))
         except ParityError as error:
-            raise BenchmarkError(f"the export of {config} failed: {error}; mend the exporter") from error
+            raise BenchmarkError(f"the export of {config} failed: {error}; fix the exporter") from error
         for stale in set(folder.parent.glob(f"*/{path.name}")) - {path}:  # of other sources; half a gigabyte each
             shutil.rmtree(stale, ignore_errors=True)
     return path
@@ -121,14 +121,14 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
         folder = checkpoint or find_checkpoint(bundle)
         if folder is None:
             raise BenchmarkError(
-                f"expected the checkpoint of {manifest.name} in models/checkpoints/{manifest.name}, came none; give it "
+                f"expected the checkpoint of {manifest.name} in models/checkpoints/{manifest.name}, got none; give it "
                 "with --checkpoint"
             )
         model = model_from_checkpoint(Checkpoint.open(folder), **windows)
     ours, theirs = model.network.config.to_dict(), dict(manifest.network)
     if any(ours.get(key, value) != value for key, value in theirs.items()):
         raise BenchmarkError(
-            f"expected the network that {manifest.name} was exported from, {theirs}, came {ours}; give its checkpoint "
+            f"expected the network that {manifest.name} was exported from, {theirs}, got {ours}; give its checkpoint "
             "with --checkpoint, or export the bundle again"
         )
     return model

@@ -123,7 +123,7 @@ def _run_process(job: Job) -> float:
     code, message = run_module("benchmarks.harness.exports", job.kind, job.name, job.detail)
     if code != 0:
         raise BenchmarkError(
-            f"expected {job} to be exported, came a process that ended with {code}: {message}; mend the exporter, or "
+            f"expected {job} to be exported, got a process that ended with {code}: {message}; fix the exporter, or "
             "leave it out"
         )
     return time.monotonic() - begin
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
     from benchmarks.harness.machine import describe
 
     if arguments.jobs is not None and arguments.jobs < 1:
-        raise BenchmarkError(f"expected at least 1 job, came {arguments.jobs}")
+        raise BenchmarkError(f"expected at least 1 job, got {arguments.jobs}")
     machine = describe()
     room = (machine["memory_bytes"] or _JOB_MEMORY) // _JOB_MEMORY
     at_once = arguments.jobs or max(min(machine["cpu"]["usable"], room), 1)

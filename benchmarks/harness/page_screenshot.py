@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     executable = shutil.which("chromium")
     if executable is None:
-        raise BenchmarkError("expected the program chromium, came none; install Debian's package chromium")
+        raise BenchmarkError("expected the program chromium, got none; install Debian's package chromium")
     with serving() as service:
         take(service.url, executable, arguments.output, dark=arguments.dark)
     print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1000:.0f} kB)")

@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
 """Where results go if nothing else is said."""
 
-_MEND = "run the benchmark again"
+_FIX = "run the benchmark again"
 
 T = TypeVar("T")
 
@@ -111,8 +111,8 @@ class Report:
         fields = _fields(value, where, ("schema", "schema_version", *cls.__dataclass_fields__))
         if (fields["schema"], fields["schema_version"]) != (SCHEMA, SCHEMA_VERSION):
             raise BenchmarkError(
-                f"{where}: expected {SCHEMA} of version {SCHEMA_VERSION}, came {fields['schema']!r} of "
-                f"{fields['schema_version']!r}; {_MEND}"
+                f"{where}: expected {SCHEMA} of version {SCHEMA_VERSION}, got {fields['schema']!r} of "
+                f"{fields['schema_version']!r}; {_FIX}"
             )
         commit = _fields(fields["commit"], f"{where}, commit", Commit.__dataclass_fields__)
         bundle = fields["bundle"]
@@ -141,8 +141,7 @@ class Report:
             text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise BenchmarkError(
-                f"{path}: expected finite numbers and plain JSON values, came {error}; give None for what does not "
-                "exist"
+                f"{path}: expected finite numbers and plain JSON values, got {error}; give None for what does not exist"
             ) from error
         write_text(path, text + "\n")
 
@@ -156,7 +155,7 @@ class Report:
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise BenchmarkError(f"{path}: expected the JSON of a benchmark, came {error}; {_MEND}") from error
+            raise BenchmarkError(f"{path}: expected the JSON of a benchmark, got {error}; {_FIX}") from error
         return cls.from_json(value, str(path))
 
     def provenance(self) -> str:
@@ -213,11 +212,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], alig
     """
     align = align or "l" + "r" * (len(header) - 1)
     if len(align) != len(header) or set(align) - {"l", "r"}:
-        raise ValueError(f"expected {len(header)} letters of l and r, came {align!r}")
+        raise ValueError(f"expected {len(header)} letters of l and r, got {align!r}")
 
     def line(cells: Sequence[object]) -> str:
         if len(cells) != len(header):
-            raise ValueError(f"expected {len(header)} cells, came {len(cells)}: {cells}")
+            raise ValueError(f"expected {len(header)} cells, got {len(cells)}: {cells}")
         texts = ("–" if cell is None else str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
         return f"| {' | '.join(texts)} |"
 
@@ -247,13 +246,13 @@ _BUNDLE_TYPES: dict[str, type] = {"name": str, "content": str, "trained": bool}
 def _fields(value: object, where: str, names: Iterable[str]) -> dict[str, Any]:
     expected = set(names)
     if not isinstance(value, dict) or value.keys() != expected:
-        came = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise BenchmarkError(f"{where}: expected the fields {', '.join(sorted(expected))}, came {came}; {_MEND}")
+        got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise BenchmarkError(f"{where}: expected the fields {', '.join(sorted(expected))}, got {got}; {_FIX}")
     return value
 
 
 def _typed(fields: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
     value = fields[key]
     if not isinstance(value, kind):
-        raise BenchmarkError(f"{where}: expected {key} as {kind.__name__}, came {value!r}; {_MEND}")
+        raise BenchmarkError(f"{where}: expected {key} as {kind.__name__}, got {value!r}; {_FIX}")
     return value

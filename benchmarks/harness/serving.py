@@ -67,7 +67,7 @@ def serving(*arguments: object) -> Iterator[Serving]:
             if not printed or not printed[-1].startswith("serving"):
                 errors.seek(0)
                 lines = errors.read().strip().splitlines()
-                raise BenchmarkError(f"expected a service, came {lines[-1] if lines else 'no message'}")
+                raise BenchmarkError(f"expected a service, got {lines[-1] if lines else 'no message'}")
             yield Serving(process, printed[-1].split()[1].partition("#")[0].rstrip("/"), tuple(printed), errors)
         finally:
             process.kill()

@@ -98,7 +98,7 @@ def ratio(blocks: Blocks, to: Blocks) -> Ratio:
     """
     ours, theirs = _checked(blocks), _checked(to)
     if len(ours) != len(theirs):
-        raise BenchmarkError(f"expected as many rounds of both, came {len(ours)} and {len(theirs)}; drop the odd one")
+        raise BenchmarkError(f"expected as many rounds of both, got {len(ours)} and {len(theirs)}; drop the odd one")
     value = float(np.median(np.concatenate(ours)) / np.median(np.concatenate(theirs)))
     if len(ours) == 1:
         return Ratio(value, None, None)
@@ -114,7 +114,7 @@ def settled(summaries: Sequence[Summary], target: float) -> bool:
 def _checked(blocks: Blocks) -> list[NDArray[np.float64]]:
     arrays = [np.asarray(block, dtype=np.float64) for block in blocks]
     if not arrays or not all(array.size and np.isfinite(array).all() and (array > 0).all() for array in arrays):
-        raise BenchmarkError(f"expected at least one positive time in every block, came {[*map(list, blocks)]}")
+        raise BenchmarkError(f"expected at least one positive time in every block, got {[*map(list, blocks)]}")
     return arrays
 
 

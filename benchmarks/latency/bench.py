@@ -79,7 +79,7 @@ class Contender:
 
 @dataclass
 class _Track:
-    """What came of a contender at one shape so far; a failure ends its part."""
+    """The outcome of a contender at one shape so far; a failure ends its part."""
 
     contender: Contender
     shape: tuple[int, int]
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     from benchmarks.harness.bundles import open_bundle
 
     if arguments.repeats is not None and arguments.repeats < 1:
-        raise BenchmarkError(f"expected --repeats of at least 1, came {arguments.repeats}")
+        raise BenchmarkError(f"expected --repeats of at least 1, got {arguments.repeats}")
     bundle = open_bundle(arguments.bundle, arguments.config)
     contenders, left_out = find_contenders(arguments.backend, bundle, arguments.checkpoint)
     data = measure(
@@ -149,7 +149,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     """
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px such as 1120x1680, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px such as 1120x1680, got {text!r}")
     return int(sides[0]), int(sides[1])
 
 
@@ -178,7 +178,7 @@ def find_contenders(
     for item in names:
         name, _, precision = item.partition(":")
         if name not in (*BACKENDS, *TORCH):
-            raise BackendError(f"expected a backend, one of all, {', '.join((*BACKENDS, *TORCH))}, came {name!r}")
+            raise BackendError(f"expected a backend, one of all, {', '.join((*BACKENDS, *TORCH))}, got {name!r}")
         try:
             have = _torch_precisions(bundle, checkpoint) if name in TORCH else _precisions(name, bundle)
         except BackendError as error:
@@ -189,11 +189,11 @@ def find_contenders(
         if precision == "auto":
             precision = have[0]
         if precision and precision not in have:
-            raise BackendError(f"expected a precision of {name} here, one of {', '.join(have)}, came {precision!r}")
+            raise BackendError(f"expected a precision of {name} here, one of {', '.join(have)}, got {precision!r}")
         found |= {Contender(name, each): None for each in ([precision] if precision else have)}
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise BackendError(f"expected a backend that works here, came none: {reasons}")
+        raise BackendError(f"expected a backend that works here, got none: {reasons}")
     return list(found), left_out
 
 
@@ -484,7 +484,7 @@ def _agreement(folder: Path, tracks: Sequence[_Track]) -> dict[tuple[str, tuple[
         value = psnr(image, np.load(reference), data_range=float(np.iinfo(image.dtype).max))
         if track.contender.precision == "fp32" and value < SAME_WEIGHTS_DB:
             raise BenchmarkError(
-                f"expected {track.contender.name} to restore what torch restores, came a PSNR of {value:.1f} dB "
+                f"expected {track.contender.name} to restore what torch restores, got a PSNR of {value:.1f} dB "
                 "between them: the checkpoint is not what the bundle was exported from; give the right --checkpoint"
             )
         values[track.contender.name, track.shape] = value

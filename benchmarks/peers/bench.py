@@ -57,7 +57,7 @@ _FILTER_GAIN = 0.3
 
 @dataclass
 class Measurement:
-    """Who was measured how, and what came of it.
+    """Who was measured how, and the outcome.
 
     Attributes:
         who: ``OURS`` or a name of ``PEERS``.
@@ -95,7 +95,7 @@ def export_peer(peer: Peer, *, half: bool) -> Path:
     """
     folder = cache_folder("benchmarks", "peers", _peers_key())
     if folder is None:
-        raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
+        raise BenchmarkError("expected a folder that exported graphs can be kept in, got none; set LDP_CACHE to one")
     path = folder / f"{peer.name}{'.fp16' if half else ''}.onnx"
     if not path.is_file():
         print(f"export: {peer.title}, {'fp16' if half else 'fp32'}", file=sys.stderr)
@@ -465,11 +465,11 @@ def choose_backends(asked: Sequence[str]) -> list[tuple[str, str]]:
         name, _, precision = item.partition(":")
         if name == "torch":
             if (precision or "fp32") not in ("fp32", "bf16", "fp16"):
-                raise BenchmarkError(f"expected a precision of torch, one of fp32, bf16, fp16, came {precision!r}")
+                raise BenchmarkError(f"expected a precision of torch, one of fp32, bf16, fp16, got {precision!r}")
             chosen.append(("torch", precision or "fp32"))
             continue
         if name not in ("auto", *graphs):
-            raise BenchmarkError(f"expected a backend, one of torch, auto, {', '.join(graphs)}, came {name!r}")
+            raise BenchmarkError(f"expected a backend, one of torch, auto, {', '.join(graphs)}, got {name!r}")
         backend = select(name, precision or "auto", failed=engines).backend
         chosen.append((backend.name, backend.resolve(precision or "auto")))
     return list(dict.fromkeys(chosen))
@@ -504,7 +504,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the tables and writes the results."""
     if arguments.repeats < 1:
-        raise BenchmarkError(f"expected at least 1 repeat, came {arguments.repeats}")
+        raise BenchmarkError(f"expected at least 1 repeat, got {arguments.repeats}")
     backends = choose_backends(arguments.backend)
     bundle = open_bundle(arguments.bundle, arguments.config)
     peers = [PEERS[name] for name in arguments.peer]

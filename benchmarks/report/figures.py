@@ -178,10 +178,10 @@ def inline_svg(text: str, key: str) -> str:
     """
     found = re.search(r"<svg\b.*</svg>", text, re.DOTALL)
     if found is None:
-        raise BenchmarkError("expected an SVG file, came something else; draw the figure again")
+        raise BenchmarkError("expected an SVG file, got something else; draw the figure again")
     element = re.sub(r"<metadata>.*?</metadata>", "", found.group(), flags=re.DOTALL)
     if re.search(r"<script|<foreignObject|<image|\son\w+=|href=\"(?!#)|url\((?!#)|@import", element):
-        raise BenchmarkError("expected an SVG file that needs nothing else, came one that refers to other files")
+        raise BenchmarkError("expected an SVG file that needs nothing else, got one that refers to other files")
     element = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', element)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", element)
 

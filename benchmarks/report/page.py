@@ -91,7 +91,7 @@ def read_reports(folder: Path) -> list[tuple[Path, Report]]:
     reports = [(path, Report.read(path)) for path in _results(folder)]
     if not reports:
         raise BenchmarkError(
-            f"expected results in {folder}, came none; run ldp bench latency and ldp bench parity first"
+            f"expected results in {folder}, got none; run ldp bench latency and ldp bench parity first"
         )
     rank = {kind: i for i, kind in enumerate(ORDER)}
     return sorted(reports, key=lambda item: (rank.get(item[1].kind, len(rank)), item[0].name))
@@ -192,7 +192,7 @@ def update_readme(path: Path, reports: Sequence[tuple[Path, Report]]) -> list[st
     names = [found["name"] for found in _MARK.finditer(text)]
     if not names:
         raise BenchmarkError(
-            f"{path}: expected markers such as <!-- bench:latency --> and <!-- /bench:latency -->, came none; add them "
+            f"{path}: expected markers such as <!-- bench:latency --> and <!-- /bench:latency -->, got none; add them "
             "where the tables belong"
         )
 
@@ -202,7 +202,7 @@ def update_readme(path: Path, reports: Sequence[tuple[Path, Report]]) -> list[st
         if not own:
             have = ", ".join(dict.fromkeys(each for file, report in reports for each in (report.kind, file.stem)))
             raise BenchmarkError(
-                f"{path}: expected results of {name}, came those of {have}; measure them first, or mend the marker"
+                f"{path}: expected results of {name}, got those of {have}; measure them first, or fix the marker"
             )
         body = "\n\n".join(f"{_table_of(file, report)}\n\n{report.provenance()}." for file, report in own)
         return f"<!-- bench:{name} -->\n\n{body}\n\n<!-- /bench:{name} -->"
@@ -221,7 +221,7 @@ def _table_of(path: Path, report: Report) -> str:
         raise BenchmarkError(f"{path.with_suffix('.md')}: cannot be read ({error.strerror}); run it again") from error
     found = re.search(r"^\|.*(?:\n\|.*)*", text, re.MULTILINE)
     if found is None:
-        raise BenchmarkError(f"{path.with_suffix('.md')}: expected a table, came none; run that benchmark again")
+        raise BenchmarkError(f"{path.with_suffix('.md')}: expected a table, got none; run that benchmark again")
     return found.group()
 
 

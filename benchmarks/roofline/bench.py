@@ -303,7 +303,7 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
     """
     path = _variant_path(config, patch)
     if path is None:
-        raise BenchmarkError("expected a folder that exported graphs can be kept in, came none; set LDP_CACHE to one")
+        raise BenchmarkError("expected a folder that exported graphs can be kept in, got none; set LDP_CACHE to one")
     if not path.is_file():
         from ldp_export.network import LDPNet
         from ldp_export.network.randomise import randomise
@@ -419,7 +419,7 @@ def analyse(
     cards = gpus()
     names = [card.name for card in cards]
     if device not in names:
-        raise BenchmarkError(f"expected a device, one of {', '.join(names)}, came {device!r}")
+        raise BenchmarkError(f"expected a device, one of {', '.join(names)}, got {device!r}")
     main = cards[names.index(device)]
     chains = {precision: build_chain(bundle, size, precision) for precision in ("fp16", "fp32")}
     chain = chains["fp16"]
@@ -647,7 +647,7 @@ def plot(data: Mapping[str, Any], paths: Sequence[Path]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise BenchmarkError(f"expected matplotlib for the plot, came {error}; install it") from error
+        raise BenchmarkError(f"expected matplotlib for the plot, got {error}; install it") from error
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -694,7 +694,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """``HEIGHTxWIDTH`` in px, both at least 1; for argparse."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px, such as 1120x1680, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px, such as 1120x1680, got {text!r}")
     return int(sides[0]), int(sides[1])
 
 

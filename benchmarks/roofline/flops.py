@@ -222,7 +222,7 @@ class _Walk:
         if {value.name for value in inputs} != set(sizes):
             raise BenchmarkError(
                 f"{self.where}: expected sizes of the inputs {', '.join(v.name for v in inputs)}, "
-                f"came {', '.join(sizes)}"
+                f"got {', '.join(sizes)}"
             )
         for value in inputs:
             element = value.type.tensor_type.elem_type
@@ -253,7 +253,7 @@ class _Walk:
             return None
         if node.op_type not in _KNOWN:
             raise BenchmarkError(
-                f"{self.where}: expected operators that flops.py knows, came {node.op_type}; add it there"
+                f"{self.where}: expected operators that flops.py knows, got {node.op_type}; add it there"
             )
         return self._cost(node, tuple(present))
 
@@ -276,7 +276,7 @@ class _Walk:
             ):
                 raise BenchmarkError(
                     f"{self.where}: expected a shape of {node.op_type} {node.name} that follows from the sizes of the "
-                    "inputs, came none"
+                    "inputs, got none"
                 )
             self.types[name] = inferred[name]
 

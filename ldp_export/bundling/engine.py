@@ -72,8 +72,8 @@ class SizeRange:
         middle = padding.padded_size(*(opt or _smaller(_larger(DEFAULT_OPT, low), high)))
         for names, small, large in (("min to opt", low, middle), ("opt to max", middle, high)):
             if small[0] > large[0] or small[1] > large[1]:
-                came = f"{small[0]}x{small[1]} and {large[0]}x{large[1]}"
-                raise EngineError(f"expected sizes that rise from {names} on both sides, came {came} (padded)")
+                got = f"{small[0]}x{small[1]} and {large[0]}x{large[1]}"
+                raise EngineError(f"expected sizes that rise from {names} on both sides, got {got} (padded)")
         return cls(low, middle, high)
 
     @classmethod
@@ -160,7 +160,7 @@ def build_engines(
     """
     if bundle.manifest.blur_map != BlurMapSpec():
         raise EngineError(
-            f"expected a bundle whose blur map comes from dense features and goes in as logits, came "
+            f"expected a bundle whose blur map comes from dense features and goes in as logits, got "
             f"{bundle.manifest.name!r}, which is of another kind that no engine runs; run its graphs with "
             "onnxruntime-cuda"
         )
@@ -266,5 +266,5 @@ def parse_size(text: str) -> Size:
     """
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise EngineError(f"expected a size as HEIGHTxWIDTH in px, such as 1120x1680, came {text!r}")
+        raise EngineError(f"expected a size as HEIGHTxWIDTH in px, such as 1120x1680, got {text!r}")
     return int(parts[0]), int(parts[1])

@@ -109,7 +109,7 @@ def random_model(
         LDPError: The config, the architecture, the weights or the windows are not usable.
     """
     if config not in CONFIGS:
-        raise ExportError(f"expected a config, one of {', '.join(CONFIGS)}, came {config!r}")
+        raise ExportError(f"expected a config, one of {', '.join(CONFIGS)}, got {config!r}")
     clip = load_clip(architecture, weights, seed=seed)
     if weights is None:
         randomise(clip.encoder.visual, seed)
@@ -133,5 +133,5 @@ def random_model(
 
 def _mapping(value: object, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ExportError(f"expected {what} of training.json as an object, came {value!r}")
+        raise ExportError(f"expected {what} of training.json as an object, got {value!r}")
     return value

@@ -189,7 +189,7 @@ class SelfAttention(nn.Module):
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         if not attention._qkv_same_embed_dim or attention.bias_k is not None or not attention.batch_first:
-            raise ExportError("expected self-attention over one width with the batch first, came another kind")
+            raise ExportError("expected self-attention over one width with the batch first, got another kind")
         self.heads = attention.num_heads
         self.weight, self.bias = attention.in_proj_weight, attention.in_proj_bias
         self.out_proj = attention.out_proj
@@ -239,7 +239,7 @@ def _to_onnx(
             verbose=False,
         )
     if program is None:
-        raise ExportError("expected a graph of torch.onnx.export, came none")
+        raise ExportError("expected a graph of torch.onnx.export, got none")
     graph = program.model
     CommonSubexpressionEliminationPass()(graph)  # CLIP's weights serve both of its inputs: transpose each once
     # The size limits guard against constants larger than what makes them; here those are weights to transpose.

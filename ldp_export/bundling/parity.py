@@ -147,7 +147,7 @@ def measure(
     else:
         figures["target"] = "not applicable: the weights are random"
     figures["gates"] = gates
-    failures = [f"{g['name']}: expected {g['is']} {g['limit']}, came {g['value']}" for g in gates if not g["passed"]]
+    failures = [f"{g['name']}: expected {g['is']} {g['limit']}, got {g['value']}" for g in gates if not g["passed"]]
     return Parity(figures, tuple(failures))
 
 

@@ -96,10 +96,10 @@ def quantize_bundle(
     """
     manifest = bundle.manifest
     if not max_loss > 0:
-        raise QuantizeError(f"expected a largest loss above 0 dB, came {max_loss:g}")
+        raise QuantizeError(f"expected a largest loss above 0 dB, got {max_loss:g}")
     if manifest.blur_map != BlurMapSpec():
         raise QuantizeError(
-            f"expected a bundle whose blur map comes from dense features and goes in as logits, came "
+            f"expected a bundle whose blur map comes from dense features and goes in as logits, got "
             f"{manifest.name!r}, which is of another kind; run it in fp32 or fp16"
         )
     with tempfile.TemporaryDirectory(prefix="ldp-quantize-") as scratch:
@@ -186,8 +186,8 @@ class _Chain:
         low, high, found = 1, len(table), 0.0
         while low < high:
             middle = (low + high) // 2
-            if abs(came := loss(middle)) <= limit:
-                high, found = middle, came
+            if abs(got := loss(middle)) <= limit:
+                high, found = middle, got
             else:
                 low = middle + 1
         return [row["group"] for row in table[:high]], found
@@ -213,11 +213,11 @@ class _Chain:
                 "passed": max(abs(loss), abs(half)) <= limit,
             }
             title = self.format.title
-            for what, came in ((title, loss), (f"{title} and FP16 deblur graph", half)):
-                if abs(came) > limit:
+            for what, got in ((title, loss), (f"{title} and FP16 deblur graph", half)):
+                if abs(got) > limit:
                     failures.append(
-                        f"{what} on {name}: expected a change in PSNR to the target of at most {limit:g} dB, came "
-                        f"{came:+.4f} dB"
+                        f"{what} on {name}: expected a change in PSNR to the target of at most {limit:g} dB, got "
+                        f"{got:+.4f} dB"
                     )
         return figures, failures
 

@@ -114,7 +114,7 @@ class _Graph:
         shapes = {p: [(n[0].op_type, _shape(self._models[p].graph, n)) for n in nodes] for p, nodes in found.items()}
         if shapes["fp32"] != shapes["fp16"]:
             raise QuantizeError(
-                f"expected the same layers in the FP32 and the FP16 {kind} graph of {bundle.manifest.name!r}, came "
+                f"expected the same layers in the FP32 and the FP16 {kind} graph of {bundle.manifest.name!r}, got "
                 f"{len(shapes['fp32'])} and {len(shapes['fp16'])}, or of other shapes; export the bundle again"
             )
         for precision, layers in found.items():

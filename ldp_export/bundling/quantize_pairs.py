@@ -105,7 +105,7 @@ def data_sets(name: str, folder: Path, count: int = PAIRS) -> PairSets:
     check = _spread(name, folder, held_out, count)
     if len(train) < 2 or not check:
         raise QuantizeError(
-            f"expected at least two pairs with a target to calibrate with and one to check on in {folder}, came "
+            f"expected at least two pairs with a target to calibrate with and one to check on in {folder}, got "
             f"{len(train)} and {len(check)}; give another data set or leave --data out"
         )
     return PairSets(f"{name}, up to {count} pairs a set", train[::2], train[1::2], {f"{name} {held_out}": check})

@@ -56,7 +56,7 @@ class TensorRT:
             BackendError: There is no such flavour, or it is not installed.
         """
         if flavour not in FLAVOURS:
-            raise BackendError(f"expected a flavour of TensorRT, one of {', '.join(FLAVOURS)}, came {flavour!r}")
+            raise BackendError(f"expected a flavour of TensorRT, one of {', '.join(FLAVOURS)}, got {flavour!r}")
         self.flavour, self.name = flavour, FLAVOURS[flavour]
         try:
             self._trt: Any = importlib.import_module(MODULES[flavour])
@@ -89,7 +89,7 @@ class TensorRT:
             hint = "; for other GPUs build with --flavour tensorrt where the GPU is" if self.flavour == "rtx" else ""
             raise BackendError(
                 f"expected architectures that {self.name} {self.version} builds {precision} engines for here "
-                f"({', '.join(known) or 'none'}), came "
+                f"({', '.join(known) or 'none'}), got "
                 f"{', '.join(unknown)}{hint}"
             )
         if self.flavour != "rtx":
@@ -151,7 +151,7 @@ class TensorRT:
         inputs = [network.get_input(i).name for i in range(network.num_inputs)]
         if set(inputs) != set(profile):
             raise BackendError(
-                f"expected {graph.name} with the inputs {', '.join(profile)}, came {', '.join(inputs)}; export the "
+                f"expected {graph.name} with the inputs {', '.join(profile)}, got {', '.join(inputs)}; export the "
                 "bundle again with ldp-export onnx"
             )
         ranges = builder.create_optimization_profile()

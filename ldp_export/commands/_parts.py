@@ -78,7 +78,7 @@ def check_folder(folder: Path, marker: str) -> None:
         raise ArgumentError(cannot_write(folder, error)) from error
     holds_more = existing.is_dir() and any(path.suffix != ".md" for path in existing.iterdir())
     if holds_more and not (existing / marker).is_file():
-        raise ArgumentError(f"expected a new folder, an empty one or one with {marker}, came {folder}; choose another")
+        raise ArgumentError(f"expected a new folder, an empty one or one with {marker}, got {folder}; choose another")
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -14,7 +14,7 @@ examples:
   ldp-export data check rdpd dd_dp_dataset_synth_vid --split test
   ldp-export data render photos -o runs/scenes --scenes 3840 --jobs 2
 
-`data check NAME DIR` says what was found, what is missing and the mend; the
+`data check NAME DIR` says what was found, what is missing and the fix; the
 exit code is 1 if something is missing. Nothing is downloaded: it also says
 where each data set comes from and how its folder should look. `data render`
 cuts random layered scenes from the photographs in a folder.
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render.set_defaults(data_command=_render)
 
 
-_CHECK = "Says what a folder holds of a data set, what is missing and how to mend it."
+_CHECK = "Says what a folder holds of a data set, what is missing and how to fix it."
 _RENDER = "Renders random layered scenes, 64 in a shard; shards that are there already stay."
 
 

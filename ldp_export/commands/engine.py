@@ -28,7 +28,7 @@ one size alone, which are the fastest for it and need the least memory. Sizes
 are padded as the bundle pads.
 
 --flavour rtx (TensorRT-RTX) builds with no GPU, by default for sm_75, sm_80,
-sm_86, sm_89 and sm_120: an engine for Turing and one for all that came later.
+sm_86, sm_89 and sm_120: an engine for Turing and one for all later ones.
 --flavour tensorrt builds on and for the GPU that is there.
 
 --precision int8 and fp8 take the graphs that ldp-export quantize made: 8 bits
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     asked = [None if text is None else parse_size(text) for text in (arguments.min, arguments.opt, arguments.max)]
     if arguments.shape is not None and any(asked):
-        raise ArgumentError("expected --shape alone or --min, --opt and --max, came both; leave one out")
+        raise ArgumentError("expected --shape alone or --min, --opt and --max, got both; leave one out")
     shape = None if arguments.shape is None else parse_size(arguments.shape)
     architectures = None if arguments.arch is None else [name.strip() for name in arguments.arch.split(",")]
     bundle = Bundle.load(arguments.bundle)

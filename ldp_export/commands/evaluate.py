@@ -75,27 +75,27 @@ def run(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuses options that do not fit together."""
     if arguments.threads is not None and arguments.threads < 1:
-        raise ArgumentError(f"expected at least 1 thread, came {arguments.threads}")
+        raise ArgumentError(f"expected at least 1 thread, got {arguments.threads}")
     if not arguments.data:
         for option, value in (("--split", arguments.split), ("-o", arguments.output)):
             if value is not None:
-                raise ArgumentError(f"expected --data NAME=DIR with {option}, came none; say which data set to score")
+                raise ArgumentError(f"expected --data NAME=DIR with {option}, got none; say which data set to score")
     else:
         if arguments.output is None:
-            raise ArgumentError("expected -o DIR with --data, came none; say where the report goes")
+            raise ArgumentError("expected -o DIR with --data, got none; say where the report goes")
         for option, given in (
             ("--json", arguments.json),
             ("--pictures", arguments.pictures),
             ("--store", arguments.store),
         ):
             if given:
-                raise ArgumentError(f"expected {option} without --data, came both; the report in -o has all of it")
+                raise ArgumentError(f"expected {option} without --data, got both; the report in -o has all of it")
     if _is_checkpoint(arguments):
         asked = [f"--{name}" for name in ("backend", "precision") if getattr(arguments, name) != "auto"]
         asked += ["--store"] if arguments.store else []
         if asked:
             raise ArgumentError(
-                f"expected {asked[0]} with a bundle, came a checkpoint; export it first, or leave it out"
+                f"expected {asked[0]} with a bundle, got a checkpoint; export it first, or leave it out"
             )
 
 
@@ -182,6 +182,6 @@ def _open_data(given: str, split: str | None) -> PairDataset:
 
     name, equals, folder = given.partition("=")
     if not equals or not folder:
-        raise ArgumentError(f"expected --data NAME=DIR, came {given!r}; for example dpd-blur=dd_dp_dataset_canon")
+        raise ArgumentError(f"expected --data NAME=DIR, got {given!r}; for example dpd-blur=dd_dp_dataset_canon")
     splits = find_kind(name).splits
     return open_dataset(name, Path(folder), split or ("test" if "test" in splits else "val"))

@@ -53,13 +53,13 @@ def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     dense = arguments.blur_map == "dense"
     if dense and (arguments.clip or arguments.clip_weights):
-        raise ArgumentError("expected --clip-from with --blur-map dense, came --clip or --clip-weights; leave them out")
+        raise ArgumentError("expected --clip-from with --blur-map dense, got --clip or --clip-weights; leave them out")
     if dense and not arguments.clip_from:
         raise ArgumentError(
-            "expected --clip-from with --blur-map dense, came none; for example models/checkpoints/ldp-nano"
+            "expected --clip-from with --blur-map dense, got none; for example models/checkpoints/ldp-nano"
         )
     if not dense and arguments.clip_from:
-        raise ArgumentError("expected --clip-from with --blur-map dense alone, came --blur-map patch; leave it out")
+        raise ArgumentError("expected --clip-from with --blur-map dense alone, got --blur-map patch; leave it out")
     check_folder(arguments.output, "bundle.json")
 
     from ldp_export.bundling.onnx_graphs import ParityError, export_bundle

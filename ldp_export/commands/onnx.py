@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     if arguments.config is None and (arguments.clip or arguments.clip_weights):
-        raise ArgumentError("expected --clip with --config, came a CHECKPOINT, which has its own CLIP; leave it out")
+        raise ArgumentError("expected --clip with --config, got a CHECKPOINT, which has its own CLIP; leave it out")
     if arguments.config is not None and not arguments.clip:
-        raise ArgumentError("expected --clip with --config, came none; the paper's is ViT-B-32-quickgelu")
+        raise ArgumentError("expected --clip with --config, got none; the paper's is ViT-B-32-quickgelu")
     check_folder(arguments.output, "bundle.json")
 
     from ldp_export.bundling.model import model_from_checkpoint, random_model

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     if arguments.pairs < 1:
-        raise ArgumentError(f"expected at least 1 pair, came {arguments.pairs}")
+        raise ArgumentError(f"expected at least 1 pair, got {arguments.pairs}")
     if arguments.output is not None:
         check_folder(arguments.output, "bundle.json")
 
@@ -111,7 +111,7 @@ def _sets(arguments: argparse.Namespace) -> PairSets:
         return simulated_sets(arguments.pairs, arguments.seed)
     name, _, folder = arguments.data.partition("=")
     if not folder:
-        raise ArgumentError(f"expected --data NAME=DIR, came {arguments.data!r}; name the data set and its folder")
+        raise ArgumentError(f"expected --data NAME=DIR, got {arguments.data!r}; name the data set and its folder")
     return data_sets(name, Path(folder), arguments.pairs)
 
 

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     largest = float(np.abs(coc).max())
     if largest > LARGEST_RADIUS:
         raise ArgumentError(
-            f"expected circles of confusion of at most {LARGEST_RADIUS:g} px radius, came {largest:.1f}; "
+            f"expected circles of confusion of at most {LARGEST_RADIUS:g} px radius, got {largest:.1f}; "
             "check the units, close the aperture or scale the image down"
         )
     bits = arguments.bits or 8 * photo.pixels.dtype.itemsize
@@ -126,10 +126,10 @@ def _coc_of(arguments: argparse.Namespace, values: FloatArray) -> tuple[FloatArr
     disparity = fill_disparity_holes(values)
     percentile = 50.0 if arguments.focus_percentile is None else arguments.focus_percentile
     if not 0 <= percentile <= 100:
-        raise ArgumentError(f"expected --focus-percentile from 0 to 100, came {percentile:g}")
+        raise ArgumentError(f"expected --focus-percentile from 0 to 100, got {percentile:g}")
     radius = 6.0 if arguments.max_coc is None else arguments.max_coc
     if not 0 < radius < float("inf"):
-        raise ArgumentError(f"expected --max-coc above zero, came {radius:g}")
+        raise ArgumentError(f"expected --max-coc above zero, got {radius:g}")
     focus = arguments.focus_disparity
     at = float(np.percentile(disparity, percentile)) if focus is None else float(focus)
     return coc_from_disparity(disparity, at, radius), {"focus_disparity": at, "max_coc": radius}
@@ -141,11 +141,11 @@ def _psf(arguments: argparse.Namespace) -> HalfAperturePSF:
     given = {name: getattr(arguments, f"psf_{name}") for name in ("order", "softness", "crosstalk")}
     psf = HalfAperturePSF(**{name: value for name, value in given.items() if value is not None})
     if not 0.5 <= psf.order <= 1000:
-        raise ArgumentError(f"expected --psf-order from 0.5 to 1000, came {psf.order:g}")
+        raise ArgumentError(f"expected --psf-order from 0.5 to 1000, got {psf.order:g}")
     if not 0 <= psf.softness <= 10:
-        raise ArgumentError(f"expected --psf-softness from 0 to 10, came {psf.softness:g}")
+        raise ArgumentError(f"expected --psf-softness from 0 to 10, got {psf.softness:g}")
     if not 0 <= psf.crosstalk < 0.5:
-        raise ArgumentError(f"expected --psf-crosstalk from 0 to below 0.5, came {psf.crosstalk:g}")
+        raise ArgumentError(f"expected --psf-crosstalk from 0 to below 0.5, got {psf.crosstalk:g}")
     return psf
 
 
@@ -157,7 +157,7 @@ def _noise(text: str | None) -> SensorNoise:
     try:
         shot, read = (float(part) for part in text.split(","))
     except ValueError:
-        raise ArgumentError(f"expected --noise as two numbers SHOT,READ, such as 5e-5,5e-4, came {text!r}") from None
+        raise ArgumentError(f"expected --noise as two numbers SHOT,READ, such as 5e-5,5e-4, got {text!r}") from None
     if not (0 <= shot < 1 and 0 <= read < 1):
-        raise ArgumentError(f"expected --noise with numbers from 0 to below 1, came {text!r}")
+        raise ArgumentError(f"expected --noise with numbers from 0 to below 1, got {text!r}")
     return SensorNoise(shot, read)

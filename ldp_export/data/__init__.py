@@ -31,7 +31,7 @@ DATASETS: Mapping[str, DatasetKind] = MappingProxyType(
 def find_kind(name: str) -> DatasetKind:
     """The data set of a name; ``DataError`` where there is none."""
     if name not in DATASETS:
-        raise DataError(f"expected a data set, one of {', '.join(DATASETS)}, came {name!r}")
+        raise DataError(f"expected a data set, one of {', '.join(DATASETS)}, got {name!r}")
     return DATASETS[name]
 
 

@@ -50,13 +50,13 @@ class PairSample:
         left = self.left
         if left.ndim != 3 or left.shape[2] != 3 or left.dtype not in (np.uint8, np.uint16):
             raise DataError(
-                f"{self.name}: expected views (h, w, 3) of uint8 or uint16, came {left.shape} of {left.dtype}; "
+                f"{self.name}: expected views (h, w, 3) of uint8 or uint16, got {left.shape} of {left.dtype}; "
                 "convert them"
             )
         for what, image in (("right view", self.right), ("target", self.target)):
             if image is not None and (image.shape != left.shape or image.dtype != left.dtype):
                 raise DataError(
-                    f"{self.name}: expected a {what} like the left view, {left.shape} of {left.dtype}, came "
+                    f"{self.name}: expected a {what} like the left view, {left.shape} of {left.dtype}, got "
                     f"{image.shape} of {image.dtype}; download the data set again"
                 )
         for what, field in (
@@ -66,7 +66,7 @@ class PairSample:
         ):
             if field is not None and (field.shape != left.shape[:2] or field.dtype != np.float32):
                 raise DataError(
-                    f"{self.name}: expected a {what} map {left.shape[:2]} of float32, came {field.shape} of "
+                    f"{self.name}: expected a {what} map {left.shape[:2]} of float32, got {field.shape} of "
                     f"{field.dtype}; download the data set again"
                 )
 

@@ -18,7 +18,7 @@ NAME = "ddd-syn"
 
 _FOLDERS = {"train": {"training": ""}, "test": {"testing": "", "testing1": "_h"}}
 _TITLE = "simudata/NYU"
-_MEND = "run the authors' simulator again"
+_FIX = "run the authors' simulator again"
 _PARTS = {"left": ("dp", "_l.png"), "right": ("dp", "_r.png"), "target": ("gt", "_m.png"), "map": ("disp", "_dm.pfm")}
 
 
@@ -28,7 +28,7 @@ class DDDSynPairs(FilePairs):
     def decode(self, files: PairFiles) -> PairSample:
         """Reads a pair and its disparity."""
         if files.map is None:
-            raise DataError(f"{files.name}: expected a disparity map, came none; {_MEND}")
+            raise DataError(f"{files.name}: expected a disparity map, got none; {_FIX}")
         left = read_pixels(files.left)
         return PairSample(
             files.name,
@@ -58,7 +58,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
         }
         every = set().union(*found.values())
         for what, (kind, end) in _PARTS.items():
-            problems += compare(f"{part}/{kind}/*{end}", every, set(found[what]), _MEND)
+            problems += compare(f"{part}/{kind}/*{end}", every, set(found[what]), _FIX)
         for stem in sorted(set.intersection(*(set(paths) for paths in found.values()))):
             files.append(PairFiles(f"{stem}{suffix}", **{what: paths[stem] for what, paths in found.items()}))
     return Listing(tuple(files), problems)

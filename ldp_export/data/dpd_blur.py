@@ -35,7 +35,7 @@ label files, and the pictures, were not at hand to check them against.
 
 _TITLE = "dd_dp_dataset_canon"
 _SUFFIXES = (".png", ".tif", ".jpg")
-_MEND = "unpack the archive again"
+_FIX = "unpack the archive again"
 
 
 def list_pairs(folder: Path, split: str) -> Listing:
@@ -53,19 +53,19 @@ def list_pairs(folder: Path, split: str) -> Listing:
     rights = {_stem(path, "_R"): path for path in list_images(folder / right_folder, _SUFFIXES)}
     targets = list_images(folder / target_folder, _SUFFIXES)
     problems = (
-        *compare(right_folder, set(lefts), set(rights), _MEND),
-        *compare(left_folder, set(rights), set(lefts), _MEND),
+        *compare(right_folder, set(lefts), set(rights), _FIX),
+        *compare(left_folder, set(rights), set(lefts), _FIX),
     )
     stems = sorted(lefts.keys() & rights.keys())
     if not problems and len(targets) != len(stems):
-        problems = (f"{target_folder}: {len(targets)} images for {len(stems)} pairs; {_MEND}",)
+        problems = (f"{target_folder}: {len(targets)} images for {len(stems)} pairs; {_FIX}",)
     files = []
     for stem, target in zip(stems, targets, strict=False):
         gap = _gap(stem, target.stem)
         if gap > LARGEST_GAP and not problems:
             problems = (
                 f"{target_folder}: {target.name} is no target of {lefts[stem].name}, whose number is {gap} away: an "
-                f"image before them is missing; {_MEND}",
+                f"image before them is missing; {_FIX}",
             )
         files.append(PairFiles(stem, lefts[stem], rights[stem], target))
     return Listing(tuple(files), problems)

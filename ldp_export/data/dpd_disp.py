@@ -20,7 +20,7 @@ NAME = "dpd-disp"
 
 _TITLE = "the folder Quantitative"
 _SUFFIXES = (".jpg", ".png", ".tif")
-_MEND = "get the repository again"
+_FIX = "get the repository again"
 
 
 class DPDDispPairs(FilePairs):
@@ -29,7 +29,7 @@ class DPDDispPairs(FilePairs):
     def decode(self, files: PairFiles) -> PairSample:
         """Reads a pair and its map."""
         if files.map is None:
-            raise DataError(f"{files.name}: expected a map, came none; {_MEND}")
+            raise DataError(f"{files.name}: expected a map, got none; {_FIX}")
         return PairSample(
             files.name,
             read_pixels(files.left),
@@ -51,9 +51,9 @@ def list_pairs(folder: Path) -> Listing:
     every = set().union(*found.values())
     if not every:
         nested = folder / "Quantitative"
-        mend = f"give {nested}" if nested.is_dir() else f"get {_TITLE} of the authors' repository"
-        return Listing((), (f"no files *_L.jpg, *_R.jpg, *_D.TIF in {folder}; {mend}",))
-    problems = tuple(line for what, end in ends.items() for line in compare(f"*{end}", every, set(found[what]), _MEND))
+        fix = f"give {nested}" if nested.is_dir() else f"get {_TITLE} of the authors' repository"
+        return Listing((), (f"no files *_L.jpg, *_R.jpg, *_D.TIF in {folder}; {fix}",))
+    problems = tuple(line for what, end in ends.items() for line in compare(f"*{end}", every, set(found[what]), _FIX))
     complete = sorted(set.intersection(*(set(paths) for paths in found.values())))
     return Listing(
         tuple(PairFiles(stem, **{what: paths[stem] for what, paths in found.items()}) for stem in complete), problems
@@ -65,11 +65,11 @@ def _read_relative(path: Path) -> NDArray[np.float32]:
     try:
         values = np.asarray(tifffile.imread(path))
     except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise DataError(f"{path}: expected a TIFF map, came {error}; {_MEND}") from error
+        raise DataError(f"{path}: expected a TIFF map, got {error}; {_FIX}") from error
     if values.ndim == 3:
         values = values[..., 0]
     if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: expected a grey map of 8 or 16 bits, came {values.shape} of {values.dtype}; {_MEND}")
+        raise DataError(f"{path}: expected a grey map of 8 or 16 bits, got {values.shape} of {values.dtype}; {_FIX}")
     return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
 
 

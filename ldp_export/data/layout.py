@@ -1,4 +1,4 @@
-"""Layouts of data sets: what a folder should hold, what it holds, and how to mend what is missing."""
+"""Layouts of data sets: what a folder should hold, what it holds, and how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Scan:
 
     Attributes:
         pairs: How many complete pairs.
-        problems: What is missing or wrong and its mend, a line each; none where the pairs can be used.
+        problems: What is missing or wrong and its fix, a line each; none where the pairs can be used.
         remarks: What is not as published but does no harm, a line each.
     """
 
@@ -153,13 +153,13 @@ def missing_folders(root: Path, wanted: Sequence[str], title: str) -> tuple[str,
     return tuple(f"{name}/ is not in {root}; unpack {title} there" for name in missing)
 
 
-def compare(what: str, expected: set[str], found: set[str], mend: str) -> tuple[str, ...]:
+def compare(what: str, expected: set[str], found: set[str], fix: str) -> tuple[str, ...]:
     """At most one line: which names of ``expected`` are not in ``found``."""
     absent = sorted(expected - found)
     if not absent:
         return ()
     listed = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
-    return (f"{what}: {listed} missing; {mend}",)
+    return (f"{what}: {listed} missing; {fix}",)
 
 
 def check_kind(kind: DatasetKind, folder: Path, split: str) -> Scan:
@@ -169,7 +169,7 @@ def check_kind(kind: DatasetKind, folder: Path, split: str) -> Scan:
         DataError: The data set has no such split.
     """
     if split not in kind.splits:
-        raise DataError(f"expected a split of {kind.name}, one of {', '.join(kind.splits)}, came {split!r}")
+        raise DataError(f"expected a split of {kind.name}, one of {', '.join(kind.splits)}, got {split!r}")
     scan = kind.scan(folder, split)
     published = kind.splits[split]
     if scan.problems or published is None or scan.pairs == published:

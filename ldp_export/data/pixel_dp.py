@@ -29,7 +29,7 @@ FIELD = (1008, 1344)
 """Height and width of the middle of the frame that is used."""
 
 _TITLE = "the folder DP_data_pixel_4"
-_MEND = "get the repository again"
+_FIX = "get the repository again"
 _TARGETS, _MAPS = "gt_all_in_focus_im", "gt_defocus_map"
 _SHEETS = ("calibration/white_sheet_left.png", "calibration/white_sheet_right.png")
 
@@ -40,13 +40,13 @@ class PixelDPPairs(FilePairs):
     def decode(self, files: PairFiles) -> PairSample:
         """Reads a pair, evens out its vignetting and encodes it."""
         if files.target is None or files.map is None:
-            raise DataError(f"{files.name}: expected a target and a map, came none; {_MEND}")
+            raise DataError(f"{files.name}: expected a target and a map, got none; {_FIX}")
         left, right = (_linear(path) for path in (files.left, files.right))
         ratio = _vignetting(files.left.parent)
         if not left.shape == right.shape == ratio.shape:
             raise DataError(
-                f"{files.name}: expected views and white sheets of one size, came {left.shape}, {right.shape} and "
-                f"{ratio.shape}; {_MEND}"
+                f"{files.name}: expected views and white sheets of one size, got {left.shape}, {right.shape} and "
+                f"{ratio.shape}; {_FIX}"
             )
         target = _decode(files.target)
         scaled = _middle(target.astype(np.float32) / np.float32(np.iinfo(target.dtype).max), files.target)
@@ -79,12 +79,12 @@ def list_pairs(folder: Path) -> Listing:
     every = set().union(*found.values())
     if not every:
         nested = folder / "DP_data_pixel_4"
-        mend = f"give {nested}" if nested.is_dir() else f"get {_TITLE} of the authors' repository"
-        return Listing((), (f"no files *_left.png, *_right.png in {folder}; {mend}",))
-    problems = compare("calibration", set(_SHEETS), {name for name in _SHEETS if (folder / name).is_file()}, _MEND)
+        fix = f"give {nested}" if nested.is_dir() else f"get {_TITLE} of the authors' repository"
+        return Listing((), (f"no files *_left.png, *_right.png in {folder}; {fix}",))
+    problems = compare("calibration", set(_SHEETS), {name for name in _SHEETS if (folder / name).is_file()}, _FIX)
     places = {"left": "*_left.png", "right": "*_right.png", "target": _TARGETS, "map": _MAPS}
     for what, place in places.items():
-        problems += compare(place, every, set(found[what]), _MEND)
+        problems += compare(place, every, set(found[what]), _FIX)
     complete = sorted(set.intersection(*(set(paths) for paths in found.values())))
     return Listing(
         tuple(PairFiles(stem, **{what: paths[stem] for what, paths in found.items()}) for stem in complete), problems
@@ -109,7 +109,7 @@ def _linear(path: Path) -> FloatArray:
 def _decode(path: Path) -> NDArray[Any]:
     decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if decoded is None:
-        raise DataError(f"{path}: expected a PNG image, came something that cannot be decoded; {_MEND}")
+        raise DataError(f"{path}: expected a PNG image, got something that cannot be decoded; {_FIX}")
     return np.asarray(decoded if decoded.ndim == 2 else decoded[..., 0])
 
 
@@ -117,7 +117,7 @@ def _middle(image: FloatArray, path: Path) -> FloatArray:
     """The middle of the frame, ``FIELD``."""
     height, width = FIELD
     if image.shape[0] < height or image.shape[1] < width:
-        raise DataError(f"{path}: expected at least {width} x {height} px, came {image.shape[1]} x {image.shape[0]}")
+        raise DataError(f"{path}: expected at least {width} x {height} px, got {image.shape[1]} x {image.shape[0]}")
     y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[y : y + height, x : x + width]
 

@@ -14,7 +14,7 @@ NAME = "rdpd"
 SEQUENCES = {"train": 25, "val": 5, "test": 5}
 
 _TITLE = "dd_dp_dataset_synth_vid"
-_MEND = "run the authors' synthetic_dp_defocus_blur.py again"
+_FIX = "run the authors' synthetic_dp_defocus_blur.py again"
 
 
 def list_pairs(folder: Path, split: str) -> Listing:
@@ -41,7 +41,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
     problems = tuple(
         line
         for part, found in zip(wanted, frames, strict=True)
-        for line in compare(part, every, {f"{sequence}/{name}" for sequence, name in found}, _MEND)
+        for line in compare(part, every, {f"{sequence}/{name}" for sequence, name in found}, _FIX)
     )
     sequences = {sequence for sequence, _ in left}
     remarks: tuple[str, ...] = ()

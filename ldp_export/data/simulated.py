@@ -107,13 +107,13 @@ class SimulatedPairs:
                 fields = {field: _map_member(path, field) for field in FIELDS}
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error) as error:
                 raise DataError(
-                    f"{path}: expected a shard of rendered scenes, came {error}; remove it and render it again"
+                    f"{path}: expected a shard of rendered scenes, got {error}; remove it and render it again"
                 ) from error
             shape = fields["left"].shape
             wanted = [shape] * 3 + [shape[:3]] * 2
             if len(shape) != 4 or shape[3] != 3 or [array.shape for array in fields.values()] != wanted:
-                came = ", ".join(f"{field} {array.shape}" for field, array in fields.items())
-                raise DataError(f"{path}: expected views, target and maps of one size, came {came}; render it again")
+                got = ", ".join(f"{field} {array.shape}" for field, array in fields.items())
+                raise DataError(f"{path}: expected views, target and maps of one size, got {got}; render it again")
             self._open[shard] = fields
         return self._open[shard]
 
@@ -140,8 +140,8 @@ def _scan(folder: Path, split: str) -> Scan:
     paths = shard_paths(folder, split)
     if not paths:
         found = len(list(folder.glob(SHARD_PATTERN)))
-        mend = "render more scenes with ldp-export data render" if split != "test" else "take val"
-        return Scan(0, (f"{split}: no shards, of the {found} in {folder}; {mend}",))
+        fix = "render more scenes with ldp-export data render" if split != "test" else "take val"
+        return Scan(0, (f"{split}: no shards, of the {found} in {folder}; {fix}",))
     problems = tuple(
         f"{path.name}: no shard of rendered scenes; remove it and render it again"
         for path in paths

@@ -74,9 +74,9 @@ def masked_psnr(image: ArrayLike, target: ArrayLike, mask: NDArray[np.bool_], *,
     """
     image, target = np.asarray(image), np.asarray(target)
     if not mask.any():
-        raise ValueError("expected a mask with pixels in it, came an empty one")
+        raise ValueError("expected a mask with pixels in it, got an empty one")
     if image.shape != target.shape or mask.shape != image.shape[:2]:
-        raise ValueError(f"expected one size, came {image.shape}, {target.shape} and a mask {mask.shape}")
+        raise ValueError(f"expected one size, got {image.shape}, {target.shape} and a mask {mask.shape}")
     return psnr(image[mask], target[mask], data_range=data_range)
 
 
@@ -100,7 +100,7 @@ def balanced_accuracy(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) ->
     """
     _check_shapes(predicted, truth)
     if truth.all() or not truth.any():
-        raise ValueError("expected both classes in the truth, came one")
+        raise ValueError("expected both classes in the truth, got one")
     return float((predicted[truth].mean() + (~predicted[~truth]).mean()) / 2)
 
 
@@ -161,7 +161,7 @@ def _known(prediction: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
     _check_shapes(x, y)
     known = ~np.isnan(y)
     if not known.any():
-        raise ValueError("expected a truth that is known somewhere, came NaN everywhere")
+        raise ValueError("expected a truth that is known somewhere, got NaN everywhere")
     return x[known], y[known]
 
 
@@ -177,4 +177,4 @@ def _affine_residual(x: Floats, y: Floats, weight: Floats) -> Floats:
 
 def _check_shapes(a: NDArray[np.generic], b: NDArray[np.generic]) -> None:
     if a.shape != b.shape:
-        raise ValueError(f"expected arrays of one shape, came {a.shape} and {b.shape}")
+        raise ValueError(f"expected arrays of one shape, got {a.shape} and {b.shape}")

@@ -63,7 +63,7 @@ class TorchDeblurrer:
 
         Raises:
             DataError: The views are not such a pair.
-            NumericsError: NaN or Inf came up.
+            NumericsError: NaN or Inf appeared.
         """
         seconds = {}
         start = time.perf_counter()
@@ -74,7 +74,7 @@ class TorchDeblurrer:
         padded = PairSample("pair", *views)
         logits = self._estimator(padded)
         if not np.isfinite(logits).all():
-            raise NumericsError("expected finite blur logits, came NaN or Inf; train CLIP again")
+            raise NumericsError("expected finite blur logits, got NaN or Inf; train CLIP again")
         seconds["clip"] = time.perf_counter() - start
         planes = np.concatenate([padded.left, padded.right], axis=2).transpose(2, 0, 1).astype(np.float32)
         pair = torch.from_numpy(planes / np.float32(padded.peak))[None].to(self._device)

@@ -30,22 +30,22 @@ def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise SimulationError(f"{path}: expected a map that ends in {', '.join(FORMATS)}, came {suffix!r}; convert it")
+        raise SimulationError(f"{path}: expected a map that ends in {', '.join(FORMATS)}, got {suffix!r}; convert it")
     if not path.is_file():
         raise SimulationError(f"{path} does not exist; check the name and the folder")
     if suffix == ".png":
         photo = read_photo(path)
         if not photo.grey:
-            raise SimulationError(f"{path}: expected a map of one channel, came a colour image; export it as grey")
+            raise SimulationError(f"{path}: expected a map of one channel, got a colour image; export it as grey")
         values = photo.pixels[..., 0]
     else:
         try:
             values = _read(path, suffix)
         except (OSError, ValueError, EOFError, tifffile.TiffFileError) as error:
-            raise SimulationError(f"{path}: expected a map of one number a pixel, came {error}; convert it") from error
+            raise SimulationError(f"{path}: expected a map of one number a pixel, got {error}; convert it") from error
     if values.shape != size:
         raise SimulationError(
-            f"{path}: expected the image's size, {size[1]} x {size[0]} px, came an array {values.shape}; scale it alike"
+            f"{path}: expected the image's size, {size[1]} x {size[0]} px, got an array {values.shape}; scale it alike"
         )
     return values.astype(np.float32)
 

@@ -97,7 +97,7 @@ def focus_setting(focus: str, variant: str = "standard") -> SimulatedPair:
     if focus not in MOTORCYCLE.focus or variant not in VARIANTS:
         raise ValueError(
             f"expected a focus of {', '.join(MOTORCYCLE.focus)} and a variant of {', '.join(VARIANTS)}, "
-            f"came {focus!r} and {variant!r}"
+            f"got {focus!r} and {variant!r}"
         )
     if variant == "rays":
         return _rays(focus)

@@ -65,12 +65,10 @@ def read_photo_list(path: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a text file with a photograph a line, came {error}; check the name"
-        ) from None
+        raise DataError(f"{path}: expected a text file with a photograph a line, got {error}; check the name") from None
     names = tuple(line for line in lines if line and not line.startswith("#"))
     if not names:
-        raise DataError(f"{path}: expected a photograph a line, came none; name some")
+        raise DataError(f"{path}: expected a photograph a line, got none; name some")
     return names
 
 
@@ -87,7 +85,7 @@ def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     if names is None:
         if not files:
-            raise DataError(f"expected photographs (*.jpg, *.png) in {folder}, came none; check the folder")
+            raise DataError(f"expected photographs (*.jpg, *.png) in {folder}, got none; check the folder")
         return [_read_photo(path) for path in files]
     return [_skimage_photo(name) if name.startswith(SKIMAGE) else _find_photo(files, name, folder) for name in names]
 
@@ -95,14 +93,14 @@ def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels
 def _find_photo(files: Sequence[Path], name: str, folder: Path) -> Pixels:
     matches = [path for path in files if path.as_posix().endswith(name)]
     if not matches:
-        raise DataError(f"expected the photograph {name} under {folder}, came none; unpack it there, or edit the list")
+        raise DataError(f"expected the photograph {name} under {folder}, got none; unpack it there, or edit the list")
     return _read_photo(matches[0])
 
 
 def _read_photo(path: Path) -> Pixels:
     decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if decoded is None:
-        raise DataError(f"{path}: expected a photograph, came something that cannot be decoded; remove it")
+        raise DataError(f"{path}: expected a photograph, got something that cannot be decoded; remove it")
     image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     if image.shape[1] > LARGEST_PHOTO:
         scale = LARGEST_PHOTO / image.shape[1]
@@ -113,7 +111,7 @@ def _read_photo(path: Path) -> Pixels:
 def _skimage_photo(name: str) -> Pixels:
     loader = getattr(data, name.removeprefix(SKIMAGE), None)
     if loader is None:
-        raise DataError(f"expected a photograph that comes with scikit-image, came {name}; check its name")
+        raise DataError(f"expected a photograph that comes with scikit-image, got {name}; check its name")
     image = loader()
     return np.ascontiguousarray(np.dstack([image] * 3) if image.ndim == 2 else image)
 
@@ -362,7 +360,7 @@ def render(
         DataError: A photograph is missing, or the folder cannot be written.
     """
     if scenes < 1 or jobs < 1:
-        raise DataError(f"expected at least 1 scene and 1 process, came {scenes} and {jobs}")
+        raise DataError(f"expected at least 1 scene and 1 process, got {scenes} and {jobs}")
     wanted = [min(SCENES_A_SHARD, scenes - first) for first in range(0, scenes, SCENES_A_SHARD)]
     try:
         job.output.mkdir(parents=True, exist_ok=True)

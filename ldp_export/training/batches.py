@@ -109,10 +109,10 @@ class CropSource:
         sample, z, p, s = dataset[place], self._logits[index], self._patch, self._crop
         h, w = sample.left.shape[:2]
         if sample.target is None:
-            raise TrainingError(f"{dataset.name}: expected pairs with a target, came {sample.name} without; use others")
+            raise TrainingError(f"{dataset.name}: expected pairs with a target, got {sample.name} without; use others")
         if min(h, w) < s:
             raise TrainingError(
-                f"{dataset.name}: expected pairs of at least {s} x {s} px, the crop, came {sample.name} of {h} x {w}; "
+                f"{dataset.name}: expected pairs of at least {s} x {s} px, the crop, got {sample.name} of {h} x {w}; "
                 "make `crop` smaller"
             )
         y, x = (int(rng.integers((side - s) // p + 1)) for side in (h, w))

@@ -24,7 +24,7 @@ ConfigT = TypeVar("ConfigT")
 
 
 class TrainingError(LDPError):
-    """A training run cannot be started or went wrong in a way that the user can mend."""
+    """A training run cannot be started or went wrong in a way that the user can fix."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,10 @@ class TrainConfig:
     def with_hours(self, hours: float) -> TrainConfig:
         """The same run within ``hours`` hours, which its stages share as they share its length now."""
         if not hours > 0 or not math.isfinite(hours):
-            raise TrainingError(f"expected more than 0 hours, came {hours}")
+            raise TrainingError(f"expected more than 0 hours, got {hours}")
         whole = sum(stage.share for stage in self.stages)
         if len({stage.steps is None for stage in self.stages}) > 1:
-            raise TrainingError("expected stages that all count steps or all count hours, came both; set each instead")
+            raise TrainingError("expected stages that all count steps or all count hours, got both; set each instead")
         stages = [dataclasses.replace(s, steps=None, hours=hours * s.share / whole) for s in self.stages]
         return dataclasses.replace(self, stages=tuple(stages))
 
@@ -232,11 +232,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
-            raise TrainingError(f"expected --set KEY=VALUE, came {override!r}; for example --set stages.0.steps=1000")
+            raise TrainingError(f"expected --set KEY=VALUE, got {override!r}; for example --set stages.0.steps=1000")
         try:
             _set(values, key, yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise TrainingError(f"--set {key}: expected YAML, came {text!r}") from error
+            raise TrainingError(f"--set {key}: expected YAML, got {text!r}") from error
     try:
         config = _build(TrainConfig, values, "")
         config.network_config()
@@ -266,17 +266,17 @@ def _read_values(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"expected a configuration in {path}, which cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise TrainingError(f"{path}: expected YAML, came {' '.join(str(error).split())}; mend it") from error
+        raise TrainingError(f"{path}: expected YAML, got {' '.join(str(error).split())}; fix it") from error
     if not isinstance(values, dict):
-        raise TrainingError(f"{path}: expected keys and values, came {type(values).__name__}; mend it")
+        raise TrainingError(f"{path}: expected keys and values, got {type(values).__name__}; fix it")
     if (extended := values.pop("extends", None)) is None:
         return values
     if not isinstance(extended, str):
-        raise TrainingError(f"{path}: extends: expected the name of a file, came {extended!r}")
+        raise TrainingError(f"{path}: extends: expected the name of a file, got {extended!r}")
     chain = (*before, path.resolve())
     base = path.parent / extended
     if base.resolve() in chain:
-        raise TrainingError(f"{path}: extends: expected another file, came {extended}, which extends this one")
+        raise TrainingError(f"{path}: extends: expected another file, got {extended}, which extends this one")
     return _merged(_read_values(base, chain), values)
 
 
@@ -301,7 +301,7 @@ def _flatten(value: Any, key: str) -> list[tuple[str, Any]]:
 
 def _base(name: object, key: str) -> LDPConfig:
     if not isinstance(name, str) or name not in CONFIGS:
-        raise TrainingError(f"{key}: expected {_listed(CONFIGS)}, came {name!r}")
+        raise TrainingError(f"{key}: expected {_listed(CONFIGS)}, got {name!r}")
     return CONFIGS[name]
 
 
@@ -310,9 +310,9 @@ def _listed(names: Any) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _need(fits: bool, key: str, expected: str, came: object) -> None:
+def _need(fits: bool, key: str, expected: str, got: object) -> None:
     if not fits:
-        raise TrainingError(f"{key}: expected {expected}, came {came}")
+        raise TrainingError(f"{key}: expected {expected}, got {got}")
 
 
 def _set(values: Any, key: str, value: Any) -> None:
@@ -331,19 +331,19 @@ def _set(values: Any, key: str, value: Any) -> None:
     elif isinstance(values, dict):
         values[last] = value
     else:
-        raise TrainingError(f"--set {key}: expected keys or a list at {'.'.join(parents)}, came {values!r}")
+        raise TrainingError(f"--set {key}: expected keys or a list at {'.'.join(parents)}, got {values!r}")
 
 
 def _place(values: list[Any], name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(values):
-        raise TrainingError(f"--set {key}: expected a number from 0 to {len(values) - 1}, came {name!r}")
+        raise TrainingError(f"--set {key}: expected a number from 0 to {len(values) - 1}, got {name!r}")
     return int(name)
 
 
 def _build(cls: type[ConfigT], values: object, key: str) -> ConfigT:
     """Makes a configuration dataclass of parsed YAML, with errors that name the dotted key."""
     if not isinstance(values, dict):
-        raise TrainingError(f"{key}: expected keys and values, came {values!r}")
+        raise TrainingError(f"{key}: expected keys and values, got {values!r}")
     prefix = f"{key}." if key else ""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -375,15 +375,15 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
                     raise
     if origin is Literal:
         if value not in arguments:
-            raise TrainingError(f"{key}: expected {_listed(arguments)}, came {value!r}")
+            raise TrainingError(f"{key}: expected {_listed(arguments)}, got {value!r}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise TrainingError(f"{key}: expected a list, came {value!r}")
+            raise TrainingError(f"{key}: expected a list, got {value!r}")
         if arguments[-1] is Ellipsis:
             return tuple(_convert(arguments[0], item, f"{key}.{i}") for i, item in enumerate(value))
         if len(value) != len(arguments):
-            raise TrainingError(f"{key}: expected a list of {len(arguments)}, came {value!r}")
+            raise TrainingError(f"{key}: expected a list of {len(arguments)}, got {value!r}")
         return tuple(_convert(h, v, f"{key}.{i}") for i, (h, v) in enumerate(zip(arguments, value, strict=True)))
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type[Any]", hint), value, key)
@@ -397,11 +397,11 @@ def _scalar(hint: Any, value: Any, key: str) -> Any:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise TrainingError(f"{key}: expected a number, came {value!r}")
+            raise TrainingError(f"{key}: expected a number, got {value!r}")
         return number
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     names = {int: "a whole number", str: "text", bool: "true or false", dict: "keys and values"}
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TrainingError(f"{key}: expected {names[hint]}, came {value!r}")
+        raise TrainingError(f"{key}: expected {names[hint]}, got {value!r}")
     return value

@@ -107,7 +107,7 @@ class _Run:
         parts = config.accumulate * self.world
         if config.batch % parts:
             raise TrainingError(
-                f"batch: expected a multiple of {parts}, which is `accumulate` times the processes, came {config.batch}"
+                f"batch: expected a multiple of {parts}, which is `accumulate` times the processes, got {config.batch}"
             )
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ class _Run:
         self.network_config = network_config
         unit = math.lcm(patch, network_config.multiple)
         if config.crop % unit:
-            raise TrainingError(f"crop: expected a multiple of {unit} px for this network and CLIP, came {config.crop}")
+            raise TrainingError(f"crop: expected a multiple of {unit} px for this network and CLIP, got {config.crop}")
         self.blur_aware_map: nn.Module | None = None
         if any(stage.losses.blur_aware for stage in config.stages):
             blur_aware_map = BlurAwareMap(self.clip, self.prompts, self.windows, AUTOCAST[config.precision])
@@ -367,7 +367,7 @@ class _Run:
         if not math.isfinite(values.get("loss", 0.0)):
             saved = f"the state in {self.output} is from before" if self.state_file.is_file() else "nothing was saved"
             raise TrainingError(
-                f"expected a finite loss, came {values['loss']} by step {self.step}; {saved}: make "
+                f"expected a finite loss, got {values['loss']} by step {self.step}; {saved}: make "
                 f"stages.{self.stage}.lr smaller, set clip_gradient, or use precision fp32"
             )
         return values
@@ -490,7 +490,7 @@ class _Run:
             before, self.history, self.changed, self.scores = json.loads(state["record"])
         except Exception as error:  # torch.load raises errors of many kinds
             raise TrainingError(
-                f"{self.state_file}: expected the state of a run, came {type(error).__name__}; delete the file, and "
+                f"{self.state_file}: expected the state of a run, got {type(error).__name__}; delete the file, and "
                 f"start from the weights with --set init={self.output / CHECKPOINT_FOLDER}"
             ) from error
         differing = changes(before, self.config.to_dict())
@@ -578,7 +578,7 @@ class _Sums:
 def _open(data: DataConfig, key: str) -> PairDataset:
     dataset = open_dataset(data.dataset, Path(data.folder), data.split)
     if len(dataset) == 0:
-        raise TrainingError(f"{key}: expected pairs in {data.folder}, came none of the {data.split} split")
+        raise TrainingError(f"{key}: expected pairs in {data.folder}, got none of the {data.split} split")
     return dataset
 
 
@@ -586,7 +586,7 @@ def _weights_of(start: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
     state, expected = start.network().state_dict(), network.state_dict()
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in expected.items()}:
         raise TrainingError(
-            f"init: expected weights of the network that is trained, came those of another, {start.config().name}, in "
+            f"init: expected weights of the network that is trained, got those of another, {start.config().name}, in "
             f"{start.path}; leave `network` out, or give another checkpoint"
         )
     return state

@@ -148,7 +148,7 @@ class BlurAwareMap(nn.Module):
         super().__init__()
         chosen = [prompt for prompt in prompts if prompt.format == "blur-aware"]
         if not chosen:
-            raise LossError("expected blur-aware prompts for the blur-aware loss, came none; calibrate all of Table 4")
+            raise LossError("expected blur-aware prompts for the blur-aware loss, got none; calibrate all of Table 4")
         self.encoder = clip.encoder.eval().requires_grad_(False)
         self.window = windows.window
         self.autocast = autocast
@@ -171,7 +171,7 @@ class BlurAwareMap(nn.Module):
         if side % unit:
             what = "patch" if side <= self.window else "window"
             raise LossError(
-                f"expected a crop that is a multiple of CLIP's {what}, {unit} px, came {side}; change `crop`"
+                f"expected a crop that is a multiple of CLIP's {what}, {unit} px, got {side}; change `crop`"
             )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def total_loss(
         losses["charbonnier"] = charbonnier(restored, target)
     if config.blur_aware:
         if blur_aware_map is None:
-            raise LossError("expected a CLIP for the blur-aware loss, came none; give `clip`")
+            raise LossError("expected a CLIP for the blur-aware loss, got none; give `clip`")
         losses["blur_aware"] = blur_aware(blur_aware_map(restored), config.blur_aware_form)
     if config.blur_weighting:
         patch = restored.shape[2] // blur_logits.shape[2]

@@ -41,7 +41,7 @@ def open_fabric(config: TrainConfig) -> Fabric:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device: expected a CUDA GPU, came none that torch can use; set it to cpu or auto")
+        raise TrainingError("device: expected a CUDA GPU, got none that torch can use; set it to cpu or auto")
     strategy: Strategy | str = "auto"
     if config.strategy == "fsdp" and world > 1:
         strategy = ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)

@@ -51,7 +51,7 @@ def read(path: str) -> np.ndarray:
     """Reads a picture as ``(h, w, 3)`` RGB."""
     picture = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if picture is None or picture.dtype.name not in MODELS:
-        raise SystemExit(f"{path}: expected a picture of 8 or 16 bits, came none that can be read")
+        raise SystemExit(f"{path}: expected a picture of 8 or 16 bits, got none that can be read")
     return np.ascontiguousarray(picture[..., ::-1])
 
 

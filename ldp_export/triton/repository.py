@@ -173,9 +173,9 @@ class Serving:
             ("precision", self.precision, ("auto", *PRECISIONS)),
         ):
             if value not in choices:
-                raise TritonError(f"expected a {name}, one of {', '.join(choices)}, came {value!r}")
+                raise TritonError(f"expected a {name}, one of {', '.join(choices)}, got {value!r}")
         if not self.bits or set(self.bits) - MODELS.keys():
-            raise TritonError(f"expected bits, of {', '.join(map(str, MODELS))}, came {self.bits}")
+            raise TritonError(f"expected bits, of {', '.join(map(str, MODELS))}, got {self.bits}")
         for name, number, least in (
             ("instances", self.instances, 1),
             ("pairs a batch", self.max_batch, 1),
@@ -185,18 +185,18 @@ class Serving:
             ("the sides of the warm-up in px", min(self.warm_up), 1),
         ):
             if number < least:
-                raise TritonError(f"expected {name} of at least {least}, came {number}")
+                raise TritonError(f"expected {name} of at least {least}, got {number}")
         if self.variant != "python" and (self.backend != "auto" or self.threads is not None):
             raise TritonError(
-                f"expected a backend and threads with the variant python alone, came them with {self.variant}; leave "
+                f"expected a backend and threads with the variant python alone, got them with {self.variant}; leave "
                 "them out, or edit instance_group and parameters of the written configs"
             )
         if self.openvino and self.variant != "onnxruntime":
-            raise TritonError(f"expected OpenVINO with the variant onnxruntime, came it with {self.variant}")
+            raise TritonError(f"expected OpenVINO with the variant onnxruntime, got it with {self.variant}")
         if self.variant == "onnxruntime" and self.precision == "bf16":
-            raise TritonError("expected fp32 or fp16 with the variant onnxruntime, came bf16; choose fp32")
+            raise TritonError("expected fp32 or fp16 with the variant onnxruntime, got bf16; choose fp32")
         if self.variant == "tensorrt" and self.precision not in ("auto", ENGINE_PRECISION):
-            raise TritonError(f"expected {ENGINE_PRECISION}, that of engines, came {self.precision}; leave it out")
+            raise TritonError(f"expected {ENGINE_PRECISION}, that of engines, got {self.precision}; leave it out")
 
     @property
     def models(self) -> list[str]:
@@ -475,7 +475,7 @@ def _tile(serving: Serving, bundle: Bundle) -> int | str:
         return check_tile(serving.tile, multiple)
     most = min(min(entry.profile["pair"].max[2:]) for entry in served_engines(bundle)["deblur"].values())
     if serving.tile == OFF or (isinstance(serving.tile, int) and serving.tile > most):
-        raise TritonError(f"expected tiles of at most {most} px, which the engines take, came {serving.tile}")
+        raise TritonError(f"expected tiles of at most {most} px, which the engines take, got {serving.tile}")
     return check_tile(most if serving.tile == AUTO else serving.tile, multiple)
 
 
@@ -488,7 +488,7 @@ def served_engines(bundle: Bundle) -> dict[str, dict[str, EngineEntry]]:
     Raises:
         TritonError: There are none, or one is not trusted.
     """
-    mend = (
+    fix = (
         f"build engines of a range of sizes with ldp-export engine {bundle.path} --flavour {_FLAVOUR}, on the GPU and "
         "with the TensorRT that will run them"
     )
@@ -509,8 +509,8 @@ def served_engines(bundle: Bundle) -> dict[str, dict[str, EngineEntry]]:
     if not both:
         have = "; ".join(map(str, bundle.manifest.engines)) or "none"
         raise TritonError(
-            f"expected engines of both graphs by {FLAVOURS[_FLAVOUR]} in bundle {bundle.manifest.name!r}, came {have}; "
-            + mend
+            f"expected engines of both graphs by {FLAVOURS[_FLAVOUR]} in bundle {bundle.manifest.name!r}, got {have}; "
+            + fix
         )
     chosen = {kind: {arch: engines[arch] for arch in both} for kind, engines in found.items()}
     for entry in {entry.file: entry for engines in chosen.values() for entry in engines.values()}.values():

@@ -30,7 +30,7 @@ def find_server() -> Path:
     folder = Path(spec.origin).resolve().parent / "tritonserver"
     if not _stub(folder).is_file():
         have = ", ".join(sorted(path.name for path in (folder / "python_backend_stubs").glob("*")))
-        raise SystemExit(f"expected a Python that nvidia-pytriton serves, one of {have}, came {_version()}")
+        raise SystemExit(f"expected a Python that nvidia-pytriton serves, one of {have}, got {_version()}")
     return folder
 
 

@@ -81,9 +81,9 @@ def select(name: str | Backend = "auto", precision: str = "auto", *, failed: Map
         BackendError: An unknown name or precision, or nothing that works here.
     """
     if isinstance(name, str) and name != "auto" and name not in BACKENDS:
-        raise BackendError(f"expected a backend, one of auto, {', '.join(BACKENDS)}, came {name!r}")
+        raise BackendError(f"expected a backend, one of auto, {', '.join(BACKENDS)}, got {name!r}")
     if precision not in ("auto", *PRECISIONS):
-        raise BackendError(f"expected a precision, one of auto, {', '.join(PRECISIONS)}, came {precision!r}")
+        raise BackendError(f"expected a precision, one of auto, {', '.join(PRECISIONS)}, got {precision!r}")
     if name != "auto":
         backend = BACKENDS[name] if isinstance(name, str) else name
         backend.available()

@@ -52,11 +52,11 @@ class Session(ABC):
         """
         wanted = {spec.name: spec for spec in self.inputs}
         if feeds.keys() != wanted.keys():
-            raise BackendError(f"expected the inputs {', '.join(wanted)}, came {', '.join(feeds) or 'none'}")
+            raise BackendError(f"expected the inputs {', '.join(wanted)}, got {', '.join(feeds) or 'none'}")
         for name, spec in wanted.items():
             if not spec.fits(feeds[name]):
-                came = TensorSpec(name, feeds[name].shape, feeds[name].dtype)
-                raise BackendError(f"expected the input {spec}, came {came}")
+                got = TensorSpec(name, feeds[name].shape, feeds[name].dtype)
+                raise BackendError(f"expected the input {spec}, got {got}")
         return self.run_impl({name: np.ascontiguousarray(feeds[name]) for name in wanted})
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Backend(ABC):
         """Returns if the backend can be used here.
 
         Raises:
-            BackendError: It cannot; the message says why and the mend.
+            BackendError: It cannot; the message says why and the fix.
         """
 
     @property
@@ -105,7 +105,7 @@ class Backend(ABC):
         if precision not in self.precisions:
             raise BackendError(
                 f"expected a precision of {self.name} on this machine ({', '.join(self.precisions)}), "
-                f"came {precision!r}; choose one of these or auto"
+                f"got {precision!r}; choose one of these or auto"
             )
         return precision
 
@@ -125,7 +125,7 @@ class Backend(ABC):
             BackendError: The precision does not work here, or the backend refuses the graph.
         """
         if threads is not None and threads < 1:
-            raise BackendError(f"expected at least 1 thread, came {threads}; leave it out for the backend's own choice")
+            raise BackendError(f"expected at least 1 thread, got {threads}; leave it out for the backend's own choice")
         precision = self.resolve(precision)
         try:
             return self.open_impl(path, precision, threads, content)

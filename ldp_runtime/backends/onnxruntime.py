@@ -69,7 +69,7 @@ class OnnxRuntimeBackend(Backend):
             ) from error
         if self._provider not in have:
             raise BackendError(
-                f"{self.name} needs ONNX Runtime's {self._provider}, came {', '.join(have)}; "
+                f"{self.name} needs ONNX Runtime's {self._provider}, got {', '.join(have)}; "
                 "install onnxruntime-gpu in place of onnxruntime"
             )
 
@@ -98,7 +98,7 @@ class OnnxRuntimeBackend(Backend):
         got = session.get_providers()
         if self._provider not in got:  # ONNX Runtime falls back to the CPU without an error
             raise BackendError(
-                f"{self.name}: expected {self._provider}, came {', '.join(got)} when the graph was opened; "
+                f"{self.name}: expected {self._provider}, got {', '.join(got)} when the graph was opened; "
                 "check the NVIDIA driver and its libraries, or choose another backend"
             )
         return OnnxRuntimeSession(session)
@@ -117,5 +117,5 @@ class OnnxRuntimeBackend(Backend):
 def _spec(value: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else size or "?" for size in value.shape)
     if value.type not in _DTYPES:
-        raise BackendError(f"expected the type of {value.name} to be one of {', '.join(_DTYPES)}, came {value.type}")
+        raise BackendError(f"expected the type of {value.name} to be one of {', '.join(_DTYPES)}, got {value.type}")
     return TensorSpec(value.name, shape, np.dtype(_DTYPES[value.type]))

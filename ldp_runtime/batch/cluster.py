@@ -88,18 +88,18 @@ def share_out(nodes: Sequence[dict[str, float]], settings: Settings, *, workers:
     """
     nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not nodes:
-        raise ClusterError("expected a cluster with CPUs, came none; start a Ray node on each machine")
+        raise ClusterError("expected a cluster with CPUs, got none; start a Ray node on each machine")
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and settings.backend not in CPU_BACKENDS]
     nodes = with_gpu or nodes
     gpus = int(sum(node["GPU"] for node in with_gpu))
     count = workers or gpus or len(nodes)
     if gpus and count > gpus:
-        raise ClusterError(f"expected at most {gpus} workers, one a GPU, came {count}; ask for fewer with --workers")
+        raise ClusterError(f"expected at most {gpus} workers, one a GPU, got {count}; ask for fewer with --workers")
     alone = count <= len(nodes)
     cpus = int(min(node["CPU"] for node in nodes)) // (1 if alone else -(-count // len(nodes)))
     if cpus < 1:
         total = int(sum(node["CPU"] for node in nodes))
-        raise ClusterError(f"expected at most {total} workers, one a CPU, came {count}; ask for fewer with --workers")
+        raise ClusterError(f"expected at most {total} workers, one a CPU, got {count}; ask for fewer with --workers")
     threads = settings.threads or (None if alone or gpus else cpus)
     return Share(count, cpus, 1 if gpus else 0, threads)
 
@@ -129,8 +129,8 @@ class Worker:
         try:
             with self._turn(alone=_tries(mark) > 0):
                 if _tries(mark) >= TRIES:
-                    mend = "see whether the pair fits into a worker's memory"
-                    return outcome_to_json(failure(job, f"{TRIES} workers died over it; {mend}"))
+                    fix = "see whether the pair fits into a worker's memory"
+                    return outcome_to_json(failure(job, f"{TRIES} workers died over it; {fix}"))
                 _try_again(mark)
                 try:
                     return outcome_to_json(self._restored(job))
@@ -215,7 +215,7 @@ def _connected(address: str) -> Iterator[Any]:
         import ray.data
         import ray.exceptions
     except ModuleNotFoundError as error:
-        raise ClusterError(f"expected Ray, came {one_line(error)}; install it with pip install 'ldp[ray]'") from error
+        raise ClusterError(f"expected Ray, got {one_line(error)}; install it with pip install 'ldp[ray]'") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -240,7 +240,7 @@ def _connected(address: str) -> Iterator[Any]:
                 ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterError(
-                f"expected a Ray cluster at {address}, came {one_line(error)}; give the host:port of its head, auto on "
+                f"expected a Ray cluster at {address}, got {one_line(error)}; give the host:port of its head, auto on "
                 f"one of its machines, or {LOCAL}"
             ) from error
         for name in ("ray", "ray.data"):

@@ -193,7 +193,7 @@ class Journal:
                         path.unlink(missing_ok=True)
                         swept += 1
             except OSError as error:
-                raise OutputError(f"{folder} cannot be tidied: {error.strerror or error}; mend its rights") from error
+                raise OutputError(f"{folder} cannot be tidied: {error.strerror or error}; fix its rights") from error
         return swept
 
     def _relative(self, path: Path) -> str:
@@ -209,8 +209,7 @@ class Journal:
             content = b""
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be read: {error.strerror or error}; choose another output folder or mend its "
-                "rights"
+                f"{self.path} cannot be read: {error.strerror or error}; choose another output folder or fix its rights"
             ) from error
         self._torn = bool(content) and not content.endswith(b"\n")
         for line in content.splitlines():
@@ -229,7 +228,7 @@ class Journal:
 
     def _append(self, content: bytes) -> None:
         if self._file is None:
-            raise ValueError("expected an open journal, came one that is only read; use it in a with block")
+            raise ValueError("expected an open journal, got one that is only read; use it in a with block")
         try:
             while content:
                 content = content[self._file.write(content) :]

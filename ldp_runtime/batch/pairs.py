@@ -136,7 +136,7 @@ def read_csv(path: Path) -> tuple[Pair, ...]:
             columns = tuple(name.strip() for name in reader.fieldnames or ())
             if set(columns) not in ({*CSV_COLUMNS[:2]}, {*CSV_COLUMNS}) or len(columns) != len(set(columns)):
                 raise PairingError(
-                    f"{path}: expected a first line left,right or left,right,output, came "
+                    f"{path}: expected a first line left,right or left,right,output, got "
                     f"{','.join(columns) or 'none'}; name the columns so"
                 )
             reader.fieldnames = columns
@@ -158,7 +158,7 @@ def check_listing(folder: Path, listing: Listing, *, skip_unpaired: bool) -> Non
     if listing.alone and not skip_unpaired:
         raise PairingError(
             f"{_listed(listing.alone)} {'belongs' if len(listing.alone) == 1 else 'belong'} to no pair; expected "
-            f"{CONVENTIONS}: mend the names, list the pairs in a CSV, or leave such files out with --skip-unpaired"
+            f"{CONVENTIONS}: fix the names, list the pairs in a CSV, or leave such files out with --skip-unpaired"
         )
     if not listing.pairs:
         raise PairingError(f"{folder} has no pairs ({', '.join(SUFFIXES)}); expected {CONVENTIONS}, or give a CSV")
@@ -247,18 +247,18 @@ def _row(path: Path, line: int, row: dict[str, str | None]) -> Pair:
     where = f"{path}, line {line}"
     cells = {name: (row.get(name) or "").strip() for name in CSV_COLUMNS}
     if None in row:
-        raise PairingError(f"{where}: expected {len(row) - 1} cells, came more; quote names that hold a comma")
+        raise PairingError(f"{where}: expected {len(row) - 1} cells, got more; quote names that hold a comma")
     views = []
     for column in (_LEFT, _RIGHT):
         if not cells[column]:
-            raise PairingError(f"{where}: expected a file in the column {column}, came none; fill it in")
+            raise PairingError(f"{where}: expected a file in the column {column}, got none; fill it in")
         views.append(path.parent / cells[column])
         if not views[-1].is_file():
             raise PairingError(f"{where}: {views[-1]} does not exist; names are relative to the CSV's folder")
     if cells["output"]:
         name = PurePosixPath(cells["output"].replace(os.sep, "/"))
         if name.is_absolute() or ".." in name.parts or not name.name:
-            raise PairingError(f"{where}: expected an output below the output folder, came {name}; leave out .. and /")
+            raise PairingError(f"{where}: expected an output below the output folder, got {name}; leave out .. and /")
         if name.suffix.lower() in SUFFIXES:
             return Pair(views[0], views[1], name.with_suffix(""), name.suffix)
         return Pair(views[0], views[1], name)

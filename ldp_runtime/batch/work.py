@@ -102,7 +102,7 @@ def make_deblurrer(bundle: Bundle, settings: Settings) -> Deblurrer:
     """
     if bundle.content != settings.content:
         raise BundleError(
-            f"expected {settings.bundle} with content {settings.content[:12]}, came {bundle.content[:12]}; put the "
+            f"expected {settings.bundle} with content {settings.content[:12]}, got {bundle.content[:12]}; put the "
             "same bundle on every machine"
         )
     return Deblurrer(

@@ -41,9 +41,9 @@ from ldp_runtime.bundle.manifest import (
 from ldp_runtime.bundle.npy_files import HEADER_BYTES, read_npy
 from ldp_runtime.bundle.onnx_files import ExternalData, GraphFile, read_graph
 from ldp_runtime.bundle.schema import (
+    FIX_FILES,
+    FIX_MANIFEST,
     MAX_MANIFEST_BYTES,
-    MEND_FILES,
-    MEND_MANIFEST,
     manifest_from_json,
     parse_manifest,
     unsafe,
@@ -127,7 +127,7 @@ class Bundle:
         except OSError:
             same = False
         if not same:
-            raise BundleError(f"{path}: expected the file that was verified, came another; load the bundle again")
+            raise BundleError(f"{path}: expected the file that was verified, got another; load the bundle again")
         return path
 
     def _graph_file(self, kind: str, precision: str) -> str:
@@ -135,10 +135,10 @@ class Bundle:
         if precision not in files:
             arithmetic = precision.partition("-")[0]
             quantized = arithmetic in QUANTIZED_PRECISIONS
-            mend = f"make it with ldp-export quantize --precision {arithmetic}" if quantized else MEND_MANIFEST
+            fix = f"make it with ldp-export quantize --precision {arithmetic}" if quantized else FIX_MANIFEST
             raise BundleError(
                 f"expected a {precision} {kind} graph in bundle {self.manifest.name!r}, "
-                f"came {', '.join(files)}; choose another precision or {mend}"
+                f"got {', '.join(files)}; choose another precision or {fix}"
             )
         return files[precision]
 
@@ -190,7 +190,7 @@ class Bundle:
         have = "; ".join(map(str, fresh)) or "no engine of its graph"
         raise BackendError(
             f"expected an engine of bundle {self.manifest.name!r}: {kind} in {precision} by {FLAVOURS[flavour]} "
-            f"{version} for {arch} that takes {wanted}; came {have}; build one with ldp-export engine {self.path} "
+            f"{version} for {arch} that takes {wanted}; got {have}; build one with ldp-export engine {self.path} "
             f"--flavour {flavour} --arch {arch} --precision {precision}"
         )
 
@@ -204,19 +204,19 @@ class Bundle:
             BundleError: The file is missing or damaged.
         """
         path = self.path / entry.file
-        mend = f"build it again with ldp-export engine {self.path}"
+        fix = f"build it again with ldp-export engine {self.path}"
         try:
             if not path.resolve().is_relative_to(self.path.resolve()):
-                raise BundleError(f"{path}: expected an engine inside the bundle, came a link to elsewhere; {mend}")
+                raise BundleError(f"{path}: expected an engine inside the bundle, got a link to elsewhere; {fix}")
             with _opened(path) as file:
                 content = file.read(entry.size + 1)
         except OSError as error:
-            raise BundleError(f"{path}: the engine cannot be read ({error.strerror}); {mend}") from error
+            raise BundleError(f"{path}: the engine cannot be read ({error.strerror}); {fix}") from error
         digest = hashlib.sha256(content).hexdigest()
         if (len(content), digest) != (entry.size, entry.sha256):
-            came = f"{len(content)} bytes with {digest}" if len(content) <= entry.size else "more bytes"
+            got = f"{len(content)} bytes with {digest}" if len(content) <= entry.size else "more bytes"
             raise BundleError(
-                f"{path}: expected an engine of {entry.size} bytes with SHA-256 {entry.sha256}, came {came}; {mend}"
+                f"{path}: expected an engine of {entry.size} bytes with SHA-256 {entry.sha256}, got {got}; {fix}"
             )
         return content
 
@@ -238,7 +238,7 @@ def read_manifest(folder: Path) -> Manifest:
         with _opened(_inside(folder, MANIFEST_FILE)) as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); {MEND_FILES}") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); {FIX_FILES}") from error
     return parse_manifest(content, path)
 
 
@@ -288,9 +288,7 @@ def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
     try:
         text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE}: expected plain JSON values, came {error}; convert them"
-        ) from error
+        raise BundleError(f"{folder / MANIFEST_FILE}: expected plain JSON values, got {error}; convert them") from error
     written = manifest_from_json(json.loads(text), str(folder / MANIFEST_FILE))
     write_whole({folder / MANIFEST_FILE: (text + "\n").encode()})
     return written
@@ -310,14 +308,14 @@ def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[io.Buffered
         with _opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.size:
-                raise BundleError(f"{path}: expected {entry.size} bytes, came {size}; {MEND_FILES}")
+                raise BundleError(f"{path}: expected {entry.size} bytes, got {size}; {FIX_FILES}")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != entry.sha256:
-                raise BundleError(f"{path}: expected SHA-256 {entry.sha256}, came {digest}; {MEND_FILES}")
+                raise BundleError(f"{path}: expected SHA-256 {entry.sha256}, got {digest}; {FIX_FILES}")
             file.seek(0)
             yield file
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); {MEND_FILES}") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); {FIX_FILES}") from error
 
 
 def _opened(path: Path) -> io.BufferedReader:
@@ -343,12 +341,12 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         if not path.is_file():
-            raise BundleError(f"{path}: expected a file of the bundle, came none; {MEND_FILES}")
+            raise BundleError(f"{path}: expected a file of the bundle, got none; {FIX_FILES}")
         real = path.resolve()
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); {MEND_FILES}") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); {FIX_FILES}") from error
     if not real.is_relative_to(folder.resolve()):
-        raise BundleError(f"{path}: expected a file inside the bundle, came a link to {real}; copy the file there")
+        raise BundleError(f"{path}: expected a file inside the bundle, got a link to {real}; copy the file there")
     return path
 
 
@@ -359,10 +357,10 @@ def _read_graph(path: Path, file: io.BufferedReader, manifest: Manifest) -> Grap
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         graph = read_graph(data)
     except ValueError as error:
-        raise BundleError(f"{path}: expected an ONNX graph, came something else ({error}); {MEND_FILES}") from error
+        raise BundleError(f"{path}: expected an ONNX graph, got something else ({error}); {FIX_FILES}") from error
     if graph.opset != manifest.opset:
         raise BundleError(
-            f"{path}: expected opset {manifest.opset}, as the manifest says, came {graph.opset}; {MEND_MANIFEST}"
+            f"{path}: expected opset {manifest.opset}, as the manifest says, got {graph.opset}; {FIX_MANIFEST}"
         )
     return graph
 
@@ -376,18 +374,18 @@ def _weights(
         name = str(PurePosixPath(graph).parent / data.location)
         if (reason := unsafe(data.location)) is not None:
             raise BundleError(
-                f"{folder / graph}: expected weights in a file inside the bundle, came {data.location!r} ({reason}); "
-                f"{MEND_MANIFEST}"
+                f"{folder / graph}: expected weights in a file inside the bundle, got {data.location!r} ({reason}); "
+                f"{FIX_MANIFEST}"
             )
         if files is not None and name not in files:
             raise BundleError(
                 f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, "
-                f"among 'files', came no such entry; {MEND_MANIFEST}"
+                f"among 'files', got no such entry; {FIX_MANIFEST}"
             )
         if files is not None and data.offset + data.length > files[name].size:
             raise BundleError(
-                f"{folder / graph}: expected weights within the {files[name].size} bytes of {name!r}, came bytes "
-                f"{data.offset} to {data.offset + data.length}; {MEND_FILES}"
+                f"{folder / graph}: expected weights within the {files[name].size} bytes of {name!r}, got bytes "
+                f"{data.offset} to {data.offset + data.length}; {FIX_FILES}"
             )
         names[name] = data
     return names
@@ -399,15 +397,13 @@ def _read_text_embeddings(path: Path, file: io.BufferedReader, manifest: Manifes
     try:
         embeddings = read_npy(file.read(2 * HEADER_BYTES + size))
     except ValueError as error:
-        raise BundleError(
-            f"{path}: expected a plain NumPy array, came something else ({error}); {MEND_FILES}"
-        ) from error
+        raise BundleError(f"{path}: expected a plain NumPy array, got something else ({error}); {FIX_FILES}") from error
     if embeddings.shape != shape or embeddings.dtype != np.float32:
         raise BundleError(
-            f"{path}: expected shape {shape} float32, came {embeddings.shape} {embeddings.dtype}; {MEND_FILES}"
+            f"{path}: expected shape {shape} float32, got {embeddings.shape} {embeddings.dtype}; {FIX_FILES}"
         )
     if not np.isfinite(embeddings).all():
-        raise BundleError(f"{path}: expected finite numbers, came NaN or Inf; {MEND_FILES}")
+        raise BundleError(f"{path}: expected finite numbers, got NaN or Inf; {FIX_FILES}")
     return embeddings.astype(np.float32, copy=False)  # the machine's byte order
 
 

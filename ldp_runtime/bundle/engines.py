@@ -147,7 +147,7 @@ def architecture_number(architecture: str) -> int:
     """
     prefix, _, number = architecture.partition("_")
     if prefix != "sm" or not number.isascii() or not number.isdigit():
-        raise ValueError(f"expected an architecture such as sm_89, came {architecture!r}")
+        raise ValueError(f"expected an architecture such as sm_89, got {architecture!r}")
     return int(number)
 
 

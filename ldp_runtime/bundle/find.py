@@ -51,9 +51,7 @@ def find_bundle(name_or_dir: str | os.PathLike[str]) -> Path:
         if (direct / MANIFEST_FILE).is_file():
             return direct
     except OSError as error:
-        raise BundleError(
-            f"{direct}: expected the folder of a bundle, came {error.strerror}; check the name"
-        ) from error
+        raise BundleError(f"{direct}: expected the folder of a bundle, got {error.strerror}; check the name") from error
     bundles = list_bundles()
     name = os.fspath(name_or_dir)
     if name in bundles:
@@ -61,6 +59,6 @@ def find_bundle(name_or_dir: str | os.PathLike[str]) -> Path:
     looked = ", ".join(str(folder) for folder in search_folders())
     have = f"found there: {', '.join(bundles)}" if bundles else "found no bundle there"
     raise BundleError(
-        f"expected a folder with {MANIFEST_FILE} or the name of a bundle, came {name!r}; looked in {looked}; "
+        f"expected a folder with {MANIFEST_FILE} or the name of a bundle, got {name!r}; looked in {looked}; "
         f"{have}; give one of these, or set {ENV_BUNDLES} to the folder that holds yours"
     )

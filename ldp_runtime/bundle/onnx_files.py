@@ -145,7 +145,7 @@ def read_graph(data: Buffer) -> GraphFile:
 
 @dataclass
 class _Message:
-    """The fields of a message: number -> the values that came, numbers or spans ``(first byte, one past the last)``."""
+    """The fields of a message: number -> the values that got, numbers or spans ``(first byte, one past the last)``."""
 
     numbers: dict[int, list[int]] = field(default_factory=dict)
     spans: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class _Reader:
         model = self._message(0, len(self._data), "model")
         opsets = [self._opset(*span) for span in model.spans.get(8, [])]
         if len(opsets) != 1 or opsets[0] not in OPSETS:
-            raise ValueError(f"expected one operator set of version {OPSETS[0]} to {OPSETS[-1]}, came {opsets}")
+            raise ValueError(f"expected one operator set of version {OPSETS[0]} to {OPSETS[-1]}, got {opsets}")
         if 7 not in model.spans:
             raise ValueError("there is no graph")
         graph = self._message(*model.spans[7][0], "graph")
@@ -183,7 +183,7 @@ class _Reader:
 
     def _check_domain(self, message: _Message, at: int) -> None:
         if (domain := self._text(message, at)) not in ("", "ai.onnx"):
-            raise ValueError(f"expected operators of ONNX's own set, came the domain {domain!r}")
+            raise ValueError(f"expected operators of ONNX's own set, got the domain {domain!r}")
 
     def _node(self, first: int, last: int) -> None:
         node = self._message(first, last, "node")
@@ -199,7 +199,7 @@ class _Reader:
         tensor = self._message(first, last, "tensor")
         kind = tensor.number(2, 0)
         if kind not in _TYPES:
-            raise ValueError(f"expected tensors of {', '.join(name for name, *_ in _TYPES.values())}, came type {kind}")
+            raise ValueError(f"expected tensors of {', '.join(name for name, *_ in _TYPES.values())}, got type {kind}")
         _, size, values = _TYPES[kind]
         count = 1
         for length in self._dimensions(tensor):
@@ -216,9 +216,9 @@ class _Reader:
             return
         if present not in ([], [9], [values]):
             raise ValueError("a tensor has values in a field that is not that of its type")
-        came = self._values(tensor, values) * size if present == [values] else self._length(tensor.spans.get(9, []))
-        if came != count * size:
-            raise ValueError(f"expected a tensor of {count * size} bytes, as its shape says, came {came}")
+        got = self._values(tensor, values) * size if present == [values] else self._length(tensor.spans.get(9, []))
+        if got != count * size:
+            raise ValueError(f"expected a tensor of {count * size} bytes, as its shape says, got {got}")
 
     def _dimensions(self, tensor: _Message) -> Iterator[int]:
         yield from tensor.numbers.get(1, [])
@@ -250,16 +250,16 @@ class _Reader:
         values = dict(pairs)
         if len(values) != len(pairs) or not {"location"} <= values.keys() <= {"location", "offset", "length"}:
             raise ValueError(
-                f"expected location, offset and length of outside weights, came {[key for key, _ in pairs]}"
+                f"expected location, offset and length of outside weights, got {[key for key, _ in pairs]}"
             )
         numbers = {"offset": 0, "length": length}
         for name in numbers.keys() & values.keys():
             if not re.fullmatch("[0-9]{1,18}", values[name]):
-                raise ValueError(f"expected a number as the {name} of outside weights, came {values[name]!r}")
+                raise ValueError(f"expected a number as the {name} of outside weights, got {values[name]!r}")
             numbers[name] = int(values[name])
         if numbers["length"] != length:
             raise ValueError(
-                f"expected {length} bytes of outside weights, as their shape says, came {numbers['length']}"
+                f"expected {length} bytes of outside weights, as their shape says, got {numbers['length']}"
             )
         return ExternalData(values["location"], **numbers)
 
@@ -285,7 +285,7 @@ class _Reader:
             tag, at = self._varint(at, last)
             number, kind = tag >> 3, tag & 7
             if not 0 < number <= _MAX_FIELD:
-                raise ValueError(f"expected the number of a field, came {number}")
+                raise ValueError(f"expected the number of a field, got {number}")
             if (name, number) in _REFUSED:
                 raise ValueError(f"{_REFUSED[name, number]} are not allowed")
             if number not in known:

@@ -59,9 +59,9 @@ MAX_WINDOW = 4096
 MAX_EMBED_DIM = 16384
 """Longest feature."""
 
-MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
+FIX_FILES = "get the bundle again or export it again with ldp-export onnx"
 
-MEND_MANIFEST = "export the bundle again with ldp-export onnx"
+FIX_MANIFEST = "export the bundle again with ldp-export onnx"
 
 _NETWORK_MULTIPLE = 16
 
@@ -81,18 +81,18 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         BundleError: It is too large or too deep, no JSON, or wrong in a field.
     """
     if len(content) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, came more; {MEND_FILES}")
+        raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got more; {FIX_FILES}")
     try:
         value = json.loads(content, object_pairs_hook=_distinct, parse_constant=_no_constant)
     except RecursionError:
-        raise BundleError(f"{path}: {_TOO_DEEP}; {MEND_FILES}") from None
+        raise BundleError(f"{path}: {_TOO_DEEP}; {FIX_FILES}") from None
     except ValueError as error:  # JSON or UTF-8
-        raise BundleError(f"{path}: expected JSON, came {error}; {MEND_FILES}") from error
+        raise BundleError(f"{path}: expected JSON, got {error}; {FIX_FILES}") from error
     _check_depth(value, path)
     return manifest_from_json(value, str(path))
 
 
-_TOO_DEEP = f"expected at most {MAX_DEPTH} objects and lists inside each other, came more"
+_TOO_DEEP = f"expected at most {MAX_DEPTH} objects and lists inside each other, got more"
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _check_depth(value: object, path: Path) -> None:
         inner = [item for item in level if isinstance(item, (dict, list))]
         level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
     if level:
-        raise BundleError(f"{path}: {_TOO_DEEP}; {MEND_FILES}")
+        raise BundleError(f"{path}: {_TOO_DEEP}; {FIX_FILES}")
 
 
 class _UnfitError(Exception):
@@ -129,18 +129,18 @@ class _Object:
         self.where, self.prefix = where, prefix
         if not isinstance(value, dict):
             field = f"field {prefix[:-1]!r}: " if prefix else ""
-            raise BundleError(f"{where}: {field}expected an object, came {_shown(value)}; {MEND_MANIFEST}")
+            raise BundleError(f"{where}: {field}expected an object, got {_shown(value)}; {FIX_MANIFEST}")
         self.value: dict[str, Any] = value
         self._left = dict.fromkeys(value)
 
-    def error(self, name: str, expected: str, came: object) -> BundleError:
+    def error(self, name: str, expected: str, got: object) -> BundleError:
         return BundleError(
-            f"{self.where}: field {self.prefix + name!r}: expected {expected}, came {_shown(came)}; {MEND_MANIFEST}"
+            f"{self.where}: field {self.prefix + name!r}: expected {expected}, got {_shown(got)}; {FIX_MANIFEST}"
         )
 
     def take(self, name: str, check: Callable[[object], Any]) -> Any:
         if name not in self.value:
-            raise BundleError(f"{self.where}: field {self.prefix + name!r} is missing; {MEND_MANIFEST}")
+            raise BundleError(f"{self.where}: field {self.prefix + name!r} is missing; {FIX_MANIFEST}")
         self._left.pop(name, None)
         try:
             return check(self.value[name])
@@ -160,7 +160,7 @@ class _Object:
         if self._left:
             unknown = self.prefix + next(iter(self._left))
             raise BundleError(
-                f"{self.where}: field {unknown!r} is not part of schema version {SCHEMA_VERSION}; {MEND_MANIFEST}"
+                f"{self.where}: field {unknown!r} is not part of schema version {SCHEMA_VERSION}; {FIX_MANIFEST}"
             )
 
 
@@ -465,23 +465,23 @@ def _files(fields: _Object) -> dict[str, FileEntry]:
     files: dict[str, FileEntry] = {}
     if len(fields.value) > MAX_FILES:
         raise BundleError(
-            f"{fields.where}: field 'files': expected at most {MAX_FILES} files, came {len(fields.value)}; "
-            f"{MEND_MANIFEST}"
+            f"{fields.where}: field 'files': expected at most {MAX_FILES} files, got {len(fields.value)}; "
+            f"{FIX_MANIFEST}"
         )
     for name in fields.value:
         if name == MANIFEST_FILE or (reason := unsafe(name)) is not None:
             reason = "not the manifest itself" if name == MANIFEST_FILE else reason
             raise BundleError(
-                f"{fields.where}: field 'files': expected files inside the bundle ({reason}), came {name!r}; "
-                f"{MEND_MANIFEST}"
+                f"{fields.where}: field 'files': expected files inside the bundle ({reason}), got {name!r}; "
+                f"{FIX_MANIFEST}"
             )
         entry = fields.child(name)
         files[name] = FileEntry(sha256=entry.take("sha256", _sha256), size=entry.take("size", _integer(0)))
         entry.close()
     if sum(entry.size for entry in files.values()) > MAX_BUNDLE_BYTES:
         raise BundleError(
-            f"{fields.where}: field 'files': expected at most {MAX_BUNDLE_BYTES} bytes in all files together, came "
-            f"more; {MEND_MANIFEST}"
+            f"{fields.where}: field 'files': expected at most {MAX_BUNDLE_BYTES} bytes in all files together, got "
+            f"more; {FIX_MANIFEST}"
         )
     return files
 
@@ -503,7 +503,7 @@ def _check_whole(manifest: Manifest, top: _Object) -> None:
     for name, what in needed.items():
         if name not in manifest.files:
             raise BundleError(
-                f"{top.where}: field 'files': expected an entry for {name!r} ({what}), came none; {MEND_MANIFEST}"
+                f"{top.where}: field 'files': expected an entry for {name!r} ({what}), got none; {FIX_MANIFEST}"
             )
 
 
@@ -523,8 +523,8 @@ def manifest_from_json(value: object, where: str = MANIFEST_FILE) -> Manifest:
     version = top.take("schema_version", _integer(1))
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where}: expected schema_version {SCHEMA_VERSION}, came {version}; "
-            f"upgrade ldp if the bundle is newer, or {MEND_MANIFEST}"
+            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version}; "
+            f"upgrade ldp if the bundle is newer, or {FIX_MANIFEST}"
         )
     manifest = Manifest(
         name=top.take("name", _text),

@@ -60,8 +60,8 @@ def is_trusted(sha256: str) -> bool:
         status = folder.stat()
         if status.st_uid not in (0, os.getuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise BackendError(
-                f"{folder}: expected a folder that only you can write to, came owner {status.st_uid} and mode "
-                f"{stat.filemode(status.st_mode)}; mend that (chmod 700) or the record proves nothing"
+                f"{folder}: expected a folder that only you can write to, got owner {status.st_uid} and mode "
+                f"{stat.filemode(status.st_mode)}; fix that (chmod 700) or the record proves nothing"
             )
     return trusted
 
@@ -92,5 +92,5 @@ def _root() -> Path:
 
 def _checked(sha256: str) -> str:
     if len(sha256) != 64 or set(sha256) - _HEX:
-        raise ValueError(f"expected a SHA-256 as 64 hexadecimal digits in lower case, came {sha256!r}")
+        raise ValueError(f"expected a SHA-256 as 64 hexadecimal digits in lower case, got {sha256!r}")
     return sha256

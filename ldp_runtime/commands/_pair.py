@@ -159,7 +159,7 @@ def parse_tile(text: str) -> int | str:
     if text in ("auto", "off"):
         return text
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected auto, off or a number of px, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected auto, off or a number of px, got {text!r}")
     return int(text)
 
 

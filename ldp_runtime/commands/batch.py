@@ -164,7 +164,7 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
         raise end
     if tally.failures:
         raise CheckFailedError(
-            f"{len(tally.failures)} of {len(plan.jobs)} pairs, listed in {log}; mend them and run the command again"
+            f"{len(tally.failures)} of {len(plan.jobs)} pairs, listed in {log}; fix them and run the command again"
         )
 
 
@@ -205,7 +205,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
     if not source.exists():
         raise PairingError(f"{source} does not exist; give a folder with pairs or a CSV that lists them")
     if source.suffix.lower() != ".csv":
-        raise PairingError(f"expected a folder or a .csv, came {source}; for one pair there is ldp deblur")
+        raise PairingError(f"expected a folder or a .csv, got {source}; for one pair there is ldp deblur")
     pairs = read_csv(source)
     if not pairs:
         raise PairingError(f"{source} lists no pairs; expected a line a pair below the first")
@@ -247,5 +247,5 @@ def _print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
 def _count(text: str) -> int:
     """A positive number; raises what argparse expects."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)

@@ -85,7 +85,7 @@ def _load(name: str) -> Command:
         if (error.name or "").partition(".")[0] != "benchmarks":
             raise
         raise BenchError(
-            "expected the package benchmarks of the repository, came none; clone the repository and run "
+            "expected the package benchmarks of the repository, got none; clone the repository and run "
             "pip install -e '.[export,bench]' in it"
         ) from error
     return cast(Command, importlib.import_module(BENCHMARKS[name]))

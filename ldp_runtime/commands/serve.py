@@ -147,14 +147,14 @@ def _read_token(path: str | None) -> str | None:
         try:
             token = Path(path).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise LDPError(f"{path}: expected a file with a token in ASCII, came {error}; choose another") from error
+            raise LDPError(f"{path}: expected a file with a token in ASCII, got {error}; choose another") from error
     elif _TOKEN_VARIABLE in os.environ:
         where, token = _TOKEN_VARIABLE, os.environ[_TOKEN_VARIABLE].strip()
     else:
         return None
     if len(token) < _LEAST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise LDPError(
-            f"{where}: expected a token of at least {_LEAST_TOKEN} printable characters without spaces, came "
+            f"{where}: expected a token of at least {_LEAST_TOKEN} printable characters without spaces, got "
             f"{len(token)} characters; make one with: openssl rand -hex 16"
         )
     return token
@@ -162,13 +162,13 @@ def _read_token(path: str | None) -> str | None:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)
 
 
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -178,5 +178,5 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value

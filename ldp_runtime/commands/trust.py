@@ -36,13 +36,13 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = Bundle.load(arguments.bundle)
     if not bundle.manifest.engines:
         raise BundleError(
-            f"expected engines in bundle {bundle.manifest.name!r}, came none; build some with ldp-export engine "
+            f"expected engines in bundle {bundle.manifest.name!r}, got none; build some with ldp-export engine "
             f"{bundle.path}"
         )
     present = [entry for entry in bundle.manifest.engines if (bundle.path / entry.file).exists()]
     if not present:
         raise BundleError(
-            f"expected the engine files of bundle {bundle.manifest.name!r} in {bundle.path}, came none; get them or "
+            f"expected the engine files of bundle {bundle.manifest.name!r} in {bundle.path}, got none; get them or "
             f"build some with ldp-export engine {bundle.path}"
         )
     new = {}
@@ -70,7 +70,7 @@ def _ask(count: int, json_wanted: bool) -> None:
         BackendError: No, or there is nobody to ask.
     """
     if json_wanted or not sys.stdin.isatty():
-        raise BackendError("expected an answer, came no terminal to ask on; check the hashes and give --yes")
+        raise BackendError("expected an answer, got no terminal to ask on; check the hashes and give --yes")
     answer = input(f"Run these {count} new engine(s) as native code on this machine? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise BackendError("no engine was trusted; run the command again when you have checked where they come from")

@@ -64,7 +64,7 @@ class DeviceView:
         """
         if self.strides[2] != 1:
             raise ImageError(
-                f"expected {name} with its channels side by side (h, w, 3), came strides {self.strides}; "
+                f"expected {name} with its channels side by side (h, w, 3), got strides {self.strides}; "
                 "make it contiguous in that order first"
             )
         return Pixels(self.address, self.strides[0], self.strides[1])
@@ -86,7 +86,7 @@ def view(array: object, device: Device, stream: Stream) -> DeviceView:
             return DeviceView(*device.import_dlpack(array, stream), owner=array)
         except (BufferError, NotImplementedError, RuntimeError) as error:
             raise ImageError(
-                f"expected a device array that DLPack can share, came {type(array).__name__} ({error}); "
+                f"expected a device array that DLPack can share, got {type(array).__name__} ({error}); "
                 "detach it, or copy it to this GPU"
             ) from error
     return _of_interface(array, stream)
@@ -101,13 +101,13 @@ def _of_interface(array: object, stream: Stream) -> DeviceView:
         byte_strides = interface.get("strides")
     except (KeyError, TypeError, ValueError) as error:
         raise ImageError(
-            f"expected a __cuda_array_interface__ with typestr, shape and data, came {type(array).__name__} ({error})"
+            f"expected a __cuda_array_interface__ with typestr, shape and data, got {type(array).__name__} ({error})"
         ) from error
     if byte_strides is None:
         strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
     elif any(n % dtype.itemsize for n in byte_strides):
         raise ImageError(
-            f"expected strides in whole elements of {dtype.itemsize} bytes, came {tuple(byte_strides)}; copy it first"
+            f"expected strides in whole elements of {dtype.itemsize} bytes, got {tuple(byte_strides)}; copy it first"
         )
     else:
         strides = tuple(int(n) // dtype.itemsize for n in byte_strides)

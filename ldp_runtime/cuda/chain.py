@@ -28,7 +28,7 @@ from ldp_runtime.errors import BackendError, BundleError, NumericsError
 GRAPHS = 8
 """Captured graphs that a chain keeps; one more throws out the one that was not used for longest."""
 
-_MEND_NUMERICS = "use a CPU backend with precision fp32, and if that does not help the bundle is at fault"
+_FIX_NUMERICS = "use a CPU backend with precision fp32, and if that does not help the bundle is at fault"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Streams:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a frame.
+    """The outcome of a frame.
 
     Attributes:
         image: ``(h, w, 3)`` of the input's dtype, upright; None where the blur map alone was wanted.
@@ -147,7 +147,7 @@ class Pending:
         """Waits for the frame.
 
         Raises:
-            NumericsError: NaN or Inf came up.
+            NumericsError: NaN or Inf appeared.
             BackendError: The device failed.
         """
         self._over = True
@@ -333,13 +333,13 @@ class Chain:
         logits, restored = (int(count) for count in slot.host("bad", (2,), np.int32))
         if logits:
             raise NumericsError(
-                f"expected finite blur logits, came NaN or Inf in {logits} of {np.prod(self.plan.tokens)}; "
-                f"{_MEND_NUMERICS}"
+                f"expected finite blur logits, got NaN or Inf in {logits} of {np.prod(self.plan.tokens)}; "
+                f"{_FIX_NUMERICS}"
             )
         if restored:
             raise NumericsError(
-                f"expected finite numbers in the restored image, came NaN or Inf in {restored} of "
-                f"{3 * np.prod(self.plan.padded)}; {_MEND_NUMERICS}"
+                f"expected finite numbers in the restored image, got NaN or Inf in {restored} of "
+                f"{3 * np.prod(self.plan.padded)}; {_FIX_NUMERICS}"
             )
 
     # --- a frame
@@ -523,7 +523,7 @@ class Chain:
         Returns:
             The dtypes of CLIP's inputs and outputs.
         """
-        mend = "export the bundle again with ldp-export onnx and build its engines again"
+        fix = "export the bundle again with ldp-export onnx and build its engines again"
         floats = {np.dtype(np.float16), np.dtype(np.float32)}
         for what, specs, names in (
             ("CLIP's inputs", clip.inputs, {"stereo", "center"}),
@@ -532,16 +532,16 @@ class Chain:
             dtypes = {spec.dtype for spec in specs}
             if {spec.name for spec in specs} != names or len(dtypes) != 1 or not dtypes <= floats:
                 raise BundleError(
-                    f"expected {what} {', '.join(sorted(names))}, both float16 or both float32, came "
-                    f"{', '.join(map(str, specs))}; {mend}"
+                    f"expected {what} {', '.join(sorted(names))}, both float16 or both float32, got "
+                    f"{', '.join(map(str, specs))}; {fix}"
                 )
         if deblur is not None:
-            came = {spec.name for spec in deblur.inputs + deblur.outputs}
+            got = {spec.name for spec in deblur.inputs + deblur.outputs}
             wrong = {str(spec) for spec in deblur.inputs + deblur.outputs if spec.dtype != np.float32}
-            if came != {"pair", "blur_logits", "restored"} or wrong:
+            if got != {"pair", "blur_logits", "restored"} or wrong:
                 raise BundleError(
-                    f"expected the deblur engine's pair, blur_logits and restored in float32, came "
-                    f"{', '.join(map(str, deblur.inputs + deblur.outputs))}; {mend}"
+                    f"expected the deblur engine's pair, blur_logits and restored in float32, got "
+                    f"{', '.join(map(str, deblur.inputs + deblur.outputs))}; {fix}"
                 )
         plan, c = self.plan, self._table.channels
         g = plan.windows.rows.window
@@ -553,5 +553,5 @@ class Chain:
         for context in (self._clip, self._deblur):
             for name, shape in context.outputs.items() if context is not None else ():
                 if tuple(shape) != shapes[name]:
-                    raise BundleError(f"expected {name} {shapes[name]} of its engine, came {tuple(shape)}; {mend}")
+                    raise BundleError(f"expected {name} {shapes[name]} of its engine, got {tuple(shape)}; {fix}")
         return clip.inputs[0].dtype, clip.outputs[0].dtype

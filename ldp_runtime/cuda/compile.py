@@ -78,7 +78,7 @@ def build(arch: str, ptxas_options: tuple[str, ...] = ()) -> tuple[bytes, str]:
     except Exception as error:  # NVRTCError, of a private module
         text = " ".join(str(error).replace("\0", "").split())
         raise BackendError(
-            f"expected an architecture that NVRTC {'.'.join(map(str, _nvrtc_version()))} compiles for, came {arch}: "
+            f"expected an architecture that NVRTC {'.'.join(map(str, _nvrtc_version()))} compiles for, got {arch}: "
             f"{text[-300:]}; update the extra cuda"
         ) from error
     return bytes(code), log.getvalue().replace("\0", "")
@@ -86,7 +86,7 @@ def build(arch: str, ptxas_options: tuple[str, ...] = ()) -> tuple[bytes, str]:
 
 def _check(arch: str) -> None:
     if not re.fullmatch(r"sm_\d+", arch):
-        raise BackendError(f"expected an architecture such as sm_89, came {arch!r}; give the GPU's compute capability")
+        raise BackendError(f"expected an architecture such as sm_89, got {arch!r}; give the GPU's compute capability")
 
 
 def _nvrtc_version() -> tuple[int, int]:
@@ -97,9 +97,9 @@ def _nvrtc_version() -> tuple[int, int]:
         status, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:  # RuntimeError: the library itself is not found
         text = " ".join(str(error).split())
-        raise BackendError(f"expected cuda-core and NVRTC, came {text[:200]}; pip install 'ldp[cuda]'") from error
+        raise BackendError(f"expected cuda-core and NVRTC, got {text[:200]}; pip install 'ldp[cuda]'") from error
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise BackendError(f"expected NVRTC's version, came {status}; install the extra cuda again")
+        raise BackendError(f"expected NVRTC's version, got {status}; install the extra cuda again")
     return int(major), int(minor)
 
 

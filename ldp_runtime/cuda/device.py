@@ -53,7 +53,7 @@ def open_device(index: int = 0) -> CudaDevice:
             "choose a CPU backend"
         ) from error
     if index >= len(devices):
-        raise NoGpuError(f"expected {index + 1} NVIDIA GPU(s) or more, came {len(devices)}; check CUDA_VISIBLE_DEVICES")
+        raise NoGpuError(f"expected {index + 1} NVIDIA GPU(s) or more, got {len(devices)}; check CUDA_VISIBLE_DEVICES")
     with _translated("the GPU cannot be opened"):
         return CudaDevice(devices[index])
 

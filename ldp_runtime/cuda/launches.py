@@ -78,7 +78,7 @@ class Pixels:
         """
         size = image.itemsize
         if image.ndim != 3 or image.shape[2] != 3 or image.strides[2] != size or any(n % size for n in image.strides):
-            raise ValueError(f"expected (h, w, 3) with channels side by side, came {image.shape}, {image.strides} B")
+            raise ValueError(f"expected (h, w, 3) with channels side by side, got {image.shape}, {image.strides} B")
         start = int(image.__array_interface__["data"][0]) if address is None else address
         return cls(start, image.strides[0] // size, image.strides[1] // size)
 
@@ -154,7 +154,7 @@ class PromptTable:
         rows = {name: [k for k in chosen if prompts[k].format == name] for name in (BLUR_AWARE, DP_AWARE)}
         for name, members in rows.items():
             if len(members) > MAX_PROMPTS:
-                raise ValueError(f"expected at most {MAX_PROMPTS} {name} prompts, came {len(members)}")
+                raise ValueError(f"expected at most {MAX_PROMPTS} {name} prompts, got {len(members)}")
         order = rows[BLUR_AWARE] + rows[DP_AWARE]
         c = embeddings.shape[1]
         padded = _ceil(c, 4) * 4
@@ -200,15 +200,15 @@ def prepare(
     H, W = padded_size
     kind = _pixel_type(dtype)
     if not (0 < h <= H and 0 < w <= W):
-        raise ValueError(f"expected a padded size that holds {h} x {w} px, came {H} x {W}")
+        raise ValueError(f"expected a padded size that holds {h} x {w} px, got {H} x {W}")
     if pair is None and canvases is None:
-        raise ValueError("expected a pair, canvases or both to prepare, came neither")
+        raise ValueError("expected a pair, canvases or both to prepare, got neither")
     boxes: list[tuple[int, int, int, int]] = []  # top, left, bottom, right of what is written
     region, canvas_arguments, suffix, written = _NO_PAIR, _NO_CANVASES, "f16", 0
     if pair is not None:
         (y, x), (rows, columns) = pair.origin, pair.size
         if not (y >= 0 and x >= 0 and 0 < rows <= H - y and 0 < columns <= W - x):
-            raise ValueError(f"expected a region inside {H} x {W} px, came {rows} x {columns} px at ({y}, {x})")
+            raise ValueError(f"expected a region inside {H} x {W} px, got {rows} x {columns} px at ({y}, {x})")
         boxes.append((y, x, y + rows, x + columns))
         region = (_address(pair.address), *_ints(y, x, rows, columns))
         written += 24 * rows * columns
@@ -275,7 +275,7 @@ def blur_logits(
     element = _float_type(dtype)
     rows, columns = size
     if not (0 < rows <= grid.rows.grid and 0 < columns <= grid.columns.grid):
-        raise ValueError(f"expected at most {grid.rows.grid} x {grid.columns.grid} tokens, came {rows} x {columns}")
+        raise ValueError(f"expected at most {grid.rows.grid} x {grid.columns.grid} tokens, got {rows} x {columns}")
     warps = _TOKEN_THREADS // _WARP
     looks = _covered(grid.rows, rows) * _covered(grid.columns, columns)
     vectors = (1 if table.blur_aware else 0) + (2 if table.dp_aware else 0)
@@ -326,9 +326,9 @@ def blur_map(
     """
     rows, columns = size
     if rows < 1 or columns < 1 or first_row < 0:
-        raise ValueError(f"expected at least 1 x 1 px from row 0 on, came {rows} x {columns} px from row {first_row}")
+        raise ValueError(f"expected at least 1 x 1 px from row 0 on, got {rows} x {columns} px from row {first_row}")
     if grid[0] < 1 or grid[1] < 1 or patch < 1:
-        raise ValueError(f"expected at least one token and a patch of 1 px, came {grid} and {patch}")
+        raise ValueError(f"expected at least one token and a patch of 1 px, got {grid} and {patch}")
     row_stride, column_stride = (grid[1], 1) if strides is None else strides
     block = (_WARP, _THREADS // _WARP, 1)
     return Launch(
@@ -379,7 +379,7 @@ def blend(
     start, end = max(x, 0), min(x + columns, band_columns)
     if top >= bottom or start >= end:
         raise ValueError(
-            f"expected a tile over a band of {band_rows} x {band_columns} px, came {rows} x {columns} px at ({y}, {x})"
+            f"expected a tile over a band of {band_rows} x {band_columns} px, got {rows} x {columns} px at ({y}, {x})"
         )
     first = start // STRIP * STRIP
     strips = _ceil(end - first, STRIP)
@@ -429,9 +429,9 @@ def finish(
     (h, w), (H, W) = size, padded_size
     kind = _pixel_type(dtype)
     if not (0 < h <= H and 0 < w <= W):
-        raise ValueError(f"expected a padded size that holds {h} x {w} px, came {H} x {W}")
+        raise ValueError(f"expected a padded size that holds {h} x {w} px, got {H} x {W}")
     if plane is not None and plane < H * W:
-        raise ValueError(f"expected planes of at least {H * W} elements, came {plane}")
+        raise ValueError(f"expected planes of at least {H * W} elements, got {plane}")
     turned = image.column_stride != 3
     if turned:
         block = (_WARP, _THREADS // _WARP, 1)
@@ -472,12 +472,12 @@ def _canvas_arguments(
     total, across, g = len(grid), len(grid.columns.origins), grid.rows.window
     count = total - first if canvases.count is None else canvases.count
     if not (first >= 0 and 0 < count <= total - first):
-        raise ValueError(f"expected windows among the grid's {total}, came {count} from {first} on")
+        raise ValueError(f"expected windows among the grid's {total}, got {count} from {first} on")
     for axis, side in ((grid.rows, padded_size[0]), (grid.columns, padded_size[1])):
         if axis.grid * p != max(side, g * p):
-            raise ValueError(f"expected a grid of windows over {side} px, came {axis.grid} tokens of {p} px")
+            raise ValueError(f"expected a grid of windows over {side} px, got {axis.grid} tokens of {p} px")
     if len(canvases.mean) != 3 or len(canvases.std) != 3:
-        raise ValueError(f"expected mean and std of R, G, B, came {canvases.mean} and {canvases.std}")
+        raise ValueError(f"expected mean and std of R, G, B, got {canvases.mean} and {canvases.std}")
     last = first + count - 1
     rows = first // across, last // across
     columns = (first % across, last % across) if rows[0] == rows[1] else (0, across - 1)
@@ -503,14 +503,14 @@ def _canvas_arguments(
 def _axes(grid: WindowGrid) -> tuple[np.generic, ...]:
     """The side of a window in tokens; for rows and columns the number of windows and the last one's origin."""
     if grid.rows.window != grid.columns.window:
-        raise ValueError(f"expected square windows, came {grid.rows.window} x {grid.columns.window} tokens")
+        raise ValueError(f"expected square windows, got {grid.rows.window} x {grid.columns.window} tokens")
     numbers = [grid.rows.window]
     for axis in (grid.rows, grid.columns):
         count, span = len(axis.origins), axis.grid - axis.window
         if axis.origins != tuple(i * span // max(count - 1, 1) for i in range(count)):
-            raise ValueError(f"expected windows spread evenly, as WindowAxis.spread does it, came {axis.origins}")
+            raise ValueError(f"expected windows spread evenly, as WindowAxis.spread does it, got {axis.origins}")
         if (axis.grid + 1) * count >= 2**31:  # the kernels find windows in 32-bit integers
-            raise ValueError(f"expected a shorter axis, came {axis.grid} tokens with {count} windows")
+            raise ValueError(f"expected a shorter axis, got {axis.grid} tokens with {count} windows")
         numbers += [count, span]
     return _ints(*numbers)
 
@@ -522,7 +522,7 @@ def _covered(axis: WindowAxis, tokens: int) -> int:
 
 def _pixels(pixels: Pixels, dtype: DTypeLike) -> tuple[np.generic, ...]:
     if pixels.address % np.dtype(dtype).itemsize:
-        raise ValueError(f"expected pixels at a multiple of {np.dtype(dtype).itemsize} B, came {pixels.address:#x}")
+        raise ValueError(f"expected pixels at a multiple of {np.dtype(dtype).itemsize} B, got {pixels.address:#x}")
     return _address(pixels.address), *_longs(pixels.row_stride, pixels.column_stride)
 
 
@@ -538,7 +538,7 @@ def _name_of(dtype: DTypeLike, names: dict[str, type[np.generic]]) -> str:
     for name, known in names.items():
         if np.dtype(dtype) == np.dtype(known):
             return name
-    raise ValueError(f"expected {' or '.join(t.__name__ for t in names.values())}, came {np.dtype(dtype)}")
+    raise ValueError(f"expected {' or '.join(t.__name__ for t in names.values())}, got {np.dtype(dtype)}")
 
 
 def _grid(across: int, down: int, block: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -66,7 +66,7 @@ class Running:
         """Waits for the result; with it comes what the user should know of how it was made.
 
         Raises:
-            NumericsError: NaN or Inf came up.
+            NumericsError: NaN or Inf appeared.
             BackendError: The device failed.
         """
         with self._runner.lock:

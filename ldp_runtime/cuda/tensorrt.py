@@ -206,7 +206,7 @@ class TensorRtEngine(Engine):
     def _spec(self, name: str) -> tuple[bool, TensorSpec]:
         dtype = self._engine.get_tensor_dtype(name)
         if dtype.name not in _DTYPES:
-            raise BackendError(f"expected {name} of an engine in {' or '.join(_DTYPES)}, came {dtype.name}")
+            raise BackendError(f"expected {name} of an engine in {' or '.join(_DTYPES)}, got {dtype.name}")
         shape = tuple(int(size) if size >= 0 else "?" for size in self._engine.get_tensor_shape(name))
         is_input = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
         return is_input, TensorSpec(name, shape, np.dtype(_DTYPES[dtype.name]))

@@ -217,7 +217,7 @@ def check_format(path: str | os.PathLike[str], photo: Photo) -> None:
     kind = image_format(path)
     if photo.pixels.ndim != 3 or photo.pixels.shape[2] != 3 or photo.pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
-            f"{path}: expected pixels (h, w, 3) of uint8 or uint16, came {photo.pixels.shape} of "
+            f"{path}: expected pixels (h, w, 3) of uint8 or uint16, got {photo.pixels.shape} of "
             f"{photo.pixels.dtype}; convert them"
         )
     height, width = photo.pixels.shape[:2]

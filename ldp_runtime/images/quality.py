@@ -51,7 +51,7 @@ def ssim(image: np.ndarray, target: np.ndarray, *, data_range: float) -> float:
     """
     _check_shapes(image, target)
     if image.ndim != 3 or min(image.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(f"expected (h, w, c) of at least {SSIM_WINDOW} x {SSIM_WINDOW} px, came {image.shape}")
+        raise ValueError(f"expected (h, w, c) of at least {SSIM_WINDOW} x {SSIM_WINDOW} px, got {image.shape}")
     samples = SSIM_WINDOW**2
     to_sample_covariance = samples / (samples - 1)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -100,4 +100,4 @@ def view_correlation(left: np.ndarray, right: np.ndarray) -> float:
 
 def _check_shapes(image: np.ndarray, target: np.ndarray) -> None:
     if image.shape != target.shape:
-        raise ValueError(f"expected images of one shape, came {image.shape} and {target.shape}")
+        raise ValueError(f"expected images of one shape, got {image.shape} and {target.shape}")

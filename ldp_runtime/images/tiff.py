@@ -81,7 +81,7 @@ def _check_tiff_segments(page: tifffile.TiffPage) -> None:
         raise ValueError("it is a volume")
     parts = math.prod(page.chunked)
     if not parts == len(page.databytecounts) == len(page.dataoffsets):
-        raise ValueError(f"expected a picture of {parts} parts, came {len(page.databytecounts)}")
+        raise ValueError(f"expected a picture of {parts} parts, got {len(page.databytecounts)}")
     if 0 in page.databytecounts:  # tifffile would fill in zeros
         raise ValueError("a part of the picture is missing")
     packed = sum(page.databytecounts)

@@ -293,7 +293,7 @@ def _format(file: File) -> Format:
     for name in SUFFIXES:
         if file.media_type == f"image/{name}":
             return name
-    raise ValueError(f"expected a picture's type, came {file.media_type}")
+    raise ValueError(f"expected a picture's type, got {file.media_type}")
 
 
 def _status(service: Service, name: str, job: RestorationJob) -> RestorationStatus:

@@ -91,8 +91,8 @@ class Gate:
         if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
             raise ProblemError(403, "another site's page may not send anything here; open the service's own page")
         if self._token is not None and path not in self._public:
-            came = headers.get("authorization", "").encode("utf-8")
-            if not hmac.compare_digest(came, self._token):
+            got = headers.get("authorization", "").encode("utf-8")
+            if not hmac.compare_digest(got, self._token):
                 raise ProblemError(401, "expected the header 'Authorization: Bearer TOKEN' with the service's token")
 
 

@@ -60,7 +60,7 @@ class Job(Generic[W, T]):
         if self.future.running():
             return ProblemError(
                 504,
-                f"expected a result within {self._time_limit:g} s, came none; send a smaller image, or start the "
+                f"expected a result within {self._time_limit:g} s, got none; send a smaller image, or start the "
                 "service with a larger --time-limit",
             )
         return ProblemError(

@@ -18,9 +18,7 @@ class Metrics:
         self._requests = Counter(
             "ldp_http_requests", "Answers, by route and status", ["method", "route", "status"], registry=self.registry
         )
-        self._restorations = Counter(
-            "ldp_restorations", "Uploads, by what came of them", ["outcome"], registry=self.registry
-        )
+        self._restorations = Counter("ldp_restorations", "Uploads, by outcome", ["outcome"], registry=self.registry)
         self._stages = Histogram(
             "ldp_stage_seconds",
             "Time that stages of restorations took",
@@ -38,7 +36,7 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
 
     def count_restoration(self, outcome: str) -> None:
-        """Counts an upload by what came of it."""
+        """Counts an upload by its outcome."""
         self._restorations.labels(outcome).inc()
 
     def observe(self, seconds: Mapping[str, float]) -> None:

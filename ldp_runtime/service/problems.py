@@ -21,7 +21,7 @@ class Problem(BaseModel):
     type: str = Field(default="about:blank", description="Always about:blank: title and status say the kind")
     title: str = Field(description="The status in words")
     status: int = Field(description="The HTTP status")
-    detail: str = Field(description="What was expected, what came, and the mend")
+    detail: str = Field(description="What was expected, what was given, and the fix")
 
 
 class ProblemError(HTTPException):
@@ -32,7 +32,7 @@ class ProblemError(HTTPException):
 
         Args:
             status: HTTP status.
-            detail: What was expected, what came, and the mend.
+            detail: What was expected, what was given, and the fix.
             retry_after: Seconds after which it is worth another try.
             close: The connection is of no more use.
         """

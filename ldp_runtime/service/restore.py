@@ -59,7 +59,7 @@ class File:
 
 @dataclass(frozen=True)
 class Restoration:
-    """What came of an upload.
+    """The outcome of an upload.
 
     Attributes:
         files: ``image``, in the format that was asked for, with the depth and metadata of the left view. With

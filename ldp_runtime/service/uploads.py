@@ -58,14 +58,14 @@ def _limited(receive: Receive, settings: Settings, end: Callable[[], None]) -> R
         end: Called when the body is complete.
     """
     start = time.monotonic()
-    came = 0
+    got = 0
     complete = False
 
     async def receive_within_limits() -> Message:
-        nonlocal came, complete
+        nonlocal got, complete
         if complete:  # what comes now is that the client leaves
             return await receive()
-        left = start + settings.upload_grace + came / settings.upload_rate - time.monotonic()
+        left = start + settings.upload_grace + got / settings.upload_rate - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 message = await receive()
@@ -75,8 +75,8 @@ def _limited(receive: Receive, settings: Settings, end: Callable[[], None]) -> R
                 f"the upload came at less than {settings.upload_rate} bytes a second; send it over a faster line",
                 close=True,
             ) from None
-        came += len(message.get("body", b""))
-        if came > settings.max_upload:
+        got += len(message.get("body", b""))
+        if got > settings.max_upload:
             raise _too_large(settings.max_upload)
         if not message.get("more_body", False):
             complete = True

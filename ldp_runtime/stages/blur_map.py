@@ -63,7 +63,7 @@ def alpha(features: ArrayLike) -> NDArray[np.float32]:
     folded = np.asarray(features, dtype=np.float32)
     ws = folded.shape[-2]
     if ws % 2:
-        raise ValueError(f"expected an even number of token columns in a stereo canvas, came {ws}")
+        raise ValueError(f"expected an even number of token columns in a stereo canvas, got {ws}")
     half = ws // 2
     return (folded[..., :half, :] + folded[..., : half - 1 : -1, :]) * np.float32(0.5)
 
@@ -125,10 +125,10 @@ def select_prompts(prompts: Sequence[PromptLike], ensemble: str | int = "ens2") 
     """
     if isinstance(ensemble, int):
         if not 0 <= ensemble < len(prompts):
-            raise ValueError(f"expected a prompt from 0 to {len(prompts) - 1}, came {ensemble}")
+            raise ValueError(f"expected a prompt from 0 to {len(prompts) - 1}, got {ensemble}")
         return [ensemble]
     if ensemble not in ENSEMBLES:
-        raise ValueError(f"expected one of {', '.join(ENSEMBLES)} or a prompt's index, came {ensemble!r}")
+        raise ValueError(f"expected one of {', '.join(ENSEMBLES)} or a prompt's index, got {ensemble!r}")
     return [k for k, prompt in enumerate(prompts) if prompt.format in ENSEMBLES[ensemble]]
 
 

@@ -118,7 +118,7 @@ class WindowAxis:
         """
         if not 0 <= overlap < window <= grid:
             raise ValueError(
-                f"expected 0 <= overlap < window <= grid, came overlap {overlap}, window {window}, grid {grid}"
+                f"expected 0 <= overlap < window <= grid, got overlap {overlap}, window {window}, grid {grid}"
             )
         count = -(-(grid - overlap) // (window - overlap))
         origins = tuple(i * (grid - window) // (count - 1) for i in range(count)) if count > 1 else (0,)
@@ -201,6 +201,6 @@ def clip_batch(windows: int, limit: int = ENGINE_CLIP_BATCH) -> int:
         ValueError: A number is below 1.
     """
     if windows < 1 or limit < 1:
-        raise ValueError(f"expected at least 1 window and 1 a batch, came {windows} and {limit}")
+        raise ValueError(f"expected at least 1 window and 1 a batch, got {windows} and {limit}")
     batches = -(-windows // limit)
     return -(-windows // batches)

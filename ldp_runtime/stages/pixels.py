@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.stages.geometry import reflect_indices
 
-MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
+FIX_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
 
 LARGEST_FEATURE = 1e17
 """Squares of larger features may overflow in FP32 when they are summed; their direction would be lost."""
@@ -122,8 +122,8 @@ def check_features(features: Mapping[str, NDArray[Any]]) -> None:
             usable = np.abs(values.astype(np.float32, copy=False)) <= LARGEST_FEATURE  # False for NaN
         if not usable.all():
             raise NumericsError(
-                f"expected finite numbers of at most {LARGEST_FEATURE:g} in CLIP's {name}, came NaN, Inf or larger "
-                f"in {np.sum(~usable)} of {usable.size}; {MEND_NUMERICS}"
+                f"expected finite numbers of at most {LARGEST_FEATURE:g} in CLIP's {name}, got NaN, Inf or larger "
+                f"in {np.sum(~usable)} of {usable.size}; {FIX_NUMERICS}"
             )
 
 
@@ -143,8 +143,8 @@ def check_finite(restored: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> No
         bad = ~np.isfinite(restored)
         c, y, x = (int(at) for at in np.unravel_index(np.argmax(bad), bad.shape))
         raise NumericsError(
-            f"expected finite numbers in the restored image, came NaN or Inf in {np.sum(bad)} of {bad.size}, "
-            f"first at channel {c}, y {origin[0] + y}, x {origin[1] + x}; {MEND_NUMERICS}"
+            f"expected finite numbers in the restored image, got NaN or Inf in {np.sum(bad)} of {bad.size}, "
+            f"first at channel {c}, y {origin[0] + y}, x {origin[1] + x}; {FIX_NUMERICS}"
         )
 
 

@@ -68,7 +68,7 @@ def check_tile(tile: int | str, multiple: int) -> int | str:
     least = least_side(multiple)
     if tile in (AUTO, OFF) or (isinstance(tile, int) and tile >= least):
         return tile
-    raise TileError(f"expected tiles of {AUTO}, {OFF} or at least {least} px for this bundle, came {tile}")
+    raise TileError(f"expected tiles of {AUTO}, {OFF} or at least {least} px for this bundle, got {tile}")
 
 
 def least_side(multiple: int, halo: int = TILE_HALO) -> int:
@@ -231,7 +231,7 @@ class TileAxis:
         if tile > size or (size - tile) % multiple or (steps and per_tile < 1):
             raise ValueError(
                 f"expected a tile that is shorter than the axis of {size} px by a multiple of {multiple} px, and "
-                f"longer than that and two halos of {halo} px, came {tile}"
+                f"longer than that and two halos of {halo} px, got {tile}"
             )
         gaps = -(-steps // per_tile) if steps else 0
         origins = [steps * i // gaps * multiple for i in range(gaps + 1)] if gaps else [0]

@@ -31,11 +31,11 @@ def test_a_pair_that_fails_ends_the_benchmark(tmp_path: Path, monkeypatch: pytes
     from ldp_runtime.errors import NumericsError
 
     def fail(*_: object) -> None:
-        raise NumericsError("NaN came up")
+        raise NumericsError("NaN appeared")
 
     monkeypatch.setattr(Deblurrer, "_restore_on_cpu", fail)
     bundle = Bundle.load(make_tiny_bundle(tmp_path))
-    with pytest.raises(BenchmarkError, match="NaN came up"):
+    with pytest.raises(BenchmarkError, match="NaN appeared"):
         measure(bundle, "onnxruntime", "fp32", threads=1, io_threads=1, pairs=1, shape=(40, 60), rounds=1)
 
 

@@ -74,7 +74,7 @@ def test_a_line_that_starts_below_zero_is_not_believed(bundle: Bundle) -> None:
 
 
 def test_results_that_are_missing_or_of_another_bundle(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"expected latency-tiny\.json or scaling-tiny\.json in .*, came neither"):
+    with pytest.raises(BenchmarkError, match=r"expected latency-tiny\.json or scaling-tiny\.json in .*, got neither"):
         read_measured(tmp_path, bundle)
     made = latency(bundle)
     made.write(tmp_path / "latency-tiny.json")

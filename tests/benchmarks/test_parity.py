@@ -113,10 +113,10 @@ def test_a_backend_that_fails_is_a_failed_gate(bundle: Bundle, pairs: list[Pair]
 
 def test_figures_of_a_pair() -> None:
     target = np.full((8, 8, 3), 32768, np.uint16)
-    want, came = target + np.uint16(100), target.copy()
-    came[0, 0, 0] += 655
+    want, got = target + np.uint16(100), target.copy()
+    got[0, 0, 0] += 655
     logits = np.zeros((2, 2), np.float32)
-    figures = compare(Pair("s", "p", target, target, target), Restored(came, logits + 0.25), Restored(want, logits))
+    figures = compare(Pair("s", "p", target, target, target), Restored(got, logits + 0.25), Restored(want, logits))
     assert figures["max_error"] == pytest.approx(555 / 65535)
     assert figures["mean_error"] == pytest.approx((100 * 191 + 555) / 192 / 65535)
     assert figures["blur_logits_max_error"] == 0.25

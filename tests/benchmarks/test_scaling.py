@@ -62,7 +62,7 @@ def test_working_memory_does_not_grow_with_the_image(bundle: Bundle) -> None:
 
 def test_a_size_that_does_not_work_says_why(bundle: Bundle) -> None:
     with pytest.raises(
-        BenchmarkError, match=r"100x200 px, came a process that ended with 1: .*at least 256 px.*, came 9"
+        BenchmarkError, match=r"100x200 px, got a process that ended with 1: .*at least 256 px.*, got 9"
     ):
         measure(replace(spec(bundle, (100, 200)), tile=9))
 

@@ -57,7 +57,7 @@ def test_bf16_is_near(bundle: Bundle, model: ExportModel) -> None:
 
 
 def test_unknown_forms_are_refused(bundle: Bundle, model: ExportModel) -> None:
-    with pytest.raises(BenchmarkError, match="came 'rows' and 'fp32'"):
+    with pytest.raises(BenchmarkError, match="got 'rows' and 'fp32'"):
         TorchChain(bundle, model, "rows")
 
 
@@ -72,7 +72,7 @@ def test_precisions() -> None:
 def test_a_bundle_without_its_checkpoint(tmp_path: Path) -> None:
     tiny = Bundle.load(make_tiny_bundle(tmp_path))
     assert not bundles.has_reference(tiny)
-    with pytest.raises(BenchmarkError, match="models/checkpoints/tiny, came none"):
+    with pytest.raises(BenchmarkError, match="models/checkpoints/tiny, got none"):
         bundles.reference_model(tiny)
 
 

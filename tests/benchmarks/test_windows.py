@@ -73,8 +73,8 @@ def test_the_command_writes_a_report(bundle: Path, tmp_path: Path, capsys: pytes
 
 
 def test_rounds_and_processes_that_fail_are_said(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="at least 1, came 0"):
+    with pytest.raises(BenchmarkError, match="at least 1, got 0"):
         run(bundle, tmp_path, "--rounds", "0")
-    with pytest.raises(BenchmarkError, match=r"windows of 48 px, came a process that ended with 1: .*1 thread, came 0"):
+    with pytest.raises(BenchmarkError, match=r"windows of 48 px, got a process that ended with 1: .*1 thread, got 0"):
         run(bundle, tmp_path, "--window", "48", "--threads", "0")
     assert not list(tmp_path.iterdir())

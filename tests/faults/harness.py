@@ -250,7 +250,7 @@ def interrupt(server: Server, scenario: Scenario, out: Path, operation: int) -> 
     ending = server.run(scenario, out, Fault("interrupt", operation=operation))
     problems = list(scenario.problems(out)) + [f"{path.name} was left" for path in temporaries(out)]
     if ending.code != 130:
-        problems.append(f"expected exit code 130, came {ending.code}: {last_line(ending.stderr)}")
+        problems.append(f"expected exit code 130, got {ending.code}: {last_line(ending.stderr)}")
     if "Traceback" in ending.stderr:
         problems.append("a traceback was printed")
     return {"code": ending.code, "problems": problems}
@@ -260,11 +260,11 @@ def error_problems(ending: Ending) -> list[str]:
     """What is wrong with how a command that failed says so: one line, exit code 2, no traceback."""
     problems = []
     if ending.code != 2:
-        problems.append(f"expected exit code 2, came {ending.code}: {last_line(ending.stderr)}")
+        problems.append(f"expected exit code 2, got {ending.code}: {last_line(ending.stderr)}")
     if "Traceback" in ending.stderr:
         problems.append("a traceback was printed")
     if ": error: " not in last_line(ending.stderr):
-        problems.append(f"expected a line with an error, came {last_line(ending.stderr)!r}")
+        problems.append(f"expected a line with an error, got {last_line(ending.stderr)!r}")
     return problems
 
 
@@ -521,7 +521,7 @@ def training_scenario(work: Path, checkpoint: Path) -> Scenario:
                 found.append("the weights are not those of a run that was never stopped")
         steps = [json.loads(line)["step"] for line in (out / "run" / "train.log.jsonl").read_text().splitlines()]
         if steps != [1, 2, 3, 4]:
-            found.append(f"expected a line for each step in the log, came {steps}")
+            found.append(f"expected a line for each step in the log, got {steps}")
         return found
 
     return Scenario(

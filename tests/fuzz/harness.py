@@ -77,7 +77,7 @@ class Worker:
         return max(0.0, self._end - time.monotonic())
 
     def outcome(self, heard: bool) -> tuple[Case, Outcome] | None:
-        """What came of the case, if it has ended or run out of time; the process may be dead afterwards.
+        """The outcome of the case, if it has ended or run out of time; the process may be dead afterwards.
 
         Args:
             heard: There is something to receive.

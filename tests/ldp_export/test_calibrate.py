@@ -172,7 +172,7 @@ def test_scenes_come_from_the_first_shards(tmp_path: Path) -> None:
     assert all(np.array_equal(a.right, b.right) for a, b in zip(loaded, scenes[:2], strict=True))
     assert loaded[0].disparity.dtype == np.float32
 
-    with pytest.raises(CalibrationError, match="came none"):
+    with pytest.raises(CalibrationError, match="got none"):
         load_scenes(tmp_path)
     path = tmp_path / "scenes" / "scenes-0000.npz"
     np.savez(path, left=np.zeros((1, 8, 8, 3), np.uint8), right=np.zeros((1, 8, 8, 3), np.uint8))

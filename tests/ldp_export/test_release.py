@@ -146,9 +146,9 @@ def test_missing_unknown_and_misshaped_names_are_listed(tmp_path: Path, state: d
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}}, "expected a state dict under 'params', came state_dict"),
-        ({}, "expected a state dict under 'params', came nothing"),
-        (torch.zeros(3), "expected a state dict under 'params', came Tensor"),
+        ({"state_dict": {}}, "expected a state dict under 'params', got state_dict"),
+        ({}, "expected a state dict under 'params', got nothing"),
+        (torch.zeros(3), "expected a state dict under 'params', got Tensor"),
         ({"params": {"a": 1}}, "expected tensors by name under 'params'"),
     ],
 )
@@ -439,8 +439,8 @@ def test_the_dense_blur_map_feeds_the_same_network(tmp_path: Path, clip: LoadedC
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--blur-map", "dense"], "expected --clip-from with --blur-map dense, came none"),
-        (["--blur-map", "dense", "--clip-weights", "openai"], "came --clip or --clip-weights"),
+        (["--blur-map", "dense"], "expected --clip-from with --blur-map dense, got none"),
+        (["--blur-map", "dense", "--clip-weights", "openai"], "got --clip or --clip-weights"),
         (["--clip-from", "folder"], "expected --clip-from with --blur-map dense alone"),
     ],
 )

@@ -160,20 +160,20 @@ def test_wrong_feeds_are_refused(name: str, bundle: Path) -> None:
     feeds = clip_feeds(2)
     free = session.inputs[0].shape[0]
     cases = [
-        ({}, "expected the inputs stereo, center, came none"),
-        ({"stereo": feeds["stereo"]}, "expected the inputs stereo, center, came stereo"),
-        (feeds | {"more": feeds["center"]}, "expected the inputs stereo, center, came stereo, center, more"),
+        ({}, "expected the inputs stereo, center, got none"),
+        ({"stereo": feeds["stereo"]}, "expected the inputs stereo, center, got stereo"),
+        (feeds | {"more": feeds["center"]}, "expected the inputs stereo, center, got stereo, center, more"),
         (
             feeds | {"center": feeds["center"].astype(np.float64)},
-            f"expected the input center ({free}, 3, 64, 64) float32, came center (2, 3, 64, 64) float64",
+            f"expected the input center ({free}, 3, 64, 64) float32, got center (2, 3, 64, 64) float64",
         ),
         (
             feeds | {"center": feeds["center"][0]},
-            f"expected the input center ({free}, 3, 64, 64) float32, came center (3, 64, 64) float32",
+            f"expected the input center ({free}, 3, 64, 64) float32, got center (3, 64, 64) float32",
         ),
         (
             feeds | {"stereo": feeds["center"]},
-            f"expected the input stereo ({free}, 3, 64, 128) float32, came stereo (2, 3, 64, 64) float32",
+            f"expected the input stereo ({free}, 3, 64, 128) float32, got stereo (2, 3, 64, 64) float32",
         ),
     ]
     for wrong, message in cases:
@@ -242,10 +242,10 @@ def test_unknown_precision_and_thread_count(name: str, bundle: Path) -> None:
     with pytest.raises(BackendError) as caught:
         backend.open(bundle / "clip.onnx", "fp8")
     assert str(caught.value) == (
-        f"expected a precision of {name} on this machine ({', '.join(backend.precisions)}), came 'fp8'; "
+        f"expected a precision of {name} on this machine ({', '.join(backend.precisions)}), got 'fp8'; "
         "choose one of these or auto"
     )
-    with pytest.raises(BackendError, match="expected at least 1 thread, came 0; leave it out"):
+    with pytest.raises(BackendError, match="expected at least 1 thread, got 0; leave it out"):
         backend.open(bundle / "clip.onnx", "fp32", 0)
 
 
@@ -324,10 +324,10 @@ def test_auto_passes_over_what_failed_before() -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(BackendError) as caught:
         select("tensorflow")
-    assert str(caught.value) == f"expected a backend, one of auto, {', '.join(BACKENDS)}, came 'tensorflow'"
+    assert str(caught.value) == f"expected a backend, one of auto, {', '.join(BACKENDS)}, got 'tensorflow'"
     with pytest.raises(BackendError) as caught:
         select("auto", "fp4")
-    assert str(caught.value) == "expected a precision, one of auto, fp32, bf16, fp16, int8, fp8, came 'fp4'"
+    assert str(caught.value) == "expected a precision, one of auto, fp32, bf16, fp16, int8, fp8, got 'fp4'"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
@@ -341,7 +341,7 @@ def test_gpu_providers_say_what_is_missing(name: str) -> None:
     with pytest.raises(BackendError) as caught:
         select(name)
     assert str(caught.value) == (
-        f"{name} needs ONNX Runtime's {backend._provider}, came {', '.join(ort.get_available_providers())}; "
+        f"{name} needs ONNX Runtime's {backend._provider}, got {', '.join(ort.get_available_providers())}; "
         "install onnxruntime-gpu in place of onnxruntime"
     )
 
@@ -355,7 +355,7 @@ def test_a_provider_that_onnxruntime_drops_silently_is_an_error(bundle: Path, mo
         "InferenceSession",
         lambda path, options, providers: real(path, options, ["CPUExecutionProvider"]),
     )
-    with pytest.raises(BackendError, match="expected CUDAExecutionProvider, came CPUExecutionProvider when"):
+    with pytest.raises(BackendError, match="expected CUDAExecutionProvider, got CPUExecutionProvider when"):
         BACKENDS["onnxruntime-cuda"].open(bundle / "clip.onnx", "fp32", content="a" * 64)
 
 

@@ -158,10 +158,10 @@ def test_tiles_are_asked_for_and_told(run: Run, tmp_path: Path, deblurrer: Deblu
 
 def test_tiles_of_wrong_size(run: Run, pair: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    check_error(run("deblur", *pair, "-o", out, "--tile", "100"), "at least 256 px for this bundle, came 100")
+    check_error(run("deblur", *pair, "-o", out, "--tile", "100"), "at least 256 px for this bundle, got 100")
     code, _, err = run("deblur", *pair, "-o", out, "--tile", "large")
     assert code == 2
-    assert "expected auto, off or a number of px, came 'large'" in err
+    assert "expected auto, off or a number of px, got 'large'" in err
     assert not out.exists()
 
 

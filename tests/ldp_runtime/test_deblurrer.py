@@ -35,7 +35,7 @@ from tests.ldp_runtime.tiny_bundle import (
 )
 from tests.ldp_runtime.whole import prepare, to_image
 
-MEND_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
+FIX_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,7 @@ def test_tiles_of_a_network_that_sees_everything_are_told(spoilt: Path) -> None:
 
 
 def test_tiles_too_short_for_their_halos_are_refused(bundle: Path) -> None:
-    with pytest.raises(TileError, match="at least 256 px for this bundle, came 100"):
+    with pytest.raises(TileError, match="at least 256 px for this bundle, got 100"):
         Deblurrer.from_bundle(bundle, backend="onnxruntime", tile=100)
 
 
@@ -412,28 +412,28 @@ def test_inputs_are_not_changed(exact: Deblurrer) -> None:
 @pytest.mark.parametrize(
     ("left", "right", "message"),
     [
-        ([[1]], None, "came list; convert it with numpy.asarray"),
+        ([[1]], None, "got list; convert it with numpy.asarray"),
         (
             np.zeros((4, 5), np.uint8),
             None,
-            "came shape (4, 5); give RGB: repeat a grey channel three times, drop alpha",
+            "got shape (4, 5); give RGB: repeat a grey channel three times, drop alpha",
         ),
         (
             np.zeros((4, 5, 4), np.uint8),
             None,
-            "came shape (4, 5, 4); give RGB: repeat a grey channel three times, drop alpha",
+            "got shape (4, 5, 4); give RGB: repeat a grey channel three times, drop alpha",
         ),
         (
             np.zeros((4, 5, 3), np.float32),
             None,
-            "came float32; scale it to 0..255 as uint8 or 0..65535 as uint16",
+            "got float32; scale it to 0..255 as uint8 or 0..65535 as uint16",
         ),
         (
             np.zeros((4, 5, 3), np.int16),
             None,
-            "came int16; scale it to 0..255 as uint8 or 0..65535 as uint16",
+            "got int16; scale it to 0..255 as uint8 or 0..65535 as uint16",
         ),
-        (np.zeros((0, 5, 3), np.uint8), None, "came an empty image (0, 5, 3); give at least 1 x 1 px"),
+        (np.zeros((0, 5, 3), np.uint8), None, "got an empty image (0, 5, 3); give at least 1 x 1 px"),
     ],
 )
 def test_what_is_no_image_is_refused(
@@ -453,17 +453,17 @@ def test_unequal_views_are_refused(exact: Deblurrer) -> None:
         with pytest.raises(ImageError) as caught:
             action(left, np.zeros((4, 6, 3), np.uint8))
         assert str(caught.value) == (
-            "expected two views of one size, came left 5 x 4 px and right 6 x 4 px; "
+            "expected two views of one size, got left 5 x 4 px and right 6 x 4 px; "
             "crop them alike or choose the two files of one photo"
         )
         with pytest.raises(ImageError) as caught:
             action(left, left.astype(np.uint16))
         assert str(caught.value) == (
-            "expected two views of one bit depth, came left uint8 and right uint16; convert both to the same"
+            "expected two views of one bit depth, got left uint8 and right uint16; convert both to the same"
         )
         with pytest.raises(ImageError) as caught:
             action(left, left, axis="diagonal")
-        assert str(caught.value) == "expected an axis, one of horizontal, vertical, came 'diagonal'"
+        assert str(caught.value) == "expected an axis, one of horizontal, vertical, got 'diagonal'"
 
 
 # --- finish
@@ -486,8 +486,8 @@ def test_nan_or_inf_anywhere_is_an_error_also_in_the_padding(bad: float) -> None
     with pytest.raises(NumericsError) as caught:
         to_image(restored, np.zeros((20, 40, 3), np.uint8), "horizontal")
     assert str(caught.value) == (
-        "expected finite numbers in the restored image, came NaN or Inf in 1 of 6144, "
-        f"first at channel 1, y 31, x 60; {MEND_NUMERICS}"
+        "expected finite numbers in the restored image, got NaN or Inf in 1 of 6144, "
+        f"first at channel 1, y 31, x 60; {FIX_NUMERICS}"
     )
 
 
@@ -521,8 +521,8 @@ def test_a_clip_gone_wrong_gives_no_blur_map(spoilt: Path, bad: float) -> None:
         with pytest.raises(NumericsError) as caught:
             action(*a_pair(40, 50))
         assert str(caught.value) == (
-            "expected finite numbers of at most 1e+17 in CLIP's stereo_features, came NaN, Inf or larger in 32 of "
-            f"768; {MEND_NUMERICS}"
+            "expected finite numbers of at most 1e+17 in CLIP's stereo_features, got NaN, Inf or larger in 32 of "
+            f"768; {FIX_NUMERICS}"
         )
 
 
@@ -543,14 +543,14 @@ def test_one_bad_feature_among_many_is_found(
         return features
 
     monkeypatch.setattr(clip, "run", spoilt_run)
-    with np.errstate(over="ignore"), pytest.raises(NumericsError, match=rf"in CLIP's {name}, came .* in 1 of "):
+    with np.errstate(over="ignore"), pytest.raises(NumericsError, match=rf"in CLIP's {name}, got .* in 1 of "):
         deblurrer.blur_map(*a_pair(100, 140))
 
 
 def test_logits_that_are_not_finite_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
     monkeypatch.setattr(pipeline, "blur_logits", lambda stereo, *_: np.full((len(stereo), 4, 4), np.nan, np.float32))
-    with pytest.raises(NumericsError, match="expected finite blur logits, came NaN or Inf in 16 of 16"):
+    with pytest.raises(NumericsError, match="expected finite blur logits, got NaN or Inf in 16 of 16"):
         deblurrer(*a_pair(40, 50))
 
 
@@ -602,7 +602,7 @@ def test_blur_map_is_that_of_the_whole_and_needs_no_deblur_graph(spoilt: Path, e
     with pytest.raises(BundleError) as caught:
         deblurrer(left, right)
     assert str(caught.value) == (
-        f"{spoilt / 'deblur.onnx'}: expected the inputs blur_logits, pair, came center, stereo; "
+        f"{spoilt / 'deblur.onnx'}: expected the inputs blur_logits, pair, got center, stereo; "
         "export the bundle again with ldp-export onnx"
     )
 
@@ -620,7 +620,7 @@ def test_a_restored_image_of_another_size_is_the_bundles_fault(spoilt: Path) -> 
     with pytest.raises(BundleError) as caught:
         Deblurrer.from_bundle(spoilt, backend="onnxruntime", threads=1)(*a_pair(40, 50))
     assert str(caught.value) == (
-        "expected restored (1, 3, 64, 64) of the deblur graph, came (1, 3, 63, 64); "
+        "expected restored (1, 3, 64, 64) of the deblur graph, got (1, 3, 63, 64); "
         "export the bundle again with ldp-export onnx"
     )
 

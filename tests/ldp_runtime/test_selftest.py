@@ -87,7 +87,7 @@ def test_a_graph_that_computes_something_else_fails(own: Path) -> None:
     failures = run_selftest(Bundle.load(own)).failures
     failed = {(outcome.backend, outcome.precision): outcome.reason for outcome in failures}
     assert failed.keys() == {(name, "fp16") for name in ("onnxruntime", "openvino")}
-    assert all(reason.startswith("restored image: expected at least 50 dB, came ") for reason in failed.values())
+    assert all(reason.startswith("restored image: expected at least 50 dB, got ") for reason in failed.values())
 
 
 def test_a_clip_that_sees_something_else_fails_in_the_blur_map(own: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_clip_that_sees_something_else_fails_in_the_blur_map(own: Path) -> Non
     rehash(own)
     (outcome,) = run_selftest(Bundle.load(own), "onnxruntime").failures
     assert outcome.precision == "fp32"
-    assert "blur map: expected a difference of at most 0.005, came " in outcome.reason
+    assert "blur map: expected a difference of at most 0.005, got " in outcome.reason
 
 
 def test_the_limit_of_a_gate_in_the_manifest_counts(own: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_limit_of_a_gate_in_the_manifest_counts(own: Path) -> None:
     gates = [{"name": "chain fp16 PSNR in dB", "limit": 500.0, "is": "at least", "value": 501.0, "passed": True}]
     write_manifest(own, dataclasses.replace(manifest, parity={"gates": gates}), extra_files=manifest.files)
     (outcome,) = run_selftest(Bundle.load(own), "onnxruntime").failures
-    assert outcome.reason.startswith("restored image: expected at least 500 dB, came ")
+    assert outcome.reason.startswith("restored image: expected at least 500 dB, got ")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -155,7 +155,7 @@ def test_wrong_choices_and_damaged_samples(own: Path) -> None:
         run_selftest(Bundle.load(own), "abacus")
     (own / SELFTEST_FILE).write_bytes(b"PK")
     rehash(own)
-    with pytest.raises(BundleError, match=r"expected a sample, came something else .* ldp-export selftest"):
+    with pytest.raises(BundleError, match=r"expected a sample, got something else .* ldp-export selftest"):
         run_selftest(Bundle.load(own))
     np.savez(own / SELFTEST_FILE, **dict.fromkeys(("left", "right", "restored", "blur_logits"), np.zeros((4, 4, 3))))
     rehash(own)

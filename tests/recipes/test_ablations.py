@@ -97,7 +97,7 @@ def test_extending_merges_mappings_and_entries_of_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: a.yaml\n", "extends: expected another file, came a.yaml, which extends this one"),
+        ("extends: a.yaml\n", "extends: expected another file, got a.yaml, which extends this one"),
         ("extends: [b.yaml]\n", "extends: expected the name of a file"),
         ("extends: none.yaml\n", "none.yaml, which cannot be read"),
     ],

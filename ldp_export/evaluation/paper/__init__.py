@@ -74,7 +74,7 @@ class Table:
         for row in self.rows:
             if tuple(row.labels.values()) == labels:
                 return row
-        raise KeyError(f"expected a row of {[tuple(row.labels.values()) for row in self.rows]}, came {labels}")
+        raise KeyError(f"expected a row of {[tuple(row.labels.values()) for row in self.rows]}, got {labels}")
 
 
 def load_table(number: int) -> Table:
@@ -87,14 +87,14 @@ def load_table(number: int) -> Table:
         ValueError: There is no such table, or its file is damaged.
     """
     if not 1 <= number <= 7:
-        raise ValueError(f"expected a table from 1 to 7, came {number}")
+        raise ValueError(f"expected a table from 1 to 7, got {number}")
     return load(f"table{number}")
 
 
 def load(name: str) -> Table:
     """Reads "table1" to "table7", "discussion" or "inference"; ``ValueError`` for others or a damaged file."""
     if name not in _CAPTIONS:
-        raise ValueError(f"expected one of {', '.join(_CAPTIONS)}, came {name!r}")
+        raise ValueError(f"expected one of {', '.join(_CAPTIONS)}, got {name!r}")
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         columns = next(reader)
@@ -103,7 +103,7 @@ def load(name: str) -> Table:
 
 def _row(columns: list[str], cells: list[str], where: str) -> Row:
     if len(cells) != len(columns):
-        raise ValueError(f"{where}: expected {len(columns)} cells, came {len(cells)}")
+        raise ValueError(f"{where}: expected {len(columns)} cells, got {len(cells)}")
     fields = dict(zip(columns, cells, strict=True))
     return Row(
         {column: cell for column, cell in fields.items() if column in _TEXT_COLUMNS},

@@ -54,4 +54,4 @@ def test_an_export_that_fails_ends_the_rest_with_its_last_words(monkeypatch: pyt
 
 def test_the_command_checks_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "exports", "--config", "--peer", "--jobs", "0"]) == 2
-    assert "expected at least 1 job, came 0" in capsys.readouterr().err
+    assert "expected at least 1 job, got 0" in capsys.readouterr().err

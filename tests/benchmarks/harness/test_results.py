@@ -42,12 +42,12 @@ def test_a_figure_that_json_does_not_have_leaves_no_file(tmp_path: Path, value: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema_version": 99}, "version 1, came 'ldp-benchmark' of 99"),
-        ({"schema": "other"}, "came 'other'"),
-        ({"kind": 3}, "kind as str, came 3"),
+        ({"schema_version": 99}, "version 1, got 'ldp-benchmark' of 99"),
+        ({"schema": "other"}, "got 'other'"),
+        ({"kind": 3}, "kind as str, got 3"),
         ({"machine": []}, "machine as dict"),
         ({"bundle": {"name": "x"}}, "bundle: expected the fields content, name, trained"),
-        ({"commit": {"hash": 5, "dirty": False}}, "hash as str, came 5"),
+        ({"commit": {"hash": 5, "dirty": False}}, "hash as str, got 5"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -62,7 +62,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.json").write_text('{"schema":')
     with pytest.raises(BenchmarkError, match=r"damaged\.json: expected the JSON"):
         Report.read(tmp_path / "damaged.json")
-    with pytest.raises(BenchmarkError, match="came list"):
+    with pytest.raises(BenchmarkError, match="got list"):
         Report.from_json([])
 
 
@@ -100,7 +100,7 @@ def test_markdown_table() -> None:
     table = markdown_table(["a", "b|c"], [["x", None], ["y|z", 2]])
     assert table == "| a | b\\|c |\n| --- | ---: |\n| x | – |\n| y\\|z | 2 |"
     assert markdown_table(["a", "b"], [], "ll").endswith("| --- | --- |")
-    with pytest.raises(ValueError, match="expected 2 cells, came 1"):
+    with pytest.raises(ValueError, match="expected 2 cells, got 1"):
         markdown_table(["a", "b"], [["x"]])
     with pytest.raises(ValueError, match="expected 2 letters"):
         markdown_table(["a", "b"], [], "lx")

@@ -83,7 +83,7 @@ def test_what_is_no_time_is_refused(blocks: list[list[float]]) -> None:
 
 
 def test_rounds_of_both_must_be_as_many() -> None:
-    with pytest.raises(BenchmarkError, match="came 1 and 2"):
+    with pytest.raises(BenchmarkError, match="got 1 and 2"):
         ratio([[1.0]], [[1.0], [1.0]])
 
 

@@ -66,11 +66,11 @@ def fake_blocks(monkeypatch: pytest.MonkeyPatch) -> FakeBlocks:
 
         def add(track: Any, *_: object) -> None:
             asked.append(track.contender.name)
-            came = clock(track.contender, len(track.blocks))
-            if isinstance(came, str):
-                track.error = came
+            got = clock(track.contender, len(track.blocks))
+            if isinstance(got, str):
+                track.error = got
             else:
-                track.blocks.append(came)
+                track.blocks.append(got)
 
         monkeypatch.setattr(latency, "_add_block", add)
         monkeypatch.setattr(latency, "_write_pair", lambda *_: None)
@@ -117,7 +117,7 @@ def test_backends_by_name(bundle: Bundle) -> None:
     ("asked", "words"),
     [
         ("nonsense", "expected a backend, one of all, openvino"),
-        ("onnxruntime:bf16", "one of fp32, fp16, came 'bf16'"),
+        ("onnxruntime:bf16", "one of fp32, fp16, got 'bf16'"),
         ("torch", "needs the weights of tiny as a checkpoint"),
     ],
 )
@@ -304,9 +304,9 @@ def test_a_long_first_run_of_torch_is_counted(
     monkeypatch.setattr(
         latency_worker, "_open", lambda _: latency_worker._Opened(run, "a CPU", gpu=False, events=False, lazy=lazy)
     )
-    came = latency_worker.measure(spec(bundle, tmp_path, warm_up=0.0, seconds=0.0, most=1))
-    assert len(came.seconds) == 1
-    assert came.stages == {"deblur": [0.5 if counted else 1.5]}
+    got = latency_worker.measure(spec(bundle, tmp_path, warm_up=0.0, seconds=0.0, most=1))
+    assert len(got.seconds) == 1
+    assert got.stages == {"deblur": [0.5 if counted else 1.5]}
     assert len(calls) == 2 - counted
 
 

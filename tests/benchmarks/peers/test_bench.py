@@ -237,7 +237,7 @@ def test_ratios_scaling_and_failures(measurements: list[Measurement], monkeypatc
 def test_backends_by_name() -> None:
     assert choose_backends(["torch", "torch:fp32", "onnxruntime:fp32"]) == [("torch", "fp32"), ("onnxruntime", "fp32")]
     assert choose_backends(["auto:fp32"])[0][0] in ("openvino", "onnxruntime")
-    with pytest.raises(BenchmarkError, match=r"expected a backend, one of torch, auto, .* came 'cuda'"):
+    with pytest.raises(BenchmarkError, match=r"expected a backend, one of torch, auto, .* got 'cuda'"):
         choose_backends(["cuda"])
     with pytest.raises(BenchmarkError, match="expected a precision of torch"):
         choose_backends(["torch:int8"])

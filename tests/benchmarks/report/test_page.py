@@ -321,9 +321,9 @@ def test_the_readmes_tables_are_written_between_their_markers(folder: Path, tmp_
     ("text", "words"),
     [
         ("# Title\n", "expected markers such as <!-- bench:latency -->"),
-        ("<!-- bench:speed -->\n<!-- /bench:speed -->\n", "expected results of speed, came those of latency"),
-        ("<!-- bench:roofline -->\n<!-- /bench:roofline -->\n", "results of roofline, came those of latency, l-nano"),
-        ("<!-- bench:x -->\n<!-- /bench:x -->\n", r"x\.md: expected a table, came none"),
+        ("<!-- bench:speed -->\n<!-- /bench:speed -->\n", "expected results of speed, got those of latency"),
+        ("<!-- bench:roofline -->\n<!-- /bench:roofline -->\n", "results of roofline, got those of latency, l-nano"),
+        ("<!-- bench:x -->\n<!-- /bench:x -->\n", r"x\.md: expected a table, got none"),
     ],
 )
 def test_a_readme_that_cannot_be_filled_stays_as_it_is(tmp_path: Path, text: str, words: str) -> None:

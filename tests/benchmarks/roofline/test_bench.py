@@ -201,7 +201,7 @@ def test_the_command_writes_all_its_files(
 
 
 def test_errors_say_what_is_wrong(bundle: Bundle) -> None:
-    with pytest.raises(BenchmarkError, match=r"expected a device, one of RTX 3060, .*came 'GTX 1080'"):
+    with pytest.raises(BenchmarkError, match=r"expected a device, one of RTX 3060, .*got 'GTX 1080'"):
         analyse(bundle, SIZE, "GTX 1080", cpu=[CPU])
     for text in ("1120", "0x10", "axb", "1x2x3"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected HEIGHTxWIDTH"):

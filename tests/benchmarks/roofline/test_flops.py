@@ -155,9 +155,9 @@ def test_a_slice_reads_only_what_it_gives(tmp_path: Path) -> None:
 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", [helper.make_node("Det", ["x"], ["y"])], {"x": [2, 2]}, ["y"])
-    with pytest.raises(BenchmarkError, match="expected sizes of the inputs x, came z"):
+    with pytest.raises(BenchmarkError, match="expected sizes of the inputs x, got z"):
         graph_cost(path, {"z": (2, 2)})
-    with pytest.raises(BenchmarkError, match="came Det"):
+    with pytest.raises(BenchmarkError, match="got Det"):
         graph_cost(path, {"x": (2, 2)})
     free = write(tmp_path / "n.onnx", [helper.make_node("NonZero", ["x"], ["y"])], {"x": [2, 2]}, ["y"])
     with pytest.raises(BenchmarkError, match="expected a shape of NonZero"):

@@ -354,9 +354,9 @@ def test_a_bundle_of_another_kind_is_refused(tiny: Path) -> None:
     [
         (
             "sm_90",
-            "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*came sm_90; for other GPUs",
+            "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*got sm_90; for other GPUs",
         ),
-        ("sm_86,sm_61", "came sm_61"),
+        ("sm_86,sm_61", "got sm_61"),
         ("89", "give architectures such as sm_89,sm_120"),
         ("", "give architectures such as sm_89,sm_120"),
     ],
@@ -373,7 +373,7 @@ def test_an_unknown_architecture_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shape", "64"], "expected a size as HEIGHTxWIDTH in px, such as 1120x1680, came '64'"),
+        (["--shape", "64"], "expected a size as HEIGHTxWIDTH in px, such as 1120x1680, got '64'"),
         (["--shape", "64x64", "--min", "32x32"], "expected --shape alone"),
         (["--min", "128x128", "--max", "64x640"], "expected sizes that rise"),
     ],
@@ -394,7 +394,7 @@ def test_without_the_library_the_error_says_what_to_install(
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert f"needs the package {module}, which cannot be imported" in said
     assert ("ldp[rtx]" if flavour == "rtx" else "--flavour rtx") in said
-    with pytest.raises(BackendError, match="one of rtx, tensorrt, came 'lean'"):
+    with pytest.raises(BackendError, match="one of rtx, tensorrt, got 'lean'"):
         TensorRT("lean")
 
 
@@ -424,7 +424,7 @@ def test_the_enterprise_tensorrt_builds_for_the_gpu_that_is_there(tiny: Path, mo
     monkeypatch.setattr(device, "open_device", lambda: type("Gpu", (), {"arch": "sm_90"}))
     entries = build_engines(Bundle.load(tiny), sizes(64, 96), "tensorrt")
     assert [(e.flavour, e.targets) for e in entries] == [("tensorrt", ("sm_90",))] * 2
-    with pytest.raises(BackendError, match=r"builds fp16 engines for here \(sm_90\), came sm_89"):
+    with pytest.raises(BackendError, match=r"builds fp16 engines for here \(sm_90\), got sm_89"):
         build_engines(Bundle.load(tiny), sizes(64, 96), "tensorrt", ["sm_89"])
 
 
@@ -456,7 +456,7 @@ def test_a_profile_that_does_not_suit_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])])
     with pytest.raises(BackendError, match=r"cannot build relu\.onnx for sm_86 and x 1x8x4x4 to 1x8x8x8: .*static"):
         TensorRT("rtx").build(path, {"x": ShapeRange((1, 8, 4, 4), (1, 8, 4, 4), (1, 8, 8, 8))}, ONE_ARCH)
-    with pytest.raises(BackendError, match=r"expected relu\.onnx with the inputs pair, came x"):
+    with pytest.raises(BackendError, match=r"expected relu\.onnx with the inputs pair, got x"):
         TensorRT("rtx").build(path, {"pair": X["x"]}, ONE_ARCH)
 
 

@@ -348,7 +348,7 @@ def test_graphs_of_other_weights_fail_the_gates(
     save_nano(folder, nano, randomise_network(LDPNet(CONFIGS["nano"]), 9), {"window": WINDOW})
     assert main(["onnx", str(folder), "-o", str(output)]) == 1
     error = capsys.readouterr().err
-    assert "failed the parity check: deblur fp32 max abs: expected at most 0.0001, came" in error
+    assert "failed the parity check: deblur fp32 max abs: expected at most 0.0001, got" in error
     assert "difference in PSNR to the target" in error
     assert "nothing was written" in error
     assert list(output.parent.iterdir()) == []
@@ -357,7 +357,7 @@ def test_graphs_of_other_weights_fail_the_gates(
 @pytest.mark.usefixtures("ready_graphs")
 def test_nan_fails_a_gate(nano: ExportModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "psnr", lambda *arguments, **options: math.nan)
-    with pytest.raises(ParityError, match=r"deblur fp16 PSNR in dB: expected at least 50\.0, came None"):
+    with pytest.raises(ParityError, match=r"deblur fp16 PSNR in dB: expected at least 50\.0, got None"):
         export_bundle(nano, tmp_path / "bundle", "nano")
     assert list(tmp_path.iterdir()) == []
 

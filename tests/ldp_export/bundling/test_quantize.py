@@ -239,15 +239,15 @@ def test_what_costs_most_for_its_work_stays_in_float(tiny: Path, quantized: Path
     everything = abs(record["selection"]["delta_db"])  # with all layers in INT8
     limit = 0.9 * everything / quantize.SELECTION_SHARE
     sets = dataclasses.replace(pairs(), check={})
-    came = quantize_bundle(Bundle.load(tiny), sets, max_loss=limit, threads=1).quantization["int8"]
+    got = quantize_bundle(Bundle.load(tiny), sets, max_loss=limit, threads=1).quantization["int8"]
     worst = record["groups"][0]["group"]
-    assert [row["group"] for row in came["groups"] if row["precision"] == "float"] == [worst]
-    assert 0 < abs(came["selection"]["delta_db"]) <= 0.9 * everything
+    assert [row["group"] for row in got["groups"] if row["precision"] == "float"] == [worst]
+    assert 0 < abs(got["selection"]["delta_db"]) <= 0.9 * everything
     kind = worst.split()[0]
-    assert came["macs_share"][kind] == pytest.approx(1 - record["groups"][0]["macs_share"], abs=1e-3)
+    assert got["macs_share"][kind] == pytest.approx(1 - record["groups"][0]["macs_share"], abs=1e-3)
     for each in GRAPHS:
         nodes = onnx.load(tiny / f"{each}.int8.onnx").graph.node
-        in_float = sum(row["layers"] for row in came["groups"] if row["group"] == worst and each == kind)
+        in_float = sum(row["layers"] for row in got["groups"] if row["group"] == worst and each == kind)
         assert sum(node.op_type == "QuantizeLinear" for node in nodes) == 2 - in_float
 
 
@@ -263,7 +263,7 @@ def test_a_failed_check_writes_nothing(
 ) -> None:
     monkeypatch.setattr(quantize, "SELECTION_SHARE", 1e9)
     before = state(tiny)
-    with pytest.raises(QualityError, match=r"INT8 on noise: expected a change in PSNR .* at most 1e-09 dB, came [+-]0"):
+    with pytest.raises(QualityError, match=r"INT8 on noise: expected a change in PSNR .* at most 1e-09 dB, got [+-]0"):
         quantize_bundle(Bundle.load(tiny), pairs(), max_loss=1e-9, threads=1)
     assert state(tiny) == before
     monkeypatch.setattr(quantize, "simulated_sets", lambda count, seed: pairs())
@@ -287,7 +287,7 @@ def test_a_bundle_without_int8_graphs_says_the_mend(tiny: Path) -> None:
 
 
 def test_bundles_and_limits_that_do_not_fit(tiny: Path) -> None:
-    with pytest.raises(QuantizeError, match="expected a largest loss above 0 dB, came 0"):
+    with pytest.raises(QuantizeError, match="expected a largest loss above 0 dB, got 0"):
         quantize_bundle(Bundle.load(tiny), pairs(), max_loss=0)
     bundle = Bundle.load(tiny)
     spec = BlurMapSpec("patch", "map", 40)
@@ -298,7 +298,7 @@ def test_bundles_and_limits_that_do_not_fit(tiny: Path) -> None:
     half.graph.node.remove(next(node for node in half.graph.node if node.op_type == "Conv"))
     onnx.save(half, tiny / "deblur.fp16.onnx")
     rewrite(tiny)
-    with pytest.raises(QuantizeError, match=r"the same layers in the FP32 and the FP16 deblur graph .* came 2 and 1"):
+    with pytest.raises(QuantizeError, match=r"the same layers in the FP32 and the FP16 deblur graph .* got 2 and 1"):
         quantize_bundle(Bundle.load(tiny), pairs())
 
 
@@ -322,8 +322,8 @@ def test_the_command_simulates_pairs_and_prints_the_table(tiny: Path, capsys: py
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--pairs", "0"], "expected at least 1 pair, came 0"),
-        (["--data", "simulated"], "expected --data NAME=DIR, came 'simulated'"),
+        (["--pairs", "0"], "expected at least 1 pair, got 0"),
+        (["--data", "simulated"], "expected --data NAME=DIR, got 'simulated'"),
         (["--data", "nonsense=x"], "expected a data set, one of "),
         (["-o", __file__], "cannot be written"),
     ],
@@ -383,7 +383,7 @@ def test_engines_are_built_from_the_int8_graphs(quantized: Path, tmp_path: Path)
     # other INT8 graphs: their engines go, the others stay
     quantize_bundle(bundle, pairs(), max_loss=1e-9, threads=1)
     assert {entry.precision for entry in read_manifest(folder).engines} == {"fp16"}
-    with pytest.raises(BackendError, match=r"deblur in int8 .*; came no engine of its graph; .* --precision int8"):
+    with pytest.raises(BackendError, match=r"deblur in int8 .*; got no engine of its graph; .* --precision int8"):
         Bundle.load(folder).find_engine("deblur", precision="int8", **asked)
     build_engines_of(folder, "fp16")
     assert len(read_manifest(folder).engines) == 2
@@ -397,6 +397,6 @@ def test_fp8_engines_are_for_ada_and_later(in_fp8: Path, tmp_path: Path, capsys:
     before = state(folder)
     assert main(["engine", str(folder), "--precision", "fp8", "--shape", "64x96", "--arch", "sm_86,sm_89"]) == 2
     assert "builds fp8 engines for here (sm_89, " in (error := capsys.readouterr().err)
-    assert "came sm_86" in error
+    assert "got sm_86" in error
     assert state(folder) == before
     assert TensorRT("rtx").targets(None, "fp8") == [("sm_89", "sm_120")]

@@ -122,7 +122,7 @@ def test_a_damaged_file_is_the_user_s_to_mend(tmp_path: Path) -> None:
         dataset[0]
     smaller = make_dpd_blur(tmp_path / "other", "val", ("0917",), size=(4, 4))
     (smaller / "val_r/source/1P0A0917_R.png").rename(folder / "val_r/source/1P0A0917_R.png")
-    with pytest.raises(DataError, match=r"right view like the left view, \(8, 12, 3\) of uint16, came \(4, 4, 3\)"):
+    with pytest.raises(DataError, match=r"right view like the left view, \(8, 12, 3\) of uint16, got \(4, 4, 3\)"):
         dataset[0]
 
 
@@ -161,7 +161,7 @@ def test_ddd_syn(tmp_path: Path) -> None:
     (folder / "testing/gt/6002_m.png").unlink()
     with pytest.raises(DataError, match=r"testing/gt/\*_m.png: 6002 missing"):
         open_dataset("ddd-syn", folder, "test")
-    with pytest.raises(DataError, match="one of train, test, came 'val'"):
+    with pytest.raises(DataError, match="one of train, test, got 'val'"):
         open_dataset("ddd-syn", folder, "val")
 
 

@@ -210,13 +210,13 @@ def test_a_checkpoint_restores_as_its_bundle_does(bundle_and_checkpoint: tuple[P
     bundle = Deblurrer.from_bundle(bundle_and_checkpoint[0], backend="onnxruntime", precision="fp32", threads=1)
     torch = TorchDeblurrer(Checkpoint.open(bundle_and_checkpoint[1]), threads=1)
     left, right = (noise((90, 131, 3), seed, dtype) for seed in (1, 2))
-    expected, came = bundle(left, right), torch(left, right)
-    assert came.restored.dtype == dtype and came.restored.shape == left.shape
+    expected, got = bundle(left, right), torch(left, right)
+    assert got.restored.dtype == dtype and got.restored.shape == left.shape
     tolerance = 1 if dtype == np.uint8 else 8  # of 65535: FP32 arithmetic in another order
-    assert np.abs(came.restored.astype(np.int64) - expected.restored).max() <= tolerance
-    assert came.blur_logits == pytest.approx(expected.blur_logits, abs=1e-3)
-    assert np.abs(came.blur_logits).max() < LOGIT_LIMIT and np.ptp(came.blur_logits) > 0.1
-    assert came.blur_map == pytest.approx(expected.blur_map, abs=1e-3)
+    assert np.abs(got.restored.astype(np.int64) - expected.restored).max() <= tolerance
+    assert got.blur_logits == pytest.approx(expected.blur_logits, abs=1e-3)
+    assert np.abs(got.blur_logits).max() < LOGIT_LIMIT and np.ptp(got.blur_logits) > 0.1
+    assert got.blur_map == pytest.approx(expected.blur_map, abs=1e-3)
     assert torch.name == "checkpoint" and torch.precision == "fp32"
 
 
@@ -289,7 +289,7 @@ def test_options_that_do_not_fit(checkpoint: Path, tmp_path: Path, capsys: pytes
         (["--split", "val"], "expected --data NAME=DIR with --split"),
         ([*data, *out, "--store"], "expected --store without --data"),
         ([*data, *out, "--json", "a.json"], "expected --json without --data"),
-        (["--data", str(scenes), *out], "expected --data NAME=DIR, came"),
+        (["--data", str(scenes), *out], "expected --data NAME=DIR, got"),
         (["--data", f"nothing={scenes}", *out], "expected a data set, one of"),
         ([*data, *out, "--split", "train"], "no shards"),
         ([*data, *out, "--backend", "onnxruntime"], "expected --backend with a bundle"),

@@ -107,10 +107,10 @@ def test_lists_of_photographs(photos: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=told):
             load_photos(photos, wrong)
-    with pytest.raises(DataError, match="came none"):
+    with pytest.raises(DataError, match="got none"):
         load_photos(tmp_path / "nowhere")
     path.write_text("# nothing\n")
-    with pytest.raises(DataError, match="came none"):
+    with pytest.raises(DataError, match="got none"):
         read_photo_list(path)
     with pytest.raises(DataError, match="check the name"):
         read_photo_list(tmp_path / "nowhere.txt")

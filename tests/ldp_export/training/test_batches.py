@@ -156,9 +156,9 @@ def test_batches_are_in_the_unit_range(dtype: type) -> None:
 
 
 def test_pairs_that_cannot_be_trained_on() -> None:
-    with pytest.raises(TrainingError, match="at least 32 x 32 px, the crop, came pair-0 of 24 x 33"):
+    with pytest.raises(TrainingError, match="at least 32 x 32 px, the crop, got pair-0 of 24 x 33"):
         _source(Pairs(1), 32).crop(0, np.random.default_rng(0))
-    with pytest.raises(TrainingError, match="with a target, came pair-0"):
+    with pytest.raises(TrainingError, match="with a target, got pair-0"):
         _source(Pairs(1, target=False)).crop(0, np.random.default_rng(0))
 
 

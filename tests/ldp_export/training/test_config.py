@@ -57,7 +57,7 @@ def test_overrides(path: Path) -> None:
 def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
     config = read_config(path, ["stages.1.hours=null", "stages.1.steps=30"]).with_hours(2)
     assert [(stage.steps, stage.hours) for stage in config.stages] == [(None, 0.5), (None, 1.5)]
-    with pytest.raises(TrainingError, match="came both"):
+    with pytest.raises(TrainingError, match="got both"):
         read_config(path).with_hours(2)
     with pytest.raises(TrainingError, match="more than 0 hours"):
         config.with_hours(0)
@@ -67,31 +67,31 @@ def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
     ("override", "message"),
     [
         ("stages.0.rate=1", "stages.0.rate: unknown key; expected steps, hours, lr"),
-        ("stages.0.lr=fast", "stages.0.lr: expected a number, came 'fast'"),
+        ("stages.0.lr=fast", "stages.0.lr: expected a number, got 'fast'"),
         ("stages.0.lr=-1", "stages.0.lr: expected 0 < final_lr <= lr"),
-        ("stages.0.steps=1.5", "stages.0.steps: expected a whole number, came 1.5"),
-        ("stages.0.hours=1", "stages.0.steps: expected either steps or hours, came steps and hours"),
+        ("stages.0.steps=1.5", "stages.0.steps: expected a whole number, got 1.5"),
+        ("stages.0.hours=1", "stages.0.steps: expected either steps or hours, got steps and hours"),
         ("stages.0.losses.charbonnier=0", "stages.0.losses: expected weights"),
-        ("stages.0.losses.floor=0", "stages.0.losses.floor: expected more than 0, came 0.0"),
-        ("stages.1.losses.deviation_window=4", "losses.deviation_window: expected an odd number of px, came 4"),
-        ("stages.1.losses.blur_aware_form=hard", "blur_aware_form: expected softplus or raw, came 'hard'"),
+        ("stages.0.losses.floor=0", "stages.0.losses.floor: expected more than 0, got 0.0"),
+        ("stages.1.losses.deviation_window=4", "losses.deviation_window: expected an odd number of px, got 4"),
+        ("stages.1.losses.blur_aware_form=hard", "blur_aware_form: expected softplus or raw, got 'hard'"),
         ("stages=[]", "stages: expected at least one"),
         ("data.0={dataset: simulated}", "data.0.folder: missing"),
-        ("network.base=huge", "network.base: expected nano, small or large, came 'huge'"),
+        ("network.base=huge", "network.base: expected nano, small or large, got 'huge'"),
         ("network.wide=3", "network: unknown keys in the network configuration: wide"),
-        ("network=null", "network: expected a network, or `init`, came neither"),
-        ("precision=int8", "precision: expected fp32, bf16 or fp16, came 'int8'"),
+        ("network=null", "network: expected a network, or `init`, got neither"),
+        ("precision=int8", "precision: expected fp32, bf16 or fp16, got 'int8'"),
         ("betas=[0.9]", "betas: expected a list of 2"),
-        ("flip=1", "flip: expected true or false, came 1"),
+        ("flip=1", "flip: expected true or false, got 1"),
         ("ensemble=ens3", "ensemble: expected ens2,"),
-        ("ema=1", "ema: expected 0 <= ema < 1, came 1.0"),
-        ("batch=0", "batch: expected at least 1, came 0"),
-        ("seed=true", "seed: expected a whole number, came True"),
-        ("name=3", "name: expected text, came 3"),
-        ("data.1.folder=x", "--set data.1: expected a number from 0 to 0, came '1'"),
-        ("name.first=x", "--set name.first: expected keys or a list at name, came 'a'"),
-        ("batch", "expected --set KEY=VALUE, came 'batch'"),
-        ("batch=[", "--set batch: expected YAML, came '['"),
+        ("ema=1", "ema: expected 0 <= ema < 1, got 1.0"),
+        ("batch=0", "batch: expected at least 1, got 0"),
+        ("seed=true", "seed: expected a whole number, got True"),
+        ("name=3", "name: expected text, got 3"),
+        ("data.1.folder=x", "--set data.1: expected a number from 0 to 0, got '1'"),
+        ("name.first=x", "--set name.first: expected keys or a list at name, got 'a'"),
+        ("batch", "expected --set KEY=VALUE, got 'batch'"),
+        ("batch=[", "--set batch: expected YAML, got '['"),
     ],
 )
 def test_errors_name_the_key(

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         return restored.sum() * float("nan"), {}
 
     monkeypatch.setattr(loop, "total_loss", diverging)
-    with pytest.raises(TrainingError, match=r"finite loss, came nan by step 1; nothing was saved: make stages\.0\.lr"):
+    with pytest.raises(TrainingError, match=r"finite loss, got nan by step 1; nothing was saved: make stages\.0\.lr"):
         train(config, tmp_path)
     assert not (tmp_path / "checkpoint").exists()
 
@@ -329,8 +329,8 @@ def test_slow_arithmetic_is_warned_of(
         ({"accumulate": 3}, "batch: expected a multiple of 3"),
         ({"crop": 40}, "crop: expected a multiple of 16 px"),
         ({"ensemble": 8}, "ensemble must be .* or a prompt from 0 to 7"),
-        ({"network": "nano"}, "init: expected weights of the network that is trained, came those of another, tiny"),
-        ({"init": "nowhere"}, "expected a checkpoint folder, came nowhere"),
+        ({"network": "nano"}, "init: expected weights of the network that is trained, got those of another, tiny"),
+        ({"init": "nowhere"}, "expected a checkpoint folder, got nowhere"),
     ],
 )
 def test_what_does_not_fit_is_refused(

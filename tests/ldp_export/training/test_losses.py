@@ -77,11 +77,11 @@ def test_the_total_takes_the_options() -> None:
     pair, restored, target = (torch.rand(1, c, 32, 32, generator=generator) for c in (6, 3, 3))
     logits = torch.zeros(1, 1, 2, 2)
     config = LossConfig(charbonnier=0, blur_weighting=1, floor=0.05, deviation_window=5)
-    came, _ = total_loss(config, restored, target, pair, logits)
+    got, _ = total_loss(config, restored, target, pair, logits)
     half = torch.full((1, 1, 32, 32), 0.5)
     center = center_view(pair[:, :3], pair[:, 3:])
-    torch.testing.assert_close(came, blur_weighting(restored, target, center, half, "target", 0.05, 5))
-    assert abs(came - blur_weighting(restored, target, center, half)) > 0.01
+    torch.testing.assert_close(got, blur_weighting(restored, target, center, half, "target", 0.05, 5))
+    assert abs(got - blur_weighting(restored, target, center, half)) > 0.01
 
 
 def test_blur_aware_is_zero_where_nothing_is_blurred() -> None:
@@ -121,9 +121,9 @@ def test_the_map_is_that_of_the_runtime(blur_aware_map: BlurAwareMap) -> None:
 def test_crops_that_do_not_divide_are_refused(blur_aware_map: BlurAwareMap) -> None:
     blur_aware_map.check_size(48)
     blur_aware_map.check_size(128)
-    with pytest.raises(LossError, match="CLIP's patch, 16 px, came 40"):
+    with pytest.raises(LossError, match="CLIP's patch, 16 px, got 40"):
         blur_aware_map.check_size(40)
-    with pytest.raises(LossError, match="CLIP's window, 64 px, came 96"):
+    with pytest.raises(LossError, match="CLIP's window, 64 px, got 96"):
         blur_aware_map.check_size(96)
 
 

@@ -181,7 +181,7 @@ def test_tensorrt_variant(tmp_path: Path, config_class: Any, monkeypatch: pytest
 def test_tensorrt_wants_engines_of_its_own(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
     serving = Serving(variant="tensorrt")
-    with pytest.raises(TritonError, match=r"came none; build engines .* --flavour tensorrt"):
+    with pytest.raises(TritonError, match=r"got none; build engines .* --flavour tensorrt"):
         write_repository(bundle, tmp_path / "repository", serving)
     with pytest.raises(TritonError, match="TensorRT-RTX"):
         write_repository(with_engines(tmp_path / "rtx", flavour="rtx"), tmp_path / "repository", serving)
@@ -407,7 +407,7 @@ def test_a_batch_of_requests(model: TritonPythonModel, bundle: Bundle) -> None:
         np.testing.assert_array_equal(first.tensors["RESTORED"][i], expected.restored)
         np.testing.assert_array_equal(first.tensors["BLUR_MAP"][i], expected.blur_map)
     assert second.error().code == "invalid"
-    assert second.error().text.startswith("expected two views of one size, came left 56 x 40 px")
+    assert second.error().text.startswith("expected two views of one size, got left 56 x 40 px")
     assert third.tensors.keys() == {"RESTORED"}
     expected = deblurrer(*turned, axis="vertical")
     np.testing.assert_array_equal(third.tensors["RESTORED"][0], expected.restored)
@@ -417,12 +417,12 @@ def test_a_batch_of_requests(model: TritonPythonModel, bundle: Bundle) -> None:
 
 def test_nan_is_an_error_of_the_server(model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan(*_: object, **__: object) -> None:
-        raise NumericsError("expected finite numbers, came NaN")
+        raise NumericsError("expected finite numbers, got NaN")
 
     monkeypatch.setattr(Deblurrer, "_restore_on_cpu", nan)
     left, right = views()
     (answer,) = model.execute([Request(left[None], right[None])])
-    assert (answer.error().code, answer.error().text) == ("internal", "expected finite numbers, came NaN")
+    assert (answer.error().code, answer.error().text) == ("internal", "expected finite numbers, got NaN")
 
 
 def test_an_error_in_the_middle_leaves_the_others_alone(bundle: Bundle) -> None:
@@ -500,10 +500,10 @@ def test_a_damaged_repository_or_a_wrong_parameter_is_one_line(
 ) -> None:
     write_repository(bundle, tmp_path / "repository", Serving())
     folder = tmp_path / "repository" / "ldp" / "1"
-    with pytest.raises(BackendError, match="threads as a number, came 'many'"):
+    with pytest.raises(BackendError, match="threads as a number, got 'many'"):
         make_deblurrer(folder, {"threads": "many"})
     with pytest.raises(TileError):
         make_deblurrer(folder, {"tile": "some"})
     (folder / "bundle" / "deblur.onnx").write_bytes(b"")
-    with pytest.raises(backend_utils.TritonModelException, match=r"expected .* bytes, came 0"):
+    with pytest.raises(backend_utils.TritonModelException, match=r"expected .* bytes, got 0"):
         open_model(tmp_path / "repository" / "ldp", config_class)

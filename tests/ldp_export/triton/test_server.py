@@ -159,7 +159,7 @@ def check(answer: dict[str, object], clients: int, requests: int) -> None:
     refused = answer["refused"]
     assert isinstance(refused, list)
     assert len(refused) == clients
-    assert all("expected two views of one size, came left" in message for message in refused)
+    assert all("expected two views of one size, got left" in message for message in refused)
 
 
 def test_the_chain_under_load(python: Path, bundle: Bundle, tmp_path: Path) -> None:

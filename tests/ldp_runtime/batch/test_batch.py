@@ -243,7 +243,7 @@ def test_a_bad_pair_leaves_the_others_alone(run: Run, source: Path, out: Path, s
     assert [failure["name"] for failure in failures] == ["01/pair.png", "02/pair.png"]
     assert failures[0]["right"] == str(source / "01/pair_R.png")
     starts.clear()
-    make_pairs(source, PAIRS)  # mended
+    make_pairs(source, PAIRS)  # fixed
     assert run()[0] == 0
     assert len(starts) == 2
 
@@ -251,7 +251,7 @@ def test_a_bad_pair_leaves_the_others_alone(run: Run, source: Path, out: Path, s
 def test_errors_of_single_pairs(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the network fails on, one that does not fit into memory, one that shows a bug of ours."""
     real = Deblurrer._restore_on_cpu
-    errors = iter([NumericsError("NaN came up"), MemoryError(), ZeroDivisionError("oh"), None])
+    errors = iter([NumericsError("NaN appeared"), MemoryError(), ZeroDivisionError("oh"), None])
 
     def fail(self: Deblurrer, *arguments: Any) -> Any:
         if (error := next(errors)) is not None:
@@ -263,7 +263,7 @@ def test_errors_of_single_pairs(run: Run, out: Path, monkeypatch: pytest.MonkeyP
     assert code == 1
     assert set(outputs(out)) == {"03/pair.png"}
     failures = log(out)["failures"]
-    assert "NaN came up" in failures[0]["error"]
+    assert "NaN appeared" in failures[0]["error"]
     assert "out of memory" in failures[1]["error"]
     assert "ZeroDivisionError: oh (a bug" in failures[2]["error"]
     assert "in fail" in failures[2]["traceback"]

@@ -140,7 +140,7 @@ def test_csv(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "expected a first line left,right"),
-        ("left,rigth\n", "came left,rigth"),
+        ("left,rigth\n", "got left,rigth"),
         ("left,right,left\n", "expected a first line"),
         ("left,right\na_L.png,\n", "line 2: expected a file in the column right"),
         ("left,right\na_L.png,b_R.png\n", "b_R.png does not exist"),

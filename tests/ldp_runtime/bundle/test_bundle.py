@@ -25,8 +25,8 @@ from ldp_runtime.bundle.schema import MAX_FILES, MAX_MANIFEST_BYTES, manifest_fr
 from ldp_runtime.errors import BundleError
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, tiny_manifest
 
-MEND_FILES = "get the bundle again or export it again with ldp-export onnx"
-MEND_MANIFEST = "export the bundle again with ldp-export onnx"
+FIX_FILES = "get the bundle again or export it again with ldp-export onnx"
+FIX_MANIFEST = "export the bundle again with ldp-export onnx"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_one_flipped_bit_is_found(bundle: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     (bundle / name).write_bytes(content)
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / name}: expected SHA-256 {entry.sha256}, came {sha256_file(bundle / name)}; {MEND_FILES}"
+        f"{bundle / name}: expected SHA-256 {entry.sha256}, got {sha256_file(bundle / name)}; {FIX_FILES}"
     )
 
 
@@ -122,14 +122,14 @@ def test_a_truncated_file_is_found(bundle: Path) -> None:
     size = (bundle / "deblur.onnx").stat().st_size
     os.truncate(bundle / "deblur.onnx", 100)
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / 'deblur.onnx'}: expected {size} bytes, came 100; {MEND_FILES}"
+        f"{bundle / 'deblur.onnx'}: expected {size} bytes, got 100; {FIX_FILES}"
     )
 
 
 def test_a_missing_file_is_found(bundle: Path) -> None:
     (bundle / "clip.onnx").unlink()
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / 'clip.onnx'}: expected a file of the bundle, came none; {MEND_FILES}"
+        f"{bundle / 'clip.onnx'}: expected a file of the bundle, got none; {FIX_FILES}"
     )
 
 
@@ -138,7 +138,7 @@ def test_a_link_out_of_the_bundle_is_refused_and_one_inside_is_not(bundle: Path,
     (bundle / "deblur.onnx").rename(outside)
     (bundle / "deblur.onnx").symlink_to(outside)
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / 'deblur.onnx'}: expected a file inside the bundle, came a link to {outside.resolve()}; "
+        f"{bundle / 'deblur.onnx'}: expected a file inside the bundle, got a link to {outside.resolve()}; "
         "copy the file there"
     )
     outside.rename(bundle / "elsewhere.onnx")
@@ -151,8 +151,8 @@ def test_a_link_out_of_the_bundle_is_refused_and_one_inside_is_not(bundle: Path,
 def test_a_manifest_that_is_no_json(bundle: Path, text: str) -> None:
     (bundle / MANIFEST_FILE).write_bytes(text.encode("utf-16"))
     message = error_of(lambda: Bundle.load(bundle))
-    assert message.startswith(f"{bundle / MANIFEST_FILE}: expected JSON, came ")
-    assert message.endswith(MEND_FILES)
+    assert message.startswith(f"{bundle / MANIFEST_FILE}: expected JSON, got ")
+    assert message.endswith(FIX_FILES)
 
 
 def set_at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
@@ -178,60 +178,59 @@ def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (set_at("schema", value="other"), "field 'schema': expected 'ldp-bundle', came \"other\""),
-        (set_at("name", value=""), "field 'name': expected a text, came \"\""),
-        (set_at("created", value="noon"), "field 'created': expected a time in ISO 8601, came \"noon\""),
-        (set_at("network", value=[]), "field 'network': expected an object, came []"),
+        (set_at("schema", value="other"), "field 'schema': expected 'ldp-bundle', got \"other\""),
+        (set_at("name", value=""), "field 'name': expected a text, got \"\""),
+        (set_at("created", value="noon"), "field 'created': expected a time in ISO 8601, got \"noon\""),
+        (set_at("network", value=[]), "field 'network': expected an object, got []"),
         (drop("clip"), "field 'clip' is missing"),
-        (set_at("clip", value=3), "field 'clip': expected an object, came 3"),
+        (set_at("clip", value=3), "field 'clip': expected an object, got 3"),
         (drop("clip", "patch"), "field 'clip.patch' is missing"),
         (
             set_at("clip", "patch", value="16"),
-            "field 'clip.patch': expected an integer of at least 1, came \"16\"",
+            "field 'clip.patch': expected an integer of at least 1, got \"16\"",
         ),
         (
             set_at("clip", "patch", value=True),
-            "field 'clip.patch': expected an integer of at least 1, came true",
+            "field 'clip.patch': expected an integer of at least 1, got true",
         ),
         (
             set_at("clip", "window", value=60),
-            "field 'clip.window': expected a multiple of the patch, 16, came 60",
+            "field 'clip.window': expected a multiple of the patch, 16, got 60",
         ),
         (
             set_at("clip", "overlap", value=49),
-            "field 'clip.overlap': expected at most 48, a patch less than a window, came 49",
+            "field 'clip.overlap': expected at most 48, a patch less than a window, got 49",
         ),
-        (set_at("clip", "mean", value=[1, 2]), "field 'clip.mean': expected three numbers, came [1, 2]"),
+        (set_at("clip", "mean", value=[1, 2]), "field 'clip.mean': expected three numbers, got [1, 2]"),
         (
             set_at("clip", "std", value=[0.3, 0, 0.3]),
-            "field 'clip.std': expected three numbers above zero, came [0.3, 0, 0.3]",
+            "field 'clip.std': expected three numbers above zero, got [0.3, 0, 0.3]",
         ),
-        (set_at("clip", "quick_gelu", value=0), "field 'clip.quick_gelu': expected true or false, came 0"),
+        (set_at("clip", "quick_gelu", value=0), "field 'clip.quick_gelu': expected true or false, got 0"),
         (set_at("clip", "extra", value=1), "field 'clip.extra' is not part of schema version 1"),
         (set_at("extra", value=1), "field 'extra' is not part of schema version 1"),
-        (set_at("prompts", value={}), "field 'prompts': expected a list, came {}"),
-        (set_at("prompts", 2, value="sharp"), "field 'prompts[2]': expected an object, came \"sharp\""),
-        (drop("prompts", 7), "field 'prompts': expected 8 prompts, came 7"),
+        (set_at("prompts", value={}), "field 'prompts': expected a list, got {}"),
+        (set_at("prompts", 2, value="sharp"), "field 'prompts[2]': expected an object, got \"sharp\""),
+        (drop("prompts", 7), "field 'prompts': expected 8 prompts, got 7"),
         (
             set_at("prompts", 1, "format", value="other"),
-            "field 'prompts[1].format': expected one of blur-aware, dp-aware, came \"other\"",
+            "field 'prompts[1].format': expected one of blur-aware, dp-aware, got \"other\"",
         ),
         (
             set_at("prompts", 4, "temperature", value=0),
-            "field 'prompts[4].temperature': expected a number other than zero, came 0",
+            "field 'prompts[4].temperature': expected a number other than zero, got 0",
         ),
         (
             set_at("ensemble", value="all"),
-            "field 'ensemble': expected one of ens2, blur-aware, dp-aware, ens1-blur-aware, ens1-dp-aware, "
-            'came "all"',
+            "field 'ensemble': expected one of ens2, blur-aware, dp-aware, ens1-blur-aware, ens1-dp-aware, got \"all\"",
         ),
         (
             set_at("padding", "mode", value="zero"),
-            "field 'padding.mode': expected one of reflect-101, came \"zero\"",
+            "field 'padding.mode': expected one of reflect-101, got \"zero\"",
         ),
         (
             set_at("padding", "multiple", value=24),
-            "field 'padding.multiple': expected a multiple of 16, came 24",
+            "field 'padding.multiple': expected a multiple of 16, got 24",
         ),
         (drop("graphs", "clip", "fp32"), "field 'graphs.clip.fp32' is missing"),
         (
@@ -240,35 +239,35 @@ def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
         ),
         (
             set_at("graphs", "deblur", "fp32", value="other.onnx"),
-            "field 'files': expected an entry for 'other.onnx' (graphs.deblur.fp32), came none",
+            "field 'files': expected an entry for 'other.onnx' (graphs.deblur.fp32), got none",
         ),
         (
             set_at("graphs", "deblur", "fp32", value="../deblur.onnx"),
             "field 'graphs.deblur.fp32': expected a file inside the bundle (no '.', '..' or empty part), "
-            'came "../deblur.onnx"',
+            'got "../deblur.onnx"',
         ),
         (
             drop("files", "text_embeddings.npy"),
-            "field 'files': expected an entry for 'text_embeddings.npy' (text embeddings), came none",
+            "field 'files': expected an entry for 'text_embeddings.npy' (text embeddings), got none",
         ),
         (
             set_at("tools", value={"torch": 2}),
-            "field 'tools': expected an object of texts, came {\"torch\": 2}",
+            "field 'tools': expected an object of texts, got {\"torch\": 2}",
         ),
-        (set_at("engines", value=["x"]), "field 'engines[0]': expected an object, came \"x\""),
+        (set_at("engines", value=["x"]), "field 'engines[0]': expected an object, got \"x\""),
         (
             set_at("files", "clip.onnx", "sha256", value="ABC"),
-            "field 'files.clip.onnx.sha256': expected 64 hexadecimal digits in lower case, came \"ABC\"",
+            "field 'files.clip.onnx.sha256': expected 64 hexadecimal digits in lower case, got \"ABC\"",
         ),
         (
             set_at("files", "clip.onnx", "size", value=-1),
-            "field 'files.clip.onnx.size': expected an integer of at least 0, came -1",
+            "field 'files.clip.onnx.size': expected an integer of at least 0, got -1",
         ),
     ],
 )
 def test_a_wrong_field_is_named(bundle: Path, change: Callable[[dict[str, Any]], None], problem: str) -> None:
     edit(bundle, change)
-    assert error_of(lambda: Bundle.load(bundle)) == f"{bundle / MANIFEST_FILE}: {problem}; {MEND_MANIFEST}"
+    assert error_of(lambda: Bundle.load(bundle)) == f"{bundle / MANIFEST_FILE}: {problem}; {FIX_MANIFEST}"
 
 
 def test_every_field_is_required(pristine: Path) -> None:
@@ -276,14 +275,14 @@ def test_every_field_is_required(pristine: Path) -> None:
     for name in value:
         rest = {key: item for key, item in value.items() if key != name}
         message = error_of(lambda rest=rest: manifest_from_json(json.loads(json.dumps(rest))))
-        assert message == f"{MANIFEST_FILE}: field {name!r} is missing; {MEND_MANIFEST}"
+        assert message == f"{MANIFEST_FILE}: field {name!r} is missing; {FIX_MANIFEST}"
 
 
 def test_an_unknown_schema_version(bundle: Path) -> None:
     edit(bundle, set_at("schema_version", value=2))
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / MANIFEST_FILE}: expected schema_version 1, came 2; "
-        f"upgrade ldp if the bundle is newer, or {MEND_MANIFEST}"
+        f"{bundle / MANIFEST_FILE}: expected schema_version 1, got 2; "
+        f"upgrade ldp if the bundle is newer, or {FIX_MANIFEST}"
     )
 
 
@@ -303,23 +302,23 @@ def test_unsafe_names_are_refused(bundle: Path, name: str, reason: str) -> None:
     edit(bundle, set_at("files", name, value={"sha256": "0" * 64, "size": 0}))
     assert error_of(lambda: Bundle.load(bundle)) == (
         f"{bundle / MANIFEST_FILE}: field 'files': expected files inside the bundle ({reason}), "
-        f"came {name!r}; {MEND_MANIFEST}"
+        f"got {name!r}; {FIX_MANIFEST}"
     )
 
 
 @pytest.mark.parametrize(
-    ("array", "came"),
+    ("array", "got"),
     [
         (np.zeros((7, EMBED_DIM), np.float32), f"(7, {EMBED_DIM}) float32"),
         (np.zeros((8, EMBED_DIM + 1), np.float32), f"(8, {EMBED_DIM + 1}) float32"),
         (np.zeros((8, EMBED_DIM)), f"(8, {EMBED_DIM}) float64"),
     ],
 )
-def test_embeddings_of_another_shape(bundle: Path, array: np.ndarray, came: str) -> None:
+def test_embeddings_of_another_shape(bundle: Path, array: np.ndarray, got: str) -> None:
     np.save(bundle / "text_embeddings.npy", array)
     rewrite(bundle)
     assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / 'text_embeddings.npy'}: expected shape (8, {EMBED_DIM}) float32, came {came}; {MEND_FILES}"
+        f"{bundle / 'text_embeddings.npy'}: expected shape (8, {EMBED_DIM}) float32, got {got}; {FIX_FILES}"
     )
 
 
@@ -333,21 +332,21 @@ def test_pickled_or_broken_embeddings_are_not_loaded(bundle: Path) -> None:
         spoil()
         rewrite(bundle)
         message = error_of(lambda: Bundle.load(bundle))
-        assert message.startswith(f"{path}: expected a plain NumPy array, came something else (")
-        assert message.endswith(MEND_FILES)
+        assert message.startswith(f"{path}: expected a plain NumPy array, got something else (")
+        assert message.endswith(FIX_FILES)
     np.save(path, np.array([{}] * 8), allow_pickle=True)
     rewrite(bundle)
-    assert "came something else ((8,) object)" in error_of(lambda: Bundle.load(bundle))
+    assert "got something else ((8,) object)" in error_of(lambda: Bundle.load(bundle))
     np.save(path, np.full((8, EMBED_DIM), np.nan, np.float32))
     rewrite(bundle)
-    assert error_of(lambda: Bundle.load(bundle)) == f"{path}: expected finite numbers, came NaN or Inf; {MEND_FILES}"
+    assert error_of(lambda: Bundle.load(bundle)) == f"{path}: expected finite numbers, got NaN or Inf; {FIX_FILES}"
 
 
 def test_a_precision_that_the_bundle_lacks(bundle: Path) -> None:
     rewrite(bundle, graphs={"clip": {"fp32": "clip.onnx"}, "deblur": {"fp32": "deblur.onnx"}})
     loaded = Bundle.load(bundle)
     assert error_of(lambda: loaded.graph("deblur", "fp16")) == (
-        f"expected a fp16 deblur graph in bundle 'tiny', came fp32; choose another precision or {MEND_MANIFEST}"
+        f"expected a fp16 deblur graph in bundle 'tiny', got fp32; choose another precision or {FIX_MANIFEST}"
     )
 
 
@@ -373,7 +372,7 @@ def test_external_data_that_is_not_listed_is_refused(bundle: Path) -> None:
     edit(bundle, drop("files", "deblur.onnx.data"))
     assert error_of(lambda: Bundle.load(bundle)) == (
         f"{bundle / MANIFEST_FILE}: expected 'deblur.onnx.data', which 'deblur.onnx' keeps weights in, "
-        f"among 'files', came no such entry; {MEND_MANIFEST}"
+        f"among 'files', got no such entry; {FIX_MANIFEST}"
     )
 
 
@@ -387,7 +386,7 @@ def test_external_data_outside_the_bundle_is_refused(bundle: Path, location: str
     (bundle / "clip.onnx").write_bytes(model.SerializeToString())
     message = error_of(lambda: rewrite(bundle))
     assert message.startswith(
-        f"{bundle / 'clip.onnx'}: expected weights in a file inside the bundle, came {location!r} ("
+        f"{bundle / 'clip.onnx'}: expected weights in a file inside the bundle, got {location!r} ("
     )
 
 
@@ -397,7 +396,7 @@ def test_weights_beyond_the_end_of_their_file_are_refused(bundle: Path) -> None:
     os.truncate(bundle / "deblur.onnx.data", 10)
     entry = {"size": 10, "sha256": sha256_file(bundle / "deblur.onnx.data")}
     edit(bundle, set_at("files", "deblur.onnx.data", value=entry))
-    assert "expected weights within the 10 bytes of 'deblur.onnx.data', came bytes " in error_of(
+    assert "expected weights within the 10 bytes of 'deblur.onnx.data', got bytes " in error_of(
         lambda: Bundle.load(bundle)
     )
 
@@ -420,7 +419,7 @@ def test_weights_at_an_address_in_memory_are_refused(bundle: Path) -> None:
 def test_what_is_no_protobuf_is_refused(bundle: Path, content: bytes) -> None:
     (bundle / "deblur.onnx").write_bytes(content)
     message = error_of(lambda: rewrite(bundle))
-    assert message.startswith(f"{bundle / 'deblur.onnx'}: expected an ONNX graph, came something else (")
+    assert message.startswith(f"{bundle / 'deblur.onnx'}: expected an ONNX graph, got something else (")
 
 
 # --- writing
@@ -446,7 +445,7 @@ def test_a_failed_write_leaves_the_old_manifest_and_nothing_else(bundle: Path) -
     assert "plain JSON values" in error_of(lambda: rewrite(bundle, parity={"psnr": np.float32(50)}))
     assert "plain JSON values" in error_of(lambda: rewrite(bundle, parity={"psnr": float("nan")}))
     assert "field 'created'" in error_of(lambda: rewrite(bundle, created="today"))
-    assert "expected a file of the bundle, came none" in error_of(
+    assert "expected a file of the bundle, got none" in error_of(
         lambda: write_manifest(bundle, tiny_manifest(), ["missing"])
     )
     assert (bundle / MANIFEST_FILE).read_bytes() == before
@@ -495,7 +494,7 @@ def test_a_missing_bundle_says_where_it_was_looked_for_and_what_there_is(
     monkeypatch.setenv("LDP_BUNDLES", str(pristine.parent))
     message = error_of(lambda: find_bundle(name))
     assert re.fullmatch(
-        rf"expected a folder with bundle\.json or the name of a bundle, came {name!r}; "
+        rf"expected a folder with bundle\.json or the name of a bundle, got {name!r}; "
         rf"looked in {re.escape(str(pristine.parent))}, models, .*; found there: .*tiny.*; "
         r"give one of these, or set LDP_BUNDLES to the folder that holds yours",
         message,
@@ -516,7 +515,7 @@ def test_a_manifest_of_a_million_entries_is_not_parsed(bundle: Path, monkeypatch
     entry = {"sha256": "0" * 64, "size": 1}
     value["files"] |= {f"{i}": entry for i in range(MAX_FILES + 1)}
     (bundle / MANIFEST_FILE).write_text(json.dumps(value))
-    assert f"field 'files': expected at most {MAX_FILES} files, came {MAX_FILES + 6}" in error_of(
+    assert f"field 'files': expected at most {MAX_FILES} files, got {MAX_FILES + 6}" in error_of(
         lambda: Bundle.load(bundle)
     )
     with (bundle / MANIFEST_FILE).open("wb") as file:
@@ -524,7 +523,7 @@ def test_a_manifest_of_a_million_entries_is_not_parsed(bundle: Path, monkeypatch
         file.writelines(b'"%d": {"sha256": "", "size": 1},' % i for i in range(10**6))
     monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("parsed"))
     assert error_of(lambda: read_manifest(bundle)) == (
-        f"{bundle / MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, came more; {MEND_FILES}"
+        f"{bundle / MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, got more; {FIX_FILES}"
     )
 
 
@@ -544,7 +543,7 @@ def test_a_deep_manifest_is_refused(bundle: Path, depth: int) -> None:
         ('"offset": 1.0', '"offset": -Infinity', "-Infinity, which is no JSON"),
         ('"offset": 1.0', '"offset": 1e999', "field 'prompts[0].offset': expected a finite number"),
         ('"offset": 1.0', f'"offset": 1{"0" * 400}', "field 'prompts[0].offset': expected a finite number"),
-        ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, came "),
+        ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, got "),
         ('"window": 64', f'"window": {2**40}', "field 'clip.window': expected an integer of at most 4096"),
         ('"multiple": 32', '"multiple": 1048576', "field 'padding.multiple': expected an integer of at most 4096"),
         ('"embed_dim": 24', f'"embed_dim": {10**12}', "field 'clip.embed_dim': expected an integer of at most"),
@@ -567,19 +566,19 @@ def test_hostile_values_are_refused(bundle: Path, before: str, after: str, probl
 def test_what_is_no_file_is_not_waited_for(bundle: Path, tmp_path: Path) -> None:
     (bundle / "clip.onnx").unlink()
     os.mkfifo(bundle / "clip.onnx")
-    assert "expected a file of the bundle, came none" in error_of(lambda: Bundle.load(bundle))
+    assert "expected a file of the bundle, got none" in error_of(lambda: Bundle.load(bundle))
     (bundle / MANIFEST_FILE).unlink()
     os.mkfifo(bundle / MANIFEST_FILE)
-    assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
+    assert "expected a file of the bundle, got none" in error_of(lambda: read_manifest(bundle))
     (bundle / MANIFEST_FILE).unlink()
     (bundle / MANIFEST_FILE).symlink_to("/dev/zero")
-    assert "expected a file of the bundle, came none" in error_of(lambda: read_manifest(bundle))
+    assert "expected a file of the bundle, got none" in error_of(lambda: read_manifest(bundle))
 
 
 def test_a_link_to_itself_is_no_file(bundle: Path) -> None:
     (bundle / "clip.onnx").unlink()
     (bundle / "clip.onnx").symlink_to("clip.onnx")
-    assert "expected a file of the bundle, came none" in error_of(lambda: Bundle.load(bundle))
+    assert "expected a file of the bundle, got none" in error_of(lambda: Bundle.load(bundle))
 
 
 def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bundle: Path, tmp_path: Path) -> None:
@@ -588,7 +587,7 @@ def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bund
     (bundle / "inner").symlink_to(tmp_path / "outside")
     text = (bundle / MANIFEST_FILE).read_text()
     (bundle / MANIFEST_FILE).write_text(text.replace('"clip.onnx"', '"inner/clip.onnx"'))
-    assert "expected a file inside the bundle, came a link to" in error_of(lambda: Bundle.load(bundle))
+    assert "expected a file inside the bundle, got a link to" in error_of(lambda: Bundle.load(bundle))
 
 
 def test_a_name_too_long_for_the_system_is_an_error_of_ours(bundle: Path) -> None:
@@ -618,7 +617,7 @@ def test_a_graph_that_changes_after_it_was_verified_is_not_opened(bundle: Path) 
     other.write_bytes((bundle / "deblur.onnx").read_bytes())
     os.replace(other, bundle / "deblur.onnx")
     assert error_of(lambda: loaded.graph("deblur")) == (
-        f"{bundle / 'deblur.onnx'}: expected the file that was verified, came another; load the bundle again"
+        f"{bundle / 'deblur.onnx'}: expected the file that was verified, got another; load the bundle again"
     )
     loaded.graph("clip")
 
@@ -636,7 +635,7 @@ def test_embeddings_whose_header_claims_much_take_no_memory(bundle: Path) -> Non
 
 def test_a_graph_of_another_opset_than_the_manifest_says(bundle: Path) -> None:
     edit(bundle, set_at("opset", value=19))
-    assert "expected opset 19, as the manifest says, came 20" in error_of(lambda: Bundle.load(bundle))
+    assert "expected opset 19, as the manifest says, got 20" in error_of(lambda: Bundle.load(bundle))
 
 
 def test_an_engine_is_read_no_further_than_its_size(bundle: Path) -> None:
@@ -652,7 +651,7 @@ def test_an_engine_is_read_no_further_than_its_size(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded.read_engine(entry) == b"plan"
     os.truncate(path, 10**12)
-    assert "came more bytes" in error_of(lambda: loaded.read_engine(entry))
+    assert "got more bytes" in error_of(lambda: loaded.read_engine(entry))
     path.unlink()
     os.mkfifo(path)
     assert "not a regular file" in error_of(lambda: loaded.read_engine(entry))

@@ -118,7 +118,7 @@ def test_an_engine_of_another_graph_is_not_taken(folder: Path, tmp_path: Path) -
     shutil.copy(make_tiny_bundle(tmp_path / "other", seed=1) / "deblur.fp16.onnx", folder / "deblur.fp16.onnx")
     rewrite(folder, engines=(entry,))
     assert Bundle.load(folder).manifest.engines == (entry,)
-    with pytest.raises(BackendError, match="came no engine of its graph"):
+    with pytest.raises(BackendError, match="got no engine of its graph"):
         find(folder)
 
 

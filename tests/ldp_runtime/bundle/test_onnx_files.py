@@ -47,7 +47,7 @@ def test_values_may_be_in_the_fields_of_their_type() -> None:
     m.graph.initializer.append(helper.make_tensor("d", TensorProto.DOUBLE, [], [1.0]))
     read_graph(m.SerializeToString())
     m.graph.initializer[-1].dims.append(2)
-    with pytest.raises(ValueError, match="expected a tensor of 16 bytes, as its shape says, came 8"):
+    with pytest.raises(ValueError, match="expected a tensor of 16 bytes, as its shape says, got 8"):
         read_graph(m.SerializeToString())
 
 
@@ -148,21 +148,21 @@ def no_graph(m: ModelProto) -> None:
         (sparse, "sparse tensors are not allowed"),
         (strings, "strings are not allowed"),
         (training, "training graphs are not allowed"),
-        (other_domain, "came the domain 'com.microsoft'"),
-        (imported_domain, "came the domain 'custom'"),
+        (other_domain, "got the domain 'com.microsoft'"),
+        (imported_domain, "got the domain 'custom'"),
         (opset(OPSETS[0] - 1), "expected one operator set of version"),
         (opset(OPSETS[-1] + 1), "expected one operator set of version"),
         (huge_shape, "elements"),
         (negative_shape, "elements"),
         (wrong_shape, "as its shape says"),
         (two_values, "values in a field that is not that of its type"),
-        (unknown_type, "came type 14"),
+        (unknown_type, "got type 14"),
         (external(), "both in the file and outside"),
         (external(offset=3), "expected location, offset and length"),
         (external(location="a", basepath="/"), "expected location, offset and length"),
         (external(location="a", offset="-1"), "expected a number as the offset"),
         (external(location="a", length="9" * 30), "expected a number as the length"),
-        (external(location="a", length=1), "bytes of outside weights, as their shape says, came 1"),
+        (external(location="a", length=1), "bytes of outside weights, as their shape says, got 1"),
         (external_and_inside, "both in the file and outside"),
         (no_graph, "there is no graph"),
     ],

@@ -80,10 +80,10 @@ def launch(call: Launch) -> None:
     Raises:
         TypeError: The arguments are not of the types of the kernel's parameters.
     """
-    came = "".join(_LETTERS.get(argument.dtype, "?") for argument in call.arguments)
+    got = "".join(_LETTERS.get(argument.dtype, "?") for argument in call.arguments)
     wanted = signature(call.kernel)
-    if came != wanted:
-        raise TypeError(f"expected arguments {wanted} of {call.kernel}, came {came}")
+    if got != wanted:
+        raise TypeError(f"expected arguments {wanted} of {call.kernel}, got {got}")
     values = [np.array(argument) for argument in call.arguments]
     pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
     sizes = ((ctypes.c_uint * 3)(*call.grid), (ctypes.c_uint * 3)(*call.block))

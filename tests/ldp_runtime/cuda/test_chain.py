@@ -55,14 +55,14 @@ def a_pair(h: int, w: int, dtype: type = np.uint8, seed: int = 0) -> tuple[np.nd
     return left, right
 
 
-def assert_close(came: Result, expected: Result, levels: int = 1, share: float = 0.01) -> None:
+def assert_close(got: Result, expected: Result, levels: int = 1, share: float = 0.01) -> None:
     """Equal to within rounding: a level apart at most, and that seldom; the map to within FP32 rounding."""
-    assert (came.restored.shape, came.restored.dtype) == (expected.restored.shape, expected.restored.dtype)
-    apart = np.abs(came.restored.astype(int) - expected.restored)
+    assert (got.restored.shape, got.restored.dtype) == (expected.restored.shape, expected.restored.dtype)
+    apart = np.abs(got.restored.astype(int) - expected.restored)
     assert apart.max() <= levels, f"{apart.max()} levels at {np.unravel_index(apart.argmax(), apart.shape)}"
     assert np.count_nonzero(apart) <= max(2, share * apart.size)
-    np.testing.assert_allclose(came.blur_map, expected.blur_map, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(came.blur_logits, expected.blur_logits, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(got.blur_map, expected.blur_map, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got.blur_logits, expected.blur_logits, rtol=0, atol=2e-6)
 
 
 def assert_same(a: Result, b: Result) -> None:
@@ -364,7 +364,7 @@ def test_nan_is_an_error_not_an_image(use: Any, tmp_path: Path) -> None:
     rewrite(path)
     gpu, _ = use(path)
     for _ in range(3):  # in a graph too, and the chain goes on
-        with pytest.raises(NumericsError, match="restored image, came NaN or Inf in"):
+        with pytest.raises(NumericsError, match="restored image, got NaN or Inf in"):
             gpu(*a_pair(20, 24))
     assert gpu.blur_map(*a_pair(20, 24)).blur_map.shape == (20, 24)
     spoil(path / "clip.onnx", clip_graph(rng, np.dtype(np.float32)))
@@ -403,7 +403,7 @@ def test_features_whose_squares_overflow_are_an_error_not_a_cosine_of_zero(use: 
     rewrite(path)
     gpu, _ = use(path)
     for action in (gpu, gpu.blur_map):
-        with pytest.raises(NumericsError, match="finite blur logits, came NaN or Inf in"):
+        with pytest.raises(NumericsError, match="finite blur logits, got NaN or Inf in"):
             action(*a_pair(20, 24))
 
 
@@ -429,7 +429,7 @@ def test_an_engine_of_another_pipeline(use: Any, tmp_path: Path) -> None:
     onnx.save(model, path / "deblur.onnx")
     rewrite(path)
     gpu, _ = use(path)
-    with pytest.raises(BundleError, match=r"expected restored \(1, 3, 32, 32\) of its engine, came \(1, 2, 32, 32\)"):
+    with pytest.raises(BundleError, match=r"expected restored \(1, 3, 32, 32\) of its engine, got \(1, 2, 32, 32\)"):
         gpu(*a_pair(20, 24))
 
 

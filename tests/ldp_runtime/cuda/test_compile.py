@@ -68,19 +68,19 @@ def test_the_host_build_has_every_kernel() -> None:
 @pytest.mark.parametrize("arch", ["sm_7", "sm_70"])
 def test_an_unknown_architecture_is_refused(arch: str, cache: Path) -> None:
     nvrtc()
-    with pytest.raises(BackendError, match=f"^expected an architecture that NVRTC 1.* compiles for, came {arch}: "):
+    with pytest.raises(BackendError, match=f"^expected an architecture that NVRTC 1.* compiles for, got {arch}: "):
         compile_kernels(arch)
     assert not list(cache.rglob("*.cubin"))
 
 
 def test_a_name_that_is_no_architecture_is_refused() -> None:
-    with pytest.raises(BackendError, match="expected an architecture such as sm_89, came 'ada'"):
+    with pytest.raises(BackendError, match="expected an architecture such as sm_89, got 'ada'"):
         compile_kernels("ada")
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(BackendError, match=r"^expected cuda-core and NVRTC, came .*; pip install 'ldp\[cuda\]'$"):
+    with pytest.raises(BackendError, match=r"^expected cuda-core and NVRTC, got .*; pip install 'ldp\[cuda\]'$"):
         compile_kernels("sm_89")
 
 

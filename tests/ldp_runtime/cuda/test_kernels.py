@@ -91,12 +91,12 @@ def expected_canvases(
     return canvases([source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins()], MEAN, STD)
 
 
-def same(came: NDArray[Any], wanted: NDArray[Any]) -> None:
+def same(got: NDArray[Any], wanted: NDArray[Any]) -> None:
     """Bit for bit, with the first difference named."""
-    assert (came.dtype, came.shape) == (wanted.dtype, wanted.shape)
-    if not np.array_equal(came, wanted):
-        at = tuple(int(i[0]) for i in np.nonzero(came != wanted))
-        pytest.fail(f"{np.sum(came != wanted)} of {came.size} differ, first at {at}: {came[at]} for {wanted[at]}")
+    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+    if not np.array_equal(got, wanted):
+        at = tuple(int(i[0]) for i in np.nonzero(got != wanted))
+        pytest.fail(f"{np.sum(got != wanted)} of {got.size} differ, first at {at}: {got[at]} for {wanted[at]}")
 
 
 # --- prepare ------------------------------------------------------------------------------------------------------
@@ -276,9 +276,9 @@ def test_blur_logits_equal_the_twin(channels: int, dtype: DTypeLike) -> None:
     grid = WindowGrid.cover(64, 112, window=48, overlap=16, patch=16)
     stereo, center = features_of(grid, channels, dtype, channels)
     embeddings = np.random.default_rng(1).standard_normal((8, channels)).astype(np.float32)
-    came, bad = run_blur_logits(stereo, center, embeddings, grid, (4, 7))
+    got, bad = run_blur_logits(stereo, center, embeddings, grid, (4, 7))
     wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS))
-    np.testing.assert_allclose(came, wanted, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
     assert bad == 0
 
 
@@ -287,9 +287,9 @@ def test_blur_logits_take_any_ensemble(ensemble: str | int) -> None:
     grid = WindowGrid.cover(32, 48, window=32, overlap=16, patch=16)
     stereo, center = features_of(grid, 16, np.float16, 3)
     embeddings = np.random.default_rng(2).standard_normal((8, 16)).astype(np.float32)
-    came, _ = run_blur_logits(stereo, center, embeddings, grid, (2, 3), ensemble)
+    got, _ = run_blur_logits(stereo, center, embeddings, grid, (2, 3), ensemble)
     wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS, ensemble))
-    np.testing.assert_allclose(came, wanted, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -299,20 +299,20 @@ def test_windows_blend_as_the_grid_does(tokens: tuple[int, int], window: int, ov
     grid = WindowGrid.cover(*tokens, window=window, overlap=overlap, patch=1)
     stereo, center = features_of(grid, 4, np.float32, 5)
     embeddings = np.random.default_rng(2).standard_normal((8, 4)).astype(np.float32)
-    came, _ = run_blur_logits(stereo, center, embeddings, grid, tokens)
+    got, _ = run_blur_logits(stereo, center, embeddings, grid, tokens)
     wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS))[: tokens[0], : tokens[1]]
-    np.testing.assert_allclose(came, wanted, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
 
 
 def test_blur_logits_saturate_at_ten() -> None:
     prompts = [dataclasses.replace(p, offset=o, temperature=1e-3) for p, o in zip(PROMPTS, [0.0] * 8, strict=True)]
     grid = WindowGrid.cover(2, 2, window=2, overlap=0, patch=1)
     stereo, center = features_of(grid, 4, np.float32, 1)
-    came, bad = run_blur_logits(stereo, center, np.ones((8, 4), np.float32), grid, (2, 2), 0, prompts)
+    got, bad = run_blur_logits(stereo, center, np.ones((8, 4), np.float32), grid, (2, 2), 0, prompts)
     with np.errstate(over="ignore"):
         wanted = blur_logits_twin(stereo, center, np.ones((8, 4), np.float32), prompts, 0)[0]
     assert {-10.0, 10.0} == set(np.unique(wanted).tolist())
-    same(came, wanted)
+    same(got, wanted)
     assert bad == 0
 
 
@@ -321,8 +321,8 @@ def test_a_zero_feature_has_cosine_zero() -> None:
     stereo, center = features_of(grid, 8, np.float16, 1)
     stereo[:], center[:] = 0, 0
     embeddings = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)
-    came, bad = run_blur_logits(stereo, center, embeddings, grid, (2, 2))
-    np.testing.assert_allclose(came, blur_logits_twin(stereo, center, embeddings, PROMPTS)[0], rtol=0, atol=1e-5)
+    got, bad = run_blur_logits(stereo, center, embeddings, grid, (2, 2))
+    np.testing.assert_allclose(got, blur_logits_twin(stereo, center, embeddings, PROMPTS)[0], rtol=0, atol=1e-5)
     assert bad == 0
 
 
@@ -333,14 +333,14 @@ def test_blur_logits_count_nan_and_inf(poison: float, where: str) -> None:
     stereo, center = features_of(grid, 8, np.float16, 1)
     (stereo if where == "stereo" else center)[0, 1, 0, 3] = poison  # window 0, token (1, 0): under one window
     embeddings = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)
-    came, bad = run_blur_logits(stereo, center, embeddings, grid, (3, 5))
+    got, bad = run_blur_logits(stereo, center, embeddings, grid, (3, 5))
     assert bad == 1
-    assert np.argwhere(~np.isfinite(came)).tolist() == [[1, 0]]
+    assert np.argwhere(~np.isfinite(got)).tolist() == [[1, 0]]
 
 
 def test_a_table_holds_seven_prompts_of_a_format() -> None:
     many = [PROMPTS[0]] * 8
-    with pytest.raises(ValueError, match="at most 7 blur-aware prompts, came 8"):
+    with pytest.raises(ValueError, match="at most 7 blur-aware prompts, got 8"):
         PromptTable.of(np.ones((8, 4), np.float32), many)
     table = PromptTable.of(np.ones((7, 4), np.float32), many[:7])
     assert (table.blur_aware, table.dp_aware, table.array.shape) == (7, 0, (7, 8))
@@ -526,7 +526,7 @@ def test_indices_reach_past_32_bits() -> None:
 def test_a_launch_of_other_types_is_refused() -> None:
     call = launches.blur_map(64, (1, 1), 16, 64, (1, 1))
     assert signature("blur_map") == "PqqiiiPiii"
-    with pytest.raises(TypeError, match="expected arguments PqqiiiPiii of blur_map, came PqqiiiPii"):
+    with pytest.raises(TypeError, match="expected arguments PqqiiiPiii of blur_map, got PqqiiiPii"):
         launch(dataclasses.replace(call, arguments=call.arguments[:-1]))
 
 
@@ -537,40 +537,40 @@ PHOTO = Pixels(64, 96)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (32, 32)), "came neither"),
+        (lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (32, 32)), "got neither"),
         (
             lambda: launches.prepare(PHOTO, PHOTO, np.int8, (1, 1), (1, 1), pair=PairRegion(64, (0, 0), (1, 1))),
-            "expected uint8 or uint16, came int8",
+            "expected uint8 or uint16, got int8",
         ),
         (
             lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (16, 32), pair=PairRegion(64, (0, 0), (1, 1))),
-            "holds 32 x 32 px, came 16 x 32",
+            "holds 32 x 32 px, got 16 x 32",
         ),
         (
             lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (32, 32), pair=PairRegion(64, (8, 0), (32, 8))),
-            "inside 32 x 32 px, came 32 x 8 px at",
+            "inside 32 x 32 px, got 32 x 8 px at",
         ),
         (
             lambda: launches.prepare(
                 PHOTO, PHOTO, np.uint8, (9, 9), (32, 64), canvases=Canvases(0, 0, np.float16, GRID, 16, MEAN, STD)
             ),
-            "over 64 px, came 2 tokens of 16 px",
+            "over 64 px, got 2 tokens of 16 px",
         ),
         (
             lambda: launches.prepare(
                 PHOTO, PHOTO, np.uint8, (9, 9), (32, 32), canvases=Canvases(0, 0, np.float16, GRID, 16, MEAN, STD, 1)
             ),
-            "among the grid's 1, came 0 from 1 on",
+            "among the grid's 1, got 0 from 1 on",
         ),
         (
             lambda: launches.prepare(
                 Pixels(65, 96), PHOTO, np.uint16, (9, 9), (9, 9), pair=PairRegion(64, (0, 0), (9, 9))
             ),
-            "pixels at a multiple of 2 B, came 0x41",
+            "pixels at a multiple of 2 B, got 0x41",
         ),
         (lambda: launches.blend(0, (4, 4), 0, 0, 0, (8, 8), (8, 0)), "over a band of 8 x 8 px"),
-        (lambda: launches.finish(0, (8, 8), PHOTO, np.uint8, (9, 8), 0), "holds 9 x 8 px, came 8 x 8"),
-        (lambda: launches.finish(0, (8, 8), PHOTO, np.uint8, (8, 8), 0, plane=63), "at least 64 elements, came 63"),
+        (lambda: launches.finish(0, (8, 8), PHOTO, np.uint8, (9, 8), 0), "holds 9 x 8 px, got 8 x 8"),
+        (lambda: launches.finish(0, (8, 8), PHOTO, np.uint8, (8, 8), 0, plane=63), "at least 64 elements, got 63"),
         (lambda: launches.blur_map(0, (1, 1), 16, 0, (0, 4)), "at least 1 x 1 px"),
         (lambda: launches.blur_map(0, (0, 1), 16, 0, (4, 4)), "at least one token"),
     ],

@@ -53,13 +53,13 @@ def form(left: bytes, right: bytes) -> tuple[bytes, bytes]:
 def read_all(connection: socket.socket) -> bytes:
     """What comes until the other side closes."""
     connection.settimeout(60)
-    came = b""
+    got = b""
     try:
         while part := connection.recv(65536):
-            came += part
+            got += part
     except ConnectionResetError:
         pass
-    return came
+    return got
 
 
 # --- the process --------------------------------------------------------------------------------------------
@@ -134,13 +134,13 @@ def test_a_bad_token_is_refused(
 @pytest.mark.parametrize("value", ["0", "-1", "many", "nan"])
 def test_limits_are_positive(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", option, value]) == 2
-    assert f"came '{value}'" in capsys.readouterr().err
+    assert f"got '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("port", ["65536", "70000", "-1", "http"])
 def test_a_port_is_one(port: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", port]) == 2
-    assert f"expected a port from 0 to 65535, came '{port}'" in capsys.readouterr().err
+    assert f"expected a port from 0 to 65535, got '{port}'" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_named() -> None:

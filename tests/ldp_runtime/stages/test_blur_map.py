@@ -48,7 +48,7 @@ def test_alpha_is_equation_5() -> None:
 
 
 def test_alpha_refuses_an_odd_canvas() -> None:
-    with pytest.raises(ValueError, match="even number of token columns in a stereo canvas, came 5"):
+    with pytest.raises(ValueError, match="even number of token columns in a stereo canvas, got 5"):
         alpha(features(1, 2, 5, 3))
 
 
@@ -114,9 +114,9 @@ def test_ensembles_of_table_5() -> None:
     assert select_prompts(PROMPTS, "blur-aware") == select_prompts(PROMPTS, "ens1-blur-aware") == [0, 1, 2, 3]
     assert select_prompts(PROMPTS, "dp-aware") == select_prompts(PROMPTS, "ens1-dp-aware") == [4, 5, 6, 7]
     assert select_prompts(PROMPTS, 5) == [5]
-    with pytest.raises(ValueError, match=r"expected one of ens2, .* or a prompt's index, came 'ens3'"):
+    with pytest.raises(ValueError, match=r"expected one of ens2, .* or a prompt's index, got 'ens3'"):
         select_prompts(PROMPTS, "ens3")
-    with pytest.raises(ValueError, match="expected a prompt from 0 to 7, came 8"):
+    with pytest.raises(ValueError, match="expected a prompt from 0 to 7, got 8"):
         select_prompts(PROMPTS, 8)
 
 

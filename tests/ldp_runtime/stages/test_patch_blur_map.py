@@ -133,13 +133,13 @@ def test_a_manifest_of_patches_round_trips() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "pixel"}, "field 'blur_map.method': expected one of dense, patch, came \"pixel\""),
-        ({"network_input": "both"}, "field 'blur_map.network_input': expected one of logits, map, came \"both\""),
-        ({"patch": 0}, "field 'blur_map.patch': expected an integer of at least 1, came 0"),
-        ({"patch": None}, "field 'blur_map.patch': expected an integer of at least 1, came null"),
-        ({"method": "dense"}, "field 'blur_map.patch': expected null, came 40"),
+        ({"method": "pixel"}, "field 'blur_map.method': expected one of dense, patch, got \"pixel\""),
+        ({"network_input": "both"}, "field 'blur_map.network_input': expected one of logits, map, got \"both\""),
+        ({"patch": 0}, "field 'blur_map.patch': expected an integer of at least 1, got 0"),
+        ({"patch": None}, "field 'blur_map.patch': expected an integer of at least 1, got null"),
+        ({"method": "dense"}, "field 'blur_map.patch': expected null, got 40"),
         ({"side": 40}, "field 'blur_map.side' is not part of schema version 1"),
-        ({"method": "dense", "patch": None}, "field 'prompts': expected 8 prompts, came 1"),
+        ({"method": "dense", "patch": None}, "field 'prompts': expected 8 prompts, got 1"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> No
 
 def test_patches_take_one_prompt_of_symmetry() -> None:
     value = patch_manifest()
-    with pytest.raises(BundleError, match="field 'prompts': expected one prompt, came 2"):
+    with pytest.raises(BundleError, match="field 'prompts': expected one prompt, got 2"):
         manifest_from_json({**value, "prompts": 2 * value["prompts"]})
     prompt = {**value["prompts"][0], "format": "blur-aware"}
     with pytest.raises(BundleError, match="at least one prompt of format dp-aware"):
@@ -164,5 +164,5 @@ def test_ensembles_and_single_prompts_of_table_5(ensemble: str | int) -> None:
     value = {**as_json(tiny_manifest()), "files": patch_manifest()["files"]}
     assert manifest_from_json({**value, "ensemble": ensemble}).ensemble == ensemble
     for wrong in (8, -1):
-        with pytest.raises(BundleError, match="field 'ensemble': expected a prompt from 0 to 7, came"):
+        with pytest.raises(BundleError, match="field 'ensemble': expected a prompt from 0 to 7, got"):
             manifest_from_json({**value, "ensemble": wrong})

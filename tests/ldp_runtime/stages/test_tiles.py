@@ -86,9 +86,9 @@ def test_weights_are_smooth() -> None:
 
 
 def test_a_tile_that_does_not_end_with_the_axis() -> None:
-    with pytest.raises(ValueError, match=r"shorter than the axis of 1000 px by a multiple of 64 px.* came 512"):
+    with pytest.raises(ValueError, match=r"shorter than the axis of 1000 px by a multiple of 64 px.* got 512"):
         TileAxis.spread(1000, 512, multiple=64)
-    with pytest.raises(ValueError, match="came 128"):
+    with pytest.raises(ValueError, match="got 128"):
         TileAxis.spread(1024, 128, multiple=64)  # no room between its halos
     assert fit_tile(1024, 160, multiple=64) is None
     assert fit_tile(1000, 512, multiple=64) == 1000 - 8 * 64
@@ -135,13 +135,13 @@ def test_tiles_blended_as_they_come_are_the_blend(h: int, w: int, th: int, tw: i
     tiles = np.random.default_rng(0).standard_normal((len(grid), 2, *grid.tile)).astype(np.float32)
     expected = grid.blend(tiles)
     blender = TileBlender(grid, 2)
-    came = np.full_like(expected, np.nan)
+    got = np.full_like(expected, np.nan)
     for tile in tiles:
         (y, x), block = blender.add(tile)
-        target = came[:, y : y + block.shape[1], x : x + block.shape[2]]
-        assert np.isnan(target).all(), "a px came twice"
+        target = got[:, y : y + block.shape[1], x : x + block.shape[2]]
+        assert np.isnan(target).all(), "a px got twice"
         target[...] = block
-    np.testing.assert_allclose(came, expected, atol=1e-5)  # NaN where a px never came
+    np.testing.assert_allclose(got, expected, atol=1e-5)  # NaN where a px never got
 
 
 def test_a_blender_keeps_the_seams_alone() -> None:
@@ -203,7 +203,7 @@ def test_sizes_that_are_refused() -> None:
     for wrong in (319, 0, -1, "on"):
         with pytest.raises(TileError) as caught:
             check_tile(wrong, 64)
-        assert str(caught.value) == f"expected tiles of auto, off or at least 320 px for this bundle, came {wrong}"
+        assert str(caught.value) == f"expected tiles of auto, off or at least 320 px for this bundle, got {wrong}"
 
 
 @given(st.integers(1, 400))
