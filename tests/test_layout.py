@@ -1,0 +1,193 @@
+"""The layout of the packages, read from their source: which way imports run, how large modules are, where tests lie."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "ldp_runtime": ("ldp_runtime",),
+    "ldp_export": ("ldp_export", "ldp_runtime"),
+    "benchmarks": ("benchmarks", "ldp_export", "ldp_runtime"),
+}
+"""Package -> the packages of this repository that it may import."""
+NO_TORCH = ("ldp_runtime",)
+MOST_LINES = 500
+MEDIAN_LINES = 150
+
+NO_MODULE = ("tests/ldp_runtime/test_no_torch.py",)
+"""Test files that are named after no module or folder: they test a promise of all of them."""
+
+KNOWN = {
+    "benchmarks.capacity has more than 500 lines",
+    "benchmarks.latency.bench has more than 500 lines",
+    "benchmarks.peers.bench has more than 500 lines",
+    "benchmarks.roofline.bench has more than 500 lines",
+    "circle of wings: benchmarks.harness, benchmarks.latency, benchmarks.peers, benchmarks.roofline, "
+    "benchmarks.torch_chain",
+    "circle of wings: ldp_export.data, ldp_export.simulation",
+    "circle of wings: ldp_runtime.backends, ldp_runtime.cuda",
+    "ldp_export.training.loop has more than 500 lines",
+    "ldp_export.triton.repository has more than 500 lines",
+    "ldp_runtime.bundle.schema has more than 500 lines",
+    "ldp_runtime.cuda.chain has more than 500 lines",
+    "ldp_runtime.cuda.launches has more than 500 lines",
+    "ldp_runtime.deblurrer has more than 500 lines",
+    "tests/ldp_export/bundling/test_graph_forms.py mirrors nothing",
+    "tests/ldp_export/clip/test_clip.py mirrors nothing",
+    "tests/ldp_export/data/test_datasets.py mirrors nothing",
+    "tests/ldp_export/test_variants.py mirrors nothing",
+    "tests/ldp_export/triton/test_server.py mirrors nothing",
+    "tests/ldp_runtime/batch/test_batch.py mirrors nothing",
+    "tests/ldp_runtime/service/test_openapi.py mirrors nothing",
+    "tests/ldp_runtime/test_bench.py mirrors nothing",
+    "the median of benchmarks is not under 150 lines",
+}
+"""Faults that stand today. One that is fixed has to leave this list."""
+
+Graph = Mapping[str, set[str]]
+
+
+def find_faults(root: Path) -> set[str]:
+    """All faults of the layout below ``root``, a line each."""
+    sources = {name: path for package in MAY_IMPORT for name, path in _modules(root, package)}
+    imports = {name: set(_imports(path, name, sources)) for name, path in sources.items()}
+    inner: dict[str, set[str]] = {
+        name: {other for other in found if other in sources} for name, found in imports.items()
+    }
+    wings: dict[str, set[str]] = {}
+    for name, found in inner.items():
+        wings.setdefault(_wing(name), set()).update(map(_wing, found))
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in sources.items()}
+    return {
+        *(f"circle of modules: {circle}" for circle in _circles(inner)),
+        *(f"circle of wings: {circle}" for circle in _circles(wings)),
+        *_upward(imports),
+        *(f"{name} has more than {MOST_LINES} lines" for name, count in lines.items() if count > MOST_LINES),
+        *(
+            f"the median of {package} is not under {MEDIAN_LINES} lines"
+            for package in MAY_IMPORT
+            if median([count for name, count in lines.items() if _package(name) == package] or [0]) >= MEDIAN_LINES
+        ),
+        *_unmirrored(root),
+    }
+
+
+def _modules(root: Path, package: str) -> Iterator[tuple[str, Path]]:
+    for path in (root / package).rglob("*.py"):
+        yield ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+def _imports(path: Path, name: str, sources: Iterable[str]) -> Iterator[str]:
+    """What a module imports anywhere, also inside functions and for types alone: modules of ours, others' packages."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: a relative import"
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [each if each in sources else node.module for each in found]
+        else:
+            continue
+        yield from (each for each in found if each != name)
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _wing(name: str) -> str:
+    """The first-level folder or module of a package."""
+    return ".".join(name.split(".")[:2])
+
+
+def _circles(graph: Graph) -> set[str]:
+    """The strongly connected parts of a graph that have more than one node."""
+
+    def reach(start: str) -> frozenset[str]:
+        seen, todo = set(), [start]
+        while todo:
+            todo += (new := graph.get(todo.pop(), set()) - seen)
+            seen |= new
+        return frozenset(seen)
+
+    reached = {name: reach(name) for name in graph}
+    circles = {tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph}
+    return {", ".join(circle) for circle in circles if len(circle) > 1}
+
+
+def _upward(imports: Graph) -> Iterator[str]:
+    for name, found in imports.items():
+        package = _package(name)
+        forbidden = {*MAY_IMPORT} - {*MAY_IMPORT[package]} | ({"torch"} if package in NO_TORCH else set())
+        yield from (f"{name} imports {other}" for other in found if _package(other) in forbidden)
+
+
+def _unmirrored(root: Path) -> Iterator[str]:
+    for package in MAY_IMPORT:
+        for path in (root / "tests" / package).rglob("test_*.py"):
+            name = path.relative_to(root).as_posix()
+            module = root / path.relative_to(root / "tests").with_name(path.name.removeprefix("test_"))
+            if not (module.is_file() or module.with_suffix("").is_dir() or name in NO_MODULE):
+                yield f"{name} mirrors nothing"
+
+
+def test_no_fault_but_the_known():
+    faults = find_faults(ROOT)
+    assert sorted(faults - KNOWN) == []
+    assert sorted(KNOWN - faults) == [], "fixed: take it off the list"
+
+
+SOUND = {
+    "ldp_runtime/__init__.py": "",
+    "ldp_export/__init__.py": "",
+    "ldp_runtime/errors.py": "",
+    "ldp_runtime/images/png.py": "import numpy\nfrom ldp_runtime import errors",
+    "ldp_export/train.py": "import torch\nfrom ldp_runtime.images.png import read",
+    "benchmarks/latency.py": "import ldp_export.train",
+    "tests/ldp_runtime/images/test_png.py": "",
+    "tests/ldp_runtime/test_images.py": "",
+}
+LAZY = "def f():\n    import {}"
+FOR_TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from {} import {}"
+FAULTS = [
+    ({}, set()),
+    (
+        {
+            "ldp_runtime/images/tiff.py": LAZY.format("ldp_runtime.images.exif"),
+            "ldp_runtime/images/exif.py": FOR_TYPES.format("ldp_runtime.images", "tiff"),
+        },
+        {"circle of modules: ldp_runtime.images.exif, ldp_runtime.images.tiff"},
+    ),
+    (
+        {
+            "ldp_runtime/batch/run.py": LAZY.format("ldp_runtime.images.png"),
+            "ldp_runtime/images/tiff.py": FOR_TYPES.format("ldp_runtime.batch.jobs", "Job"),
+            "ldp_runtime/batch/jobs.py": "",
+        },
+        {"circle of wings: ldp_runtime.batch, ldp_runtime.images"},
+    ),
+    ({"ldp_runtime/cli.py": LAZY.format("torch.nn")}, {"ldp_runtime.cli imports torch.nn"}),
+    ({"ldp_runtime/cli.py": FOR_TYPES.format("ldp_export", "train")}, {"ldp_runtime.cli imports ldp_export.train"}),
+    ({"ldp_export/cli.py": LAZY.format("benchmarks")}, {"ldp_export.cli imports benchmarks"}),
+    ({"ldp_export/cli.py": "\n" * 501}, {"ldp_export.cli has more than 500 lines"}),
+    (
+        {f"ldp_export/{name}.py": "\n" * 150 for name in ("train", "cli")},
+        {"the median of ldp_export is not under 150 lines"},
+    ),
+    ({"tests/ldp_export/test_cli.py": ""}, {"tests/ldp_export/test_cli.py mirrors nothing"}),
+]
+
+
+@pytest.mark.parametrize(("files", "faults"), FAULTS)
+def test_finds(files: dict[str, str], faults: set[str], tmp_path: Path):
+    for name, text in (SOUND | files).items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert find_faults(tmp_path) == faults
