@@ -95,7 +95,7 @@ class TorchChain:
         self._dtype, self._layout = DTYPES[precision], LAYOUTS[layout]
         if device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-        window = WindowEncoder(model.clip.encoder, self._manifest.clip.window)
+        window = WindowEncoder(model.clip.encoder, self._manifest.require_clip().window)
         self._clip, self._network = (
             copy.deepcopy(module).eval().to(self._device, self._dtype, memory_format=self._layout)  # type: ignore[call-overload]
             for module in (window, model.network)
@@ -112,7 +112,7 @@ class TorchChain:
         )
         self._mean, self._std = (
             torch.tensor(values, device=self._device)[:, None, None]
-            for values in (self._manifest.clip.mean, self._manifest.clip.std)
+            for values in (self._manifest.require_clip().mean, self._manifest.require_clip().std)
         )
 
     def __call__(self, left: NDArray[Any], right: NDArray[Any]) -> TorchResult:
@@ -141,12 +141,12 @@ class TorchChain:
     def _blur_logits(self, views: list[Tensor], top: float, clock: _Clock) -> tuple[Tensor, Tensor]:
         """The padded pair ``(1, 6, H, W)`` and its blur logits ``(H / p, W / p)``, window by window."""
         manifest = self._manifest
-        p, s = manifest.clip.patch, manifest.clip.window
+        p, s = manifest.require_clip().patch, manifest.require_clip().window
         with clock("prepare"):
             planes = torch.cat([view.permute(2, 0, 1) for view in views]).to(torch.float32) / top  # (6, h, w)
             pair = _pad(planes, manifest.padding.padded_size(*planes.shape[1:]))
             H, W = pair.shape[1:]
-            grid = WindowGrid.cover(H, W, window=s, overlap=manifest.clip.overlap, patch=p)
+            grid = WindowGrid.cover(H, W, window=s, overlap=manifest.require_clip().overlap, patch=p)
             source = _pad(pair, (grid.rows.grid * p, grid.columns.grid * p))
             source = (source.reshape(2, 3, *source.shape[1:]) - self._mean) / self._std  # (2, 3, H, W)
         origins = grid.origins()

@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1:
         raise BenchmarkError(f"expected --rounds of at least 1, got {arguments.rounds}")
     bundle = open_bundle(arguments.bundle, arguments.config)
-    clip = bundle.manifest.clip
+    clip = bundle.manifest.require_clip()
     chosen = choices(clip.window, clip.overlap, clip.patch, arguments.window, arguments.overlap)
     encoder = reference_model(bundle, arguments.checkpoint).clip.encoder
     loads = [load_average()]
@@ -253,7 +253,7 @@ def measure_here(spec: Spec) -> list[Row]:
     rows = []
     for deblurrer in opened:
         manifest = deblurrer.bundle.manifest
-        clip = manifest.clip
+        clip = manifest.require_clip()
         grid = WindowGrid.cover(
             *manifest.padding.padded_size(*spec.shape), window=clip.window, overlap=clip.overlap, patch=clip.patch
         )
@@ -297,7 +297,7 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
         (folder / data.name).hardlink_to(data)
     for file in (TEXT_EMBEDDINGS_FILE, deblur, *bundle.weights[deblur]):
         shutil.copyfile(bundle.path / file, folder / file)
-    clip = replace(manifest.clip, window=choice.window, overlap=choice.overlap)
+    clip = replace(manifest.require_clip(), window=choice.window, overlap=choice.overlap)
     graphs = {"clip": {"fp32": graph.name}, "deblur": {"fp32": deblur}}
     write_manifest(folder, replace(manifest, clip=clip, graphs=graphs, engines=(), quantization={}))
     return folder

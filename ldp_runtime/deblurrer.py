@@ -427,7 +427,8 @@ class Deblurrer:
         rows, columns = (-(-n // side) for n in left.shape[:2])
         source = PaddedPair(left, right, (rows * side, columns * side))
         origins = [(i * side, j * side) for i in range(rows) for j in range(columns)]
-        values = []
+        embeddings, values = self.bundle.text_embeddings, []
+        assert embeddings is not None  # it has a CLIP graph
         for first in range(0, len(origins), PATCH_BATCH):
             with clock("prepare"):
                 chosen = origins[first : first + PATCH_BATCH]
@@ -436,14 +437,14 @@ class Deblurrer:
                 features = clip.run({"patches": patches.astype(spec.dtype, copy=False)})["features"]
                 self._check_features({"features": features}, {"features": (len(chosen),)})
             with clock("blur_logits"), np.errstate(all="ignore"):
-                values.append(patch_values(features, self.bundle.text_embeddings, self.bundle.manifest.prompts[0]))
+                values.append(patch_values(features, embeddings, self.bundle.manifest.prompts[0]))
         with clock("blur_logits"), np.errstate(all="ignore"):
             return map_logits(stretch(np.concatenate(values).reshape(rows, columns)))
 
     def _check_features(self, features: Mapping[str, NDArray[Any]], positions: Mapping[str, tuple[int, ...]]) -> None:
         """Checks what CLIP gave: one feature a position, all of them numbers."""
         for name, shape in positions.items():
-            expected, got = (*shape, self.bundle.manifest.clip.embed_dim), features[name]
+            expected, got = (*shape, self.bundle.manifest.require_clip().embed_dim), features[name]
             if got.shape != expected or got.dtype.kind != "f":
                 raise BundleError(
                     f"expected {name} {expected} of the clip graph, got {got.shape} {got.dtype}; "
@@ -455,9 +456,11 @@ class Deblurrer:
         """Blur logits ``(H / p, W / p)`` of a padded pair, window by window."""
         manifest = self.bundle.manifest
         (clip,) = self._sessions("clip")
-        p, s = manifest.clip.patch, manifest.clip.window
+        spec, embeddings = manifest.require_clip(), self.bundle.text_embeddings
+        assert embeddings is not None  # it has a CLIP graph
+        p, s = spec.patch, spec.window
         H, W = padded.size
-        grid = WindowGrid.cover(H, W, window=s, overlap=manifest.clip.overlap, patch=p)
+        grid = WindowGrid.cover(H, W, window=s, overlap=spec.overlap, patch=p)
         source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))
         dtypes = {spec.name: spec.dtype for spec in clip.inputs}
         origins = grid.origins()
@@ -465,7 +468,7 @@ class Deblurrer:
         for first in range(0, len(origins), CLIP_BATCH):
             with clock("prepare"):
                 regions = [source.region(y * p, x * p, s, s) for y, x in origins[first : first + CLIP_BATCH]]
-                stereo, center = canvases(regions, manifest.clip.mean, manifest.clip.std)
+                stereo, center = canvases(regions, spec.mean, spec.std)
                 feeds = {"stereo": stereo, "center": center}
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
             with clock("clip"):
@@ -478,7 +481,7 @@ class Deblurrer:
                     blur_logits(
                         features["stereo_features"],
                         features["center_features"],
-                        self.bundle.text_embeddings,
+                        embeddings,
                         manifest.prompts,
                         manifest.ensemble,
                     )

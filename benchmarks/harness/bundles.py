@@ -109,11 +109,12 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
     from ldp_export.checkpoint import Checkpoint
 
     manifest = bundle.manifest
-    windows: dict[str, Any] = {"window": manifest.clip.window, "overlap": manifest.clip.overlap}
-    if checkpoint is None and manifest.training.get("weights") == "random" and manifest.clip.weights == "random":
+    clip = manifest.require_clip()
+    windows: dict[str, Any] = {"window": clip.window, "overlap": clip.overlap}
+    if checkpoint is None and manifest.training.get("weights") == "random" and clip.weights == "random":
         model = random_model(
             str(manifest.network.get("name")),
-            manifest.clip.architecture,
+            clip.architecture,
             seed=int(manifest.training.get("seed", 0)),
             **windows,
         )
@@ -146,7 +147,7 @@ def find_checkpoint(bundle: Bundle) -> Path | None:
 def has_reference(bundle: Bundle, checkpoint: Path | None = None) -> bool:
     """Whether ``reference_model`` has something to load, without loading it."""
     manifest = bundle.manifest
-    random = manifest.training.get("weights") == "random" and manifest.clip.weights == "random"
+    random = manifest.training.get("weights") == "random" and manifest.require_clip().weights == "random"
     return checkpoint is not None or random or find_checkpoint(bundle) is not None
 
 

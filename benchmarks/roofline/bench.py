@@ -162,7 +162,7 @@ class Walked:
 
 def walk_graphs(bundle: Bundle, size: tuple[int, int], precision: str) -> Walked:
     """Walks both graphs of a bundle; arguments and errors as for ``build_chain``."""
-    spec = bundle.manifest.clip
+    spec = bundle.manifest.require_clip()
     H, W = bundle.manifest.padding.padded_size(*size)
     grid = WindowGrid.cover(H, W, window=spec.window, overlap=spec.overlap, patch=spec.patch)
     batch, s = clip_batch(len(grid)), spec.window
@@ -210,11 +210,12 @@ def _own_kernels(
     bundle: Bundle, size: tuple[int, int], padded: tuple[int, int], grid: WindowGrid, dtype: np.dtype[Any]
 ) -> tuple[tuple[Step, Step], Step]:
     """``prepare``, ``blur_logits`` and ``finish`` for a photo of 8 bits."""
-    spec = bundle.manifest.clip
+    spec = bundle.manifest.require_clip()
     h, w = size
     view = Pixels(_ADDRESS, 3 * w)
     canvases = Canvases(_ADDRESS, _ADDRESS, dtype, grid, spec.patch, spec.mean, spec.std)
     region = PairRegion(_ADDRESS, (0, 0), padded)
+    assert bundle.text_embeddings is not None  # it has a CLIP graph
     table = PromptTable.of(bundle.text_embeddings, bundle.manifest.prompts, bundle.manifest.ensemble)
     tokens = (padded[0] // spec.patch, padded[1] // spec.patch)
     chosen = len(select_prompts(bundle.manifest.prompts, bundle.manifest.ensemble))
@@ -281,7 +282,7 @@ def variant_floors(chain: Chain, manifest: Manifest, device: Device) -> list[dic
     config = LDPConfig.from_dict(manifest.network)
     rows = [_variant_row("as it is", config, chain.steps, device)]
     h, w = chain.size
-    patch = manifest.clip.patch
+    patch = manifest.require_clip().patch
     for what, variant in tqdm(design_variants(config).items(), "variants", disable=None, file=sys.stderr):
         multiple = math.lcm(16, variant.multiple, patch)
         H, W = (-(-side // multiple) * multiple for side in (h, w))
@@ -317,7 +318,7 @@ def variants_are_exported(manifest: Manifest) -> bool:
     from ldp_export.network import LDPConfig
 
     variants = design_variants(LDPConfig.from_dict(manifest.network)).values()
-    paths = [_variant_path(variant, manifest.clip.patch) for variant in variants]
+    paths = [_variant_path(variant, manifest.require_clip().patch) for variant in variants]
     return all(path is not None and path.is_file() for path in paths)
 
 

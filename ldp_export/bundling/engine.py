@@ -108,7 +108,7 @@ def profiles(manifest: Manifest, sizes: SizeRange) -> dict[str, Profile]:
     Returns:
         ``{"clip" | "deblur": profile}``.
     """
-    clip = manifest.clip
+    clip = manifest.require_clip()
 
     def batch(size: Size) -> int:
         grid = WindowGrid.cover(*size, window=clip.window, overlap=clip.overlap, patch=clip.patch)

@@ -282,7 +282,7 @@ class _Chain:
 
     def _clip_feeds(self, pair: LabelledPair) -> dict[str, Floats]:
         """The first windows of a pair."""
-        clip, padded = self.bundle.manifest.clip, self._padded(pair)
+        clip, padded = self.bundle.manifest.require_clip(), self._padded(pair)
         p, s = clip.patch, clip.window
         grid = WindowGrid.cover(*padded.size, window=s, overlap=clip.overlap, patch=p)
         source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))

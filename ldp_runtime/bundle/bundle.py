@@ -59,14 +59,15 @@ class Bundle:
     Attributes:
         path: Its folder, absolute: graphs are opened later, from wherever the process is by then.
         manifest: Its manifest.
-        text_embeddings: ``(prompts, embed_dim)`` float32, one row a prompt.
+        text_embeddings: ``(prompts, embed_dim)`` float32, one row per prompt; None where the network reads
+            no blur map.
         weights: Graph file -> the files besides it that it keeps weights in, by their names in the manifest.
         states: File -> its state when it was verified, see ``_state``.
     """
 
     path: Path
     manifest: Manifest
-    text_embeddings: NDArray[np.float32]
+    text_embeddings: NDArray[np.float32] | None
     weights: Mapping[str, tuple[str, ...]]
     states: Mapping[str, tuple[int, ...]] = dataclasses.field(repr=False)
 
@@ -92,9 +93,9 @@ class Bundle:
                 if name in graphs:
                     graph = _read_graph(folder / name, file, manifest)
                     weights[name] = tuple(sorted(_weights(folder, name, graph, manifest.files)))
-                if name == TEXT_EMBEDDINGS_FILE:
-                    embeddings = _read_text_embeddings(folder / name, file, manifest)
-        assert embeddings is not None  # the schema demands the entry
+                if name == TEXT_EMBEDDINGS_FILE and manifest.clip is not None:
+                    shape = (len(manifest.prompts), manifest.clip.embed_dim)
+                    embeddings = _read_text_embeddings(folder / name, file, shape)
         return cls(folder.absolute(), manifest, embeddings, weights, states)
 
     def graph(self, kind: str, precision: str = "fp32") -> Path:
@@ -259,7 +260,7 @@ def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] 
     Raises:
         BundleError: A file is missing or a field would not load again.
     """
-    names = {TEXT_EMBEDDINGS_FILE, *extra_files}
+    names = {*extra_files, *([TEXT_EMBEDDINGS_FILE] if manifest.reads_blur_map else [])}
     for graph in {file for precisions in manifest.graphs.values() for file in precisions.values()}:
         names.add(graph)
         with _opened(_inside(folder, graph)) as file:
@@ -391,8 +392,7 @@ def _weights(
     return names
 
 
-def _read_text_embeddings(path: Path, file: io.BufferedReader, manifest: Manifest) -> NDArray[np.float32]:
-    shape = (len(manifest.prompts), manifest.clip.embed_dim)
+def _read_text_embeddings(path: Path, file: io.BufferedReader, shape: tuple[int, int]) -> NDArray[np.float32]:
     size = math.prod(shape) * np.dtype(np.float32).itemsize
     try:
         embeddings = read_npy(file.read(2 * HEADER_BYTES + size))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldp_runtime.bundle.engines import EngineEntry
+from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.geometry import Padding
 
 SCHEMA = "ldp-bundle"
@@ -116,7 +117,8 @@ class Manifest:
         name: Name of the bundle.
         created: Time of the export, ISO 8601.
         network: Config of the deblur network.
-        clip: The CLIP image encoder.
+        clip: The CLIP image encoder; None where the network reads no blur map. Then there is no CLIP graph, no
+            ``text_embeddings.npy`` and no prompt, ``blur_map`` is the default and ``ensemble`` means nothing.
         prompts: The eight prompts, in the order of the rows of ``text_embeddings.npy``; with ``blur_map.method``
             "patch" one.
         ensemble: The ensemble that the network was trained with: a name of ``blur_map.ENSEMBLES``, or the index of a
@@ -140,7 +142,7 @@ class Manifest:
     name: str
     created: str
     network: Mapping[str, Any]
-    clip: ClipSpec
+    clip: ClipSpec | None
     prompts: tuple[Prompt, ...]
     ensemble: str | int
     padding: Padding
@@ -166,12 +168,31 @@ class Manifest:
         return value
 
     @property
+    def reads_blur_map(self) -> bool:
+        """Whether the network reads a blur map: then there are a CLIP graph and prompts."""
+        return self.clip is not None
+
+    def require_clip(self) -> ClipSpec:
+        """``clip``, for what needs a blur map.
+
+        Raises:
+            BundleError: The network reads no blur map.
+        """
+        if self.clip is None:
+            raise BundleError(
+                f"bundle {self.name!r} has no blur map: its network reads none; choose a bundle whose network reads one"
+            )
+        return self.clip
+
+    @property
     def blur_cell(self) -> int:
-        """Side in px of the square of the image that one blur logit stands for."""
-        return self.blur_map.patch or self.clip.patch
+        """Side in px of the square of the image that one blur logit stands for; 1 where there is no blur map."""
+        return self.blur_map.patch or (self.clip.patch if self.clip else 1)
 
     def graph_names(self, kind: str) -> tuple[set[str], set[str]]:
         """Names of the inputs and of the outputs of a graph, ``"clip"`` or ``"deblur"``."""
+        if kind == "deblur" and not self.reads_blur_map:
+            return {"pair"}, {"restored"}
         if kind == "deblur":
             return {"pair", f"blur_{self.blur_map.network_input}"}, {"restored"}
         if self.blur_map.method == "patch":

@@ -334,7 +334,10 @@ def _short_list(value: object) -> list[Any]:
     return items
 
 
-def _clip(fields: _Object) -> ClipSpec:
+def _clip(top: _Object) -> ClipSpec | None:
+    if top.take("clip", lambda value: value) is None:
+        return None
+    fields = top.child("clip")
     spec = ClipSpec(
         architecture=fields.take("architecture", _text),
         patch=fields.take("patch", _integer(1, MAX_WINDOW)),
@@ -393,9 +396,9 @@ def _padding(fields: _Object) -> Padding:
     return padding
 
 
-def _graphs(fields: _Object) -> dict[str, dict[str, str]]:
+def _graphs(fields: _Object, clip: ClipSpec | None) -> dict[str, dict[str, str]]:
     graphs: dict[str, dict[str, str]] = {}
-    for kind in GRAPHS:
+    for kind in GRAPHS if clip is not None else ("deblur",):
         child = fields.child(kind)
         present = [precision for precision in GRAPH_PRECISIONS if precision == "fp32" or precision in child.value]
         graphs[kind] = {precision: child.take(precision, _graph_name) for precision in present}
@@ -488,16 +491,22 @@ def _files(fields: _Object) -> dict[str, FileEntry]:
 
 def _check_whole(manifest: Manifest, top: _Object) -> None:
     """The rules that tie several fields together."""
-    dense = manifest.blur_map.method == "dense"
-    if len(manifest.prompts) != (PROMPTS if dense else 1):
-        raise top.error("prompts", f"{PROMPTS} prompts" if dense else "one prompt", len(manifest.prompts))
-    for name in FORMATS if dense else (DP_AWARE,):
+    dense, clip = manifest.blur_map.method == "dense", manifest.clip
+    count = 0 if clip is None else PROMPTS if dense else 1
+    if len(manifest.prompts) != count:
+        raise top.error("prompts", "one prompt" if count == 1 else f"{count} prompts", len(manifest.prompts))
+    for name in () if clip is None else FORMATS if dense else (DP_AWARE,):
         if not any(prompt.format == name for prompt in manifest.prompts):
             raise top.error("prompts", f"at least one prompt of format {name}", [p.format for p in manifest.prompts])
-    multiple = math.lcm(_NETWORK_MULTIPLE, manifest.clip.patch) if dense else _NETWORK_MULTIPLE
+    if clip is None and manifest.blur_map != BlurMapSpec():
+        raise top.error("blur_map", "no such field without clip", top.value["blur_map"])
+    multiple = math.lcm(_NETWORK_MULTIPLE, clip.patch) if clip is not None and dense else _NETWORK_MULTIPLE
     if manifest.padding.multiple % multiple:
         raise top.error("padding.multiple", f"a multiple of {multiple}", manifest.padding.multiple)
-    needed = {TEXT_EMBEDDINGS_FILE: "text embeddings"}
+    for i, engine in enumerate(manifest.engines):
+        if engine.kind not in manifest.graphs:
+            raise top.error(f"engines[{i}].kind", f"one of {', '.join(manifest.graphs)}", engine.kind)
+    needed = {} if clip is None else {TEXT_EMBEDDINGS_FILE: "text embeddings"}
     for kind, precisions in manifest.graphs.items():
         needed |= {file: f"graphs.{kind}.{precision}" for precision, file in precisions.items()}
     for name, what in needed.items():
@@ -526,15 +535,16 @@ def manifest_from_json(value: object, where: str = MANIFEST_FILE) -> Manifest:
             f"{where}: expected schema_version {SCHEMA_VERSION}, got {version}; "
             f"upgrade ldp if the bundle is newer, or {FIX_MANIFEST}"
         )
+    clip = _clip(top)
     manifest = Manifest(
         name=top.take("name", _text),
         created=top.take("created", _time),
         network=_network(top.child("network")),
-        clip=_clip(top.child("clip")),
+        clip=clip,
         prompts=tuple(_prompt(child) for child in top.children("prompts")),
         ensemble=top.take("ensemble", _ensemble),
         padding=_padding(top.child("padding")),
-        graphs=_graphs(top.child("graphs")),
+        graphs=_graphs(top.child("graphs"), clip),
         opset=top.take("opset", _integer(1)),
         tools=top.take("tools", _texts),
         blur_map=_blur_map(top.child("blur_map")) if "blur_map" in top.value else BlurMapSpec(),

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             bundles[name] = {
                 "path": str(folder),
                 "created": manifest.created,
-                "clip": manifest.clip.architecture,
+                "clip": manifest.clip.architecture if manifest.clip else None,
                 "graphs": sorted({p for graphs in manifest.graphs.values() for p in graphs}),
             }
 

@@ -190,7 +190,7 @@ class Chain:
             OutOfDeviceMemoryError: There is not enough memory.
         """
         self.plan = plan
-        self._device, self._streams, self._clip_spec, self._table = device, streams, manifest.clip, table
+        self._device, self._streams, self._clip_spec, self._table = device, streams, manifest.require_clip(), table
         self._clip = clip.context(plan.clip_shapes)
         self._deblur = deblur.context(plan.deblur_shapes) if deblur is not None else None
         self._canvas_dtype, self._feature_dtype = self._check_io(clip, deblur)

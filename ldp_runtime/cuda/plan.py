@@ -134,7 +134,7 @@ class Plan:
             manifest: That of the bundle.
             tiles: Tiles over the padded pair.
         """
-        clip = manifest.clip
+        clip = manifest.require_clip()
         H, W = manifest.padding.padded_size(*form.along_x)
         windows = WindowGrid.cover(H, W, window=clip.window, overlap=clip.overlap, patch=clip.patch)
         batch = clip_batch(len(windows))

@@ -100,6 +100,7 @@ class Runner:
         device.activate()
         manifest = bundle.manifest
         self._streams = Streams.of(device)
+        assert bundle.text_embeddings is not None  # it has a CLIP graph
         self._table = PromptTable.of(bundle.text_embeddings, manifest.prompts, manifest.ensemble)
         self._chains: OrderedDict[PairForm, tuple[Chain, str | None]] = OrderedDict()
         self._tiling: dict[PairForm, tuple[TileGrid, str | None]] = {}
@@ -199,7 +200,7 @@ class Runner:
             return
         manifest = self._bundle.manifest
         H, W = manifest.padding.padded_size(*form.along_x)
-        multiple = tile_multiple(manifest.network, manifest.padding.multiple, manifest.clip.patch)
+        multiple = tile_multiple(manifest.network, manifest.padding.multiple, manifest.blur_cell)
         asked = self.tile if isinstance(self.tile, int) and form.restore else None
         if asked is None or max(H, W) <= asked:
             yield TileGrid.cover(H, W, (H, W), multiple=multiple), None
@@ -210,7 +211,7 @@ class Runner:
         coarse = [(side, side, multiple) for side in sides]
         # An engine for one size alone: the grid of attention windows has to give way.
         fine = [
-            (*size, tile_multiple({}, manifest.padding.multiple, manifest.clip.patch))
+            (*size, tile_multiple({}, manifest.padding.multiple, manifest.blur_cell))
             for size in self._source.fixed_sizes()
             if asked is None or max(size) <= asked
         ]

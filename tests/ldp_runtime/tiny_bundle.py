@@ -8,6 +8,7 @@ probability of blur, so that both inputs and both views matter.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,46 +31,47 @@ MEAN = (0.48, 0.46, 0.41)
 STD = (0.27, 0.26, 0.28)
 
 
-def make_tiny_bundle(folder: Path, name: str = "tiny", *, seed: int = 0) -> Path:
+def make_tiny_bundle(folder: Path, name: str = "tiny", *, seed: int = 0, clip: bool = True) -> Path:
     """Writes the bundle ``folder / name`` and returns its path.
 
     Args:
         folder: Where to put it; made if missing.
         name: Name of the bundle and of its folder.
         seed: Of its weights.
+        clip: With a CLIP graph; else its network reads no blur map.
     """
     path = folder / name
     path.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    for kind, graph in (("clip", clip_graph), ("deblur", deblur_graph)):
+    deblur = functools.partial(deblur_graph, blur_map=clip)
+    for kind, graph in (("clip", clip_graph), ("deblur", deblur))[not clip :]:
         state = rng.bit_generator.state
         for precision, suffix in ((np.float32, ".onnx"), (np.float16, ".fp16.onnx")):
             rng.bit_generator.state = state  # the same weights in both precisions
             onnx.save(graph(rng, np.dtype(precision)), path / f"{kind}{suffix}")
-    embeddings = rng.standard_normal((8, EMBED_DIM)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    np.save(path / TEXT_EMBEDDINGS_FILE, embeddings)
-    write_manifest(path, tiny_manifest(name))
+    if clip:
+        embeddings = rng.standard_normal((8, EMBED_DIM)).astype(np.float32)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        np.save(path / TEXT_EMBEDDINGS_FILE, embeddings)
+    write_manifest(path, tiny_manifest(name, clip=clip))
     return path
 
 
-def tiny_manifest(name: str = "tiny") -> Manifest:
-    """The manifest of the tiny bundle, its files not listed yet."""
+def tiny_manifest(name: str = "tiny", *, clip: bool = True) -> Manifest:
+    """The manifest of the tiny bundle, its files not listed yet; without ``clip`` its network reads no blur map."""
     prompts = [Prompt(f"Blurry {i}.", "blur-aware", 1.0 + i, 9.0 + i) for i in range(4)]
     prompts += [Prompt(f"Symmetrical {i}.", "dp-aware", 2.0 - i, 8.0 - i) for i in range(3)]
     prompts += [Prompt("Symmetrical, sign learnt.", "dp-aware", 0.5, -11.0)]
+    graphs = {kind: {"fp32": f"{kind}.onnx", "fp16": f"{kind}.fp16.onnx"} for kind in ("clip", "deblur")[not clip :]}
     return Manifest(
         name=name,
         created="2026-01-01T00:00:00Z",
         network={"config": "tiny"},
-        clip=ClipSpec("tiny-clip", PATCH, WINDOW, OVERLAP, MEAN, STD, EMBED_DIM, False, "random"),
-        prompts=tuple(prompts),
+        clip=ClipSpec("tiny-clip", PATCH, WINDOW, OVERLAP, MEAN, STD, EMBED_DIM, False, "random") if clip else None,
+        prompts=tuple(prompts) if clip else (),
         ensemble="ens2",
         padding=Padding(PADDING_MULTIPLE),
-        graphs={
-            "clip": {"fp32": "clip.onnx", "fp16": "clip.fp16.onnx"},
-            "deblur": {"fp32": "deblur.onnx", "fp16": "deblur.fp16.onnx"},
-        },
+        graphs=graphs,
         opset=OPSET,
         tools={"onnx": onnx.__version__},
         licences={"weights": "Apache-2.0", "data": []},
@@ -138,13 +140,16 @@ def clip_graph(rng: np.random.Generator, dtype: np.dtype[np.floating]) -> onnx.M
     )
 
 
-def deblur_graph(rng: np.random.Generator, dtype: np.dtype[np.floating], gain: float = 0.02) -> onnx.ModelProto:
+def deblur_graph(
+    rng: np.random.Generator, dtype: np.dtype[np.floating], gain: float = 0.02, blur_map: bool = True
+) -> onnx.ModelProto:
     """``center + sigmoid(blur logits) * network(pair)``; I/O and the skip in FP32, the network in ``dtype``.
 
     Args:
         rng: Draws the weights.
         dtype: Of the network.
         gain: Size of the residual's weights; the residual is some 5 times that.
+        blur_map: It reads the blur logits; else the residual is added as it is.
     """
     g = Graph(dtype)
     bounds = [g.constant(np.array([at])) for at in (0, 3, 6)]
@@ -163,11 +168,15 @@ def deblur_graph(rng: np.random.Generator, dtype: np.dtype[np.floating], gain: f
     network = g.node("Mul", network, g.node("Sigmoid", network))
     network = conv(network, 16, 12, gain)
     residual = g.node("DepthToSpace", g.node("Cast", network, to=TensorProto.FLOAT), blocksize=2, mode="CRD")
-    scales = g.constant(np.array([1, 1, PATCH, PATCH], np.float32))
-    blurred = g.node("Resize", g.node("Sigmoid", "blur_logits"), "", scales, mode="linear")
-    g.node("Add", center, g.node("Mul", blurred, residual), output="restored")
+    inputs: dict[str, list[int | str]] = {"pair": [1, 6, "H", "W"]}
+    if blur_map:
+        inputs["blur_logits"] = [1, 1, "h", "w"]
+        scales = g.constant(np.array([1, 1, PATCH, PATCH], np.float32))
+        blurred = g.node("Resize", g.node("Sigmoid", "blur_logits"), "", scales, mode="linear")
+        residual = g.node("Mul", blurred, residual)
+    g.node("Add", center, residual, output="restored")
     return g.model(
-        {"pair": [1, 6, "H", "W"], "blur_logits": [1, 1, "h", "w"]},
+        inputs,
         {"restored": [1, 3, "H", "W"]},
         TensorProto.FLOAT,
     )

@@ -28,6 +28,14 @@ from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, 
 FIX_FILES = "get the bundle again or export it again with ldp-export onnx"
 FIX_MANIFEST = "export the bundle again with ldp-export onnx"
 
+PROMPT = {"text": "Blurry.", "format": "dp-aware", "offset": 0.0, "temperature": 1.0}
+PATCH_MAP = {"method": "patch", "network_input": "map", "patch": 40}
+CLIP_ENGINE = {
+    "kind": "clip", "flavour": "rtx", "version": "1.0", "targets": ["sm_89"], "precision": "fp16",
+    "profile": {"stereo": {"min": [1], "opt": [1], "max": [1]}},
+    "key": "0" * 64, "file": "engines/0", "sha256": "0" * 64, "size": 1,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,6 +110,42 @@ def test_content_is_equal_for_equal_content_and_changes_with_a_file(bundle: Path
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- a network that reads no blur map
+
+
+def test_a_bundle_without_a_clip_graph_has_no_prompts_and_no_embeddings(tmp_path: Path) -> None:
+    path = make_tiny_bundle(tmp_path, clip=False)
+    loaded = Bundle.load(path)
+    manifest = loaded.manifest
+    assert not manifest.reads_blur_map
+    assert (manifest.clip, manifest.prompts, loaded.text_embeddings) == (None, (), None)
+    assert manifest.graph_names("deblur") == ({"pair"}, {"restored"})
+    assert manifest.blur_cell == 1
+    assert set(manifest.files) == {"deblur.onnx", "deblur.fp16.onnx"}
+    assert json.loads((path / MANIFEST_FILE).read_text())["clip"] is None
+    assert manifest_from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert error_of(manifest.require_clip) == (
+        "bundle 'tiny' has no blur map: its network reads none; choose a bundle whose network reads one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda value: value["prompts"].append(PROMPT), "field 'prompts': expected 0 prompts, got 1"),
+        (lambda value: value.update(blur_map=PATCH_MAP), "field 'blur_map': expected no such field without clip, got "),
+        (lambda value: value["graphs"].update(clip={"fp32": "deblur.onnx"}), "field 'graphs.clip' is not part of"),
+        (lambda value: value["engines"].append(CLIP_ENGINE), "field 'engines[0].kind': expected one of deblur, got "),
+    ],
+)
+def test_what_a_bundle_without_a_clip_graph_may_not_have(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    path = make_tiny_bundle(tmp_path, clip=False)
+    edit(path, change)
+    assert problem in error_of(lambda: Bundle.load(path))
 
 
 # --- damage
