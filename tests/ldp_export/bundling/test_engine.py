@@ -264,6 +264,7 @@ def test_progress_is_told(tiny: Path) -> None:
         assert recorder.depth == 0
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 @needs_rtx
 def test_ctrl_c_stops_the_build_and_leaves_nothing_of_it(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -215,18 +215,19 @@ from pathlib import Path
 from ldp_export.simulation import scenes
 
 def forever(*_, **__):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(600)
 
 if __name__ == "__main__":
     job = scenes.RenderJob(Path(sys.argv[1]), None, Path(sys.argv[2]), 1)
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     scenes.render(job, 130, jobs=2)
 else:
     scenes.render_shard = forever  # in the processes that render
 """
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("whom", "how"), [("parent", signal.SIGKILL), ("child", signal.SIGKILL), ("parent", signal.SIGINT)]

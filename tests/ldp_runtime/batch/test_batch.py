@@ -450,6 +450,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Pa
     return source, outputs(folder / "out")
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 def test_ctrl_c(unbroken: tuple[Path, dict[str, bytes]], bundle: Path, out: Path) -> None:
     source, expected = unbroken
     arguments = command(source, out, bundle, "--blur-map", "png")

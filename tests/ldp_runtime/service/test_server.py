@@ -84,6 +84,7 @@ def test_serve_restores_as_deblur_does_and_ends_with_0(bundle: Path, tmp_path: P
         assert service.stop(signal.SIGTERM) == (0, "")
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 def test_ctrl_c_ends_with_130_and_beyond_loopback_a_token_is_made(bundle: Path) -> None:
     with serving("--host", "0.0.0.0", "--bundle", bundle, "--backend", "onnxruntime") as service:
         token = next(line.split()[1] for line in service.printed if line.startswith("token"))
