@@ -23,10 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldp_export.files import staged_folder, write_text
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
-from ldp_runtime.files import cannot_write
+from ldp_runtime.files import cannot_write, staged_folder, write_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +164,7 @@ class Checkpoint:
         Raises:
             WriteError: The folder cannot be written.
         """
-        write_text(self.path / CALIBRATION_FILE, _dump([asdict(prompt) for prompt in prompts]))
+        write_files({self.path / CALIBRATION_FILE: _dump([asdict(prompt) for prompt in prompts]).encode()})
 
     def _clip_config(self) -> dict[str, Any]:
         return _object(self.path / CLIP_FILE)

@@ -1,7 +1,7 @@
 """Errors that are meant for the user.
 
-Each message is one line that says what was expected, what was given, and the fix. The command line prints it as
-``ldp: error: ...`` and exits with code 2; a traceback is only for bugs.
+Each message is one line, "expected X, got Y; fix". The command line prints it as ``ldp: error: ...`` and exits with
+code 2; a traceback is only for bugs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ class LDPError(Exception):
 
 
 class ImageError(LDPError):
-    """An image cannot be read, written or used: wrong shape, depth, size or format."""
+    """An image cannot be read, encoded or used: wrong shape, depth, size or format."""
+
+
+class WriteError(LDPError):
+    """A file or folder cannot be written."""
 
 
 class BundleError(LDPError):

@@ -1,8 +1,8 @@
 """Writing files so that a failure, a kill, or two writers at once leave the old file or the new one, each whole.
 
-What is written goes to ``.NAME.N.tmp`` in the same folder, is flushed to the disk, and is renamed when it is complete.
-A writer holds a lock on its temporary file for as long as it lives. So a file that a killed process left behind is told
-from one in use, and the next writer of that name takes it over: a name never has more temporary files than it had
+New content goes to ``.NAME.N.tmp`` in the same folder, is flushed to the disk, and is renamed when it is complete.
+A writer holds a lock on its temporary file until it ends. The lock distinguishes a file in use from one that a killed
+process left behind, which the next writer of that name reuses: a name never has more temporary files than it had
 writers at the same time.
 """
 
@@ -19,11 +19,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ldp_runtime.errors import WriteError
+
 try:
     import fcntl
 
     _LOCKS = True
-except ImportError:  # Windows has no such locks: what a killed process leaves there stays
+except ImportError:  # Windows has no such locks: files of a killed process stay there
     _LOCKS = False
 
 _LONGEST_NAME = 200
@@ -31,6 +33,7 @@ _LONGEST_NAME = 200
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK = (*_FULL, errno.EROFS, errno.EIO)
+_FOLDER_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
@@ -43,7 +46,7 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         OSError: A file cannot be written; its ``filename`` says which. No temporary file stays behind.
     """
     with ExitStack() as stack:
-        pending = [(stack.enter_context(_Temporary.of(path)), content) for path, content in contents.items()]
+        pending = [(stack.enter_context(_Temporary.create(path)), content) for path, content in contents.items()]
         for temporary, content in pending:
             with _naming(temporary.target):
                 temporary.file.write(content)
@@ -53,6 +56,18 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
                 temporary.publish()
 
 
+def write_files(contents: Mapping[Path, bytes] | Mapping[str, bytes]) -> None:
+    """As ``write_whole``, through links, for what a user names.
+
+    Raises:
+        WriteError: A file cannot be written; its cause is the OSError.
+    """
+    try:
+        write_whole({Path(os.path.realpath(name)): content for name, content in contents.items()})
+    except OSError as error:
+        raise WriteError(cannot_write(error.filename or "the file", error)) from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of ``path`` when the block ends without an error.
@@ -60,27 +75,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: It cannot be written; its ``filename`` says which. No temporary file stays behind.
     """
-    with _Temporary.of(path) as temporary, _naming(path):
+    with _Temporary.create(path) as temporary, _naming(path):
         yield temporary.file
         temporary.complete()
         temporary.publish()
 
 
-def check_can_write(path: Path) -> None:
-    """Tries, before a long computation, whether a file can be written at ``path``; nothing is left there.
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Checks, before a long computation, that a file can be written at ``path``; nothing is left there.
 
     Raises:
-        OSError: It cannot.
+        WriteError: The folder is missing or cannot be written, or ``path`` is a folder.
     """
-    with _Temporary.of(path):
-        pass
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise WriteError(f"{path} is a folder; give a file name in it")
+    if not target.parent.is_dir():
+        raise WriteError(f"{path} cannot be written: the folder {target.parent} does not exist; make it first")
+    try:
+        with _Temporary.create(target):
+            pass
+    except OSError as error:
+        raise WriteError(cannot_write(os.fspath(path), error)) from error
 
 
 @contextmanager
 def claimed_folder(target: Path) -> Iterator[Path]:
     """An empty temporary folder beside ``target``, which the caller may rename; gone when the block ends.
 
-    One that a killed process left behind is emptied and taken over.
+    One that a killed process left behind is emptied and reused.
 
     Raises:
         OSError: It cannot be made.
@@ -106,18 +129,71 @@ def abandoned(folder: Path) -> Iterator[bool]:
         folder: One that ``claimed_folder`` made, under whatever name it has now.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     except OSError:
         yield False
         return
     try:
-        yield _lock(handle) is True and _is_at(handle, folder)
+        yield lock_file(handle) is True and _is_at(handle, folder)
     finally:
         os.close(handle)
 
 
+@contextmanager
+def staged_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder beside ``folder``, whose files go there when the block ends without an error.
+
+    A folder that did not exist appears whole, in one step. In one that did, files of other names stay, and the file
+    ``last``, which makes the folder valid, is removed first and put back last. A process that is killed in between
+    leaves all new files in ``.NAME.new`` beside it, and ``finish_staged`` completes its work.
+
+    Raises:
+        WriteError: The folder cannot be made or written, or the disk is full.
+    """
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        finish_staged(folder, last)
+        with claimed_folder(folder) as staged:
+            yield staged
+            if folder.exists():
+                os.rename(staged, _ready(folder))  # from here on a kill loses nothing
+                _move_in(folder, last)
+            else:
+                os.rename(staged, folder)
+    except OSError as error:
+        if not (is_disk_error(error) or isinstance(error, _FOLDER_ERRORS)):
+            raise
+        raise WriteError(cannot_write(folder, error)) from error
+
+
+def finish_staged(folder: Path, last: str) -> None:
+    """Completes the work of a ``staged_folder`` that was killed; does nothing where there is none.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    with abandoned(_ready(folder.absolute())) as left_over:
+        if left_over:
+            _move_in(folder.absolute(), last)
+
+
+def _ready(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.new")
+
+
+def _move_in(folder: Path, last: str) -> None:
+    ready = _ready(folder)
+    files = sorted(ready.iterdir(), key=lambda path: path.name == last)
+    if files:
+        (folder / last).unlink(missing_ok=True)
+    for path in files:
+        os.replace(path, folder / path.name)
+    ready.rmdir()
+
+
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error tells of the disk (full, read-only, failing) and not of a mistake in the code.
+    """Whether an error lies in the disk (full, read-only, failing) and not in the code.
 
     Libraries do not always hand on the system's error: numpy counts what it could not write.
     """
@@ -127,7 +203,7 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def cannot_write(path: Path | str, error: BaseException) -> str:
-    """The message about a file or folder that cannot be written: what was given, and the fix."""
+    """The message about a file or folder that cannot be written, with the fix."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number is not None else " ".join(str(error).split())
     full = number in _FULL or (number is None and is_disk_error(error))
@@ -145,7 +221,7 @@ def temporary_stem(name: str) -> str:
 def _remove_folder(path: Path) -> None:
     try:
         shutil.rmtree(path, ignore_errors=True)
-    except KeyboardInterrupt:  # it came just here: once more
+    except KeyboardInterrupt:  # raised just here: once more
         shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -156,17 +232,17 @@ class _Temporary:
     def __init__(self, target: Path, path: Path, handle: int) -> None:
         self.target, self._path = target, path
         self.file = os.fdopen(handle, "wb")
-        self._there = True
+        self._pending = True
 
     @classmethod
-    def of(cls, target: Path) -> _Temporary:
+    def create(cls, target: Path) -> _Temporary:
         with _naming(target):
             path, handle = _claim(target, folder=False)
             assert handle is not None  # only folders go without
             return cls(target, path, handle)
 
     def complete(self) -> None:
-        """Brings what was written to the disk, which is where it may turn out to be full."""
+        """Flushes the content to the disk, which may turn out to be full only here."""
         self.file.flush()
         try:
             os.fsync(self.file.fileno())
@@ -177,8 +253,8 @@ class _Temporary:
     def publish(self) -> None:
         if not _LOCKS:
             self.file.close()  # Windows does not rename open files
-        os.replace(self._path, self.target)  # elsewhere the lock outlives the name
-        self._there = False
+        os.replace(self._path, self.target)  # elsewhere the lock stays across the rename
+        self._pending = False
 
     def __enter__(self) -> _Temporary:
         return self
@@ -186,21 +262,21 @@ class _Temporary:
     def __exit__(self, *_: object) -> None:
         try:
             self._remove()
-        except KeyboardInterrupt:  # it came just here: once more
+        except KeyboardInterrupt:  # raised just here: once more
             self._remove()
             raise
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
-            if self._there:
+            if self._pending:
                 self._path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what is still in the buffer has nowhere to go
+        with contextlib.suppress(OSError):  # flushing the rest of the buffer may fail
             self.file.close()
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Gives errors the name of the file that the user knows."""
+    """Puts the target's name into errors, in place of the temporary one."""
     try:
         yield
     except OSError as error:
@@ -210,7 +286,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _claim(target: Path, *, folder: bool) -> tuple[Path, int | None]:
-    """Makes or takes over a temporary file or folder; returns it with the handle that holds its lock."""
+    """Makes or reuses a temporary file or folder; returns it with the handle that holds its lock."""
     name = temporary_stem(target.name)
     for n in itertools.count():
         path = target.with_name(f".{name}.{n}.tmp")
@@ -218,10 +294,10 @@ def _claim(target: Path, *, folder: bool) -> tuple[Path, int | None]:
             try:
                 fresh, handle = _open(path, folder)
             except OSError:
-                if os.path.lexists(path):  # of somebody else, or of another kind
+                if os.path.lexists(path):  # another user's, or of another kind
                     break
                 raise
-            locked = _lock(handle) if handle is not None else None
+            locked = lock_file(handle) if handle is not None else None
             if locked is None and fresh:
                 return path, handle
             if locked and handle is not None and _is_at(handle, path):
@@ -230,14 +306,14 @@ def _claim(target: Path, *, folder: bool) -> tuple[Path, int | None]:
                 return path, handle
             if handle is not None:
                 os.close(handle)
-            if not locked:  # in use, or nobody can tell
+            if not locked:  # in use, or unknown
                 break
-            # It was renamed or removed before the lock was ours: once more.
+            # It was renamed or removed before we had the lock: once more.
     raise AssertionError("unreachable")
 
 
 def _open(path: Path, folder: bool) -> tuple[bool, int | None]:
-    """Opens a temporary file or folder; tells whether it is new. No handle: the system opens no folders."""
+    """Opens a temporary file or folder; returns whether it is new, and its handle (None where folders have none)."""
     fresh = True
     if folder:
         try:
@@ -257,8 +333,8 @@ def _open(path: Path, folder: bool) -> tuple[bool, int | None]:
         return False, os.open(path, flags, 0o666)
 
 
-def _lock(handle: int) -> bool | None:
-    """Locks a file for as long as its handle is open; False: another has it; None: there are no locks here."""
+def lock_file(handle: int) -> bool | None:
+    """Locks a file for as long as its handle is open; False: another process holds it; None: no locks here."""
     if not _LOCKS:
         return None
     try:

@@ -120,7 +120,8 @@ def measure(spec: Spec) -> Block:
     from dataclasses import replace
 
     from benchmarks.harness.machine import gpu_memory_used, peak_memory
-    from ldp_runtime.images.photo import encode_photo, read_photo, write_files
+    from ldp_runtime.files import write_files
+    from ldp_runtime.images.photo import encode_photo, read_photo
 
     begin = time.perf_counter()
     left, right = read_photo(spec.left), read_photo(spec.right)

@@ -30,7 +30,6 @@ from ldp_export.bundling.model import ExportError, ExportModel
 from ldp_export.bundling.parity import Parity, measure
 from ldp_export.bundling.selftest import add_sample
 from ldp_export.clip import PatchEncoder, WindowEncoder, embed_texts
-from ldp_export.files import staged_folder
 from ldp_export.network import LDPNet
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import NAFBlock
@@ -38,6 +37,7 @@ from ldp_export.network.released import ReleasedNet
 from ldp_runtime import __version__
 from ldp_runtime.bundle.bundle import write_manifest
 from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest
+from ldp_runtime.files import staged_folder
 from ldp_runtime.stages.geometry import Padding
 
 OPSET = 20

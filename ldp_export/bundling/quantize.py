@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from ldp_export.bundling.quantize_graphs import _BACKEND, FORMATS, Floats, Layer, QuantizeError, _Graph
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, Pixels, _middle
-from ldp_export.files import staged_folder
 from ldp_runtime.backends import BACKENDS, Session
 from ldp_runtime.bundle.bundle import Bundle, save_manifest, sha256_file, write_manifest
 from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, BlurMapSpec, FileEntry, Manifest
 from ldp_runtime.deblurrer import CLIP_BATCH, Deblurrer
+from ldp_runtime.files import staged_folder
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.stages.geometry import WindowGrid
 from ldp_runtime.stages.pixels import PaddedPair, canvases

@@ -37,7 +37,7 @@ def write_pair(
 ) -> None:
     import numpy as np
 
-    from ldp_export.files import staged_folder
+    from ldp_runtime.files import staged_folder
     from ldp_runtime.images.photo import write_pixels
 
     with staged_folder(folder, last=record_name) as staged:
@@ -69,7 +69,7 @@ def check_folder(folder: Path, marker: str) -> None:
     Raises:
         ArgumentError: It is a file, it lacks the file ``marker`` and holds more than notes (.md), or is not writable.
     """
-    from ldp_export.files import finish_staged
+    from ldp_runtime.files import finish_staged
 
     existing = folder.absolute()
     try:

@@ -126,7 +126,7 @@ def _open(arguments: argparse.Namespace) -> tuple[str, Deblurrer | TorchDeblurre
 def _score_sample(arguments: argparse.Namespace) -> None:
     from ldp_export.evaluation.evaluate import evaluate, store
     from ldp_runtime.deblurrer import Deblurrer
-    from ldp_runtime.images.photo import check_writable, write_files
+    from ldp_runtime.files import check_writable, write_files
 
     if arguments.json is not None:
         check_writable(arguments.json)
@@ -153,7 +153,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from numpy.typing import NDArray
 
     from ldp_export.evaluation.score import encode_sheet, score_dataset
-    from ldp_runtime.images.photo import write_files
+    from ldp_runtime.files import write_files
 
     datasets = [_open_data(given, arguments.split) for given in arguments.data]
     make_folder(arguments.output)

@@ -17,9 +17,9 @@ from ldp_export.evaluation.score import SHARP_DISPARITY, Restorer
 from ldp_export.simulation.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
 from ldp_runtime.bundle.bundle import read_manifest, write_manifest
 from ldp_runtime.errors import BundleError
-from ldp_runtime.files import cannot_write
+from ldp_runtime.files import cannot_write, write_files
 from ldp_runtime.images.decode import Photo
-from ldp_runtime.images.photo import encode_photo, write_files
+from ldp_runtime.images.photo import encode_photo
 from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import colour_blur_map, comparison
 

@@ -34,7 +34,7 @@ from ldp_export.simulation.simulate import (
     simulate_pair,
 )
 from ldp_runtime.cache import cache_folder
-from ldp_runtime.images.photo import write_files
+from ldp_runtime.files import write_files
 
 Pixels = NDArray[np.uint8]
 View = NDArray[np.uint8] | NDArray[np.uint16]

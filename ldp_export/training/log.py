@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ldp_export.blur_map import upsample_map
-from ldp_export.files import write_text
 from ldp_export.training.config import TrainingError
-from ldp_runtime.files import cannot_write
+from ldp_runtime.files import cannot_write, write_files
 from ldp_runtime.images.visualize import colour_blur_map
 
 LOG_FILE = "train.log.jsonl"
@@ -34,7 +33,7 @@ class RunLog:
         self._file = folder / LOG_FILE
         lines = self._file.read_text().splitlines() if step and self._file.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        write_text(self._file, "".join(f"{line}\n" for line in kept))
+        write_files({self._file: "".join(f"{line}\n" for line in kept).encode()})
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def record(self, step: int, stage: int, values: Mapping[str, float], group: str) -> None:

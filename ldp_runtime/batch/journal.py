@@ -19,7 +19,7 @@ from typing import IO, Any
 from ldp_runtime.batch.jobs import Job
 from ldp_runtime.bundle.bundle import sha256_file
 from ldp_runtime.errors import LDPError
-from ldp_runtime.files import cannot_write, temporary_stem
+from ldp_runtime.files import cannot_write, lock_file, temporary_stem
 
 JOURNAL_FILE = ".ldp-batch.jsonl"
 
@@ -115,7 +115,7 @@ class Journal:
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise OutputError(cannot_write(self.folder, error)) from error
-        if not _lock(self._file):
+        if lock_file(self._file.fileno()) is False:
             self._file.close()
             raise OutputError(f"{self.folder} is in use by another ldp batch; wait until it ends, or stop it")
         self._read()  # another run may have ended just now
@@ -252,18 +252,3 @@ def _holds(path: Path, facts: FileFacts, verify: bool) -> bool:
         return sha256_file(path) == facts.sha256
     except OSError:
         return False
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Takes hold of a file until it is closed or the process ends; True too where the system knows no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems have none
-        pass
-    return True

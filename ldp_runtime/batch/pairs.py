@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ldp_runtime.errors import ImageError
+from ldp_runtime.images.photo import SUFFIXES
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 CONVENTIONS = "NAME_L and NAME_R, folders left/ and right/, folders NAME_l/ and NAME_r/ (DPD-blur), or left and right"
 CSV_COLUMNS = ("left", "right", "output")
 

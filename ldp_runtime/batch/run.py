@@ -12,8 +12,8 @@ from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import Journal, OutputError
 from ldp_runtime.batch.report import Progress
 from ldp_runtime.batch.work import Done, Outcome
-from ldp_runtime.errors import BackendError, ImageError
-from ldp_runtime.images import photo as image_io
+from ldp_runtime.errors import BackendError, WriteError
+from ldp_runtime.files import write_files
 
 LOG_FILE = "ldp-batch.json"
 GIVE_UP_AFTER = 3
@@ -94,6 +94,6 @@ def write_log(path: Path, fields: Mapping[str, Any]) -> None:
         OutputError: It cannot be written.
     """
     try:
-        image_io.write_files({path: (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()})
-    except ImageError as error:
+        write_files({path: (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()})
+    except WriteError as error:
         raise OutputError(f"the log {error}; name another place for it with --log") from error

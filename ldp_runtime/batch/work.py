@@ -21,10 +21,10 @@ from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import FileFacts, OutputError, Record
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer, Started
-from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, one_line
-from ldp_runtime.files import cannot_write
-from ldp_runtime.images import photo as image_io
+from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, WriteError, one_line
+from ldp_runtime.files import cannot_write, write_files
 from ldp_runtime.images.pair_files import Views, encode_blur_map, read_views
+from ldp_runtime.images.photo import check_format, encode_photo
 from ldp_runtime.result import Result
 from ldp_runtime.stages.tiles import ran_out_of_memory
 
@@ -129,7 +129,7 @@ def read(job: Job, settings: Settings) -> Read:
                 f"{error.filename} cannot be read: {error.strerror}; check the name and its rights"
             ) from error
         views = read_views(job.left, job.right, axis=settings.axis, swap=settings.swap)
-        image_io.check_format(job.output, views.left)
+        check_format(job.output, views.left)
         return Read(job, views, *facts, time.perf_counter() - begin)
 
 
@@ -165,7 +165,7 @@ def write(restored: Restored, settings: Settings) -> Done:
     with failing_alone(job):
         begin = time.perf_counter()
         contents: dict[Path, bytes] = {}
-        contents[job.output] = image_io.encode_photo(job.output, replace(pair.views.left, pixels=result.restored))
+        contents[job.output] = encode_photo(job.output, replace(pair.views.left, pixels=result.restored))
         if job.blur_map is not None:
             contents[job.blur_map] = encode_blur_map(job.blur_map, result.blur_map)
         _write_files(contents)
@@ -210,14 +210,14 @@ def _write_files(contents: dict[Path, bytes]) -> None:
     try:
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)
-        image_io.write_files({str(path): content for path, content in contents.items()})
-    except (OSError, ImageError) as error:
-        cause = error.__cause__ if isinstance(error, ImageError) else error
+        write_files(contents)
+    except (OSError, WriteError) as error:
+        cause = error.__cause__ if isinstance(error, WriteError) else error
         if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
             raise ImageError(
                 f"{next(iter(contents))} cannot be written: its name is too long; rename the views"
             ) from error
-        text = str(error) if isinstance(error, ImageError) else cannot_write(error.filename, error)
+        text = str(error) if isinstance(error, WriteError) else cannot_write(error.filename, error)
         raise OutputError(text) from error
 
 

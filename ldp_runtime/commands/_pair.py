@@ -184,7 +184,7 @@ def check_blur_map_name(path: str) -> None:
 
 def check_outputs(inputs: list[str], outputs: list[str]) -> None:
     """Refuses, before anything is computed, what could not be written or would destroy an input."""
-    from ldp_runtime.images.photo import check_writable
+    from ldp_runtime.files import check_writable
 
     seen: dict[str, str] = {}
     for output in outputs:

@@ -121,7 +121,7 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
     from ldp_runtime.batch.journal import OutputError
     from ldp_runtime.batch.report import Progress, Tally, failure_lines
     from ldp_runtime.batch.run import LOG_FILE, follow, write_log
-    from ldp_runtime.images.photo import check_writable
+    from ldp_runtime.files import check_writable
 
     log = arguments.log or arguments.output / LOG_FILE
     end: LDPError | KeyboardInterrupt | None = None

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.images import photo as image_io
+    from ldp_runtime.files import write_files
     from ldp_runtime.images.pair_files import encode_blur_map
 
     report = PairReport(arguments)
@@ -46,6 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
     result = deblurrer.blur_map(views.left.pixels, views.right.pixels, axis=views.axis)
     report.add_result(deblurrer, result)
     with report.stage("write"):
-        image_io.write_files({arguments.output: encode_blur_map(arguments.output, result.blur_map)})
+        write_files({arguments.output: encode_blur_map(arguments.output, result.blur_map)})
     report.fields["outputs"] = {"blur_map": arguments.output}
     report.print()

@@ -59,23 +59,24 @@ def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from dataclasses import replace
 
-    from ldp_runtime.images import photo as image_io
+    from ldp_runtime.files import write_files
     from ldp_runtime.images.pair_files import encode_blur_map
+    from ldp_runtime.images.photo import check_format, encode_photo, image_format
 
     report = PairReport(arguments)
     inputs = [arguments.left, arguments.right, *([arguments.target] if arguments.target else [])]
     outputs = [p for p in (arguments.output, arguments.blur_map, arguments.compare) if p is not None]
-    image_io.image_format(arguments.output)
+    image_format(arguments.output)
     if arguments.blur_map is not None:
         check_blur_map_name(arguments.blur_map)
     if arguments.compare is not None:
-        image_io.image_format(arguments.compare)
+        image_format(arguments.compare)
     check_outputs(inputs, outputs)
 
     with report.stage("read"):
         views = read_pair(arguments, report)
         left, right = views.left, views.right
-        image_io.check_format(arguments.output, left)
+        check_format(arguments.output, left)
         target = _read_target(arguments.target, left) if arguments.target else None
     with report.stage("load"):
         deblurrer = load(arguments)
@@ -86,12 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     quality = _quality(left, right, result.restored, target) if target is not None else None
     with report.stage("write"):
-        contents = {arguments.output: image_io.encode_photo(arguments.output, replace(left, pixels=result.restored))}
+        contents = {arguments.output: encode_photo(arguments.output, replace(left, pixels=result.restored))}
         if arguments.blur_map is not None:
             contents[arguments.blur_map] = encode_blur_map(arguments.blur_map, result.blur_map)
         if arguments.compare is not None:
             contents[arguments.compare] = _encode_comparison(arguments.compare, left, right, result, target, quality)
-        image_io.write_files(contents)
+        write_files(contents)
     written = {"restored": arguments.output, "blur_map": arguments.blur_map, "compare": arguments.compare}
     report.fields["outputs"] = {name: path for name, path in written.items() if path is not None}
     if quality is not None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ldp_runtime.errors import ImageError
-from ldp_runtime.images import photo as image_io
 from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.orientation import upright_disparity
+from ldp_runtime.images.photo import encode_photo, read_photo
 from ldp_runtime.images.quality import view_correlation
 from ldp_runtime.images.visualize import colour_blur_map
 
@@ -59,7 +60,7 @@ def read_views(
         ImageError: A file cannot be read, or they differ in size, depth or EXIF orientation.
     """
     names = (right, left) if swap else (left, right)
-    first, second = (image_io.read_photo(name) for name in names)
+    first, second = (read_photo(name) for name in names)
     return match_views(first, second, names, axis=axis)
 
 
@@ -100,7 +101,7 @@ def match_views(
                 f"{names[0]} and {names[1]} do not look like two views of one photo (correlation "
                 f"{correlation:.2f}, expected at least {MATCH_THRESHOLD}); check that they belong together"
             )
-    axis, mirrored = image_io.upright_disparity(axis, first.orientation)
+    axis, mirrored = upright_disparity(axis, first.orientation)
     if mirrored:
         first, second = replace(first, pixels=second.pixels), replace(second, pixels=first.pixels)
     return Views(first, second, axis, tuple(warnings))
@@ -129,4 +130,4 @@ def encode_blur_map(path: str | os.PathLike[str], blur_map: np.ndarray) -> bytes
         buffer = io.BytesIO()
         np.save(buffer, blur_map)
         return buffer.getvalue()
-    return image_io.encode_photo(path, Photo(colour_blur_map(blur_map)))
+    return encode_photo(path, Photo(colour_blur_map(blur_map)))

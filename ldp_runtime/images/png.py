@@ -1,54 +1,63 @@
-"""Reading and writing PNG files."""
+"""PNG: chunks are checked, then Pillow reads 8 bits and OpenCV 16; the encoder is our own."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import PngImagePlugin
 
-from ldp_runtime.errors import ImageError
 from ldp_runtime.images.decode import (
     DEFLATE_LEVEL,
     DEFLATE_RATIO,
-    PNG_SIGNATURE,
     Decoded,
+    Format,
     Photo,
+    UnsupportedError,
     check_size,
     decode_cv2,
     decode_pillow,
-    decoding,
 )
 
-
-def read_png(path: Path, data: bytes) -> Decoded:
-    """Decodes a PNG file after its chunks were checked."""
-    with decoding(path):
-        pixel_chunks, exif = _png_chunks(path, data)
-        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
-        if getattr(image, "n_frames", 1) > 1:
-            raise ImageError(f"{path} is an animation; expected one picture: export one frame of it")
-        bits = data[24]
-        array = decode_cv2(pixel_chunks) if bits == 16 else decode_pillow(path, image)
-        return array, image.info.get("icc_profile"), exif, image.info.get("dpi")
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+"""Channels -> colour type."""
 
 
-def _png_chunks(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
+def _size(data: bytes) -> tuple[int, int]:
+    return PngImagePlugin.PngImageFile(io.BytesIO(data)).size
+
+
+def _decode(data: bytes) -> Decoded:
+    picture, exif = _check_chunks(data)
+    image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    if getattr(image, "n_frames", 1) > 1:
+        raise UnsupportedError("is an animation; expected one picture: export one frame of it")
+    bits, colour_type = data[24], data[25]
+    if bits < 16:
+        array = decode_pillow(image)
+    else:
+        array = decode_cv2(picture)
+        if colour_type == _COLOUR_TYPES[2]:  # OpenCV repeats the grey
+            array = array[..., [0, 3]]
+    return Decoded(array, image.info.get("icc_profile"), exif, image.info.get("dpi"))
+
+
+def _check_chunks(data: bytes) -> tuple[bytes, bytes | None]:
     """Checks the header, and the length and the CRC of each chunk, of a PNG file.
 
     Returns:
         The file without metadata, about which OpenCV would print warnings; and its EXIF block.
 
     Raises:
-        ImageError: The picture is too large.
+        UnsupportedError: The picture is too large.
         ValueError: The file is cut short, a checksum does not match, or it begins with another chunk than its header.
     """
-    kept = [PNG_SIGNATURE]
+    kept = [_SIGNATURE]
     exif = None
-    start = len(PNG_SIGNATURE)
+    start = len(_SIGNATURE)
     kind = b""
     width = height = bits = colour_type = packed = 0
     while kind != b"IEND":
@@ -65,21 +74,21 @@ def _png_chunks(path: Path, data: bytes) -> tuple[bytes, bytes | None]:
             raise ValueError(f"wrong checksum in chunk {kind.decode('latin-1')}")
         if kind == b"IHDR":
             width, height, bits, colour_type = struct.unpack_from(">IIBB", data, start + 8)
-            check_size(path, width, height)
+            check_size(width, height)
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             kept.append(data[start:end])
         elif kind == b"eXIf":
             exif = data[start + 8 : end - 4]
         packed += length if kind == b"IDAT" else 0
         start = end
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour_type, 1)
+    channels = {colour: count for count, colour in _COLOUR_TYPES.items()}.get(colour_type, 1)  # 3: palette
     if width * height * channels * bits // 8 > packed * DEFLATE_RATIO:
         raise ValueError(f"{packed} bytes cannot hold the {width} x {height} pixels that it claims")
     return b"".join(kept), exif
 
 
-def encode_png(array: np.ndarray, photo: Photo) -> bytes:
-    """Encodes ``(h, w, c)`` uint8 or uint16, c from 1 to 4; rows as what they add to the one above."""
+def _encode(array: np.ndarray, photo: Photo) -> bytes:
+    """Encodes each row as the difference from the row above."""
     height, width, channels = array.shape
     big_endian = array.astype(array.dtype.newbyteorder(">"), copy=False)
     rows = np.ascontiguousarray(big_endian).view(np.uint8).reshape(height, -1)
@@ -89,8 +98,7 @@ def encode_png(array: np.ndarray, photo: Photo) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     packed = zlib.compress(filtered.data, DEFLATE_LEVEL)
 
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, _COLOUR_TYPES[channels], 0, 0, 0)
     chunks = [(b"IHDR", header)]
     if photo.icc_profile is not None:
         chunks.append((b"iCCP", b"ICC\0\0" + zlib.compress(photo.icc_profile)))
@@ -102,6 +110,9 @@ def encode_png(array: np.ndarray, photo: Photo) -> bytes:
     step = 2**24
     chunks += [(b"IDAT", packed[start : start + step]) for start in range(0, len(packed), step)]
     chunks.append((b"IEND", b""))
-    return PNG_SIGNATURE + b"".join(
+    return _SIGNATURE + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
+
+
+PNG = Format("PNG", (".png",), (_SIGNATURE,), _size, _decode, lambda photo: None, _encode)

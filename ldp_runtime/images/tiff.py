@@ -1,4 +1,4 @@
-"""Reading and writing TIFF files."""
+"""TIFF: tifffile reads, with OpenCV or Pillow for what it cannot unpack alone; the encoder is our own."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import tifffile
 from PIL import TiffImagePlugin
 
-from ldp_runtime.errors import ImageError
 from ldp_runtime.images.decode import (
     DEFLATE_LEVEL,
     DEFLATE_RATIO,
     Decoded,
+    Format,
     Photo,
+    UnsupportedError,
     check_size,
     decode_cv2,
     decode_pillow,
-    decoding,
 )
 from ldp_runtime.images.exif import LONG, RATIONAL, SHORT, UNDEFINED, header, numbers, read_block, write_directory
 
-MAX_TIFF_PAGES = 64
+MAX_PAGES = 64
 """Most pages of a TIFF file; more than one is a picture with thumbnails or masks."""
 
-TIFF_MAX_BYTES = 2**32 - 2**24  # 32-bit offsets, less room for tags and incompressible strips
+_MAX_BYTES = 2**32 - 2**24  # 32-bit offsets, less room for tags and incompressible strips
 
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 
 _TIFFFILE_UNPACKS = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.PACKBITS, *_DEFLATE)
 
 # Most bytes that a byte of a strip or tile stands for; other compressions have no bound.
-_TIFF_RATIOS: dict[int, int] = {
+_RATIOS: dict[int, int] = {
     tifffile.COMPRESSION.NONE: 1,
     tifffile.COMPRESSION.PACKBITS: 64,
     tifffile.COMPRESSION.LZW: 4096,
@@ -49,26 +48,31 @@ _TIFF_RATIOS: dict[int, int] = {
 _TILE_PIXELS = 2**22  # a tile of a small picture may be larger than the picture
 
 
-def read_tiff(path: Path, data: bytes) -> Decoded:
-    """Decodes the one full-size page of a TIFF file after its limits were checked."""
-    with decoding(path), tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_TIFF_PAGES + 1)]
-        if len(pages) > MAX_TIFF_PAGES:
-            raise ImageError(f"{path} has more than {MAX_TIFF_PAGES} pages; expected one: export that page")
+def _size(data: bytes) -> tuple[int, int]:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page = tiff.pages[0].aspage()
+        return page.imagewidth, page.imagelength
+
+
+def _decode(data: bytes) -> Decoded:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_PAGES + 1)]
+        if len(pages) > MAX_PAGES:
+            raise UnsupportedError(f"has more than {MAX_PAGES} pages; expected one: export that page")
         page = pages[0]
         full = [p for p in pages if not p.is_reduced]
         if full != [page]:
-            raise ImageError(
-                f"{path} has {len(full)} full-size pages; expected one, the first: export that page "
-                "(a raw photo has to be split into its two views and developed first)"
+            raise UnsupportedError(
+                f"has {len(full)} full-size pages; expected one, the first: export that page (a raw photo has to be "
+                "split into its two views and developed first)"
             )
-        check_size(path, page.imagewidth, page.imagelength)
-        _check_tiff_samples(path, page)
-        _check_tiff_segments(page)
-        return _decode_tiff(path, data, page), page.iccprofile, data, _tiff_dpi(page)
+        check_size(page.imagewidth, page.imagelength)
+        _check_samples(page)
+        _check_segments(page)
+        return Decoded(_decode_page(data, page), page.iccprofile, data, _dpi(page))
 
 
-def _check_tiff_segments(page: tifffile.TiffPage) -> None:
+def _check_segments(page: tifffile.TiffPage) -> None:
     """Checks the strips or tiles of a page.
 
     Raises:
@@ -87,12 +91,12 @@ def _check_tiff_segments(page: tifffile.TiffPage) -> None:
     packed = sum(page.databytecounts)
     # Of YCbCr the colour may be stored for a part of the pixels.
     samples = 1 if page.photometric == tifffile.PHOTOMETRIC.YCBCR else page.samplesperpixel
-    ratio = _TIFF_RATIOS.get(page.compression)
+    ratio = _RATIOS.get(page.compression)
     if ratio is not None and pixels * samples * page.bitspersample // 8 > packed * ratio:
         raise ValueError(f"{packed} bytes cannot hold the {page.imagewidth} x {page.imagelength} pixels that it claims")
 
 
-def _check_tiff_samples(path: Path, page: tifffile.TiffPage) -> None:
+def _check_samples(page: tifffile.TiffPage) -> None:
     kinds = (
         tifffile.PHOTOMETRIC.MINISWHITE,
         tifffile.PHOTOMETRIC.MINISBLACK,
@@ -102,28 +106,28 @@ def _check_tiff_samples(path: Path, page: tifffile.TiffPage) -> None:
     )
     if page.photometric not in kinds:
         name = tifffile.PHOTOMETRIC(page.photometric).name
-        raise ImageError(f"{path} stores {name} colour; expected grey or RGB: convert it to RGB")
+        raise UnsupportedError(f"stores {name} colour; expected grey or RGB: convert it to RGB")
     if page.sampleformat != tifffile.SAMPLEFORMAT.UINT or page.bitspersample not in (1, 2, 4, 8, 16):
         kind = tifffile.SAMPLEFORMAT(page.sampleformat).name
-        raise ImageError(
-            f"{path} stores {page.bitspersample}-bit {kind} samples; expected 8- or 16-bit unsigned "
+        raise UnsupportedError(
+            f"stores {page.bitspersample}-bit {kind} samples; expected 8- or 16-bit unsigned "
             "integers: export it as 16-bit TIFF or PNG"
         )
     colours = 3 if page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR) else 1
     if not colours <= page.samplesperpixel <= colours + 1:
-        raise ImageError(
-            f"{path} has {page.samplesperpixel} channels; expected {colours}, or {colours + 1} with alpha: "
+        raise UnsupportedError(
+            f"has {page.samplesperpixel} channels; expected {colours}, or {colours + 1} with alpha: "
             "export it without the others"
         )
 
 
-def _tiff_dpi(page: tifffile.TiffPage) -> tuple[float, float] | None:
+def _dpi(page: tifffile.TiffPage) -> tuple[float, float] | None:
     x, y = page.get_resolution(tifffile.RESUNIT.INCH)
     known = "XResolution" in page.tags and page.resolutionunit != tifffile.RESUNIT.NONE
     return (x, y) if known else None
 
 
-def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray:
+def _decode_page(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     """Decodes the only page of a TIFF file with what can: tifffile, OpenCV or Pillow.
 
     Returns:
@@ -142,14 +146,14 @@ def _decode_tiff(path: Path, data: bytes, page: tifffile.TiffPage) -> np.ndarray
         if not contiguous:
             array = np.moveaxis(array, 0, -1)  # (c, h, w) -> (h, w, c)
     elif page.bitspersample < 16:
-        return decode_pillow(path, TiffImagePlugin.TiffImageFile(io.BytesIO(_without_tiff_orientation(data, page))))
+        return decode_pillow(TiffImagePlugin.TiffImageFile(io.BytesIO(_without_orientation(data, page))))
     elif premultiplied:
-        raise ImageError(f"{path} is 16-bit with premultiplied alpha; save it with straight alpha, or without")
+        raise UnsupportedError("is 16-bit with premultiplied alpha; save it with straight alpha, or without")
     elif page.compression == tifffile.COMPRESSION.LZW and contiguous and page.samplesperpixel != 2:
-        array = decode_cv2(_without_tiff_orientation(data, page))
+        array = decode_cv2(_without_orientation(data, page))
     else:
         name = tifffile.COMPRESSION(page.compression).name
-        raise ImageError(f"{path} is 16-bit TIFF with {name} compression; save it with deflate or no compression")
+        raise UnsupportedError(f"is 16-bit TIFF with {name} compression; save it with deflate or no compression")
     array = array.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         array = array.copy()
@@ -183,7 +187,7 @@ def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     return array.reshape(page.shape)
 
 
-def _without_tiff_orientation(data: bytes, page: tifffile.TiffPage) -> bytes:
+def _without_orientation(data: bytes, page: tifffile.TiffPage) -> bytes:
     """Sets the orientation tag to 1: Pillow and OpenCV would turn the picture by themselves, tifffile not."""
     tag = page.tags.get("Orientation")
     if tag is None:
@@ -193,8 +197,8 @@ def _without_tiff_orientation(data: bytes, page: tifffile.TiffPage) -> bytes:
     return bytes(patched)
 
 
-def encode_tiff(array: np.ndarray, photo: Photo) -> bytes:
-    """Encodes ``(h, w, c)`` uint8 or uint16, c from 1 to 4: strips, horizontal differences, deflate."""
+def _encode(array: np.ndarray, photo: Photo) -> bytes:
+    """Encodes strips of horizontal differences with deflate."""
     height, width, channels = array.shape
     order, tags = read_block(photo.exif or b"")
     filtered = array.copy()
@@ -226,3 +230,15 @@ def encode_tiff(array: np.ndarray, photo: Photo) -> bytes:
     start = ends[-1] + ends[-1] % 2
     pixels = b"".join(strips).ljust(start - 8, b"\0")
     return header(order, start) + pixels + write_directory(order, tags, start)
+
+
+def _cannot_hold(photo: Photo) -> str | None:
+    if photo.pixels.nbytes <= _MAX_BYTES:
+        return None
+    height, width = photo.pixels.shape[:2]
+    return f"{width} x {height} pixels are too many for TIFF (4 GiB); choose a .png name"
+
+
+TIFF = Format(
+    "TIFF", (".tif", ".tiff"), (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _size, _decode, _cannot_hold, _encode
+)

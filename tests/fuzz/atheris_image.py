@@ -8,7 +8,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["ldp_runtime.images.photo", "ldp_runtime.images.exif", "tifffile", "PIL"]):
+with atheris.instrument_imports(include=["ldp_runtime.images", "tifffile", "PIL"]):
     from ldp_runtime.errors import LDPError
     from ldp_runtime.images.photo import encode_photo, read_photo
 

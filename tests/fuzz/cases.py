@@ -252,7 +252,7 @@ def _run_command(case: Case, place: Place) -> None:
 def _run_exif(case: Case, place: Place) -> None:
     """A changed EXIF block goes through every format that carries one."""
     random = case.chance()
-    block = image_files.exif_block(random.choice("<>"), random.randint(1, 8))
+    block = image_files.exif_block(order=random.choice("<>"), orientation=random.randint(1, 8))
     for chance in case.changes(random):
         block = image_files.mutate_exif(chance, block)
     pixels = np.zeros((2, 3, 3), np.uint8)

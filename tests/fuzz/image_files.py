@@ -3,61 +3,31 @@
 from __future__ import annotations
 
 import functools
-import io
 import struct
 import zlib
 from collections.abc import Callable
 from random import Random
-from typing import Any
 
 import cv2
 import numpy as np
-import tifffile
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import PngImagePlugin
 
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import encode_photo
 from tests.fuzz.mutations import change_bytes, number, rearrange
+from tests.ldp_runtime.images.pictures import ICC, exif_block, noise, pillow, png_chunk, tiff
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 METADATA_CHUNKS = (b"eXIf", b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _CHUNKS = (*METADATA_CHUNKS, b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"cHRM")
 
 
-def _noise(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
-
-
-def exif_block(order: str = "<", orientation: int = 1) -> bytes:
-    """An EXIF block with an inner directory, a rational and a maker note."""
-    exif = Image.Exif()
-    exif.endian = order
-    exif[0x0112] = orientation
-    exif[0x010F] = "Maker"
-    exif[0x8769] = {0x829A: 0.01, 0x927C: b"maker\0note" * 20, 0xA002: 20, 0xA003: 12}
-    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
-    return exif.tobytes().removeprefix(b"Exif\0\0")
-
-
 @functools.cache
 def originals() -> dict[str, dict[str, bytes]]:
     """Format -> name -> a valid file."""
-    grey, rgb, rgba = _noise(9, 13), _noise(12, 20, 3), _noise(12, 20, 4)
-    rgb16, rgba16 = _noise(12, 20, 3, dtype=np.uint16), _noise(12, 20, 4, dtype=np.uint16)
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    tagged = {"icc_profile": icc, "exif": exif_block(orientation=6), "dpi": (300.0, 300.0)}
-
-    def pillow(array: np.ndarray, kind: str, mode: str | None = None, **options: Any) -> bytes:
-        buffer = io.BytesIO()
-        image = Image.fromarray(array)
-        (image if mode is None else image.convert(mode)).save(buffer, kind, **options)
-        return buffer.getvalue()
-
-    def tiff(array: np.ndarray, **options: Any) -> bytes:
-        buffer = io.BytesIO()
-        tifffile.imwrite(buffer, array, **{"metadata": None, "photometric": "rgb", **options})
-        return buffer.getvalue()
-
+    grey, rgb, rgba = noise(9, 13), noise(12, 20, 3), noise(12, 20, 4)
+    rgb16, rgba16 = noise(12, 20, 3, dtype=np.uint16), noise(12, 20, 4, dtype=np.uint16)
+    tagged = {"icc_profile": ICC, "exif": exif_block(orientation=6), "dpi": (300.0, 300.0)}
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Title", "a" * 50)
     texts.add_text("Comment", "b" * 500, zip=True)
@@ -65,7 +35,7 @@ def originals() -> dict[str, dict[str, bytes]]:
     return {
         "png": {
             "grey": pillow(grey, "PNG"),
-            "rgb": pillow(rgb, "PNG", pnginfo=texts, icc_profile=icc, dpi=(72, 72)),
+            "rgb": pillow(rgb, "PNG", pnginfo=texts, icc_profile=ICC, dpi=(72, 72)),
             "rgba": pillow(rgba, "PNG"),
             "bilevel": pillow(grey, "PNG", "1"),
             "palette": pillow(rgb, "PNG", "P", transparency=2),
@@ -87,7 +57,7 @@ def originals() -> dict[str, dict[str, bytes]]:
             "planes": tiff(np.moveaxis(rgb16, 2, 0), planarconfig="separate", byteorder=">"),
             "big": tiff(rgb16, bigtiff=True, compression="zlib"),
             "tagged": encode_photo("a.tif", Photo(rgb16, **tagged)),
-            "alpha": encode_photo("a.tif", Photo(rgba[..., :3], alpha=rgba[..., 3], exif=exif_block(">"))),
+            "alpha": encode_photo("a.tif", Photo(rgba[..., :3], alpha=rgba[..., 3], exif=exif_block(order=">"))),
         },
         "jpeg": {
             "grey": pillow(grey, "JPEG"),
@@ -117,10 +87,7 @@ def split_png(data: bytes) -> list[tuple[bytes, bytes]]:
 
 def join_png(chunks: list[tuple[bytes, bytes]]) -> bytes:
     """A PNG file of these chunks, with true lengths and checksums."""
-    parts = [SIGNATURE]
-    for kind, body in chunks:
-        parts += [struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(kind + body))]
-    return b"".join(parts)
+    return SIGNATURE + b"".join(png_chunk(kind, body) for kind, body in chunks)
 
 
 @functools.cache

@@ -427,10 +427,10 @@ assert stack() == before, "dropped"
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["backends.tensorrt", "cuda.base", "cuda.device", "cuda.runner", "image_io"])
+@pytest.mark.parametrize("module", ["backends.tensorrt", "cuda.base", "cuda.device", "cuda.runner", "images.photo"])
 def test_modules_import_by_themselves_and_images_need_no_backend(module: str) -> None:
     code = f"import sys, ldp_runtime.{module}; print('ldp_runtime.backends' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    if module == "image_io":
+    if module == "images.photo":
         assert done.stdout == "False\n"

@@ -22,9 +22,9 @@ from ldp_runtime.backends import openvino as openvino_backend
 from ldp_runtime.cli import main
 from ldp_runtime.commands import deblur as deblur_command
 from ldp_runtime.errors import ImageError
-from ldp_runtime.images import photo as image_io
+from ldp_runtime.images import pair_files
 from ldp_runtime.images.decode import Photo
-from ldp_runtime.images.photo import read_photo, write_photo
+from ldp_runtime.images.photo import encode_photo, read_photo, write_photo
 from ldp_runtime.images.quality import psnr, ssim
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
@@ -431,7 +431,7 @@ def test_a_bug_asks_for_a_report(
     def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(image_io, "read_photo", bug)
+    monkeypatch.setattr(pair_files, "read_photo", bug)
     code, out, err = run("deblur", *pair, "-o", tmp_path / "out.png")
     assert (code, out) == (1, "")
     assert "ZeroDivisionError: a bug" in err
@@ -542,13 +542,13 @@ def test_a_process_says_one_line_about_a_damaged_file(tmp_path: Path, pair: tupl
         data = cv2.imencode(".tif", deep, [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes()
         data = data[:8] + b"\xff" * 100 + data[108:]  # the first strip
     elif kind == "deflate":
-        data = image_io.encode_photo("deep.tif", Photo(deep))
+        data = encode_photo("deep.tif", Photo(deep))
         data = data[:8] + b"\xff" * 100 + data[108:]
     elif kind == "tags":  # a type that does not exist, of the tag with the bits per sample
-        data = image_io.encode_photo("deep.tif", Photo(deep))
+        data = encode_photo("deep.tif", Photo(deep))
         data = data.replace(struct.pack("<HH", 258, 3), struct.pack("<HH", 258, 99))
     else:
-        data = image_io.encode_photo("deep.png", Photo(deep))[:-100]
+        data = encode_photo("deep.png", Photo(deep))[:-100]
     (tmp_path / "bad").write_bytes(data)
     done = process("deblur", tmp_path / "bad", pair[1], "-o", tmp_path / "out.png")
     assert (done.returncode, done.stdout) == (2, "")

@@ -19,7 +19,6 @@ from ldp_runtime.batch import local, report, work
 from ldp_runtime.batch.journal import JOURNAL_FILE, Journal
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, NumericsError
-from ldp_runtime.images import photo as image_io
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import read_photo, write_photo
 from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
@@ -495,4 +494,4 @@ def test_what_a_killed_run_left_is_swept(run: Run, out: Path) -> None:
     assert run()[0] == 0
     assert not stale.exists()
     assert all(path.exists() for path in others)
-    assert image_io.read_photo(out / "00/pair.png").pixels.shape == (H, W, 3)
+    assert read_photo(out / "00/pair.png").pixels.shape == (H, W, 3)

@@ -5,8 +5,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from ldp_runtime.batch.jobs import make_jobs
-from ldp_runtime.batch.pairs import SUFFIXES, PairingError, check_listing, find_pairs, match_files, read_csv
-from ldp_runtime.images.photo import image_format
+from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, match_files, read_csv
 
 ROOT = Path("photos")
 
@@ -21,11 +20,6 @@ def touch(folder: Path, *files: str) -> None:
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).touch()
-
-
-def test_suffixes_are_those_that_can_be_read_and_written() -> None:
-    for suffix in SUFFIXES:
-        image_format(f"name{suffix}")
 
 
 @pytest.mark.parametrize(
