@@ -21,7 +21,7 @@ from benchmarks.harness.bundles import ROOT
 from benchmarks.harness.processes import run_spec
 from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
 from benchmarks.latency.bench import CONFIG_NAMES, parse_shape
-from ldp_runtime.commands._pair import parse_tile
+from ldp_runtime.commands.options import parse_tile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,16 +22,6 @@ COMMANDS = (
     "sample",
 )
 
-_EXIT_CODES = """\
-exit codes:
-  0    done
-  1    a check failed (its line on stderr says which), or a bug
-  2    something to fix: a file, an option, the disk or the installation; one line on stderr says what
-  130  interrupted with Ctrl-C
-  141  whoever read the output, such as `head`, left before its end
-An output is whole or not there, whatever the exit code; one that was there before stays until then.
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
@@ -51,5 +41,4 @@ def _parser() -> argparse.ArgumentParser:
         "Builds, checks and calibrates what `ldp` runs; simulates dual-pixel pairs.",
         "ldp_export.commands",
         COMMANDS,
-        _EXIT_CODES,
     )

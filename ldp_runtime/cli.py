@@ -21,18 +21,6 @@ COMMANDS = (
     "bench",
 )
 
-_EXIT_CODES = """\
-exit codes:
-  0    done
-  2    something to fix: a file, an option, the disk or the installation; one line on stderr says what
-  1    a check that was asked for failed (its line on stderr says which), some pairs of ldp batch failed, or a bug
-       in ldp; please report it
-  130  interrupted with Ctrl-C
-  141  whoever read the output, such as `head`, left before its end
-An output file is whole or not there, whatever the exit code; one that was there before stays until then. ldp batch
-keeps what is done.
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
@@ -43,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    # One clear line is ours to give; the libraries' own remarks on damaged files would only add to it.
+    # We print one clear line; the libraries' own messages about damaged files would only add to it.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -57,5 +45,4 @@ def _parser() -> argparse.ArgumentParser:
         "Turns a blurred dual-pixel photo pair into an all-in-focus image.",
         "ldp_runtime.commands",
         COMMANDS,
-        _EXIT_CODES,
     )

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 from ldp_runtime.errors import WriteError
 
@@ -192,7 +192,7 @@ def _move_in(folder: Path, last: str) -> None:
     ready.rmdir()
 
 
-def is_disk_error(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error lies in the disk (full, read-only, failing) and not in the code.
 
     Libraries do not always hand on the system's error: numpy counts what it could not write.

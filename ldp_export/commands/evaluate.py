@@ -39,18 +39,12 @@ A checkpoint folder runs in torch, in FP32, without being exported.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.backends import BACKENDS, PRECISIONS
+    from ldp_runtime.commands.options import add_backend_arguments
 
     parser.add_argument(
         "bundle", metavar="BUNDLE|CHECKPOINT", help="a name that `ldp info` lists, or a folder of either"
     )
-    parser.add_argument(
-        "--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a bundle's networks (default: auto)"
-    )
-    parser.add_argument(
-        "--precision", default="auto", choices=("auto", *PRECISIONS), help="their arithmetic (default: its own)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    add_backend_arguments(parser)
     sample = parser.add_argument_group("on the motorcycle sample")
     sample.add_argument("--json", metavar="PATH", type=Path, help="also write the figures as JSON")
     sample.add_argument("--pictures", metavar="DIR", type=Path, help="also write the images behind the figures")

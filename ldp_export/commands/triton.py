@@ -22,9 +22,10 @@ Clients call the model ldp (8 bits) or ldp_uint16 (16 bits) with LEFT and RIGHT
 in the repository says how to start the server; client.py there is an example.
 
 --variant python serves everything in Triton's Python backend, on the CPU or
-GPU. With onnxruntime and tensorrt the two graphs are models of those backends,
-ldp_clip and ldp_deblur, which the model ldp asks. tensorrt takes the engines of
-ldp-export engine --flavour tensorrt.
+GPU; --backend and --threads are for it. With onnxruntime and tensorrt the two
+graphs are models of those backends, ldp_clip and ldp_deblur, which the model
+ldp asks, in fp32 and fp16 by default. tensorrt takes the engines of ldp-export
+engine --flavour tensorrt.
 
 An existing repository is replaced once the new one is complete.
 """
@@ -32,8 +33,7 @@ An existing repository is replaced once the new one is complete.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.backends import BACKENDS, PRECISIONS
-    from ldp_runtime.commands._pair import parse_tile
+    from ldp_runtime.commands.options import add_backend_arguments, add_tile_argument
 
     parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="REPO", help="folder of the repository")
@@ -68,24 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that may wait; further ones are refused (default: %(default)s)",
     )
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=("auto", *BACKENDS),
-        help="with the variant python: what runs the graphs there (default: auto, the fastest that works)",
-    )
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", *PRECISIONS),
-        help="arithmetic of the graphs (default: the backend's own; onnxruntime: fp32, tensorrt: fp16)",
-    )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="with the variant python: CPU threads of a process (default: all)"
-    )
-    parser.add_argument(
-        "--tile", type=parse_tile, default="auto", metavar="auto|N|off", help="as for ldp deblur (default: auto)"
-    )
+    add_backend_arguments(parser)
+    add_tile_argument(parser)
     parser.add_argument(
         "--openvino", action="store_true", help="with the variant onnxruntime: OpenVINO executes the graphs on the CPU"
     )

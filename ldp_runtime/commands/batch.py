@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
 from ldp_runtime.command import CheckFailedError
-from ldp_runtime.commands._pair import add_model_arguments, add_tile_argument
+from ldp_runtime.commands.options import (
+    add_backend_arguments,
+    add_bundle_argument,
+    add_json_argument,
+    add_tile_argument,
+    add_view_arguments,
+    positive_int,
+    require_blur_map,
+)
 from ldp_runtime.errors import ImageError, LDPError
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from ldp_runtime.batch.work import Outcome
     from ldp_runtime.bundle.bundle import Bundle
 
-HELP = "Restores a folder, or a list, of pairs; goes on where an earlier run ended."
+HELP = "Restores a folder or a list of pairs; continues where an earlier run ended."
 EXAMPLES = """\
 examples:
   ldp batch photos/ restored/
@@ -39,15 +47,15 @@ INPUT is a folder, in which pairs are found by name, with all the folders in it:
   NAME/left.png and NAME/right.png    -> NAME.png
 or a CSV with the columns left,right or left,right,output, names relative to it.
 
-Reading, computing and writing overlap. The same command again skips what is
-done: pairs whose views, options and outputs have not changed, by their hashes
+Reading, computing and writing overlap. The same command again skips finished
+pairs: those whose views, options and outputs have not changed, by their hashes
 in OUTPUT/.ldp-batch.jsonl. A run may be killed at any time; no file is ever
 half-written. Pairs that fail are listed at the end and in OUTPUT/ldp-batch.json,
 and the others are restored: then the exit code is 1.
 
 With --ray, workers on many machines read and write the files themselves: INPUT,
 OUTPUT and the bundle lie on storage that all share under the same paths, and LDP
-is installed on each. The model is held by one worker a GPU, or a machine.
+is installed on each. There is one worker per GPU, or per machine without one.
 
 """
 
@@ -56,30 +64,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="folder with pairs, or a CSV that lists them")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to; made if missing")
-    add_model_arguments(parser)
+    add_json_argument(parser)
+    add_bundle_argument(parser)
+    add_backend_arguments(parser)
+    add_view_arguments(parser)
     add_tile_argument(parser)
     parser.add_argument(
         "--format",
         choices=("png", "tiff", "jpg"),
-        help="format of the restored images (default: that of the left view)",
+        help="format of the restored images (default: the left view's)",
     )
     parser.add_argument(
         "--blur-map", choices=("png", "npy"), help="also write each blur map, NAME_blur, as a picture or as numbers"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="restore every pair again, and replace files that are no run's"
+        "--overwrite", action="store_true", help="restore every pair again, and replace files that no run wrote"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="hash every finished file, also where its size and time have not changed"
+        "--verify", action="store_true", help="hash every finished file, even if its size and time have not changed"
     )
     parser.add_argument(
-        "--skip-unpaired", action="store_true", help="leave out images that belong to no pair, in place of an error"
+        "--skip-unpaired", action="store_true", help="leave out images that belong to no pair (default: an error)"
     )
-    parser.add_argument("-n", "--dry-run", action="store_true", help="list what would be done, and do nothing")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="list the pairs to restore, and do nothing")
     parser.add_argument("--log", type=Path, metavar="PATH", help="the log (default: ldp-batch.json in OUTPUT)")
     parser.add_argument(
         "--io-threads",
-        type=_count,
+        type=positive_int,
         metavar="N",
         help="threads that read, and threads that write; each holds a pair (default: half of the CPUs, up to 4)",
     )
@@ -89,7 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="work on a Ray cluster: host:port of its head, auto on one of its machines, or local for one here",
     )
     parser.add_argument(
-        "--workers", type=_count, metavar="N", help="with --ray: workers (default: one a GPU, else one a machine)"
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="with --ray: workers (default: one per GPU, or per machine)",
     )
 
 
@@ -98,14 +112,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         CheckFailedError: Some pairs failed.
-        KeyboardInterrupt: With how far it came.
+        KeyboardInterrupt: With its progress.
     """
     from ldp_runtime.batch.jobs import make_jobs
     from ldp_runtime.batch.run import Plan
     from ldp_runtime.bundle.bundle import Bundle
 
     if arguments.workers is not None and arguments.ray is None:
-        raise ImageError("--workers is for --ray ADDRESS|local; leave it out, or name a cluster")
+        raise ImageError("expected --ray ADDRESS|local with --workers, got none; name a cluster, or omit --workers")
+    if arguments.blur_map is not None:
+        require_blur_map(arguments.bundle)
     jobs = make_jobs(_pairs(arguments), arguments.output, image_format=arguments.format, map_format=arguments.blur_map)
     bundle = Bundle.load(arguments.bundle)
     plan = Plan.make(
@@ -135,9 +151,9 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
         try:
             follow(plan, outcomes, progress)
         except KeyboardInterrupt:
-            end = KeyboardInterrupt(_how_far(tally))
+            end = KeyboardInterrupt(_progress_text(tally))
         except LDPError as error:
-            end = type(error)(f"{error}; {_how_far(tally)}")
+            end = type(error)(f"{error}; {_progress_text(tally)}")
         finally:
             outcomes.close()
             progress.close()
@@ -183,10 +199,10 @@ def _outcomes(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> Gene
     yield from run_local(plan.todo, plan.settings, deblurrer, io_threads=arguments.io_threads)
 
 
-def _how_far(tally: Tally) -> str:
+def _progress_text(tally: Tally) -> str:
     return (
-        f"{tally.skipped + tally.restored} of {tally.pairs} pairs are done and no file is half-written; the same "
-        "command goes on from there"
+        f"{tally.skipped + tally.restored} of {tally.pairs} pairs are done and no file is half-written; run the same "
+        "command again to continue"
     )
 
 
@@ -242,10 +258,3 @@ def _print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
             f"{'restore' if job in todo else 'done':8} {job.left} + {job.right} -> {' + '.join(map(str, job.outputs))}"
         )
     print(f"{len(plan.jobs)} pairs: {len(plan.todo)} to restore, {len(plan.jobs) - len(plan.todo)} done")
-
-
-def _count(text: str) -> int:
-    """A positive number; raises what argparse expects."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)

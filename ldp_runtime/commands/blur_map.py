@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldp_runtime.commands._pair import (
-    PairReport,
-    add_pair_arguments,
-    check_blur_map_name,
-    check_outputs,
-    load,
-    read_pair,
-)
+from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, read_pair
+from ldp_runtime.commands.options import load, require_blur_map
 
 HELP = "Shows where a pair is blurred."
 EXAMPLES = """\
@@ -21,7 +15,8 @@ examples:
 
 A picture shows the map in colour, dark where it is sharp and light where it is
 blurred; .npy holds its numbers, an array (h, w) of float32 from 0 (sharp) to 1
-(blurred). An existing OUT is replaced.
+(blurred). An existing OUT is replaced. A bundle whose network reads no blur map,
+which `ldp info` shows, has none.
 
 """
 
@@ -34,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from ldp_runtime.files import write_files
-    from ldp_runtime.images.pair_files import encode_blur_map
+    from ldp_runtime.images.pair_files import check_blur_map_name, encode_blur_map
 
     report = PairReport(arguments)
     check_blur_map_name(arguments.output)
+    require_blur_map(arguments.bundle)
     check_outputs([arguments.left, arguments.right], [arguments.output])
     with report.stage("read"):
         views = read_pair(arguments, report)

@@ -6,16 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from ldp_runtime.commands._pair import (
-    PairReport,
-    add_pair_arguments,
-    add_tile_argument,
-    check_blur_map_name,
-    check_outputs,
-    load,
-    quality_text,
-    read_pair,
-)
+from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, quality_text, read_pair
+from ldp_runtime.commands.options import add_tile_argument, load, require_blur_map
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ldp_runtime.files import write_files
-    from ldp_runtime.images.pair_files import encode_blur_map
+    from ldp_runtime.images.pair_files import check_blur_map_name, encode_blur_map
     from ldp_runtime.images.photo import check_format, encode_photo, image_format
 
     report = PairReport(arguments)
@@ -69,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     image_format(arguments.output)
     if arguments.blur_map is not None:
         check_blur_map_name(arguments.blur_map)
+        require_blur_map(arguments.bundle)
     if arguments.compare is not None:
         image_format(arguments.compare)
     check_outputs(inputs, outputs)
@@ -83,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = deblurrer(left.pixels, right.pixels, axis=views.axis)
     report.add_result(deblurrer, result)
     report.fields["tiles"] = result.tiles
-    del deblurrer  # what its graphs hold is needed to write a large photo
+    del deblurrer  # frees the memory of its graphs before a large photo is encoded
 
     quality = _quality(left, right, result.restored, target) if target is not None else None
     with report.stage("write"):
@@ -150,8 +143,9 @@ def _encode_comparison(
     panels = {
         label("Center view", "center_view"): center,
         label("Restored", "restored"): result.restored,
-        "Blur map (light: blurred)": colour_blur_map(result.blur_map),
     }
+    if result.blur_map is not None:
+        panels["Blur map (light: blurred)"] = colour_blur_map(result.blur_map)
     if target is not None:
         panels["Target"] = target.pixels
     # The profile of a grey photo does not fit a colour picture.

@@ -1,4 +1,4 @@
-"""``ldp info``: lists what is here."""
+"""``ldp info``: lists versions, CPU, backends and bundles."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldp_runtime import __version__
-from ldp_runtime.commands._pair import add_json_argument
+from ldp_runtime.commands.options import add_json_argument
 from ldp_runtime.errors import LDPError
 
-if TYPE_CHECKING:
-    pass
-
 HELP = "Lists versions, CPU, backends and bundles."
+_FEATURES = ["avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16"]
 EXAMPLES = """\
 examples:
   ldp info
@@ -44,7 +42,7 @@ def environment() -> dict[str, Any]:
 
 
 def environment_lines(fields: dict[str, Any]) -> list[str]:
-    """What ``environment`` gives, for people."""
+    """The fields of ``environment`` as lines."""
     cpu = fields["cpu"]
     return [
         "versions   " + ", ".join(f"{name} {version}" for name, version in fields["versions"].items()),
@@ -86,6 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "path": str(folder),
                 "created": manifest.created,
                 "clip": manifest.clip.architecture if manifest.clip else None,
+                "blur_map": manifest.reads_blur_map,
                 "graphs": sorted({p for graphs in manifest.graphs.values() for p in graphs}),
             }
 
@@ -109,11 +108,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  {'auto':21}{auto}")
     print("bundles" if bundles else f"bundles    none in {', '.join(fields['bundle_folders'])}")
     for name, found in bundles.items():
-        print(f"  {name:21}{found['path']}" + (f": {found['error']}" if "error" in found else ""))
+        note = f": {found['error']}" if "error" in found else "" if found["blur_map"] else "; no blur map"
+        print(f"  {name:21}{found['path']}{note}")
 
 
 def _cpu() -> dict[str, Any]:
-    """Name, threads, and those features that matter to the backends, as far as the system tells."""
+    """Name, threads, and the features that matter to the backends, as far as they are known."""
     import platform
 
     name, flags = platform.processor() or platform.machine(), set()
@@ -127,19 +127,4 @@ def _cpu() -> dict[str, Any]:
             name = value.strip()
         elif key.strip() in ("flags", "Features"):
             flags = set(value.split())
-    wanted = (
-        "avx2",
-        "fma",
-        "avx512f",
-        "avx512_vnni",
-        "avx512_bf16",
-        "avx512_fp16",
-        "amx_bf16",
-        "asimd",
-        "bf16",
-    )
-    return {
-        "name": name,
-        "threads": os.cpu_count(),
-        "features": [flag for flag in wanted if flag in flags],
-    }
+    return {"name": name, "threads": os.cpu_count(), "features": [flag for flag in _FEATURES if flag in flags]}

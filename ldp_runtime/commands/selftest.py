@@ -7,8 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ldp_runtime.command import CheckFailedError
-from ldp_runtime.commands._pair import add_json_argument
 from ldp_runtime.commands.info import environment, environment_lines
+from ldp_runtime.commands.options import add_bundle_argument, add_json_argument
 
 if TYPE_CHECKING:
     from ldp_runtime.selftest import Outcome
@@ -33,12 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ldp_runtime.backends import BACKENDS
 
     add_json_argument(parser)
-    parser.add_argument(
-        "--bundle",
-        default="ldp-nano",
-        metavar="NAME|DIR",
-        help="model bundle: a name that `ldp info` lists, or a folder (default: %(default)s)",
-    )
+    add_bundle_argument(parser)
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="test this one alone (default: all that work here)")
 
 
@@ -74,8 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     if test.failures:
         names = ", ".join(f"{outcome.backend} in {outcome.precision}" for outcome in test.failures)
         raise CheckFailedError(
-            f"{names} did not compute what bundle {bundle.manifest.name!r} shall; if it goes on after the cache folder "
-            f"{cache} was removed, report all of the output, and choose another backend or precision meanwhile"
+            f"expected the values of bundle {bundle.manifest.name!r}, got others from {names}; if it persists after "
+            f"the cache folder {cache} was removed, report all of the output and choose another backend or precision"
         )
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldp_runtime.commands._pair import add_backend_arguments, add_tile_argument, load
+from ldp_runtime.commands.options import (
+    add_backend_arguments,
+    add_bundle_argument,
+    add_tile_argument,
+    load,
+    positive_int,
+    positive_number,
+)
 from ldp_runtime.errors import LDPError
 
 if TYPE_CHECKING:
@@ -21,9 +29,9 @@ examples:
   curl -F left=@left.png -F right=@right.png http://127.0.0.1:8000/v1/deblur -o sharp.png
   LDP_TOKEN=$(cat token) ldp serve --host 0.0.0.0
 
-It listens on 127.0.0.1 alone unless --host says more. Then clients have to send
-a token (Authorization: Bearer TOKEN): that of --token-file or of LDP_TOKEN, or
-one that is made and printed. There is no TLS: put a proxy in front for that.
+It listens on 127.0.0.1 alone unless --host names another address. Then clients
+have to send a token (Authorization: Bearer TOKEN): that of --token-file or of
+LDP_TOKEN, or one that is generated and printed. There is no TLS: put a proxy in front for that.
 Routes: / (the page), /v1/deblur, /v1/restorations, /v1/health, /v1/limits,
 /metrics, /openapi.json.
 
@@ -35,50 +43,29 @@ seconds. It ends with 130 after Ctrl-C and with 0 after SIGTERM.
 
 _TOKEN_VARIABLE = "LDP_TOKEN"
 _LEAST_TOKEN = 16
+_LIMITS: tuple[tuple[str, Callable[[str], float], int, str, str], ...] = (
+    ("--workers", positive_int, 1, "N", "pairs restored at a time, each with graphs of its own in memory"),
+    ("--queue", positive_int, 8, "N", "pairs that may wait; more are answered with 429"),
+    ("--max-upload", positive_number, 256, "MIB", "largest upload, in MiB"),
+    ("--max-megapixels", positive_number, 100, "N", "largest view, in megapixels"),
+    ("--time-limit", positive_number, 300, "S", "seconds from the upload to the result"),
+    ("--grace", positive_number, 30, "S", "seconds to finish in when stopped"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
     parser.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=_port, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)"
-    )
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0 picks a free one (default: 8000)")
     parser.add_argument(
         "--token-file", metavar="PATH", help=f"file with the token that clients send (default: ${_TOKEN_VARIABLE})"
     )
-    parser.add_argument(
-        "--workers",
-        type=_at_least_one,
-        default=1,
-        metavar="N",
-        help="pairs restored at a time, each with graphs of its own in memory (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--queue",
-        type=_at_least_one,
-        default=8,
-        metavar="N",
-        help="pairs that may wait; more are answered with 429 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-upload", type=_positive, default=256, metavar="MIB", help="largest upload (default: %(default)s MiB)"
-    )
-    parser.add_argument(
-        "--max-megapixels", type=_positive, default=100, metavar="N", help="largest view (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=_positive,
-        default=300,
-        metavar="S",
-        help="seconds from the upload to the result (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--grace", type=_positive, default=30, metavar="S", help="seconds to finish in when stopped (default: 30)"
-    )
+    for name, kind, default, unit, text in _LIMITS:
+        parser.add_argument(name, type=kind, default=default, metavar=unit, help=f"{text} (default: %(default)s)")
+    add_bundle_argument(parser)
     add_backend_arguments(parser)
     add_tile_argument(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no line a request")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no line per request")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -98,12 +85,12 @@ def run(arguments: argparse.Namespace) -> None:
         ) from error
     import secrets
 
-    token, made = _read_token(arguments.token_file), False
+    token, generated = _read_token(arguments.token_file), False
     sock = listen(arguments.host, arguments.port)
     with sock:
         address, port = sock.getsockname()[:2]
         if token is None and not is_loopback(address):
-            token, made = secrets.token_urlsafe(24), True
+            token, generated = secrets.token_urlsafe(24), True
         settings = Settings(
             token=token,
             workers=arguments.workers,
@@ -124,16 +111,16 @@ def run(arguments: argparse.Namespace) -> None:
         host = f"[{address}]" if ":" in address else address
         print(f"bundle   {first[0].bundle.manifest.name} ({first[0].bundle.path})")
         print(f"backend  {first[0].reason}")
-        if made:
+        if generated:
             print(f"token    {token}")
-        print(f"serving  http://{host}:{port}/" + (f"#token={token}" if made else ""), flush=True)
+        print(f"serving  http://{host}:{port}/" + (f"#token={token}" if generated else ""), flush=True)
         stopped_by = serve(service, sock, log_requests=not arguments.quiet)
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
 
 
 def _warm(deblurrer: Deblurrer) -> Deblurrer:
-    """Opens the graphs, so that the first client does not wait for that."""
+    """Opens the graphs, so that the first client does not wait for it."""
     import numpy as np
 
     blank = np.zeros((64, 64, 3), np.uint8)
@@ -164,19 +151,3 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from ldp_runtime.commands.options import add_json_argument
 from ldp_runtime.errors import BackendError, BundleError
 
 HELP = "Trusts the engines of a bundle, so that they may run here."
@@ -15,7 +16,7 @@ examples:
   ldp trust my-bundle --yes
 
 An engine is native code: run only those from people you trust. The command
-shows each engine's hash, to compare with what its maker tells, and asks.
+shows each engine's hash, to compare with what its maker published, and asks.
 Engines that were built on this machine are trusted already.
 
 """
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
     parser.add_argument("bundle", metavar="BUNDLE", help="model bundle: a name that `ldp info` lists, or a folder")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

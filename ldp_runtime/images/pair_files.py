@@ -12,7 +12,7 @@ import numpy as np
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.orientation import upright_disparity
-from ldp_runtime.images.photo import encode_photo, read_photo
+from ldp_runtime.images.photo import encode_photo, image_format, read_photo
 from ldp_runtime.images.quality import view_correlation
 from ldp_runtime.images.visualize import colour_blur_map
 
@@ -21,16 +21,18 @@ MATCH_THRESHOLD = 0.5
 99 % correlate less; each photo correlates more than 0.6 with itself when one copy is shifted by 5 % of the
 width, both are blurred over twice that shift, and noise of 3 % is added."""
 
+_NUMBERS = ".npy"
+
 
 @dataclass(frozen=True)
 class Views:
-    """A pair that was read.
+    """A pair of views that belong together.
 
     Attributes:
         left: The left view of the upright picture, with the metadata to keep.
         right: The right view, of the same size and depth.
         axis: Direction of the disparity in the upright picture, as for ``Deblurrer``.
-        warnings: What looks wrong though it can be restored, a sentence each.
+        warnings: What seems wrong though the pair can be restored, a sentence each.
     """
 
     left: Photo
@@ -54,7 +56,7 @@ def read_views(
         left: File of the left view.
         right: File of the right view.
         axis: How the sensor splits its pixels; a camera that was turned is known from EXIF.
-        swap: The files are named the wrong way round.
+        swap: The names of the files are exchanged.
 
     Raises:
         ImageError: A file cannot be read, or they differ in size, depth or EXIF orientation.
@@ -71,12 +73,12 @@ def match_views(
     *,
     axis: str = "horizontal",
 ) -> Views:
-    """Checks that two photos belong together, and names them for the upright picture.
+    """Checks that two photos belong together, and orders them as the upright picture has them.
 
     Args:
         first: The left view as the sensor has it, or the top one.
         second: The other view.
-        names: What errors and warnings call them.
+        names: Their names in errors and warnings.
         axis: As for ``read_views``.
 
     Raises:
@@ -111,7 +113,7 @@ def check_like(name: str | os.PathLike[str], photo: Photo, other: str | os.PathL
     """Checks that a photo has the size and depth of another.
 
     Raises:
-        ImageError: It has not.
+        ImageError: They differ.
     """
     (h, w), (expected_h, expected_w) = photo.pixels.shape[:2], expected.pixels.shape[:2]
     if (h, w) != (expected_h, expected_w):
@@ -124,9 +126,19 @@ def check_like(name: str | os.PathLike[str], photo: Photo, other: str | os.PathL
         raise ImageError(f"{name} has {bits} bits; expected {expected_bits} as {other}: export all with the same depth")
 
 
+def check_blur_map_name(path: str | os.PathLike[str]) -> None:
+    """Checks that ``encode_blur_map`` knows the suffix.
+
+    Raises:
+        ImageError: It is neither .npy nor that of a picture.
+    """
+    if Path(path).suffix.lower() != _NUMBERS:
+        image_format(path)
+
+
 def encode_blur_map(path: str | os.PathLike[str], blur_map: np.ndarray) -> bytes:
     """Encodes a blur map ``(h, w)`` by the suffix: numbers as .npy, otherwise a colour picture."""
-    if Path(path).suffix.lower() == ".npy":
+    if Path(path).suffix.lower() == _NUMBERS:
         buffer = io.BytesIO()
         np.save(buffer, blur_map)
         return buffer.getvalue()

@@ -146,7 +146,7 @@ def test_output_for_machines_and_exit_codes(own: Path, capsys: pytest.CaptureFix
     assert main(["selftest", "--bundle", str(own), "--backend", "onnxruntime"]) == 1
     out, err = capsys.readouterr()
     assert "FAIL: restored image" in out
-    assert err.startswith("ldp: failed: onnxruntime in fp16 did not compute what bundle 'tiny' shall; ")
+    assert err.startswith("ldp: failed: expected the values of bundle 'tiny', got others from onnxruntime in fp16; ")
     assert main(["selftest", "--bundle", str(own), "--backend", "tensorrt-rtx"]) == 2
 
 

@@ -296,7 +296,7 @@ def test_a_full_disk_ends_the_run(run: Run, out: Path, monkeypatch: pytest.Monke
     code, _, err = run("--io-threads", "1")
     assert code == 2
     assert "No space left on device; free some space or choose another folder; 1 of 4 pairs are done" in err
-    assert "the same command goes on from there" in err
+    assert "run the same command again to continue" in err
     assert set(outputs(out)) == {"00/pair.png"}
     assert log(out)["failures"] == []
     monkeypatch.undo()
@@ -337,7 +337,7 @@ def test_wrong_inputs(source: Path, bundle: Path, tmp_path: Path, capsys: pytest
         (command(source, source, bundle), "is the folder of the views"),
         (command(source / "00/pair_L.png", tmp_path / "out", bundle), "expected a folder or a .csv"),
         (command(tmp_path / "empty.csv", tmp_path / "out", bundle), "lists no pairs"),
-        (command(source, tmp_path / "out", bundle, "--workers", 2), "--workers is for --ray"),
+        (command(source, tmp_path / "out", bundle, "--workers", 2), "expected --ray ADDRESS|local with --workers"),
         (command(source, tmp_path / "out", "no-such-bundle"), "no-such-bundle"),
     ]:
         assert main(arguments) == 2
@@ -431,7 +431,7 @@ def test_an_interrupt_keeps_what_is_done(
     monkeypatch.setattr(Deblurrer, "_restore_on_cpu", restore)
     code, _, err = run()
     assert code == 130
-    assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; the same command goes on" in err
+    assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; run the same command again to continue" in err
     assert set(outputs(out)) == {"00/pair.png", "01/pair.png"}
     assert log(out)["ended"] == "interrupted"
     monkeypatch.setattr(Deblurrer, "_restore_on_cpu", real)

@@ -1,0 +1,132 @@
+"""Options that several commands share, and the values that they take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldp_runtime.deblurrer import Deblurrer
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+
+
+def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--bundle``."""
+    parser.add_argument(
+        "--bundle",
+        default="ldp-nano",
+        metavar="NAME|DIR",
+        help="model bundle: a name that `ldp info` lists, or a folder (default: %(default)s)",
+    )
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--backend``, ``--precision`` and ``--threads``."""
+    from ldp_runtime.backends import BACKENDS, PRECISIONS
+
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKENDS),
+        help="what runs the networks (default: auto, the fastest that works)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", *PRECISIONS),
+        help="arithmetic of the networks (default: auto, the backend's own)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+
+
+def add_tile_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--tile``."""
+    parser.add_argument(
+        "--tile",
+        type=parse_tile,
+        default="auto",
+        metavar="auto|N|off",
+        help="restore large photos in blended tiles, which bounds memory: of sides of at most N px, in tiles where the "
+        "photo is too large for one piece (auto), or always in one piece (off) (default: %(default)s)",
+    )
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares how the views of a pair are to be read, and ``--quiet``."""
+    parser.add_argument(
+        "--axis",
+        default="horizontal",
+        choices=("horizontal", "vertical"),
+        help="how the sensor splits its pixels: vertical for top (LEFT) and bottom (RIGHT); a camera "
+        "that was turned is known from EXIF (default: %(default)s)",
+    )
+    parser.add_argument("--swap", action="store_true", help="use LEFT as the right view and RIGHT as the left")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
+
+
+def parse_tile(text: str) -> int | str:
+    """The value of ``--tile``: ``auto``, ``off`` or a number of px.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none of these.
+    """
+    if text in ("auto", "off"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected auto, off or a number of px, got {text!r}")
+    return int(text)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """A number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def load(arguments: argparse.Namespace) -> Deblurrer:
+    """Opens the bundle on the backend that the options name."""
+    from ldp_runtime.deblurrer import Deblurrer
+
+    return Deblurrer.from_bundle(
+        arguments.bundle,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        tile=getattr(arguments, "tile", "auto"),  # commands that restore nothing do not have it
+    )
+
+
+def require_blur_map(bundle: str) -> None:
+    """Refuses, before any work, a bundle whose network reads no blur map.
+
+    Raises:
+        BundleError: It does not, or there is no such bundle.
+    """
+    from ldp_runtime.bundle.bundle import read_manifest
+    from ldp_runtime.bundle.find import find_bundle
+
+    read_manifest(find_bundle(bundle)).require_clip()
