@@ -431,7 +431,7 @@ def test_an_interrupt_keeps_what_is_done(
     monkeypatch.setattr(Deblurrer, "_restore_on_cpu", restore)
     code, _, err = run()
     assert code == 130
-    assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; run the same command again to continue" in err
+    assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; run the same command again" in err
     assert set(outputs(out)) == {"00/pair.png", "01/pair.png"}
     assert log(out)["ended"] == "interrupted"
     monkeypatch.setattr(Deblurrer, "_restore_on_cpu", real)
