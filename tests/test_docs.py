@@ -29,9 +29,10 @@ PAGES = sorted(
 README_LINES = 170
 FOLDERS = "benchmarks|docs|examples|ldp_export|ldp_runtime|models|samples|tests"
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+COMMANDS = {"ldp": RUNTIME_COMMANDS, "ldp-export": EXPORT_COMMANDS}
 PARSERS = {
-    "ldp": make_parser("ldp", "", "ldp_runtime.commands", RUNTIME_COMMANDS, ""),
-    "ldp-export": make_parser("ldp-export", "", "ldp_export.commands", EXPORT_COMMANDS, ""),
+    "ldp": make_parser("ldp", "", "ldp_runtime.commands", RUNTIME_COMMANDS),
+    "ldp-export": make_parser("ldp-export", "", "ldp_export.commands", EXPORT_COMMANDS),
 }
 
 
@@ -101,6 +102,15 @@ def help_text(words: list[str]) -> str:
 
 def has_target(name: str) -> bool:
     return re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+@pytest.mark.parametrize("program", PARSERS)
+def test_examples_in_help_are_real(program: str) -> None:
+    for command in COMMANDS[program]:
+        text = help_text([program, command]).replace("\\\n", " ")
+        examples = re.findall(rf"^  {program} ([^|>$\n]*)$", text, re.MULTILINE)
+        assert examples
+        assert not any(usage_error(program, shlex.split(example)) for example in examples)
 
 
 def test_the_readme_is_short() -> None:
