@@ -28,7 +28,7 @@ from ldp_runtime.stages.blur_map import DP_AWARE, select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, reflect_indices
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.model import ExportModel
+    from ldp_export.model import ExportModel
 
 LAYOUTS = {"torch": torch.contiguous_format, "torch-channels-last": torch.channels_last}
 """Name of a form of the chain -> memory layout of its weights and activations."""

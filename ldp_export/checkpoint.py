@@ -82,6 +82,11 @@ class Checkpoint:
             )
         return cls(folder)
 
+    @property
+    def name(self) -> str:
+        """The name that ``training.json`` gives it, or its folder's."""
+        return str(self.training().get("name") or self.path.absolute().name)
+
     def config(self) -> LDPConfig:
         """The network's configuration.
 

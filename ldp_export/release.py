@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldp_export.bundling.model import ExportModel
 from ldp_export.checkpoint import Checkpoint, Windows
 from ldp_export.clip import LoadedClip
+from ldp_export.model import ExportModel
 from ldp_export.network.released import ReleasedConfig, ReleasedNet, load_released_state, released_state
 from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
 from ldp_runtime.errors import LDPError

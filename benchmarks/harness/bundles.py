@@ -21,7 +21,7 @@ from ldp_runtime.bundle.manifest import MANIFEST_FILE
 from ldp_runtime.cache import cache_folder
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.model import ExportModel
+    from ldp_export.model import ExportModel
 
 CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
 """The paper's CLIP (Section 4.1)."""
@@ -81,8 +81,8 @@ def random_bundle(config: str) -> Path:
         )
     path = folder / f"ldp-{config}-random"
     if not (path / MANIFEST_FILE).is_file():
-        from ldp_export.bundling.model import random_model
         from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
+        from ldp_export.model import random_model
 
         model = random_model(config, CLIP_ARCHITECTURE)
         try:
@@ -105,8 +105,8 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
     Raises:
         LDPError: There is no checkpoint, or it is that of another network.
     """
-    from ldp_export.bundling.model import model_from_checkpoint, random_model
     from ldp_export.checkpoint import Checkpoint
+    from ldp_export.model import model_from_checkpoint, random_model
 
     manifest = bundle.manifest
     clip = manifest.require_clip()

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from ldp_export.bundling.model import ExportError, ExportModel
 from ldp_export.bundling.parity import Parity, measure
 from ldp_export.bundling.selftest import add_sample
 from ldp_export.clip import PatchEncoder, WindowEncoder, embed_texts
+from ldp_export.model import ExportError, ExportModel
 from ldp_export.network import LDPNet
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import NAFBlock
@@ -89,7 +89,7 @@ def export_bundle(
             texts = embed_texts(model.clip, [prompt.text for prompt in model.prompts]).numpy()
         np.save(staged / TEXT_EMBEDDINGS_FILE, np.ascontiguousarray(texts, dtype=np.float32))
         report("parity")
-        parity = measure(model, encoder, texts, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
+        parity = measure(model, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
         _check(parity)
         write_manifest(staged, _manifest(model, name, files, texts.shape[1], parity))
         report("self-test")

@@ -18,36 +18,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
+from ldp_export.evaluation.reference import TorchDeblurrer, pad_pair
+from ldp_export.model import ExportModel
 from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
 from ldp_runtime.backends import BACKENDS
 from ldp_runtime.backends.base import Session
 from ldp_runtime.images.quality import psnr
-from ldp_runtime.stages.blur_map import select_prompts, upsample_map
-from ldp_runtime.stages.geometry import WindowGrid, pad_reflect
-from ldp_runtime.stages.patch_blur_map import cut_patches, map_logits, patch_values, stretch
-
-if TYPE_CHECKING:
-    from ldp_export.bundling.model import ExportModel
-    from ldp_export.clip import PatchEncoder, WindowEncoder
 
 FP32_LIMIT = 1e-4
 FP16_LIMIT_DB = 50.0
 TARGET_LIMIT_DB = 0.01
 RANDOM_PROBE = (256, 384)
-
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -63,37 +54,44 @@ class Parity:
     failures: tuple[str, ...]
 
 
-def measure(
-    model: ExportModel, encoder: WindowEncoder | PatchEncoder, texts: Floats, graphs: Mapping[str, Mapping[str, Path]]
-) -> Parity:
+def measure(model: ExportModel, graphs: Mapping[str, Mapping[str, Path]]) -> Parity:
     """Compares a bundle's graphs with the modules that they were exported from.
 
     Args:
         model: What was exported.
-        encoder: Its CLIP on windows or patches, FP32.
-        texts: Text embeddings, one a prompt ``(prompts, c)``, unit length.
         graphs: ``{"clip" | "deblur": {"fp32" | "fp16": file}}``.
 
     Returns:
         The figures, and the gates that failed.
     """
-    probe = _Probe.of(model)
-    onnxruntime = BACKENDS["onnxruntime"]
+    reference = TorchDeblurrer(model, device="cpu")
+    estimator = reference.estimator
+    sample = focus_setting(MOTORCYCLE.focus[0])
+    size = h, w = sample.coc.shape if model.trained else RANDOM_PROBE
+    views = [torch.from_numpy(view[:h, :w]) for view in (sample.left, sample.right)]
+    target = sample.target[:h, :w].transpose(2, 0, 1) / np.float32(255)
 
     def session(kind: str, precision: str) -> Session:
-        return onnxruntime.open(graphs[kind][precision], precision)
+        return BACKENDS["onnxruntime"].open(graphs[kind][precision], precision)
+
+    def logits_of(features: Iterable[Tensor]) -> Tensor:
+        return estimator.assemble(estimator.values(*features), pair.shape[1:], size)
+
+    def difference(a: NDArray[Any] | Tensor, b: NDArray[Any] | Tensor) -> float:
+        return float(np.abs(np.asarray(a) - np.asarray(b)).max())
 
     with torch.inference_mode():
-        features = encoder(*probe.feeds.values())
-        features = features if isinstance(features, tuple) else (features,)
-        logits = probe.logits(model, features, texts)
-        restored = _restore(model.network, probe.pair, probe.blur(model, logits))
-        half = _restore(copy.deepcopy(model.network).half(), probe.pair, probe.blur(model, logits))
-    reference = [feature.numpy() for feature in features]
+        pair = pad_pair(views, reference.padding)
+        feeds = [torch.cat(parts) for parts in zip(*estimator.batches(pair, size), strict=True)]
+        features = estimator.features(*feeds)
+        logits = logits_of(features)
+        restored = reference.restore(pair, logits).numpy()
+        blur = reference.network_blur(logits, pair.shape[1:])
+        half = copy.deepcopy(model.network).half()(pair[None], blur).numpy()
 
     figures: dict[str, Any] = {
         "weights": "trained" if model.trained else "random",
-        "probe": probe.description,
+        "probe": f"motorcycle, {MOTORCYCLE.focus[0]} focus, {h} x {w} px",
         "deblur": {},
         "clip": {},
         "chain": {},
@@ -108,27 +106,26 @@ def measure(
         )
 
     restored_by = {"torch_fp32": restored}
-    graph_logits = {}
     for precision in ("fp32", "fp16"):
         run = session("clip", precision)
-        dtypes = {spec.name: spec.dtype for spec in run.inputs}
-        got = run.run({name: feed.numpy().astype(dtypes[name]) for name, feed in probe.feeds.items()})
+        got = run.run({i.name: feed.numpy().astype(i.dtype) for i, feed in zip(run.inputs, feeds, strict=True)})
         arrays = [got[spec.name].astype(np.float32) for spec in run.outputs]
-        error = max(float(np.abs(a - r).max() / _rms(r)) for a, r in zip(arrays, reference, strict=True))
-        graph_logits[precision] = probe.logits(model, [torch.from_numpy(a) for a in arrays], texts)
+        error = max(difference(a, f) / _rms(f.numpy()) for a, f in zip(arrays, features, strict=True))
+        graph_logits = logits_of(map(torch.from_numpy, arrays))
         figures["clip"][f"{precision}_max_abs"] = _plain(error)
-        figures["clip"][f"{precision}_logits_max_abs"] = _plain(float(np.abs(graph_logits[precision] - logits).max()))
+        figures["clip"][f"{precision}_logits_max_abs"] = _plain(difference(graph_logits, logits))
         if precision == "fp32":
             gate("clip fp32 max abs", error, FP32_LIMIT, at_most=True)
 
         run = session("deblur", precision)
-        for what, used in (("deblur", logits), ("chain", graph_logits[precision])):
-            feeds = {"pair": probe.pair.numpy(), f"blur_{model.blur_map.network_input}": probe.blur(model, used)}
-            image = run.run(feeds)["restored"].astype(np.float32)
+        for what, used in (("deblur", logits), ("chain", graph_logits)):
+            blur = reference.network_blur(used, pair.shape[1:])
+            outputs = run.run({"pair": pair[None].numpy(), f"blur_{model.blur_map.network_input}": blur.numpy()})
+            image = outputs["restored"].astype(np.float32)
             if what == "deblur":
                 restored_by[f"graph_{precision}"] = image
             if precision == "fp32":
-                figures[what]["fp32_max_abs"] = _plain(float(np.abs(image - restored).max()))
+                figures[what]["fp32_max_abs"] = _plain(difference(image, restored))
             figures[what][f"{precision}_psnr_db"] = _plain(psnr(image, restored, data_range=1))
         if precision == "fp32":
             gate("deblur fp32 max abs", _number(figures["deblur"]["fp32_max_abs"]), FP32_LIMIT, at_most=True)
@@ -139,7 +136,9 @@ def measure(
     gate("deblur half PSNR in dB", _number(figures["deblur"]["half_psnr_db"]), FP16_LIMIT_DB, at_most=False)
 
     if model.trained:
-        to_target = {name: psnr(probe.crop(image), probe.target, data_range=1) for name, image in restored_by.items()}
+        to_target = {
+            name: psnr(np.clip(image[0, :, :h, :w], 0, 1), target, data_range=1) for name, image in restored_by.items()
+        }
         delta = max(abs(value - to_target["torch_fp32"]) for value in to_target.values())
         figures["target"] = {f"{name}_psnr_db": _plain(value) for name, value in to_target.items()}
         figures["target"]["delta_db"] = _plain(delta)
@@ -151,96 +150,7 @@ def measure(
     return Parity(figures, tuple(failures))
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """The pair that is compared on, ready for both graphs.
-
-    Attributes:
-        description: What it is.
-        pair: ``(1, 6, H, W)`` float32 in [0, 1], padded.
-        feeds: The inputs of the CLIP graph, in the order of its encoder's.
-        grid: The windows, or the rows and columns of patches.
-        target: ``(3, h, w)`` float32 in [0, 1], not padded.
-    """
-
-    description: str
-    pair: Tensor
-    feeds: Mapping[str, Tensor]
-    grid: WindowGrid | tuple[int, int]
-    target: Floats
-
-    @classmethod
-    def of(cls, model: ExportModel) -> _Probe:
-        sample = focus_setting(MOTORCYCLE.focus[0])
-        h, w = sample.coc.shape if model.trained else RANDOM_PROBE
-        left, right, target = (
-            view[:h, :w].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-            for view in (sample.left, sample.right, sample.target)
-        )
-        description = f"motorcycle, {MOTORCYCLE.focus[0]} focus, {h} x {w} px"
-        H, W = (-(-side // model.multiple) * model.multiple for side in (h, w))
-        padded = pad_reflect(np.concatenate([left, right]), (H, W))
-        if model.blur_map.patch is not None:
-            patches = cut_patches(np.concatenate([left, right]), model.blur_map.patch)
-            feeds = {"patches": torch.from_numpy(patches).flatten(0, 1)}
-            rows, columns = patches.shape[:2]
-            return cls(description, torch.from_numpy(padded)[None], feeds, (rows, columns), target)
-        patch, side = model.clip.encoder.patch, model.windows.window
-        grid = WindowGrid.cover(H, W, window=side, overlap=model.windows.overlap, patch=patch)
-        source = torch.from_numpy(pad_reflect(padded, (grid.rows.grid * patch, grid.columns.grid * patch)))
-        mean, std = (torch.tensor(values).repeat(2)[:, None, None] for values in (model.clip.mean, model.clip.std))
-        source = (source - mean) / std
-        regions = torch.stack(
-            [source[:, y * patch : y * patch + side, x * patch : x * patch + side] for y, x in grid.origins()]
-        )
-        views = regions[:, :3], regions[:, 3:]
-        return cls(
-            description,
-            torch.from_numpy(padded)[None],
-            {"stereo": stereo_canvas(*views), "center": center_view(*views)},
-            grid,
-            target,
-        )
-
-    def logits(self, model: ExportModel, features: tuple[Tensor, ...] | list[Tensor], texts: Floats) -> Floats:
-        """Blur logits ``(1, 1, H / p, W / p)`` of the windows' features, or one a patch."""
-        if not isinstance(self.grid, WindowGrid):
-            values = patch_values(features[0].numpy(), texts, model.prompts[0])
-            return map_logits(stretch(values.reshape(self.grid)))[None, None]
-        chosen = select_prompts(model.prompts, model.network.config.ensemble)
-        prompts = [model.prompts[k] for k in chosen]
-        windows = blur_logits(
-            features[0],
-            features[1],
-            torch.from_numpy(texts[chosen]),
-            [prompt.format == "dp-aware" for prompt in prompts],
-            torch.tensor([prompt.offset for prompt in prompts]),
-            torch.tensor([prompt.temperature for prompt in prompts]),
-        )
-        patch = model.clip.encoder.patch
-        rows, columns = (side // patch for side in self.pair.shape[2:])
-        blended = self.grid.blend(windows[:, 0].numpy())[:rows, :columns]
-        return np.ascontiguousarray(blended)[None, None]
-
-    def blur(self, model: ExportModel, logits: Floats) -> Floats:
-        """The second input of the deblur graph, made of blur logits ``(1, 1, rows, columns)``."""
-        if model.blur_map.network_input == "logits":
-            return logits
-        height, width = self.pair.shape[2:]
-        cell = model.blur_map.patch or model.clip.encoder.patch
-        return upsample_map(logits[0, 0], (height, width), cell)[None, None]
-
-    def crop(self, restored: Floats) -> Floats:
-        """A restored image without its padding, clamped: ``(3, h, w)``."""
-        return np.clip(restored[0, :, : self.target.shape[1], : self.target.shape[2]], 0, 1)
-
-
-def _restore(network: nn.Module, pair: Tensor, blur: Floats) -> Floats:
-    restored: Floats = network(pair, torch.from_numpy(blur)).numpy()
-    return restored
-
-
-def _rms(values: Floats) -> float:
+def _rms(values: NDArray[np.float32]) -> float:
     return math.sqrt(float(np.mean(np.square(values, dtype=np.float64))))
 
 

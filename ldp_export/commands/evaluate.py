@@ -104,11 +104,16 @@ def _is_checkpoint(arguments: argparse.Namespace) -> bool:
 def _open(arguments: argparse.Namespace) -> tuple[str, Deblurrer | TorchDeblurrer]:
     """The model's name, and what runs it."""
     if _is_checkpoint(arguments):
+        import torch
+
         from ldp_export.checkpoint import Checkpoint
         from ldp_export.evaluation.reference import TorchDeblurrer
+        from ldp_export.model import model_from_checkpoint
 
-        reference = TorchDeblurrer(Checkpoint.open(arguments.bundle), arguments.threads)
-        return reference.name, reference
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        checkpoint = Checkpoint.open(arguments.bundle)
+        return checkpoint.name, TorchDeblurrer(model_from_checkpoint(checkpoint))
     from ldp_runtime.deblurrer import Deblurrer
 
     deblurrer = Deblurrer.from_bundle(

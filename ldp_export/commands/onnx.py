@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ArgumentError("expected --clip with --config, got none; the paper's is ViT-B-32-quickgelu")
     check_folder(arguments.output, "bundle.json")
 
-    from ldp_export.bundling.model import model_from_checkpoint, random_model
     from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
     from ldp_export.checkpoint import Checkpoint
+    from ldp_export.model import model_from_checkpoint, random_model
 
     if arguments.config is None:
         model = model_from_checkpoint(Checkpoint.open(arguments.checkpoint), arguments.window, arguments.overlap)

@@ -1,101 +1,420 @@
-"""A checkpoint run in torch behind the runtime's interface, to score it without exporting a bundle first."""
+"""The whole chain in eager torch: the reference for exported graphs and latencies, and what scores checkpoints.
+
+It shares no code with the runtime's NumPy form of the blur logits, so a parity check compares two implementations. On a
+GPU everything between the upload of the views and the download of the restored image happens there.
+"""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from ldp_export.checkpoint import Checkpoint
+from ldp_export.blur_map import LOGIT_LIMIT, blur_logits, center_view, prompt_logits, similarity, stereo_canvas
+from ldp_export.checkpoint import Windows
+from ldp_export.clip import LoadedClip, PatchEncoder, WindowEncoder, embed_texts
 from ldp_export.data.base import PairSample
-from ldp_export.frame_logits import BlurEstimator
+from ldp_export.model import ExportModel
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.result import Result
-from ldp_runtime.stages.blur_map import upsample_map
-from ldp_runtime.stages.geometry import Padding, pad_reflect
-from ldp_runtime.stages.pixels import Image, check_finite
+from ldp_runtime.stages.blur_map import DP_AWARE, select_prompts, upsample_map
+from ldp_runtime.stages.geometry import Padding, WindowGrid, reflect_indices
+from ldp_runtime.stages.pixels import FIX_NUMERICS, Image
 
-_RUNTIME_MULTIPLE = 16
+LAYOUTS = {"torch": torch.contiguous_format, "torch-channels-last": torch.channels_last}
+"""Name of a form of the chain -> memory layout of its weights and activations."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Name of a precision -> dtype of weights and activations; the modules keep their own FP32 islands."""
+
+CLIP_BATCH = {"cpu": 8, "cuda": 64}
+"""Type of device -> the most windows or patches that CLIP sees at once, as in the runtime."""
+
+_KEY_VERSION = 1
+
+_T = TypeVar("_T")
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def default_device() -> str:
+    """Where torch runs here: "cuda" where it has a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class StageClock:
+    """Seconds by stage: from CUDA events on a GPU, so that the host waits for nothing in between; else of the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, Any, Any]] = []
+
+    def __call__(self, stage: str, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Calls a function; its time counts for the stage."""
+        if self._cuda:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            value = function(*arguments)
+            stop.record()
+            self._events.append((stage, start, stop))
+            return value
+        begin = time.perf_counter()
+        value = function(*arguments)
+        self._add(stage, time.perf_counter() - begin)
+        return value
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage; waits for the GPU."""
+        if self._events:
+            torch.cuda.synchronize()
+        for stage, start, stop in self._events:
+            self._add(stage, start.elapsed_time(stop) / 1000)
+        self._events.clear()
+        return self._seconds
+
+
+class Estimator(ABC):
+    """Blur logits of a pair from CLIP.
+
+    Attributes:
+        encoder: CLIP on windows or patches.
+        padding: The size rule of the pair.
+    """
+
+    encoder: nn.Module
+    padding: Padding
+
+    def __call__(self, sample: PairSample) -> NDArray[np.float32]:
+        """Blur logits ``(H / p, W / p)`` float32 of a pair that is padded to ``(H, W)``."""
+        device = next(self.encoder.parameters()).device
+        with torch.inference_mode():
+            pair = pad_pair(upload((sample.left, sample.right), device), self.padding)
+            return self.estimate(pair, sample.left.shape[:2], StageClock(device)).cpu().numpy()
+
+    def estimate(self, pair: Tensor, size: tuple[int, int], clock: StageClock) -> Tensor:
+        """Blur logits ``(rows, columns)`` of a padded pair.
+
+        Args:
+            pair: ``(6, H, W)`` float32 in [0, 1]: left RGB, right RGB.
+            size: ``(h, w)`` of the pair without its padding, in px.
+            clock: Takes the seconds of ``prepare``, ``clip`` and ``blur_logits``.
+        """
+        batches = self.batches(pair, size)
+        values = []
+        while (inputs := clock("prepare", next, batches, None)) is not None:
+            features = clock("clip", self.features, *inputs)
+            values.append(clock("blur_logits", self.values, *features))
+        return clock("blur_logits", lambda: self.assemble(torch.cat(values), pair.shape[1:], size))
+
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What CLIP makes of a batch."""
+        features = self.encoder(*inputs)
+        return features if isinstance(features, tuple) else (features,)
+
+    @abstractmethod
+    def batches(self, pair: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, ...]]:
+        """The encoder's inputs for a pair, as of ``estimate``, a batch at a time."""
+
+    @abstractmethod
+    def values(self, *features: Tensor) -> Tensor:
+        """What the features of a batch say of the blur of each window or patch, ``(B, ...)`` float32."""
+
+    @abstractmethod
+    def assemble(self, values: Tensor, padded: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """The blur logits ``(rows, columns)`` from the values of all batches, of a pair as of ``estimate``."""
+
+
+class BlurEstimator(Estimator):
+    """Blur logits from CLIP's dense features of windows (Eq. 4 to 6)."""
+
+    encoder: WindowEncoder
+
+    def __init__(
+        self,
+        clip: LoadedClip,
+        prompts: Sequence[Prompt],
+        windows: Windows,
+        multiple: int,
+        ensemble: str | int = "ens2",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Embeds the prompts.
+
+        Args:
+            clip: CLIP; it stays as it is.
+            prompts: The calibrated prompts of Table 4.
+            windows: The windows that CLIP sees.
+            multiple: Both sides of a pair are padded to multiples of this many px, and of CLIP's patch.
+            ensemble: A name of ``ldp_runtime.stages.blur_map.ENSEMBLES`` or the number of a prompt.
+            device: Where CLIP runs.
+            dtype: Of CLIP's weights and activations.
+            layout: Of CLIP's weights and inputs.
+        """
+        self._chosen = [prompts[k] for k in select_prompts(prompts, ensemble)]
+        self.patch = clip.encoder.patch
+        self.padding = Padding(math.lcm(self.patch, multiple))
+        self._windows, self._dtype, self._layout = windows, dtype, layout
+        self._dp_aware = [prompt.format == DP_AWARE for prompt in self._chosen]
+        self._mean, self._std = (torch.tensor(v * 2, device=device)[:, None, None] for v in (clip.mean, clip.std))
+        self.encoder = _moved(WindowEncoder(clip.encoder, windows.window), device, dtype, layout)
+        self._texts, self._offsets, self._temperatures = _prompt_tensors(clip, self._chosen, device)
+
+    @property
+    def key(self) -> bytes:
+        """A hash of all that the logits depend on besides the pair."""
+        spec = (_KEY_VERSION, self.padding, asdict(self._windows), [asdict(prompt) for prompt in self._chosen])
+        digest = hashlib.sha256(repr(spec).encode())
+        for name, value in [*self.encoder.state_dict().items(), ("texts", self._texts)]:
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()
+
+    def batches(self, pair: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, ...]]:
+        """Stereo canvases ``(B, 3, s, 2s)`` and center views ``(B, 3, s, s)``, CLIP-normalised."""
+        p, s = self.patch, self._windows.window
+        grid = self._grid(pair.shape[1:])
+        source = (_pad(pair, (grid.rows.grid * p, grid.columns.grid * p)) - self._mean) / self._std
+        origins = grid.origins()
+        batch = CLIP_BATCH[pair.device.type]
+        for first in range(0, len(origins), batch):
+            regions = torch.stack(
+                [source[:, y * p : y * p + s, x * p : x * p + s] for y, x in origins[first : first + batch]]
+            )  # (B, 6, s, s)
+            views = regions[:, :3], regions[:, 3:]
+            yield tuple(
+                canvas.to(self._dtype).contiguous(memory_format=self._layout)
+                for canvas in (stereo_canvas(*views), center_view(*views))
+            )
+
+    def values(self, *features: Tensor) -> Tensor:
+        """Blur logits ``(B, g, g)`` of windows, from stereo and center features as of ``WindowEncoder``."""
+        stereo, center = features
+        return blur_logits(stereo, center, self._texts, self._dp_aware, self._offsets, self._temperatures)[:, 0]
+
+    def assemble(self, values: Tensor, padded: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Blends the windows: ``WindowGrid.blend`` on the device."""
+        grid = self._grid(padded)
+        g = grid.rows.window
+        rows, columns = (torch.from_numpy(axis.weights()).to(values.device) for axis in (grid.rows, grid.columns))
+        weights = (rows[:, None, :, None] * columns[None, :, None, :]).reshape(-1, g, g)
+        blended = values.new_zeros(grid.rows.grid, grid.columns.grid)
+        for (y, x), field in zip(grid.origins(), weights * values, strict=True):
+            blended[y : y + g, x : x + g] += field
+        return blended[: padded[0] // self.patch, : padded[1] // self.patch].contiguous()
+
+    def _grid(self, padded: Sequence[int]) -> WindowGrid:
+        windows = self._windows
+        return WindowGrid.cover(*padded, window=windows.window, overlap=windows.overlap, patch=self.patch)
+
+
+class PatchBlurEstimator(Estimator):
+    """Blur logits from CLIP's pooled feature of patches, as ``ldp_runtime.stages.patch_blur_map`` describes them."""
+
+    encoder: PatchEncoder
+
+    def __init__(
+        self, clip: LoadedClip, prompt: Prompt, side: int, multiple: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        """Embeds the prompt.
+
+        Args:
+            clip: CLIP; it stays as it is.
+            prompt: What patches are compared with.
+            side: Side of a patch in px.
+            multiple: Both sides of a pair are padded to multiples of this many px.
+            device: Where CLIP runs.
+            dtype: Of CLIP's weights and activations.
+        """
+        self.padding, self._dtype = Padding(multiple), dtype
+        self.encoder = _moved(PatchEncoder(clip, side), device, dtype)
+        self._texts, self._offsets, self._temperatures = _prompt_tensors(clip, [prompt], device)
+
+    def batches(self, pair: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, ...]]:
+        """Patches ``(B, 3, side, 2 side)`` in [0, 1]: a patch of L beside the flipped same patch of R."""
+        side, (rows, columns) = self.encoder.side, self._grid(size)
+        source = _pad(pair[:, : size[0], : size[1]], (rows * side, columns * side))
+        views = source.reshape(2, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        for patches in stereo_canvas(*views).to(self._dtype).split(CLIP_BATCH[pair.device.type]):
+            yield (patches,)
+
+    def values(self, *features: Tensor) -> Tensor:
+        """How blurred each patch is by itself, ``(B, 1)`` in [0, 1]."""
+        z = prompt_logits(similarity(features[0], self._texts), self._offsets, self._temperatures)
+        return 1 - z.clamp(0, 1)
+
+    def assemble(self, values: Tensor, padded: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Stretches the values to reach from 0 to 1, if they are not all equal, and makes logits of them."""
+        low, high = values.min(), values.max()
+        stretched = torch.where(low == high, values, (values - low) / (high - low))
+        return torch.logit(stretched).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).reshape(self._grid(size))
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        side = self.encoder.side
+        return -(-size[0] // side), -(-size[1] // side)
 
 
 class TorchDeblurrer:
-    """Restores pairs with a checkpoint in FP32, on the GPU where torch has one; called as ``Deblurrer`` is.
+    """Restores pairs in torch; called as ``ldp_runtime.Deblurrer`` is.
 
     Attributes:
-        name: The checkpoint's name.
         backend: "torch on" and the device.
-        precision: "fp32".
+        precision: A name of ``DTYPES``.
+        padding: The size rule of the pair.
+        estimator: Estimates the blur map.
+        network: The network on the device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, threads: int | None = None) -> None:
-        """Loads the network, CLIP and the calibration.
+    def __init__(
+        self, model: ExportModel, *, layout: str = "torch", precision: str = "fp32", device: str | None = None
+    ) -> None:
+        """Copies the modules to where they run.
 
         Args:
-            checkpoint: The checkpoint.
-            threads: CPU threads; None leaves it to torch.
+            model: The modules, as from ``model_from_checkpoint``; they stay as they are.
+            layout: A name of ``LAYOUTS``.
+            precision: A name of ``DTYPES``.
+            device: "cpu" or "cuda"; None is the GPU where torch has one.
 
         Raises:
-            LDPError: A part is missing or does not fit.
+            ValueError: There is no such layout or precision.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.name = str(checkpoint.training().get("name") or checkpoint.path.absolute().name)
-        self.backend, self.precision = f"torch on {self._device.type}", "fp32"
-        self._network = checkpoint.network().to(self._device)
-        clip = checkpoint.clip()
-        config = self._network.config
-        self._padding = Padding(math.lcm(_RUNTIME_MULTIPLE, config.multiple, clip.encoder.patch))
-        windows = checkpoint.windows(clip.encoder.patch)
-        self._estimator = BlurEstimator(
-            clip, checkpoint.prompts(), windows, config.multiple, config.ensemble, self._device
-        )
+        if layout not in LAYOUTS or precision not in DTYPES:
+            raise ValueError(
+                f"expected a layout of {', '.join(LAYOUTS)} and a precision of {', '.join(DTYPES)}, got {layout!r} "
+                f"and {precision!r}"
+            )
+        self._device = torch.device(device or default_device())
+        if self._device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+        self.backend, self.precision, self._layout = f"torch on {self._device.type}", precision, LAYOUTS[layout]
+        place = self._device, DTYPES[precision], self._layout
+        self._blur, self.padding = model.blur_map, Padding(model.multiple)
+        self.estimator: Estimator
+        if model.blur_map.patch is not None:
+            side = model.blur_map.patch
+            self.estimator = PatchBlurEstimator(model.clip, model.prompts[0], side, model.multiple, *place[:2])
+        else:
+            self.estimator = BlurEstimator(
+                model.clip, model.prompts, model.windows, model.multiple, model.network.config.ensemble, *place
+            )
+        self._cell = model.blur_map.patch or model.clip.encoder.patch
+        self.network = _moved(model.network, *place)
 
     def __call__(self, left: Image, right: Image) -> Result:
         """Restores a pair whose disparity runs along x.
 
         Args:
-            left: ``(h, w, 3)`` uint8 or uint16 RGB.
-            right: The other view, of the same shape and dtype.
+            left: Left view ``(h, w, 3)`` uint8 or uint16 RGB.
+            right: Right view, the same shape and dtype.
+
+        Returns:
+            The result, with the seconds of ``prepare``, ``clip``, ``blur_logits``, ``deblur`` and ``finish``, on a GPU
+            also of ``upload`` and ``download``.
 
         Raises:
             DataError: The views are not such a pair.
             NumericsError: NaN or Inf appeared.
         """
-        seconds = {}
-        start = time.perf_counter()
-        size = self._padding.padded_size(*left.shape[:2])
-        views = (
-            np.ascontiguousarray(pad_reflect(v.transpose(2, 0, 1), size).transpose(1, 2, 0)) for v in (left, right)
-        )
-        padded = PairSample("pair", *views)
-        logits = self._estimator(padded)
-        if not np.isfinite(logits).all():
-            raise NumericsError("expected finite blur logits, got NaN or Inf; train CLIP again")
-        seconds["clip"] = time.perf_counter() - start
-        planes = np.concatenate([padded.left, padded.right], axis=2).transpose(2, 0, 1).astype(np.float32)
-        pair = torch.from_numpy(planes / np.float32(padded.peak))[None].to(self._device)
-        with torch.inference_mode():
-            restored = self._network(pair, torch.from_numpy(logits)[None, None].to(self._device))[0]
-        planes = restored.float().cpu().numpy()
-        seconds["deblur"] = time.perf_counter() - start - seconds["clip"]
-        check_finite(planes)  # the padding too: what is wrong there is wrong elsewhere for another photo
+        sample = PairSample("pair", left, right)
         h, w = left.shape[:2]
-        image = planes[:, :h, :w].transpose(1, 2, 0)
+        on_gpu = self._device.type == "cuda"
+        clock = StageClock(self._device)
+        with torch.inference_mode():
+            views = clock("upload" if on_gpu else "prepare", upload, (left, right), self._device)
+            pair = clock("prepare", pad_pair, views, self.padding)
+            logits = self.estimator.estimate(pair, (h, w), clock)
+            restored = clock("deblur", self.restore, pair, logits)
+            image, finite = clock("finish", self._finish, restored, (h, w), sample.peak, views[0].dtype)
+            pixels = clock("download" if on_gpu else "finish", lambda: image.cpu().numpy())
+            field = logits.cpu().numpy()
+        if not np.isfinite(field).all():
+            raise NumericsError("expected finite blur logits, got NaN or Inf; train CLIP again")
+        if not finite:
+            raise NumericsError(f"expected a restored image of finite numbers, got NaN or Inf; {FIX_NUMERICS}")
         return Result(
-            restored=_quantise(image, padded.left.dtype),
-            blur_map=upsample_map(logits, (h, w), self._estimator.patch),
-            blur_logits=logits,
-            timings=seconds,
+            restored=pixels,
+            blur_map=lambda: upsample_map(field, (h, w), self._cell),
+            blur_logits=field,
+            timings=clock.seconds(),
             backend=self.backend,
             precision=self.precision,
         )
 
+    def restore(self, pair: Tensor, logits: Tensor) -> Tensor:
+        """The network on a pair ``(6, H, W)`` and blur logits ``(rows, columns)``: ``(1, 3, H, W)`` float32."""
+        blur = self.network_blur(logits, pair.shape[1:])
+        restored: Tensor = self.network(pair[None].contiguous(memory_format=self._layout), blur)
+        return restored
 
-def _quantise(image: NDArray[np.float32], dtype: np.dtype[np.generic]) -> Image:
-    """Clamps to [0, 1] and rounds half to even to the dtype's range."""
-    top = np.float32(np.iinfo(dtype).max)  # type: ignore[type-var]  # uint8 or uint16
-    return np.clip(np.rint(image * top), 0, top).astype(dtype)
+    def network_blur(self, logits: Tensor, padded: Sequence[int]) -> Tensor:
+        """What the network reads of the blur: the logits ``(1, 1, rows, columns)``, or the map ``(1, 1, H, W)``."""
+        if self._blur.network_input == "logits":
+            return logits[None, None]
+        blur_map = upsample_map(logits.cpu().numpy(), (padded[0], padded[1]), self._cell)
+        return torch.from_numpy(blur_map)[None, None].to(logits.device)
+
+    @staticmethod
+    def _finish(restored: Tensor, size: tuple[int, int], peak: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The image ``(h, w, 3)``, clamped and rounded half to even, and whether all was finite, the padding too."""
+        h, w = size
+        image = (restored[0, :, :h, :w].permute(1, 2, 0) * peak).round_().clamp_(0, peak)
+        return image.to(dtype).contiguous(), restored.isfinite().all()
+
+
+def upload(views: Sequence[Image], device: torch.device) -> list[Tensor]:
+    """Views in memory as tensors on a device."""
+    return [torch.from_numpy(np.ascontiguousarray(view)).to(device) for view in views]
+
+
+def pad_pair(views: Sequence[Tensor], padding: Padding) -> Tensor:
+    """The padded pair ``(6, H, W)`` float32 in [0, 1] of views ``(h, w, 3)`` uint8 or uint16."""
+    planes = torch.cat([view.permute(2, 0, 1) for view in views]).to(torch.float32)  # (6, h, w)
+    planes /= torch.tensor(float(torch.iinfo(views[0].dtype).max), device=planes.device)  # a number would be inverted
+    return _pad(planes, padding.padded_size(*planes.shape[1:]))
+
+
+def _pad(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pads ``(..., h, w)`` bottom and right to ``(..., H, W)`` by the runtime's rule, reflect-101."""
+    for axis, (length, padded) in enumerate(zip(planes.shape[-2:], size, strict=True), start=planes.ndim - 2):
+        if length != padded:
+            planes = planes.index_select(axis, torch.from_numpy(reflect_indices(length, padded)).to(planes.device))
+    return planes
+
+
+def _moved(
+    module: _Module,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> _Module:
+    """A copy of a module in evaluation mode."""
+    moved: _Module = copy.deepcopy(module).eval().to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
+    return moved
+
+
+def _prompt_tensors(
+    clip: LoadedClip, prompts: Sequence[Prompt], device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Text embeddings ``(k, c)``, offsets ``(k,)`` and temperatures ``(k,)``."""
+    with torch.inference_mode():
+        texts = embed_texts(clip, [prompt.text for prompt in prompts]).to(device)
+    offsets, temperatures = (
+        torch.tensor([getattr(prompt, name) for prompt in prompts], device=device) for name in ("offset", "temperature")
+    )
+    return texts, offsets, temperatures

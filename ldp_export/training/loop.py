@@ -31,7 +31,8 @@ from tqdm import tqdm
 from ldp_export.blur_map import center_view
 from ldp_export.checkpoint import CLIP_FILE, CLIP_WEIGHTS_FILE, Checkpoint, save_checkpoint
 from ldp_export.data import PairDataset, open_dataset
-from ldp_export.frame_logits import BlurEstimator, chunk_logits, chunks
+from ldp_export.evaluation.reference import BlurEstimator
+from ldp_export.frame_logits import chunk_logits, chunks
 from ldp_export.network import LDPNet
 from ldp_export.training.batches import Batch, Batches, Crop, CropSource, collate, held_out_crops
 from ldp_export.training.config import DataConfig, StageConfig, TrainConfig, TrainingError, changes

@@ -20,7 +20,7 @@ from ldp_runtime.images.quality import psnr
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.model import ExportModel
+    from ldp_export.model import ExportModel
 
 
 @pytest.fixture(scope="module")

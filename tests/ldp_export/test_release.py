@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldp_export.bundling.model import ExportModel
 from ldp_export.bundling.onnx_graphs import export_bundle
 from ldp_export.checkpoint import CheckpointError, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, embed_texts, load_clip
 from ldp_export.clip.patches import resize_matrix
+from ldp_export.model import ExportModel
 from ldp_export.network import ConfigError, LDPNet
 from ldp_export.network.randomise import randomise
 from ldp_export.network.released import ReleasedConfig, ReleasedNet, pool_matrix, released_state

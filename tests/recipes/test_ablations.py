@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from benchmarks.harness.results import Report
-from ldp_export.bundling.model import model_from_checkpoint
 from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import DataError, PairSample
+from ldp_export.model import model_from_checkpoint
 from ldp_export.network import CONFIGS
 from ldp_export.training import DataConfig, TrainConfig, TrainingError, read_config, train
 from ldp_runtime.stages.blur_map import select_prompts

@@ -34,9 +34,10 @@ from ldp_export.data import PairDataset, PairSample, open_dataset
 from ldp_export.data.simulated import HELD_OUT_SHARDS, NAME, SHARD_PATTERN
 from ldp_export.evaluation.metrics import rank_disagreement
 from ldp_export.evaluation.paper import load_table
-from ldp_export.evaluation.reference import TorchDeblurrer
+from ldp_export.evaluation.reference import BlurEstimator, TorchDeblurrer
 from ldp_export.evaluation.score import SHARP_DISPARITY, score_dataset
-from ldp_export.frame_logits import BlurEstimator, chunk_logits, chunks
+from ldp_export.frame_logits import chunk_logits, chunks
+from ldp_export.model import model_from_checkpoint
 from ldp_export.network import LDPConfig
 from ldp_export.simulation.samples import disparity_in_pixels, focus_setting
 from ldp_export.training import DataConfig, StageConfig, TrainConfig, read_config, train
@@ -173,7 +174,7 @@ def run_row(options: Options, row: str, seed: int) -> dict[str, Any]:
             raise AblationError(f"{folder} holds a run with other settings; remove it or give another --work")
         return result
     checkpoint = Checkpoint.open(train(config, folder))
-    restorer = TorchDeblurrer(checkpoint, options.threads)
+    restorer = TorchDeblurrer(model_from_checkpoint(checkpoint))
     report = score_dataset(restorer, open_dataset(NAME, options.scenes, "val"), row, progress=_bar(f"{row} {seed}"))
     result = {
         "row": row,

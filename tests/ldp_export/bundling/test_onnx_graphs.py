@@ -16,11 +16,11 @@ from onnx import TensorProto
 from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.bundling import onnx_graphs as onnx_export
 from ldp_export.bundling import parity
-from ldp_export.bundling.model import ExportError, ExportModel, random_model
 from ldp_export.bundling.onnx_graphs import ParityError, SelfAttention, export_bundle
 from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, WindowEncoder, embed_texts, load_clip
+from ldp_export.model import ExportError, ExportModel, random_model
 from ldp_export.network import CONFIGS, LDPNet
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.simulation.samples import focus_setting

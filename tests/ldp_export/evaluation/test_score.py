@@ -3,37 +3,25 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ldp_export.bundling.model import random_model
-from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.data import PairSample, open_dataset
 from ldp_export.evaluation import score as module
 from ldp_export.evaluation.metrics import affine_invariant_mae, rank_disagreement
 from ldp_export.evaluation.paper import load_table
-from ldp_export.evaluation.reference import TorchDeblurrer
 from ldp_export.evaluation.score import ROWS_A_SHEET, Score, paper_rows, score_dataset, score_pair, summarise
-from ldp_export.network import CONFIGS
-from ldp_runtime.bundle.bundle import read_manifest, write_manifest
-from ldp_runtime.deblurrer import Deblurrer
-from ldp_runtime.errors import NumericsError
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import psnr, ssim
 from ldp_runtime.result import Result
-from ldp_runtime.stages.blur_map import LOGIT_LIMIT
-from tests.ldp_export.conftest import SEED, WINDOW
 from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, make_dpd_blur, make_dpd_disp, make_scenes, noise
 from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
-from tests.ldp_export.tiny_models import TINY_CLIP
 
 H, W = 32, 48
 
@@ -184,48 +172,6 @@ def test_scoring_imports_no_torch() -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture
-def bundle_and_checkpoint(nano_bundle: Path, tiny_clip_file: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The shared bundle with prompts that vote apart, and what it was exported from as a checkpoint."""
-    model = random_model("nano", str(tiny_clip_file), window=WINDOW, overlap=16, seed=SEED)
-    prompts = tuple(replace(p, offset=float(k), temperature=20.0 - 3 * k) for k, p in enumerate(model.prompts))
-    bundle = shutil.copytree(nano_bundle, tmp_path / "bundle")
-    write_manifest(bundle, replace(read_manifest(bundle), prompts=prompts))
-    save_checkpoint(
-        tmp_path / "checkpoint",
-        config=CONFIGS["nano"],
-        network=model.network.state_dict(),
-        clip_config={**TINY_CLIP, "window": WINDOW, "overlap": 16},
-        clip=model.clip.model.state_dict(),
-        prompts=prompts,
-        training={},
-    )
-    return bundle, tmp_path / "checkpoint"
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_checkpoint_restores_as_its_bundle_does(bundle_and_checkpoint: tuple[Path, Path], dtype: type) -> None:
-    bundle = Deblurrer.from_bundle(bundle_and_checkpoint[0], backend="onnxruntime", precision="fp32", threads=1)
-    torch = TorchDeblurrer(Checkpoint.open(bundle_and_checkpoint[1]), threads=1)
-    left, right = (noise((90, 131, 3), seed, dtype) for seed in (1, 2))
-    expected, got = bundle(left, right), torch(left, right)
-    assert got.restored.dtype == dtype and got.restored.shape == left.shape
-    tolerance = 1 if dtype == np.uint8 else 8  # of 65535: FP32 arithmetic in another order
-    assert np.abs(got.restored.astype(np.int64) - expected.restored).max() <= tolerance
-    assert got.blur_logits == pytest.approx(expected.blur_logits, abs=1e-3)
-    assert np.abs(got.blur_logits).max() < LOGIT_LIMIT and np.ptp(got.blur_logits) > 0.1
-    assert got.blur_map == pytest.approx(expected.blur_map, abs=1e-3)
-    assert torch.name == "checkpoint" and torch.precision == "fp32"
-
-
-def test_a_broken_network_gives_no_image(checkpoint: Path) -> None:
-    torch = TorchDeblurrer(Checkpoint.open(checkpoint))
-    for parameter in torch._network.parameters():
-        parameter.data.fill_(math.nan)
-    with pytest.raises(NumericsError):
-        torch(noise((32, 32, 3), 1), noise((32, 32, 3), 2))  # type: ignore[arg-type]
 
 
 def test_the_command_scores_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

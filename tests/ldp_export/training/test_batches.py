@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ldp_export.checkpoint import Checkpoint, Windows
 from ldp_export.data import PairSample
-from ldp_export.frame_logits import CHUNK, BlurEstimator, chunk_logits, chunks
+from ldp_export.evaluation.reference import BlurEstimator
+from ldp_export.frame_logits import CHUNK, chunk_logits, chunks
 from ldp_export.simulation.simulate import simulate_pair
 from ldp_export.training.batches import Batches, Crop, CropSource, collate, held_out_crops
 from ldp_export.training.config import TrainingError
