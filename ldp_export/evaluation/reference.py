@@ -379,7 +379,7 @@ class TorchDeblurrer:
 
 def upload(views: Sequence[Image], device: torch.device) -> list[Tensor]:
     """Views in memory as tensors on a device."""
-    return [torch.from_numpy(np.ascontiguousarray(view)).to(device) for view in views]
+    return [torch.from_numpy(np.require(view, requirements=["C", "W"])).to(device) for view in views]
 
 
 def pad_pair(views: Sequence[Tensor], padding: Padding) -> Tensor:

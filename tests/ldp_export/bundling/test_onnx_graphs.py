@@ -17,10 +17,10 @@ from ldp_export.blur_map import blur_logits, center_view, stereo_canvas
 from ldp_export.bundling import onnx_graphs as onnx_export
 from ldp_export.bundling import parity
 from ldp_export.bundling.onnx_graphs import ParityError, SelfAttention, export_bundle
-from ldp_export.checkpoint import Checkpoint, save_checkpoint
+from ldp_export.checkpoint import Checkpoint, choose_windows, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, WindowEncoder, embed_texts, load_clip
-from ldp_export.model import ExportError, ExportModel, random_model
+from ldp_export.model import ExportError, ExportModel, model_from_checkpoint, random_model
 from ldp_export.network import CONFIGS, LDPNet
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.simulation.samples import focus_setting
@@ -391,9 +391,9 @@ def test_what_cannot_be_exported(tiny_clip_file: Path) -> None:
 def test_padding_suits_network_and_clip(tiny_clip_file: Path) -> None:
     assert TINY_CONFIG.multiple == 16
     clip = load_clip(str(tiny_clip_file))
-    model = ExportModel(LDPNet(TINY_CONFIG), clip, (), onnx_export.choose_windows(16), trained=False)
+    model = ExportModel(LDPNet(TINY_CONFIG), clip, (), choose_windows(16), trained=False)
     assert model.multiple == 16
-    nano = ExportModel(LDPNet(CONFIGS["nano"]), clip, (), onnx_export.choose_windows(16), trained=False)
+    nano = ExportModel(LDPNet(CONFIGS["nano"]), clip, (), choose_windows(16), trained=False)
     assert nano.multiple == 32
 
 
@@ -401,7 +401,7 @@ def test_windows_of_a_checkpoint_can_be_replaced(tmp_path: Path, nano: ExportMod
     checkpoint = save_nano(tmp_path / "checkpoint", nano, nano.network, {"window": 128, "overlap": 64})
 
     def chosen(window: int | None = None, overlap: int | None = None) -> tuple[int, int]:
-        windows = onnx_export.model_from_checkpoint(checkpoint, window, overlap).windows
+        windows = model_from_checkpoint(checkpoint, window, overlap).windows
         return windows.window, windows.overlap
 
     assert chosen() == (128, 64)
