@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ldp_export.bundling.model import model_from_checkpoint
 from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
 from ldp_export.checkpoint import Checkpoint
+from ldp_export.model import model_from_checkpoint
 from ldp_runtime import Deblurrer
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import center_view, psnr
