@@ -13,10 +13,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from benchmarks.harness.processes import run_spec
 from benchmarks.harness.results import (
@@ -297,9 +299,9 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
         (folder / data.name).hardlink_to(data)
     for file in (TEXT_EMBEDDINGS_FILE, deblur, *bundle.weights[deblur]):
         shutil.copyfile(bundle.path / file, folder / file)
-    clip = replace(manifest.require_clip(), window=choice.window, overlap=choice.overlap)
+    clip = msgspec.structs.replace(manifest.require_clip(), window=choice.window, overlap=choice.overlap)
     graphs = {"clip": {"fp32": graph.name}, "deblur": {"fp32": deblur}}
-    write_manifest(folder, replace(manifest, clip=clip, graphs=graphs, engines=(), quantization={}))
+    write_manifest(folder, msgspec.structs.replace(manifest, clip=clip, graphs=graphs, engines=(), quantization={}))
     return folder
 
 

@@ -19,9 +19,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
@@ -169,7 +171,8 @@ class Checkpoint:
         Raises:
             WriteError: The folder cannot be written.
         """
-        write_files({self.path / CALIBRATION_FILE: _dump([asdict(prompt) for prompt in prompts]).encode()})
+        fields = [msgspec.structs.asdict(prompt) for prompt in prompts]
+        write_files({self.path / CALIBRATION_FILE: _dump(fields).encode()})
 
     def _clip_config(self) -> dict[str, Any]:
         return _object(self.path / CLIP_FILE)
@@ -207,10 +210,10 @@ def save_checkpoint(
 
     folder = Path(path)
     _check_state(folder / DEBLUR_FILE, network, LDPNet(config).state_dict())
-    parse_prompts([asdict(prompt) for prompt in prompts], CALIBRATION_FILE)
+    parse_prompts([msgspec.structs.asdict(prompt) for prompt in prompts], CALIBRATION_FILE)
     with staged_folder(folder, last=NETWORK_FILE) as staged:
         (staged / CLIP_FILE).write_text(_dump(clip_config))
-        (staged / CALIBRATION_FILE).write_text(_dump([asdict(prompt) for prompt in prompts]))
+        (staged / CALIBRATION_FILE).write_text(_dump([msgspec.structs.asdict(prompt) for prompt in prompts]))
         (staged / TRAINING_FILE).write_text(_dump(training))
         for name, state in ((DEBLUR_FILE, network), (CLIP_WEIGHTS_FILE, clip)):
             if state is not None:

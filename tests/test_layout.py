@@ -34,7 +34,6 @@ KNOWN = {
     "circle of wings: ldp_runtime.backends, ldp_runtime.cuda",
     "ldp_export.training.loop has more than 500 lines",
     "ldp_export.triton.repository has more than 500 lines",
-    "ldp_runtime.bundle.schema has more than 500 lines",
     "ldp_runtime.cuda.chain has more than 500 lines",
     "ldp_runtime.cuda.launches has more than 500 lines",
     "ldp_runtime.deblurrer has more than 500 lines",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from ldp_export.bundling.tensorrt_builder import Progress, TensorRT
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.engines import (
-    ENGINE_FOLDER,
     ENGINE_PRECISION,
     ENGINE_PRECISIONS,
     EngineEntry,
@@ -25,6 +26,7 @@ from ldp_runtime.bundle.engines import (
     deblur_shapes,
     engine_key,
 )
+from ldp_runtime.bundle.fields import ENGINE_FOLDER
 from ldp_runtime.bundle.manifest import GRAPHS, BlurMapSpec, Manifest
 from ldp_runtime.errors import BundleError, LDPError, one_line
 from ldp_runtime.files import write_whole
@@ -244,7 +246,7 @@ def _set_engines(bundle: Bundle, change: Callable[[Iterable[EngineEntry]], list[
     """Changes the manifest's engines; the rest stays as it is in the file now."""
     manifest = read_manifest(bundle.path)
     engines = sorted(change(manifest.engines), key=lambda e: (e.kind, e.flavour, e.version, e.key))
-    save_manifest(bundle.path, replace(manifest, engines=tuple(engines)))
+    save_manifest(bundle.path, msgspec.structs.replace(manifest, engines=tuple(engines)))
 
 
 @contextlib.contextmanager

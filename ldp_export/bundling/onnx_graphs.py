@@ -295,5 +295,8 @@ def _manifest(
         training=model.training,
         blur_map=model.blur_map,
         parity=parity.figures,
+        evaluation={},
         licences=model.licences,
+        engines=(),
+        files={},
     )

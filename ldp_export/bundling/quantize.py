@@ -15,12 +15,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -258,7 +259,7 @@ class _Chain:
                 shutil.copyfile(self.bundle.path / name, folder / name)
         path = self.graphs["clip"].quantized(kept, folder / "clip.candidate.onnx")
         graphs = {"clip": {"fp32": path.name}, "deblur": {"fp32": deblur}}
-        write_manifest(folder, replace(manifest, graphs=graphs, engines=()))
+        write_manifest(folder, msgspec.structs.replace(manifest, graphs=graphs, engines=()))
         return Bundle.load(folder)
 
     def _open(self, path: Path) -> Session:
@@ -352,7 +353,7 @@ def _write(
                 if name not in made:
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(bundle.path / name, staged / name)
-        written = replace(
+        written = msgspec.structs.replace(
             manifest,
             graphs=graphs,
             quantization={**manifest.quantization, chain.precision: record},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from scipy import ndimage
 
@@ -163,7 +163,7 @@ def store(folder: Path, evaluation: Evaluation) -> None:
         LDPError: The manifest cannot be read or written.
     """
     manifest = read_manifest(folder)
-    changed = dataclasses.replace(manifest, evaluation=evaluation.to_json())
+    changed = msgspec.structs.replace(manifest, evaluation=evaluation.to_json())
     try:
         write_manifest(folder, changed, extra_files=manifest.files)
     except OSError as error:

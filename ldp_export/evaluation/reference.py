@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -178,7 +179,12 @@ class BlurEstimator(Estimator):
     @property
     def key(self) -> bytes:
         """A hash of all that the logits depend on besides the pair."""
-        spec = (_KEY_VERSION, self.padding, asdict(self._windows), [asdict(prompt) for prompt in self._chosen])
+        spec = (
+            _KEY_VERSION,
+            self.padding,
+            asdict(self._windows),
+            [msgspec.structs.asdict(prompt) for prompt in self._chosen],
+        )
         digest = hashlib.sha256(repr(spec).encode())
         for name, value in [*self.encoder.state_dict().items(), ("texts", self._texts)]:
             digest.update(f"{name}{tuple(value.shape)}".encode())

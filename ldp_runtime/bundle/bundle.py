@@ -13,12 +13,14 @@ import json
 import math
 import mmap
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ from ldp_runtime.bundle.engines import (
     Shape,
     nearest,
 )
+from ldp_runtime.bundle.fields import EXPECTED, FILE_NAME
 from ldp_runtime.bundle.find import find_bundle
 from ldp_runtime.bundle.manifest import (
     MANIFEST_FILE,
@@ -46,7 +49,6 @@ from ldp_runtime.bundle.schema import (
     MAX_MANIFEST_BYTES,
     manifest_from_json,
     parse_manifest,
-    unsafe,
 )
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.files import write_whole
@@ -269,7 +271,7 @@ def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] 
     for name in sorted(names):
         path = _inside(folder, name)
         files[name] = FileEntry(sha256_file(path), path.stat().st_size)
-    return save_manifest(folder, dataclasses.replace(manifest, files=files))
+    return save_manifest(folder, msgspec.structs.replace(manifest, files=files))
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -373,10 +375,9 @@ def _weights(
     names = {}
     for data in content.external:
         name = str(PurePosixPath(graph).parent / data.location)
-        if (reason := unsafe(data.location)) is not None:
+        if not re.search(FILE_NAME, data.location):
             raise BundleError(
-                f"{folder / graph}: expected weights in a file inside the bundle, got {data.location!r} ({reason}); "
-                f"{FIX_MANIFEST}"
+                f"{folder / graph}: expected weights in {EXPECTED[FILE_NAME]}, got {data.location!r}; {FIX_MANIFEST}"
             )
         if files is not None and name not in files:
             raise BundleError(

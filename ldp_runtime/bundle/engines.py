@@ -10,12 +10,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from ldp_runtime.bundle.fields import MAX_BUNDLE_BYTES, Architecture, EngineName, Sha256, Text, one_of
 
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 """The two TensorRTs: the one for RTX GPUs, which builds with no GPU, and the enterprise one, which needs the GPU."""
 
-ENGINE_FOLDER = "engines"
 ENGINE_PRECISIONS = {"fp16": "fp16", "int8": "int8-fp16", "fp8": "fp8-fp16"}
 """Precision of an engine -> that of the graphs it is built from."""
 
@@ -29,15 +32,15 @@ _KEY_FORMAT = 3
 """Rises when engines are built in another way from the same parts."""
 
 Shape = tuple[int, ...]
+_Sizes = Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**31)], ...], Meta(min_length=1, max_length=8)]
 
 
-@dataclass(frozen=True)
-class ShapeRange:
+class ShapeRange(Struct, frozen=True, forbid_unknown_fields=True):
     """The shapes that an engine takes for an input, each axis from ``min`` to ``max``; it is tuned for ``opt``."""
 
-    min: Shape
-    opt: Shape
-    max: Shape
+    min: _Sizes
+    opt: _Sizes
+    max: _Sizes
 
     @property
     def fixed(self) -> bool:
@@ -59,8 +62,7 @@ Profile = Mapping[str, ShapeRange]
 """The shapes of each input of a graph."""
 
 
-@dataclass(frozen=True)
-class EngineEntry:
+class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """An engine of a bundle, as its manifest lists it.
 
     Attributes:
@@ -76,16 +78,16 @@ class EngineEntry:
         size: Bytes of the file.
     """
 
-    kind: str
-    flavour: str
-    version: str
-    targets: tuple[str, ...]
-    precision: str
-    profile: Profile
-    key: str
-    file: str
-    sha256: str
-    size: int
+    kind: Annotated[str, one_of(("clip", "deblur"))]
+    flavour: Annotated[str, one_of(FLAVOURS)]
+    version: Text
+    targets: Annotated[tuple[Architecture, ...], Meta(min_length=1)]
+    precision: Annotated[str, one_of(ENGINE_PRECISIONS)]
+    profile: Annotated[Profile, Meta(min_length=1)]
+    key: Sha256
+    file: EngineName
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=1, le=MAX_BUNDLE_BYTES)]
 
     def made_from(self, graph: str) -> bool:
         """Whether the engine was built from the graph of this hash, with what the entry says.

@@ -1,14 +1,31 @@
-"""The manifest bundle.json as typed values."""
+"""The manifest ``bundle.json`` as typed values; ``schema`` reads and checks it."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from ldp_runtime.bundle.engines import EngineEntry
+from ldp_runtime.bundle.fields import (
+    MAX_EMBED_DIM,
+    MAX_FILES,
+    MAX_WINDOW,
+    Bytes,
+    Count,
+    FileName,
+    GraphName,
+    PositiveSingle,
+    Sha256,
+    Side,
+    Single,
+    Text,
+    one_of,
+)
 from ldp_runtime.errors import BundleError
+from ldp_runtime.stages.blur_map import ENSEMBLES, FORMATS
 from ldp_runtime.stages.geometry import Padding
 
 SCHEMA = "ldp-bundle"
@@ -37,8 +54,7 @@ BLUR_METHODS = ("dense", "patch")
 NETWORK_INPUTS = ("logits", "map")
 
 
-@dataclass(frozen=True)
-class ClipSpec:
+class ClipSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """What the runtime must know of the CLIP image encoder.
 
     Attributes:
@@ -53,19 +69,18 @@ class ClipSpec:
         weights: Where the weights came from.
     """
 
-    architecture: str
-    patch: int
-    window: int
-    overlap: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    embed_dim: int
+    architecture: Text
+    patch: Side
+    window: Side
+    overlap: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
+    mean: tuple[Single, Single, Single]
+    std: tuple[PositiveSingle, PositiveSingle, PositiveSingle]
+    embed_dim: Annotated[int, Meta(ge=1, le=MAX_EMBED_DIM)]
     quick_gelu: bool
-    weights: str
+    weights: Text
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(Struct, frozen=True, forbid_unknown_fields=True):
     """A prompt of Table 4 and its calibration, ``z = (100 cos - offset) / temperature``.
 
     Attributes:
@@ -75,14 +90,13 @@ class Prompt:
         temperature: In units of ``100 cos``; not zero, negative where a higher similarity means the opposite.
     """
 
-    text: str
-    format: str
-    offset: float
-    temperature: float
+    text: Text
+    format: Annotated[str, one_of(FORMATS)]
+    offset: Single
+    temperature: Single
 
 
-@dataclass(frozen=True)
-class BlurMapSpec:
+class BlurMapSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """How the blur map is estimated and in which form the deblur graph takes it.
 
     A manifest without the field ``blur_map`` has these defaults, the paper's.
@@ -96,21 +110,19 @@ class BlurMapSpec:
         patch: Side in px of a patch of the image with method "patch"; None with "dense".
     """
 
-    method: str = "dense"
-    network_input: str = "logits"
-    patch: int | None = None
+    method: Annotated[str, one_of(BLUR_METHODS)] = "dense"
+    network_input: Annotated[str, one_of(NETWORK_INPUTS)] = "logits"
+    patch: Side | None = None
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """The SHA-256 (64 hexadecimal digits, lower case) and size in bytes of a file of the bundle."""
 
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Bytes
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``bundle.json``, schema version 1.
 
     Attributes:
@@ -139,28 +151,28 @@ class Manifest:
         files: Hash and size of every file, by its path inside the bundle with forward slashes.
     """
 
-    name: str
+    name: Text
     created: str
     network: Mapping[str, Any]
     clip: ClipSpec | None
     prompts: tuple[Prompt, ...]
-    ensemble: str | int
+    ensemble: Annotated[str, one_of(ENSEMBLES)] | Annotated[int, Meta(ge=0, lt=PROMPTS)]
     padding: Padding
-    graphs: Mapping[str, Mapping[str, str]]
-    opset: int
+    graphs: Mapping[Annotated[str, one_of(GRAPHS)], Mapping[Annotated[str, one_of(GRAPH_PRECISIONS)], GraphName]]
+    opset: Count
     tools: Mapping[str, str]
     blur_map: BlurMapSpec = BlurMapSpec()
-    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    licences: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    engines: tuple[EngineEntry, ...] = ()
-    files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Any]
+    parity: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    quantization: Mapping[str, Any] = {}
+    licences: Mapping[str, Any]
+    engines: Annotated[tuple[EngineEntry, ...], Meta(max_length=MAX_FILES)]
+    files: Annotated[Mapping[FileName, FileEntry], Meta(max_length=MAX_FILES)]
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, in the order of the schema."""
-        value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **msgspec.to_builtins(self)}
         if self.blur_map == BlurMapSpec():
             del value["blur_map"]
         if not self.quantization:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 PADDING_MODE = "reflect-101"
@@ -13,8 +15,7 @@ ENGINE_CLIP_BATCH = 64
 """The most windows that a CLIP engine runs at once."""
 
 
-@dataclass(frozen=True)
-class Padding:
+class Padding(Struct, frozen=True, forbid_unknown_fields=True):
     """The size rule of the network: height and width are multiples of ``multiple``, padded bottom and right.
 
     Attributes:
@@ -22,7 +23,7 @@ class Padding:
         mode: The border rule; ``"reflect-101"`` is the only one.
     """
 
-    multiple: int
+    multiple: Annotated[int, Meta(ge=1, le=4096)]
     mode: str = PADDING_MODE
 
     def padded_size(self, h: int, w: int) -> tuple[int, int]:

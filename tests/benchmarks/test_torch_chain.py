@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -78,7 +79,7 @@ def test_a_bundle_without_its_checkpoint(tmp_path: Path) -> None:
 
 def test_the_checkpoint_of_another_network_is_refused(bundle: Bundle) -> None:
     network = {**bundle.manifest.network, "width": 48}
-    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, network=network))
+    other = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, network=network))
     with pytest.raises(BenchmarkError, match="expected the network that ldp-nano was exported from"):
         bundles.reference_model(other)
 

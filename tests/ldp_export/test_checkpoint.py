@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -145,7 +145,7 @@ def test_clip_by_the_name_of_its_architecture(tmp_path: Path) -> None:
     ],
 )
 def test_a_calibration_must_be_that_of_table_4(folder: Path, change: dict[str, object]) -> None:
-    values = [asdict(prompt) for prompt in CALIBRATED]
+    values = [msgspec.structs.asdict(prompt) for prompt in CALIBRATED]
     values[1] |= change
     (folder / "calibration.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"prompt 1|finite"):

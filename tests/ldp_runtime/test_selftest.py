@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -101,7 +101,7 @@ def test_a_clip_that_sees_something_else_fails_in_the_blur_map(own: Path) -> Non
 def test_the_limit_of_a_gate_in_the_manifest_counts(own: Path) -> None:
     manifest = read_manifest(own)
     gates = [{"name": "chain fp16 PSNR in dB", "limit": 500.0, "is": "at least", "value": 501.0, "passed": True}]
-    write_manifest(own, dataclasses.replace(manifest, parity={"gates": gates}), extra_files=manifest.files)
+    write_manifest(own, msgspec.structs.replace(manifest, parity={"gates": gates}), extra_files=manifest.files)
     (outcome,) = run_selftest(Bundle.load(own), "onnxruntime").failures
     assert outcome.reason.startswith("restored image: expected at least 500 dB, got ")
 

@@ -7,10 +7,10 @@ probability of blur, so that both inputs and both views matter.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -74,13 +74,18 @@ def tiny_manifest(name: str = "tiny", *, clip: bool = True) -> Manifest:
         graphs=graphs,
         opset=OPSET,
         tools={"onnx": onnx.__version__},
+        training={},
+        parity={},
+        evaluation={},
         licences={"weights": "Apache-2.0", "data": []},
+        engines=(),
+        files={},
     )
 
 
 def rewrite(path: Path, **changes: object) -> None:
     """Writes the tiny bundle's manifest again with some fields of ``tiny_manifest`` changed."""
-    write_manifest(path, dataclasses.replace(tiny_manifest(path.name), **changes))  # type: ignore[arg-type]
+    write_manifest(path, msgspec.structs.replace(tiny_manifest(path.name), **changes))
 
 
 class Graph:

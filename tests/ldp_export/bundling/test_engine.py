@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -118,7 +119,7 @@ def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> N
     free = profiles(manifest, SizeRange.of(manifest.padding, None, None, None))
     assert free["deblur"]["blur_logits"] == ShapeRange((1, 1, 2, 2), (1, 1, 70, 106), (1, 1, 140, 210))
     # 10 x 15 windows of the size to tune for, in three batches
-    assert [shape[0] for shape in dataclasses.astuple(free["clip"]["center"])] == [1, 50, ENGINE_CLIP_BATCH]
+    assert [shape[0] for shape in msgspec.structs.astuple(free["clip"]["center"])] == [1, 50, ENGINE_CLIP_BATCH]
 
 
 # --- building
@@ -128,7 +129,7 @@ def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> N
 def test_nano_builds_with_no_gpu_and_no_warning(tmp_path: Path) -> None:
     folder = shutil.copytree(NANO, tmp_path / "ldp-nano", ignore=shutil.ignore_patterns("engines"))
     manifest = read_manifest(folder)
-    save_manifest(folder, dataclasses.replace(manifest, engines=()))
+    save_manifest(folder, msgspec.structs.replace(manifest, engines=()))
     lines: list[str] = []
     bundle = Bundle.load(folder)
     options: dict[str, Any] = {"architectures": ["sm_80", "sm_86", "sm_89", "sm_120"], "report": lines.append}
@@ -344,7 +345,7 @@ def test_an_engine_for_turing_holds_no_padding(tmp_path: Path) -> None:
 
 def test_a_bundle_of_another_kind_is_refused(tiny: Path) -> None:
     bundle = Bundle.load(tiny)
-    patches = dataclasses.replace(bundle.manifest, blur_map=BlurMapSpec("patch", "map", 40))
+    patches = msgspec.structs.replace(bundle.manifest, blur_map=BlurMapSpec("patch", "map", 40))
     with pytest.raises(EngineError, match="of another kind that no engine runs"):
         build_engines(dataclasses.replace(bundle, manifest=patches), sizes(64, 96))
 

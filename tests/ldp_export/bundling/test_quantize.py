@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -291,7 +292,7 @@ def test_bundles_and_limits_that_do_not_fit(tiny: Path) -> None:
         quantize_bundle(Bundle.load(tiny), pairs(), max_loss=0)
     bundle = Bundle.load(tiny)
     spec = BlurMapSpec("patch", "map", 40)
-    released = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, blur_map=spec))
+    released = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, blur_map=spec))
     with pytest.raises(QuantizeError, match="which is of another kind; run it in fp32 or fp16"):
         quantize_bundle(released, pairs())
     half = onnx.load(tiny / "deblur.fp16.onnx")

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +27,9 @@ from tests.ldp_export.data.miniatures import noise
 def model(tiny_clip_file: Path) -> ExportModel:
     """What the shared bundle was exported from, with prompts that vote apart."""
     model = random_model("nano", str(tiny_clip_file), window=WINDOW, overlap=16, seed=SEED)
-    prompts = tuple(replace(p, offset=float(k), temperature=20.0 - 3 * k) for k, p in enumerate(model.prompts))
+    prompts = tuple(
+        msgspec.structs.replace(p, offset=float(k), temperature=20.0 - 3 * k) for k, p in enumerate(model.prompts)
+    )
     return replace(model, prompts=prompts)
 
 
@@ -34,7 +37,7 @@ def model(tiny_clip_file: Path) -> ExportModel:
 def bundle(nano_bundle: Path, model: ExportModel, tmp_path_factory: pytest.TempPathFactory) -> Deblurrer:
     """The shared bundle with the model's prompts, on the runtime."""
     folder = shutil.copytree(nano_bundle, tmp_path_factory.mktemp("reference") / "bundle")
-    write_manifest(folder, replace(read_manifest(folder), prompts=model.prompts))
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), prompts=model.prompts))
     return Deblurrer.from_bundle(folder, backend="onnxruntime", precision="fp32", threads=1)
 
 

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, text_format
@@ -82,7 +83,7 @@ def with_engines(folder: Path, *, archs: tuple[str, ...] = ("sm_80", "sm_89"), *
             file.write_bytes(content)
             digest = hashlib.sha256(content).hexdigest()
             entries.append(EngineEntry(**parts, key=key, file=f"engines/{key}.plan", sha256=digest, size=len(content)))
-    save_manifest(bundle.path, dataclasses.replace(bundle.manifest, engines=tuple(entries)))
+    save_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, engines=tuple(entries)))
     return Bundle.load(bundle.path)
 
 

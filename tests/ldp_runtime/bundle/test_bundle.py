@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -19,22 +18,12 @@ from onnx import TensorProto
 from ldp_runtime.bundle import bundle as bundle_module
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, sha256_file, write_manifest
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
-from ldp_runtime.bundle.find import find_bundle, list_bundles, search_folders
 from ldp_runtime.bundle.manifest import MANIFEST_FILE, FileEntry
-from ldp_runtime.bundle.schema import MAX_FILES, MAX_MANIFEST_BYTES, manifest_from_json
 from ldp_runtime.errors import BundleError
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, tiny_manifest
 
 FIX_FILES = "get the bundle again or export it again with ldp-export onnx"
 FIX_MANIFEST = "export the bundle again with ldp-export onnx"
-
-PROMPT = {"text": "Blurry.", "format": "dp-aware", "offset": 0.0, "temperature": 1.0}
-PATCH_MAP = {"method": "patch", "network_input": "map", "patch": 40}
-CLIP_ENGINE = {
-    "kind": "clip", "flavour": "rtx", "version": "1.0", "targets": ["sm_89"], "precision": "fp16",
-    "profile": {"stereo": {"min": [1], "opt": [1], "max": [1]}},
-    "key": "0" * 64, "file": "engines/0", "sha256": "0" * 64, "size": 1,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +78,6 @@ def test_load_gives_typed_fields_and_embeddings(bundle: Path) -> None:
     }
 
 
-def test_manifest_survives_json(bundle: Path) -> None:
-    manifest = read_manifest(bundle)
-    assert manifest_from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
-
-
 def test_manifest_file_has_the_schema_first_and_the_files_last(bundle: Path) -> None:
     keys = list(json.loads((bundle / MANIFEST_FILE).read_text()))
     assert keys[:3] == ["schema", "schema_version", "name"]
@@ -121,31 +105,8 @@ def test_a_bundle_without_a_clip_graph_has_no_prompts_and_no_embeddings(tmp_path
     manifest = loaded.manifest
     assert not manifest.reads_blur_map
     assert (manifest.clip, manifest.prompts, loaded.text_embeddings) == (None, (), None)
-    assert manifest.graph_names("deblur") == ({"pair"}, {"restored"})
-    assert manifest.blur_cell == 1
     assert set(manifest.files) == {"deblur.onnx", "deblur.fp16.onnx"}
     assert json.loads((path / MANIFEST_FILE).read_text())["clip"] is None
-    assert manifest_from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
-    assert error_of(manifest.require_clip) == (
-        "bundle 'tiny' has no blur map: its network reads none; choose a bundle whose network reads one"
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda value: value["prompts"].append(PROMPT), "field 'prompts': expected 0 prompts, got 1"),
-        (lambda value: value.update(blur_map=PATCH_MAP), "field 'blur_map': expected no such field without clip, got "),
-        (lambda value: value["graphs"].update(clip={"fp32": "deblur.onnx"}), "field 'graphs.clip' is not part of"),
-        (lambda value: value["engines"].append(CLIP_ENGINE), "field 'engines[0].kind': expected one of deblur, got "),
-    ],
-)
-def test_what_a_bundle_without_a_clip_graph_may_not_have(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object], problem: str
-) -> None:
-    path = make_tiny_bundle(tmp_path, clip=False)
-    edit(path, change)
-    assert problem in error_of(lambda: Bundle.load(path))
 
 
 # --- damage
@@ -191,14 +152,6 @@ def test_a_link_out_of_the_bundle_is_refused_and_one_inside_is_not(bundle: Path,
     Bundle.load(bundle)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2"])
-def test_a_manifest_that_is_no_json(bundle: Path, text: str) -> None:
-    (bundle / MANIFEST_FILE).write_bytes(text.encode("utf-16"))
-    message = error_of(lambda: Bundle.load(bundle))
-    assert message.startswith(f"{bundle / MANIFEST_FILE}: expected JSON, got ")
-    assert message.endswith(FIX_FILES)
-
-
 def set_at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
         inner: Any = manifest
@@ -207,147 +160,6 @@ def set_at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         inner[path[-1]] = value
 
     return change
-
-
-def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
-    def change(manifest: dict[str, Any]) -> None:
-        inner: Any = manifest
-        for key in path[:-1]:
-            inner = inner[key]
-        del inner[path[-1]]
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (set_at("schema", value="other"), "field 'schema': expected 'ldp-bundle', got \"other\""),
-        (set_at("name", value=""), "field 'name': expected a text, got \"\""),
-        (set_at("created", value="noon"), "field 'created': expected a time in ISO 8601, got \"noon\""),
-        (set_at("network", value=[]), "field 'network': expected an object, got []"),
-        (drop("clip"), "field 'clip' is missing"),
-        (set_at("clip", value=3), "field 'clip': expected an object, got 3"),
-        (drop("clip", "patch"), "field 'clip.patch' is missing"),
-        (
-            set_at("clip", "patch", value="16"),
-            "field 'clip.patch': expected an integer of at least 1, got \"16\"",
-        ),
-        (
-            set_at("clip", "patch", value=True),
-            "field 'clip.patch': expected an integer of at least 1, got true",
-        ),
-        (
-            set_at("clip", "window", value=60),
-            "field 'clip.window': expected a multiple of the patch, 16, got 60",
-        ),
-        (
-            set_at("clip", "overlap", value=49),
-            "field 'clip.overlap': expected at most 48, a patch less than a window, got 49",
-        ),
-        (set_at("clip", "mean", value=[1, 2]), "field 'clip.mean': expected three numbers, got [1, 2]"),
-        (
-            set_at("clip", "std", value=[0.3, 0, 0.3]),
-            "field 'clip.std': expected three numbers above zero, got [0.3, 0, 0.3]",
-        ),
-        (set_at("clip", "quick_gelu", value=0), "field 'clip.quick_gelu': expected true or false, got 0"),
-        (set_at("clip", "extra", value=1), "field 'clip.extra' is not part of schema version 1"),
-        (set_at("extra", value=1), "field 'extra' is not part of schema version 1"),
-        (set_at("prompts", value={}), "field 'prompts': expected a list, got {}"),
-        (set_at("prompts", 2, value="sharp"), "field 'prompts[2]': expected an object, got \"sharp\""),
-        (drop("prompts", 7), "field 'prompts': expected 8 prompts, got 7"),
-        (
-            set_at("prompts", 1, "format", value="other"),
-            "field 'prompts[1].format': expected one of blur-aware, dp-aware, got \"other\"",
-        ),
-        (
-            set_at("prompts", 4, "temperature", value=0),
-            "field 'prompts[4].temperature': expected a number other than zero, got 0",
-        ),
-        (
-            set_at("ensemble", value="all"),
-            "field 'ensemble': expected one of ens2, blur-aware, dp-aware, ens1-blur-aware, ens1-dp-aware, got \"all\"",
-        ),
-        (
-            set_at("padding", "mode", value="zero"),
-            "field 'padding.mode': expected one of reflect-101, got \"zero\"",
-        ),
-        (
-            set_at("padding", "multiple", value=24),
-            "field 'padding.multiple': expected a multiple of 16, got 24",
-        ),
-        (drop("graphs", "clip", "fp32"), "field 'graphs.clip.fp32' is missing"),
-        (
-            set_at("graphs", "clip", "int4", value="clip.onnx"),
-            "field 'graphs.clip.int4' is not part of schema version 1",
-        ),
-        (
-            set_at("graphs", "deblur", "fp32", value="other.onnx"),
-            "field 'files': expected an entry for 'other.onnx' (graphs.deblur.fp32), got none",
-        ),
-        (
-            set_at("graphs", "deblur", "fp32", value="../deblur.onnx"),
-            "field 'graphs.deblur.fp32': expected a file inside the bundle (no '.', '..' or empty part), "
-            'got "../deblur.onnx"',
-        ),
-        (
-            drop("files", "text_embeddings.npy"),
-            "field 'files': expected an entry for 'text_embeddings.npy' (text embeddings), got none",
-        ),
-        (
-            set_at("tools", value={"torch": 2}),
-            "field 'tools': expected an object of texts, got {\"torch\": 2}",
-        ),
-        (set_at("engines", value=["x"]), "field 'engines[0]': expected an object, got \"x\""),
-        (
-            set_at("files", "clip.onnx", "sha256", value="ABC"),
-            "field 'files.clip.onnx.sha256': expected 64 hexadecimal digits in lower case, got \"ABC\"",
-        ),
-        (
-            set_at("files", "clip.onnx", "size", value=-1),
-            "field 'files.clip.onnx.size': expected an integer of at least 0, got -1",
-        ),
-    ],
-)
-def test_a_wrong_field_is_named(bundle: Path, change: Callable[[dict[str, Any]], None], problem: str) -> None:
-    edit(bundle, change)
-    assert error_of(lambda: Bundle.load(bundle)) == f"{bundle / MANIFEST_FILE}: {problem}; {FIX_MANIFEST}"
-
-
-def test_every_field_is_required(pristine: Path) -> None:
-    value = read_manifest(pristine).to_json()
-    for name in value:
-        rest = {key: item for key, item in value.items() if key != name}
-        message = error_of(lambda rest=rest: manifest_from_json(json.loads(json.dumps(rest))))
-        assert message == f"{MANIFEST_FILE}: field {name!r} is missing; {FIX_MANIFEST}"
-
-
-def test_an_unknown_schema_version(bundle: Path) -> None:
-    edit(bundle, set_at("schema_version", value=2))
-    assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / MANIFEST_FILE}: expected schema_version 1, got 2; "
-        f"upgrade ldp if the bundle is newer, or {FIX_MANIFEST}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("/etc/passwd", "no absolute path"),
-        ("../clip.onnx", "no '.', '..' or empty part"),
-        ("engines/../../x", "no '.', '..' or empty part"),
-        ("a//b", "no '.', '..' or empty part"),
-        ("C:/x", "only forward slashes, no drive"),
-        ("..\\x", "only forward slashes, no drive"),
-        (MANIFEST_FILE, "not the manifest itself"),
-    ],
-)
-def test_unsafe_names_are_refused(bundle: Path, name: str, reason: str) -> None:
-    edit(bundle, set_at("files", name, value={"sha256": "0" * 64, "size": 0}))
-    assert error_of(lambda: Bundle.load(bundle)) == (
-        f"{bundle / MANIFEST_FILE}: field 'files': expected files inside the bundle ({reason}), "
-        f"got {name!r}; {FIX_MANIFEST}"
-    )
 
 
 @pytest.mark.parametrize(
@@ -413,7 +225,7 @@ def test_external_data_is_listed_and_verified(bundle: Path) -> None:
 def test_external_data_that_is_not_listed_is_refused(bundle: Path) -> None:
     with_external_data(bundle)
     rewrite(bundle)
-    edit(bundle, drop("files", "deblur.onnx.data"))
+    edit(bundle, lambda value: value["files"].pop("deblur.onnx.data"))
     assert error_of(lambda: Bundle.load(bundle)) == (
         f"{bundle / MANIFEST_FILE}: expected 'deblur.onnx.data', which 'deblur.onnx' keeps weights in, "
         f"among 'files', got no such entry; {FIX_MANIFEST}"
@@ -429,9 +241,8 @@ def test_external_data_outside_the_bundle_is_refused(bundle: Path, location: str
     tensor.external_data.add(key="location", value=location)
     (bundle / "clip.onnx").write_bytes(model.SerializeToString())
     message = error_of(lambda: rewrite(bundle))
-    assert message.startswith(
-        f"{bundle / 'clip.onnx'}: expected weights in a file inside the bundle, got {location!r} ("
-    )
+    assert message.startswith(f"{bundle / 'clip.onnx'}: expected weights in a file inside the bundle (")
+    assert f", got {location!r}; " in message
 
 
 def test_weights_beyond_the_end_of_their_file_are_refused(bundle: Path) -> None:
@@ -456,7 +267,7 @@ def test_weights_at_an_address_in_memory_are_refused(bundle: Path) -> None:
     (bundle / "deblur.onnx").write_bytes(model.SerializeToString())
     (bundle / location).parent.mkdir(parents=True)
     (bundle / location).write_bytes(bytes(10**6))
-    assert "only letters, digits and . _ + -" in error_of(lambda: rewrite(bundle))
+    assert "expected weights in a file inside the bundle" in error_of(lambda: rewrite(bundle))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a\xff\xff\xff\x0f", b"\x3a\x05\x01", b"\xff" * 30, b"no graph"])
@@ -474,7 +285,7 @@ def test_write_lists_hashes_and_sizes_and_extra_files(bundle: Path) -> None:
     (bundle / "engines").mkdir()
     (bundle / "engines" / "a.engine").write_bytes(b"plan")
     stale = {"gone.onnx": FileEntry("0" * 64, 1)}
-    manifest = dataclasses.replace(tiny_manifest(), files=stale)
+    manifest = msgspec.structs.replace(tiny_manifest(), files=stale)
     written = write_manifest(bundle, manifest, ["README.md", "engines/a.engine"])
     assert written == read_manifest(bundle)
     assert "gone.onnx" not in written.files
@@ -496,23 +307,6 @@ def test_a_failed_write_leaves_the_old_manifest_and_nothing_else(bundle: Path) -
     assert sorted(path.name for path in bundle.iterdir()) == names
 
 
-# --- finding
-
-
-def test_a_folder_or_a_name_is_found(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_bundle(str(pristine)) == pristine
-    monkeypatch.setenv("LDP_BUNDLES", os.pathsep.join([str(tmp_path / "none"), str(pristine.parent)]))
-    assert find_bundle("tiny") == pristine
-    shutil.copytree(pristine, tmp_path / "models" / "tiny")
-    shutil.copytree(pristine, tmp_path / "models" / "second")
-    assert find_bundle("tiny") == pristine, "LDP_BUNDLES comes before ./models"
-    assert find_bundle("second") == Path("models", "second")
-    assert {"tiny", "second"} <= set(list_bundles())
-    monkeypatch.delenv("LDP_BUNDLES")
-    assert find_bundle("tiny") == Path("models", "tiny")
-
-
 def test_a_loaded_bundle_does_not_depend_on_the_working_folder(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,29 +316,6 @@ def test_a_loaded_bundle_does_not_depend_on_the_working_folder(
     assert loaded.graph("clip").is_file()
 
 
-def test_each_folder_is_searched_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").mkdir()
-    monkeypatch.setenv("LDP_BUNDLES", os.pathsep.join(["a", "models", str(tmp_path / "a")]))
-    assert search_folders()[:2] == [Path("a"), Path("models")]
-    assert Path("models") not in search_folders()[2:]
-
-
-@pytest.mark.parametrize("name", ["nowhere", "..", "models/none", ""])
-def test_a_missing_bundle_says_where_it_was_looked_for_and_what_there_is(
-    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LDP_BUNDLES", str(pristine.parent))
-    message = error_of(lambda: find_bundle(name))
-    assert re.fullmatch(
-        rf"expected a folder with bundle\.json or the name of a bundle, got {name!r}; "
-        rf"looked in {re.escape(str(pristine.parent))}, models, .*; found there: .*tiny.*; "
-        r"give one of these, or set LDP_BUNDLES to the folder that holds yours",
-        message,
-    )
-
-
 # --- hostile bundles: SECURITY.md promises each of these
 
 
@@ -552,59 +323,6 @@ def relist(bundle: Path, name: str) -> None:
     """Puts the true size and hash of a file into the manifest, as whoever forges a bundle would."""
     entry = {"size": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)}
     edit(bundle, set_at("files", name, value=entry))
-
-
-def test_a_manifest_of_a_million_entries_is_not_parsed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = json.loads((bundle / MANIFEST_FILE).read_text())
-    entry = {"sha256": "0" * 64, "size": 1}
-    value["files"] |= {f"{i}": entry for i in range(MAX_FILES + 1)}
-    (bundle / MANIFEST_FILE).write_text(json.dumps(value))
-    assert f"field 'files': expected at most {MAX_FILES} files, got {MAX_FILES + 6}" in error_of(
-        lambda: Bundle.load(bundle)
-    )
-    with (bundle / MANIFEST_FILE).open("wb") as file:
-        file.write(b'{"files": {')
-        file.writelines(b'"%d": {"sha256": "", "size": 1},' % i for i in range(10**6))
-    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("parsed"))
-    assert error_of(lambda: read_manifest(bundle)) == (
-        f"{bundle / MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, got more; {FIX_FILES}"
-    )
-
-
-@pytest.mark.parametrize("depth", [40, 100_000])
-def test_a_deep_manifest_is_refused(bundle: Path, depth: int) -> None:
-    text = (bundle / MANIFEST_FILE).read_text()
-    nested = '{"a":' * depth + "1" + "}" * depth
-    (bundle / MANIFEST_FILE).write_text(text.replace('"training": {}', f'"training": {nested}'))
-    assert "expected at most 32 objects and lists inside each other" in error_of(lambda: Bundle.load(bundle))
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "problem"),
-    [
-        ('"name": "tiny"', '"name": "tiny", "name": "other"', "the field 'name' twice"),
-        ('"offset": 1.0', '"offset": NaN', "NaN, which is no JSON"),
-        ('"offset": 1.0', '"offset": -Infinity', "-Infinity, which is no JSON"),
-        ('"offset": 1.0', '"offset": 1e999', "field 'prompts[0].offset': expected a finite number"),
-        ('"offset": 1.0', f'"offset": 1{"0" * 400}', "field 'prompts[0].offset': expected a finite number"),
-        ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, got "),
-        ('"window": 64', f'"window": {2**40}', "field 'clip.window': expected an integer of at most 4096"),
-        ('"multiple": 32', '"multiple": 1048576', "field 'padding.multiple': expected an integer of at most 4096"),
-        ('"embed_dim": 24', f'"embed_dim": {10**12}', "field 'clip.embed_dim': expected an integer of at most"),
-        ('"config": "tiny"', '"encoder": 3', "field 'network.encoder': expected a list"),
-        ('"config": "tiny"', '"stem": 0', "field 'network.stem': expected an integer of at least 1"),
-        ('"config": "tiny"', '"window": "all"', "field 'network.window': expected an integer of at least 1"),
-        ('"name": "tiny"', '"name": "tiny\\u001b[2J"', "field 'name': expected a text of printable characters"),
-        ('"name": "tiny"', '"name": "\\ud800"', "field 'name': expected a text of printable characters"),
-        ('"fp32": "clip.onnx"', '"fp32": "clip.xml"', "expected a file whose name ends in .onnx"),
-        ('"clip.onnx": {', f'"{"a" * 300}": {{', "at most 200 characters"),
-    ],
-)
-def test_hostile_values_are_refused(bundle: Path, before: str, after: str, problem: str) -> None:
-    text = (bundle / MANIFEST_FILE).read_text()
-    assert before in text
-    (bundle / MANIFEST_FILE).write_text(text.replace(before, after, 1))
-    assert problem in error_of(lambda: Bundle.load(bundle))
 
 
 def test_what_is_no_file_is_not_waited_for(bundle: Path, tmp_path: Path) -> None:
@@ -632,10 +350,6 @@ def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bund
     text = (bundle / MANIFEST_FILE).read_text()
     (bundle / MANIFEST_FILE).write_text(text.replace('"clip.onnx"', '"inner/clip.onnx"'))
     assert "expected a file inside the bundle, got a link to" in error_of(lambda: Bundle.load(bundle))
-
-
-def test_a_name_too_long_for_the_system_is_an_error_of_ours(bundle: Path) -> None:
-    assert "File name too long" in error_of(lambda: find_bundle("a" * 5000))
 
 
 @pytest.mark.parametrize("name", ["deblur.onnx", "text_embeddings.npy"])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
@@ -305,7 +306,7 @@ def test_windows_blend_as_the_grid_does(tokens: tuple[int, int], window: int, ov
 
 
 def test_blur_logits_saturate_at_ten() -> None:
-    prompts = [dataclasses.replace(p, offset=o, temperature=1e-3) for p, o in zip(PROMPTS, [0.0] * 8, strict=True)]
+    prompts = [msgspec.structs.replace(p, offset=o, temperature=1e-3) for p, o in zip(PROMPTS, [0.0] * 8, strict=True)]
     grid = WindowGrid.cover(2, 2, window=2, overlap=0, patch=1)
     stereo, center = features_of(grid, 4, np.float32, 1)
     got, bad = run_blur_logits(stereo, center, np.ones((8, 4), np.float32), grid, (2, 2), 0, prompts)

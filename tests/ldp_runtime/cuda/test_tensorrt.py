@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -404,7 +405,7 @@ def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
     import dataclasses
 
     spec = BlurMapSpec("patch", "map", 40)
-    released = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, blur_map=spec))
+    released = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, blur_map=spec))
     with pytest.raises(BackendError, match="is of another kind"):
         TensorRtBackend("tensorrt", "tensorrt").open_bundle(released)
 

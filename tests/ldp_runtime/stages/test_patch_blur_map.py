@@ -1,21 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pytest
 
-from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.manifest import BlurMapSpec, FileEntry, Manifest, Prompt
-from ldp_runtime.bundle.schema import manifest_from_json
-from ldp_runtime.errors import BundleError
+from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.stages.blur_map import sigmoid, upsample_map
-from ldp_runtime.stages.geometry import Padding
 from ldp_runtime.stages.patch_blur_map import cut_patches, map_logits, patch_values, stretch
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, tiny_manifest
 
 A, B = 29.0, 26.05
 PROMPT = Prompt("A symmetric image at pixel level", "dp-aware", B, A - B)
@@ -87,82 +76,3 @@ def test_upsampling_to_the_image() -> None:
     expected = across[0] + rows[:, None] * (across[1] - across[0])
     assert found.shape == (70, 100)
     np.testing.assert_allclose(found, expected, atol=5e-5)
-
-
-# --- the manifest -------------------------------------------------------------------------------------------
-
-
-def as_json(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as it stands in its file."""
-    value: dict[str, Any] = json.loads(json.dumps(manifest.to_json()))
-    return value
-
-
-def patch_manifest() -> dict[str, Any]:
-    """The file of a bundle with a blur map from patches."""
-    names = ("text_embeddings.npy", "clip.onnx", "clip.fp16.onnx", "deblur.onnx", "deblur.fp16.onnx")
-    manifest = dataclasses.replace(
-        tiny_manifest(),
-        files={name: FileEntry("0" * 64, 1) for name in names},
-        prompts=(PROMPT,),
-        blur_map=BlurMapSpec("patch", "map", 40),
-        padding=Padding(16),
-    )
-    return as_json(manifest)
-
-
-def test_a_manifest_without_the_field_is_the_papers(tmp_path: Path) -> None:
-    bundle = Bundle.load(make_tiny_bundle(tmp_path))
-    assert bundle.manifest.blur_map == BlurMapSpec("dense", "logits", None)
-    assert "blur_map" not in bundle.manifest.to_json()
-    assert bundle.manifest.blur_cell == bundle.manifest.clip.patch
-    assert bundle.manifest.graph_names("deblur") == ({"pair", "blur_logits"}, {"restored"})
-    assert bundle.manifest.graph_names("clip")[0] == {"stereo", "center"}
-
-
-def test_a_manifest_of_patches_round_trips() -> None:
-    manifest = manifest_from_json(patch_manifest())
-    assert manifest.blur_map == BlurMapSpec("patch", "map", 40)
-    assert manifest.prompts == (PROMPT,)
-    assert manifest.blur_cell == 40
-    assert manifest.graph_names("deblur") == ({"pair", "blur_map"}, {"restored"})
-    assert manifest.graph_names("clip") == ({"patches"}, {"features"})
-    assert manifest_from_json(as_json(manifest)) == manifest
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "pixel"}, "field 'blur_map.method': expected one of dense, patch, got \"pixel\""),
-        ({"network_input": "both"}, "field 'blur_map.network_input': expected one of logits, map, got \"both\""),
-        ({"patch": 0}, "field 'blur_map.patch': expected an integer of at least 1, got 0"),
-        ({"patch": None}, "field 'blur_map.patch': expected an integer of at least 1, got null"),
-        ({"method": "dense"}, "field 'blur_map.patch': expected null, got 40"),
-        ({"side": 40}, "field 'blur_map.side' is not part of schema version 1"),
-        ({"method": "dense", "patch": None}, "field 'prompts': expected 8 prompts, got 1"),
-    ],
-)
-def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
-    value = patch_manifest()
-    value["blur_map"] |= changes
-    with pytest.raises(BundleError) as caught:
-        manifest_from_json(value)
-    assert message in str(caught.value)
-
-
-def test_patches_take_one_prompt_of_symmetry() -> None:
-    value = patch_manifest()
-    with pytest.raises(BundleError, match="field 'prompts': expected one prompt, got 2"):
-        manifest_from_json({**value, "prompts": 2 * value["prompts"]})
-    prompt = {**value["prompts"][0], "format": "blur-aware"}
-    with pytest.raises(BundleError, match="at least one prompt of format dp-aware"):
-        manifest_from_json({**value, "prompts": [prompt]})
-
-
-@pytest.mark.parametrize("ensemble", ["ens1-blur-aware", 0, 7])
-def test_ensembles_and_single_prompts_of_table_5(ensemble: str | int) -> None:
-    value = {**as_json(tiny_manifest()), "files": patch_manifest()["files"]}
-    assert manifest_from_json({**value, "ensemble": ensemble}).ensemble == ensemble
-    for wrong in (8, -1):
-        with pytest.raises(BundleError, match="field 'ensemble': expected a prompt from 0 to 7, got"):
-            manifest_from_json({**value, "ensemble": wrong})

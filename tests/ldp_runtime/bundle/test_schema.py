@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldp_runtime.bundle.fields import MAX_FILES
+from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
+from ldp_runtime.bundle.schema import MAX_MANIFEST_BYTES, manifest_from_json, parse_manifest
+from ldp_runtime.errors import BundleError
+from tests.ldp_runtime.tiny_bundle import tiny_manifest
+
+FIX = "export the bundle again with ldp-export onnx"
+FILE = {"sha256": "0" * 64, "size": 1}
+PATCHES = {"method": "patch", "network_input": "map", "patch": 40}
+PROMPT = {"text": "A symmetric image.", "format": "dp-aware", "offset": 0.0, "temperature": 1.0}
+ENGINE = {
+    "kind": "deblur", "flavour": "rtx", "version": "1.0", "targets": ["sm_86", "sm_89"], "precision": "fp16",
+    "profile": {"pair": {"min": [1], "opt": [1], "max": [3]}},
+    "key": "0" * 64, "file": "engines/0", "sha256": "0" * 64, "size": 1,
+}  # fmt: skip
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def tiny(*, clip: bool = True, patches: bool = False) -> dict[str, Any]:
+    """The tiny bundle's manifest with files and an engine, as it stands in its file.
+
+    Args:
+        clip: With a CLIP graph.
+        patches: With a blur map from patches.
+    """
+    value: dict[str, Any] = json.loads(json.dumps(tiny_manifest(clip=clip).to_json()))
+    names = [name for graphs in value["graphs"].values() for name in graphs.values()]
+    value |= {"files": {name: dict(FILE) for name in [*names, *(["text_embeddings.npy"] if clip else [])]}}
+    value |= {"engines": [json.loads(json.dumps(ENGINE))]}
+    if patches:
+        value |= {"blur_map": dict(PATCHES), "prompts": [dict(PROMPT)]}
+    return value
+
+
+def set_at(*path: str | int, value: object) -> Change:
+    def change(manifest: dict[str, Any]) -> None:
+        inner: Any = manifest
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+
+    return change
+
+
+def set_engine(name: str, value: object) -> Change:
+    return set_at("engines", 0, name, value=value)
+
+
+def set_sizes(opt: list[int]) -> Change:
+    return set_at("engines", 0, "profile", "pair", "opt", value=opt)
+
+
+def drop(*path: str | int) -> Change:
+    def change(manifest: dict[str, Any]) -> None:
+        inner: Any = manifest
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+
+    return change
+
+
+def error_of(action: Callable[[], object]) -> str:
+    with pytest.raises(BundleError) as caught:
+        action()
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def problem_of(change: Change, **kind: bool) -> str:
+    value = tiny(**kind)
+    change(value)
+    before = json.dumps(value)
+    message = error_of(lambda: manifest_from_json(value))
+    assert json.dumps(value) == before
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_at("schema", value="other"), "field 'schema': expected 'ldp-bundle', got \"other\""),
+        (set_at("name", value=""), "field 'name': expected a non-empty string, got \"\""),
+        (set_at("created", value="noon"), "field 'created': expected a time in ISO 8601, got \"noon\""),
+        (set_at("network", value=[]), "field 'network': expected an object, got []"),
+        (drop("clip"), "field 'clip' is missing"),
+        (set_at("clip", value=3), "field 'clip': expected an object or null, got 3"),
+        (drop("clip", "patch"), "field 'clip.patch' is missing"),
+        (set_at("clip", "patch", value="16"), "field 'clip.patch': expected an integer, got \"16\""),
+        (set_at("clip", "patch", value=True), "field 'clip.patch': expected an integer, got true"),
+        (set_at("clip", "patch", value=0), "field 'clip.patch': expected an integer >= 1, got 0"),
+        (set_at("clip", "window", value=60), "field 'clip.window': expected a multiple of the patch, 16, got 60"),
+        (
+            set_at("clip", "overlap", value=49),
+            "field 'clip.overlap': expected at most 48, a patch less than a window, got 49",
+        ),
+        (set_at("clip", "mean", value=[1, 2]), "field 'clip.mean': expected a list of length 3, got [1, 2]"),
+        (set_at("clip", "std", value=[0.3, 0, 0.3]), "field 'clip.std[1]': expected a number > 0.0, got 0"),
+        (set_at("clip", "quick_gelu", value=0), "field 'clip.quick_gelu': expected true or false, got 0"),
+        (set_at("clip", "extra", value=1), "field 'clip.extra' is not part of schema version 1"),
+        (set_at("extra", value=1), "field 'extra' is not part of schema version 1"),
+        (set_at("a - at `$.b.c", value=1), "field 'a - at `$.b.c' is not part of schema version 1"),
+        (set_at("prompts", value={}), "field 'prompts': expected a list, got {}"),
+        (set_at("prompts", 2, value="sharp"), "field 'prompts[2]': expected an object, got \"sharp\""),
+        (drop("prompts", 7), "field 'prompts': expected 8 prompts, got 7"),
+        (
+            set_at("prompts", 1, "format", value="other"),
+            "field 'prompts[1].format': expected one of blur-aware, dp-aware, got \"other\"",
+        ),
+        (
+            set_at("prompts", 4, "temperature", value=0),
+            "field 'prompts[4].temperature': expected a number other than zero, got 0.0",
+        ),
+        (
+            set_at("ensemble", value="all"),
+            "field 'ensemble': expected one of ens2, blur-aware, dp-aware, ens1-blur-aware, ens1-dp-aware, got \"all\"",
+        ),
+        (set_at("ensemble", value=8), "field 'ensemble': expected an integer <= 7, got 8"),
+        (set_at("ensemble", value=-1), "field 'ensemble': expected an integer >= 0, got -1"),
+        (set_at("padding", "mode", value="zero"), "field 'padding.mode': expected reflect-101, got \"zero\""),
+        (set_at("padding", "multiple", value=24), "field 'padding.multiple': expected a multiple of 16, got 24"),
+        (drop("graphs", "clip"), "field 'graphs': expected clip and deblur, got [\"deblur\"]"),
+        (drop("graphs", "clip", "fp32"), "field 'graphs.clip': expected a graph in fp32, got [\"fp16\"]"),
+        (
+            set_at("graphs", "clip", "int4", value="clip.onnx"),
+            "field 'graphs.clip': expected one of fp32, fp16, int8, int8-fp16, fp8-fp16, got \"int4\"",
+        ),
+        (set_at("graphs", "clip", "fp16", value=16), "field 'graphs.clip.fp16': expected a string, got 16"),
+        (set_at("tools", value={"onnx": "1", "torch": 2}), "field 'tools.torch': expected a string, got 2"),
+        (
+            set_at("files", "clip.onnx", "sha256", value="ABC"),
+            "field 'files.clip.onnx.sha256': expected 64 hexadecimal digits in lower case, got \"ABC\"",
+        ),
+        (
+            set_at("files", "clip.onnx", "size", value=-1),
+            "field 'files.clip.onnx.size': expected an integer >= 0, got -1",
+        ),
+        (
+            set_at("files", "bundle.json", value=FILE),
+            "field 'files': expected files other than the manifest, got \"bundle.json\"",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named(change: Change, problem: str) -> None:
+    assert problem_of(change) == f"bundle.json: {problem}; {FIX}"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("other.onnx", "graphs.deblur.fp32"), ("text_embeddings.npy", "text embeddings")],
+)
+def test_every_file_that_is_needed_is_listed(file: str, name: str) -> None:
+    def change(value: dict[str, Any]) -> None:
+        value["graphs"]["deblur"]["fp32"] = "other.onnx"
+        value["files"].pop("text_embeddings.npy")
+        value["files"]["other.onnx" if file != "other.onnx" else "text_embeddings.npy"] = FILE
+
+    assert f"field 'files': expected an entry for {file!r} ({name}), got [" in problem_of(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_at("engines", 0, value="x"), "field 'engines[0]': expected an object, got \"x\""),
+        (set_engine("kind", "blur"), "field 'engines[0].kind': expected one of clip, deblur"),
+        (set_engine("flavour", "lean"), "field 'engines[0].flavour': expected one of rtx, tensorrt"),
+        (set_engine("version", ""), "field 'engines[0].version': expected a non-empty string"),
+        (set_engine("targets", []), "field 'engines[0].targets': expected a non-empty list"),
+        (set_engine("targets", ["sm_89", "sm_86"]), "field 'engines[0].targets': expected architectures"),
+        (set_engine("targets", ["89"]), "field 'engines[0].targets[0]': expected an architecture such as"),
+        (set_engine("precision", "fp32"), "field 'engines[0].precision': expected one of fp16, int8"),
+        (set_engine("profile", {}), "field 'engines[0].profile': expected a non-empty object"),
+        (drop("engines", 0, "profile", "pair", "max"), "field 'engines[0].profile.pair.max' is missing"),
+        (set_sizes([0]), "profile.pair.opt[0]': expected an integer >= 1"),
+        (set_sizes([4]), "profile.pair.opt': expected sizes from those of min"),
+        (set_sizes([1, 1]), "expected sizes from those of min"),
+        (set_engine("key", "abc"), "field 'engines[0].key': expected 64 hexadecimal digits"),
+        (set_engine("file", "x.engine"), "field 'engines[0].file': expected a file in engines/"),
+        (set_engine("file", "engines/../../x"), "field 'engines[0].file': expected a file in engines/"),
+        (set_engine("size", 0), "field 'engines[0].size': expected an integer >= 1"),
+        (set_engine("colour", "red"), "field 'engines[0].colour' is not part of schema version 1"),
+        (drop("engines", 0, "file"), "field 'engines[0].file' is missing"),
+    ],
+)
+def test_a_wrong_engine_is_named(change: Change, problem: str) -> None:
+    assert problem in problem_of(change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"method": "pixel"}, "field 'blur_map.method': expected one of dense, patch, got \"pixel\""),
+        ({"network_input": "both"}, "field 'blur_map.network_input': expected one of logits, map, got \"both\""),
+        ({"patch": 0}, "field 'blur_map.patch': expected an integer >= 1, got 0"),
+        ({"patch": None}, "field 'blur_map.patch': expected an integer with patch, got null"),
+        ({"method": "dense"}, "field 'blur_map.patch': expected null with dense, got 40"),
+        ({"side": 40}, "field 'blur_map.side' is not part of schema version 1"),
+        ({"method": "dense", "patch": None}, "field 'prompts': expected 8 prompts, got 1"),
+    ],
+)
+def test_a_wrong_blur_map_is_named(changes: dict[str, Any], problem: str) -> None:
+    assert problem in problem_of(lambda value: value["blur_map"].update(changes), patches=True)
+
+
+def test_patches_have_one_prompt_of_symmetry() -> None:
+    twice = problem_of(set_at("prompts", value=[PROMPT, PROMPT]), patches=True)
+    assert "field 'prompts': expected one prompt, got 2" in twice
+    other = problem_of(set_at("prompts", 0, "format", value="blur-aware"), patches=True)
+    assert "at least one prompt of format dp-aware" in other
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_at("prompts", value=[PROMPT]), "field 'prompts': expected 0 prompts, got 1"),
+        (set_at("blur_map", value=PATCHES), "field 'blur_map': expected no such field without clip, got "),
+        (set_at("graphs", "clip", value={"fp32": "deblur.onnx"}), "field 'graphs': expected deblur, got "),
+        (set_engine("kind", "clip"), "field 'engines[0].kind': expected one of deblur, got "),
+    ],
+)
+def test_what_belongs_to_a_clip_graph_is_refused_without_one(change: Change, problem: str) -> None:
+    assert problem in problem_of(change, clip=False)
+
+
+def test_every_field_is_required() -> None:
+    for name in tiny():
+        message = problem_of(drop(name))
+        expected = {
+            "schema": "field 'schema': expected 'ldp-bundle', got null",
+            "schema_version": "expected schema_version 1, got null; upgrade ldp if the bundle is newer, or",
+        }
+        assert expected.get(name, f"field {name!r} is missing") in message
+
+
+def test_an_unknown_schema_version() -> None:
+    assert problem_of(set_at("schema_version", value=2)) == (
+        f"bundle.json: expected schema_version 1, got 2; upgrade ldp if the bundle is newer, or {FIX}"
+    )
+
+
+UNSAFE = (
+    "/etc/passwd",
+    "../a",
+    "engines/../../x",
+    "./a",
+    "a//b",
+    "C:/x",
+    "..\\x",
+    "*",
+    "*/_ORT_MEM_ADDR_/*",
+    "a" * 201,
+    "é",
+)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/", "a/.", "a/..", "a\n", *UNSAFE])
+def test_unsafe_names_are_refused(name: str) -> None:
+    assert "field 'files': expected " in problem_of(set_at("files", name, value=FILE))
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_unsafe_graphs_are_refused(name: str) -> None:
+    change = set_at("graphs", "clip", "fp32", value=f"{name}.onnx")
+    assert "field 'graphs.clip.fp32': expected a file whose name ends in .onnx" in problem_of(change)
+
+
+@pytest.mark.parametrize("name", ["a", "...", ".a", "a/..b", "a/.b/c", "a" * 200])
+def test_safe_names_are_not(name: str) -> None:
+    value = tiny()
+    value["files"][name] = FILE
+    assert name in manifest_from_json(value).files
+
+
+@pytest.mark.parametrize("kind", [{}, {"patches": True}, {"clip": False}])
+def test_a_manifest_survives_json(kind: dict[str, bool]) -> None:
+    value = tiny(**kind)
+    manifest = manifest_from_json(value)
+    assert json.loads(json.dumps(manifest.to_json())) == value
+    assert (manifest.blur_map != BlurMapSpec()) == ("patches" in kind)
+
+
+@pytest.mark.parametrize("ensemble", ["ens1-blur-aware", 0, 7])
+def test_ensembles_and_single_prompts_of_table_5(ensemble: str | int) -> None:
+    assert manifest_from_json({**tiny(), "ensemble": ensemble}).ensemble == ensemble
+
+
+# --- hostile manifests: SECURITY.md promises each of these
+
+
+def parse(text: str | bytes) -> Manifest:
+    return parse_manifest(text if isinstance(text, bytes) else text.encode(), Path("bundle.json"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2"])
+def test_a_manifest_that_is_no_json(text: str) -> None:
+    message = error_of(lambda: parse(text.encode("utf-16")))
+    assert message.startswith("bundle.json: expected JSON, got ")
+    assert message.endswith(f"get the bundle again or export it again with {FIX.partition(' with ')[2]}")
+
+
+@pytest.mark.parametrize("text", ["3", "[]", '"bundle"', "null"])
+def test_a_manifest_that_is_no_object(text: str) -> None:
+    assert error_of(lambda: parse(text)) == f"bundle.json: expected an object, got {text}; {FIX}"
+
+
+def test_a_manifest_of_a_million_entries_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, entries in (("files", {f"{i}": FILE for i in range(MAX_FILES + 1)}), ("engines", [ENGINE] * 1001)):
+        message = problem_of(set_at(name, value=entries))
+        assert f"field {name!r}: expected a" in message
+        assert f"of length <= {MAX_FILES}" in message
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("parsed"))
+    text = b'{"files": {' + b"".join(b'"%d": {"sha256": "", "size": 1},' % i for i in range(150_000))
+    assert f"bundle.json: expected at most {MAX_MANIFEST_BYTES} bytes, got more" in error_of(lambda: parse(text))
+
+
+@pytest.mark.parametrize("depth", [40, 100_000])
+def test_a_deep_manifest_is_refused(depth: int) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    text = json.dumps(tiny()).replace('"training": {}', f'"training": {nested}')
+    assert "expected at most 32 objects and lists inside each other" in error_of(lambda: parse(text))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        ('"name": "tiny"', '"name": "tiny", "name": "other"', "the field 'name' twice"),
+        ('"offset": 1.0', '"offset": NaN', "NaN, which is no JSON"),
+        ('"offset": 1.0', '"offset": -Infinity', "-Infinity, which is no JSON"),
+        ('"offset": 1.0', '"offset": 1e999', "field 'prompts[0].offset': expected a finite number"),
+        ('"training": {}', '"training": {"a": 1e999}', "field 'training.a': expected a finite number"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 400}', "field 'prompts[0].offset': expected a finite number"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 50}', "field 'prompts[0].offset': expected a number <= 3.4"),
+        ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, got "),
+        ('"window": 64', f'"window": {2**40}', "field 'clip.window': expected an integer <= 4096"),
+        ('"multiple": 32', '"multiple": 1048576', "field 'padding.multiple': expected an integer <= 4096"),
+        ('"embed_dim": 24', f'"embed_dim": {10**12}', "field 'clip.embed_dim': expected an integer <= 16384"),
+        ('"size": 1}, ', f'"size": {2**40}}}, ', "field 'files.clip.onnx.size': expected an integer <= 34359738368"),
+        (
+            '"size": 1}, ',
+            f'"size": {2**35}}}, ',
+            "field 'files': expected at most 34359738368 bytes in all files together",
+        ),
+        ('"config": "tiny"', '"encoder": 3', "field 'network.encoder': expected a list"),
+        ('"config": "tiny"', '"stem": 0', "field 'network.stem': expected an integer >= 1"),
+        ('"config": "tiny"', '"window": "all"', "field 'network.window': expected an integer or null"),
+        ('"name": "tiny"', '"name": "tiny\\u001b[2J"', "field 'name': expected printable characters"),
+        ('"name": "tiny"', '"name": "\\ud800"', "field 'name': expected printable characters"),
+        ('"name": "tiny"', '"\\u001b[2J": 1', "field '': expected printable characters"),
+        ('"fp32": "clip.onnx"', '"fp32": "clip.xml"', "expected a file whose name ends in .onnx"),
+    ],
+)
+def test_hostile_values_are_refused(before: str, after: str, problem: str) -> None:
+    text = json.dumps(tiny())
+    assert before in text
+    assert problem in error_of(lambda: parse(text.replace(before, after, 1)))
