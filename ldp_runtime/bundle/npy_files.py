@@ -1,4 +1,4 @@
-"""NumPy's files from strangers: no pickles, and no more memory than the file says it has to."""
+"""Untrusted files of NumPy: no pickles, and no more memory than the file has bytes for."""
 
 from __future__ import annotations
 
@@ -45,29 +45,36 @@ def read_npy(content: bytes) -> NDArray[Any]:
     return np.array(flat.reshape(shape, order="F" if by_columns else "C"), order="C")
 
 
-def read_npz(path: Path, names: Iterable[str], most: int) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path, names: Iterable[str], limit: int) -> dict[str, NDArray[Any]]:
     """Reads arrays of a ``.npz`` file.
 
     Args:
         path: The file.
         names: Which arrays.
-        most: Bytes that they may take together.
+        limit: Bytes that the file may have, and that the arrays may take together.
 
     Raises:
         ValueError: It is no such file, lacks an array, or is larger.
         OSError: It cannot be read.
     """
-    arrays = {}
+    with path.open("rb") as stream:
+        packed = stream.read(limit + 1)
+    if len(packed) > limit:
+        raise ValueError(f"a file of more than {limit} bytes")
+    arrays, left = {}, limit
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(io.BytesIO(packed)) as file:
             for name in names:
-                with file.open(f"{name}.npy") as member:
-                    content = member.read(most + 1)
-                if len(content) > most:
-                    raise ValueError(f"more than {most} bytes")
-                most -= len(content)
+                info = file.getinfo(f"{name}.npy")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{name} is packed with method {info.compress_type}")  # LZMA claims memory
+                with file.open(info) as member:
+                    content = member.read(left + 1)
+                if len(content) > left:
+                    raise ValueError(f"arrays of more than {limit} bytes")
+                left -= len(content)
                 arrays[name] = read_npy(content)
-    except (OSError, ValueError):
+    except ValueError:
         raise
     except Exception as error:  # a damaged archive gives nearly any exception
         raise ValueError(f"no archive of arrays: {' '.join(str(error).split())[:200]}") from error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ldp_runtime.bundle.bundle import Bundle, read_manifest, write_manifest
 from ldp_runtime.bundle.manifest import SELFTEST_FILE
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, BundleError
-from ldp_runtime.selftest import read_sample, run_selftest, sample_pair
+from ldp_runtime.selftest import MAX_SAMPLE_BYTES, read_sample, run_selftest, sample_pair
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
@@ -161,3 +162,25 @@ def test_wrong_choices_and_damaged_samples(own: Path) -> None:
     rehash(own)
     with pytest.raises(BundleError, match=r"expected three images \(h, w, 3\) of uint16"):
         read_sample(Bundle.load(own))
+
+
+def test_a_sample_that_unpacks_to_more_than_promised_is_refused(own: Path) -> None:
+    zeros = np.zeros((5000, 6667, 3), np.uint16)  # 200 MiB out of some 200 KiB
+    np.savez_compressed(own / SELFTEST_FILE, left=zeros)
+    del zeros
+    assert (own / SELFTEST_FILE).stat().st_size < 300_000
+    rehash(own)
+    bundle = Bundle.load(own)
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=f"arrays of more than {MAX_SAMPLE_BYTES} bytes"):
+        read_sample(bundle)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * MAX_SAMPLE_BYTES
+
+
+def test_a_sample_that_was_replaced_after_it_was_verified_is_refused(own: Path) -> None:
+    bundle = Bundle.load(own)
+    (own / SELFTEST_FILE).write_bytes((own / SELFTEST_FILE).read_bytes())
+    with pytest.raises(BundleError, match="expected the file that was verified"):
+        read_sample(bundle)
