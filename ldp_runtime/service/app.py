@@ -1,41 +1,29 @@
-"""The application: routes, their models, and what they share."""
+"""The application and its routes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Path, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from ldp_runtime import __version__
 from ldp_runtime.service import problems
 from ldp_runtime.service.gate import Gate
-from ldp_runtime.service.problems import Problem, ProblemError, documented, problem_of
-from ldp_runtime.service.restore import (
-    SUFFIXES,
-    Axis,
-    File,
-    FileName,
-    Format,
-    Restoration,
-    RestorationJob,
-    Upload,
-)
+from ldp_runtime.service.models import Health, Limits, RestorationStatus
+from ldp_runtime.service.problems import ProblemError, documented, problem_of
+from ldp_runtime.service.restore import SUFFIXES, Axis, File, FileName, Format, Restoration, RestorationJob, Upload
 from ldp_runtime.service.results import Results
 from ldp_runtime.service.state import Service
 from ldp_runtime.service.uploads import UploadRoute
-
-if TYPE_CHECKING:
-    pass
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -44,7 +32,7 @@ PAGE = {
     "/viewer.js": ("viewer.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-"""Path -> file of the package's folder ``page``, and its type. No other path reaches a file."""
+"""Path -> file in the package's folder ``page``, and its type. No other path reaches a file."""
 
 PUBLIC = (*PAGE, "/v1/health", "/v1/health/ready", "/openapi.json")
 """Paths that need no token."""
@@ -56,49 +44,7 @@ _DESCRIPTION = (
     "Errors are problems as in RFC 9457."
 )
 _LIMIT_STATUSES = (400, 408, 413, 422, 429, 503)
-
-
-class Report(BaseModel):
-    """How a restoration went."""
-
-    width: int = Field(description="px")
-    height: int = Field(description="px")
-    bits: int = Field(description="Bits a sample: 8 or 16")
-    seconds: dict[str, float] = Field(description="Time by stage, in order")
-    bundle: str
-    backend: str
-    precision: str
-    tiles: int = Field(description="How many tiles the image was restored in")
-    warnings: list[str] = Field(description="What looks wrong, a sentence each")
-
-
-class RestorationStatus(BaseModel):
-    """Where a restoration stands."""
-
-    id: str
-    state: Literal["waiting", "running", "done", "failed"]
-    position: int | None = Field(description="While it waits: 1 is the next")
-    report: Report | None = Field(description="Once it is done")
-    links: dict[str, str] = Field(description="Once it is done: name of a picture -> its path")
-    problem: Problem | None = Field(description="If it failed")
-
-
-class Health(BaseModel):
-    """The state of the service."""
-
-    status: Literal["ready", "stopping"]
-    version: str
-    waiting: int = Field(description="Pairs that wait for a worker")
-    running: int = Field(description="Pairs that workers are at")
-
-
-class Limits(BaseModel):
-    """What the service takes."""
-
-    max_upload: int = Field(description="Largest request body in bytes")
-    max_pixels: int = Field(description="Largest view in pixels")
-    time_limit: float = Field(description="Seconds from the end of the upload to the result")
-    keep_seconds: float = Field(description="How long results are kept")
+_PICTURES = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in SUFFIXES}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -141,7 +87,7 @@ def _service(request: Request) -> Service:
     return service
 
 
-ServiceOf = Annotated[Service, Depends(_service)]
+CurrentService = Annotated[Service, Depends(_service)]
 
 
 # --- uploads ------------------------------------------------------------------------------------------------
@@ -151,19 +97,18 @@ async def _read_upload(
     left: Annotated[UploadFile, Form(description="Left (or top) view: PNG, TIFF or JPEG, 8 or 16 bits")],
     right: Annotated[UploadFile, Form(description="Right (or bottom) view, of the same size and depth")],
     axis: Annotated[Axis, Form(description="How the sensor splits its pixels")] = "horizontal",
-    swap: Annotated[bool, Form(description="The files are the wrong way round")] = False,
+    swap: Annotated[bool, Form(description="The files are exchanged")] = False,
     format: Annotated[Format, Form(description="Format of the restored image")] = "png",
 ) -> Upload:
     return Upload(await left.read(), await right.read(), axis, swap, format)
 
 
-UploadOf = Annotated[Upload, Depends(_read_upload)]
+CurrentUpload = Annotated[Upload, Depends(_read_upload)]
 
 
 def _upload_routes() -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=UploadRoute, tags=["restore"])
     limits: Any = {"max_files": 2, "max_fields": 8, "max_part_size": 1024}
-    pictures = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in SUFFIXES}
 
     @router.post(
         "/deblur",
@@ -172,28 +117,31 @@ def _upload_routes() -> APIRouter:
         responses={
             200: {
                 "description": "The image, with the depth, ICC profile and metadata of the left view",
-                "content": pictures,
+                "content": _PICTURES,
                 "headers": {
                     "Server-Timing": {"description": "Milliseconds by stage", "schema": {"type": "string"}},
-                    "LDP-Warning": {"description": "What looks wrong, if anything", "schema": {"type": "string"}},
+                    "LDP-Warning": {"description": "What seems wrong, if anything", "schema": {"type": "string"}},
                 },
             },
             **documented(*_LIMIT_STATUSES, 504),
         },
         form_limits=limits,
     )
-    async def deblur(request: Request, service: ServiceOf, upload: UploadOf) -> Response:
+    async def deblur(request: Request, service: CurrentService, upload: CurrentUpload) -> Response:
         """Answers when the pair is restored. A client that leaves before its turn is dropped from the queue."""
         job = service.submit(upload, previews=False)
         restoration = await _outcome(service, job, request)
-        headers = {"Server-Timing": _server_timing(restoration.seconds)}
-        if restoration.warnings:
-            headers["LDP-Warning"] = "; ".join(restoration.warnings)
-        return _picture(restoration.files["image"], f"restored{SUFFIXES[upload.format]}", headers)
+        report = restoration.report
+        headers = {
+            "Server-Timing": ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in report.seconds.items())
+        }
+        if report.warnings:
+            headers["LDP-Warning"] = "; ".join(report.warnings)
+        return _picture(restoration.files["image"], "restored", headers)
 
     @router.post(
         "/restorations",
-        summary="Takes a pair, to be asked for later",
+        summary="Accepts a pair and answers at once",
         status_code=202,
         responses={
             202: {"headers": {"Location": {"description": "Path of the restoration", "schema": {"type": "string"}}}},
@@ -201,8 +149,10 @@ def _upload_routes() -> APIRouter:
         },
         form_limits=limits,
     )
-    async def create_restoration(service: ServiceOf, upload: UploadOf, response: Response) -> RestorationStatus:
-        """Answers as soon as the pair is in the queue; ask for its path to see how far it is."""
+    async def create_restoration(
+        service: CurrentService, upload: CurrentUpload, response: Response
+    ) -> RestorationStatus:
+        """Answers as soon as the pair is in the queue; poll its path for its state."""
         job = service.submit(upload, previews=True)
         name = service.results.add(job)
         response.headers["Location"] = _path(name)
@@ -212,17 +162,17 @@ def _upload_routes() -> APIRouter:
 
 
 async def _outcome(service: Service, job: RestorationJob, request: Request) -> Restoration:
-    """Waits for a job, for its client to leave, or for its time to be over, whichever is first."""
+    """Waits for a job to end, its client to leave or its time to be over, whichever comes first."""
     outcome = asyncio.wrap_future(job.future)
-    outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be there to see it
-    left = asyncio.create_task(_disconnected(request))
+    outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # marks the error as seen
+    gone = asyncio.create_task(_disconnected(request))
     try:
         timeout = job.deadline - time.monotonic()
-        both: set[asyncio.Future[Any]] = {outcome, left}
+        both: set[asyncio.Future[Any]] = {outcome, gone}
         await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if outcome.done():
             return outcome.result()
-        if left.done():
+        if gone.done():
             raise ProblemError(503, "the client left")
         raise job.late()
     except ProblemError:
@@ -230,17 +180,13 @@ async def _outcome(service: Service, job: RestorationJob, request: Request) -> R
     except Exception as error:
         raise problem_of(error) from error
     finally:
-        left.cancel()
+        gone.cancel()
         service.queue.drop(job)
 
 
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _server_timing(seconds: Mapping[str, float]) -> str:
-    return ", ".join(f"{stage};dur={1000 * value:.1f}" for stage, value in seconds.items())
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -250,36 +196,40 @@ _Id = Annotated[str, Path(description="As `POST /v1/restorations` named it", max
 
 def _result_routes() -> APIRouter:
     router = APIRouter(prefix="/v1/restorations", tags=["restore"])
-    pictures = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in SUFFIXES}
 
-    @router.get("/{id}", summary="Tells how far a restoration is", responses=documented(404, 422))
-    async def read_restoration(id: _Id, service: ServiceOf) -> RestorationStatus:
+    @router.get("/{id}", summary="The state of a restoration", responses=documented(404, 422))
+    async def read_restoration(id: _Id, service: CurrentService) -> RestorationStatus:
         return _status(service, id, service.results.get(id))
 
     @router.get(
         "/{id}/{file}",
         summary="A picture of a restoration",
         response_class=Response,
-        responses={200: {"description": "The picture", "content": pictures}, **documented(404, 409, 422)},
+        responses={200: {"description": "The picture", "content": _PICTURES}, **documented(404, 409, 422)},
     )
-    async def read_picture(id: _Id, file: FileName, service: ServiceOf) -> Response:
-        """``image`` as it was asked for; ``before``, ``after`` and ``blur-map`` as PNG of 8 bits, for browsers."""
+    async def read_picture(id: _Id, file: FileName, service: CurrentService) -> Response:
+        """``image`` as it was asked for; ``before``, ``after`` and, if there is one, ``blur-map`` as 8-bit PNG."""
         job = service.results.get(id)
         if not job.future.done() or job.future.cancelled() or job.future.exception() is not None:
             raise ProblemError(409, f"the restoration has no {file}; ask {_path(id)} for its state")
-        found = job.future.result().files[file]
-        suffix = SUFFIXES[_format(found)]
-        return _picture(found, f"{'restored' if file == 'image' else file}{suffix}", {})
+        restoration = job.future.result()
+        if file not in restoration.files:
+            raise ProblemError(
+                404,
+                f"bundle {restoration.report.bundle!r} has no blur map: its network reads none; start the service with "
+                "a bundle whose network reads one",
+            )
+        return _picture(restoration.files[file], "restored" if file == "image" else file, {})
 
     @router.delete(
         "/{id}",
-        summary="Forgets a restoration",
+        summary="Deletes a restoration",
         status_code=204,
         response_class=Response,
         responses=documented(404, 422),
     )
-    async def delete_restoration(id: _Id, service: ServiceOf) -> None:
-        """Drops it from the queue too, if it waits."""
+    async def delete_restoration(id: _Id, service: CurrentService) -> None:
+        """Removes it from the queue too, if it waits."""
         service.queue.drop(service.results.remove(id))
 
     return router
@@ -289,45 +239,23 @@ def _path(name: str) -> str:
     return f"/v1/restorations/{name}"
 
 
-def _format(file: File) -> Format:
-    for name in SUFFIXES:
-        if file.media_type == f"image/{name}":
-            return name
-    raise ValueError(f"expected a picture's type, got {file.media_type}")
-
-
 def _status(service: Service, name: str, job: RestorationJob) -> RestorationStatus:
-    status = RestorationStatus(id=name, state="running", position=None, report=None, links={}, problem=None)
-    if job.future.cancelled():
-        error = problem_of(job.late())
-        return status.model_copy(update={"state": "failed", "problem": problems.describe(503, str(error.detail))})
     if not job.future.done():
         position = service.queue.position(job)
-        return status if position is None else status.model_copy(update={"state": "waiting", "position": position})
-    raised = job.future.exception()
+        return RestorationStatus(id=name, state="running" if position is None else "waiting", position=position)
+    raised = job.late() if job.future.cancelled() else job.future.exception()
     if raised is not None:
         error = problem_of(raised)
         described = problems.describe(error.status_code, str(error.detail))
-        return status.model_copy(update={"state": "failed", "problem": described})
+        return RestorationStatus(id=name, state="failed", problem=described)
     done = job.future.result()
-    report = Report(
-        width=done.width,
-        height=done.height,
-        bits=done.bits,
-        seconds={stage: round(value, 6) for stage, value in done.seconds.items()},
-        bundle=done.bundle,
-        backend=done.backend,
-        precision=done.precision,
-        tiles=done.tiles,
-        warnings=list(done.warnings),
-    )
     links = {file: f"{_path(name)}/{file}" for file in done.files}
-    return status.model_copy(update={"state": "done", "report": report, "links": links})
+    return RestorationStatus(id=name, state="done", report=done.report, links=links)
 
 
 def _picture(file: File, name: str, headers: dict[str, str]) -> Response:
-    disposition = {"Content-Disposition": f'inline; filename="{name}"'}
-    return Response(file.data, media_type=file.media_type, headers={**disposition, **headers})
+    disposition = {"Content-Disposition": f'inline; filename="{name}{SUFFIXES[file.format]}"'}
+    return Response(file.data, media_type=f"image/{file.format}", headers={**disposition, **headers})
 
 
 async def _purge(results: Results) -> None:
@@ -342,16 +270,16 @@ async def _purge(results: Results) -> None:
 def _public_routes() -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["service"])
 
-    @router.get("/health", summary="Answers while the process lives")
-    async def live(service: ServiceOf) -> Health:
+    @router.get("/health", summary="Answers while the process runs")
+    async def live(service: CurrentService) -> Health:
         return _health(service)
 
     @router.get(
         "/health/ready",
-        summary="Answers with 200 while uploads are taken, with 503 while the service stops",
+        summary="Answers with 200 while uploads are accepted, with 503 while the service stops",
         responses={503: {"model": Health}},
     )
-    async def ready(service: ServiceOf, response: Response) -> Health:
+    async def ready(service: CurrentService, response: Response) -> Health:
         if service.queue.closed:
             response.status_code = 503
         return _health(service)
@@ -362,8 +290,8 @@ def _public_routes() -> APIRouter:
 def _metrics_routes() -> APIRouter:
     router = APIRouter(tags=["service"])
 
-    @router.get("/v1/limits", summary="What the service takes")
-    async def limits(service: ServiceOf) -> Limits:
+    @router.get("/v1/limits", summary="The limits of the service")
+    async def limits(service: CurrentService) -> Limits:
         s = service.settings
         return Limits(
             max_upload=s.max_upload, max_pixels=s.max_pixels, time_limit=s.time_limit, keep_seconds=s.keep_seconds
@@ -375,7 +303,7 @@ def _metrics_routes() -> APIRouter:
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def metrics(service: ServiceOf) -> Response:
+    async def metrics(service: CurrentService) -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

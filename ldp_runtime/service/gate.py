@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, and what every answer carries."""
+"""Middleware before every route: who may ask, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldp_runtime.service.metrics import Metrics
 from ldp_runtime.service.problems import ProblemError, respond
 
 CHUNK = 256 * 1024
-"""Bytes of an answer that are handed on at a time: so that a client that takes none of them is noticed."""
+"""Bytes of an answer that are sent at a time, so that a client that reads none of them is noticed."""
 
 _SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -32,12 +32,12 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 class Gate:
     """Middleware: checks host, origin and token; adds headers; counts the answers.
 
-    Without a token only requests to a loopback name are answered: a page on the internet can have its own name resolve
-    to 127.0.0.1, and would then read what it likes. With or without one, no other page may send anything.
+    Without a token only requests to a loopback name are answered: a page on the internet can let its own name resolve
+    to 127.0.0.1, and could then read every answer. With or without one, no other site's page may send anything.
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None, public: Collection[str], metrics: Metrics) -> None:
-        """Stands before ``app``.
+        """Wraps ``app``.
 
         Args:
             app: The application.
@@ -85,19 +85,19 @@ class Gate:
         host = headers.get("host", "")
         if self._token is None and not is_loopback(_hostname(f"//{host}")):
             raise ProblemError(
-                421, "without a token only requests to localhost are answered; start the service with a token"
+                421, "expected a request to localhost, as the service has no token; start it with a token"
             )
         origin = headers.get("origin")
         if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
-            raise ProblemError(403, "another site's page may not send anything here; open the service's own page")
+            raise ProblemError(403, "expected the service's own page as the origin, got another site's; open the service's own page")
         if self._token is not None and path not in self._public:
-            got = headers.get("authorization", "").encode("utf-8")
-            if not hmac.compare_digest(got, self._token):
-                raise ProblemError(401, "expected the header 'Authorization: Bearer TOKEN' with the service's token")
+            given = headers.get("authorization", "").encode("utf-8")
+            if not hmac.compare_digest(given, self._token):
+                raise ProblemError(401, "expected the header 'Authorization: Bearer TOKEN'; send it with the service's token")
 
 
 def is_loopback(host: str | None) -> bool:
-    """Tells whether a name or address always means this machine."""
+    """Whether a name or address always means this machine."""
     if host == "localhost":
         return True
     try:

@@ -15,18 +15,18 @@ W = TypeVar("W")
 T = TypeVar("T")
 
 _FIRST_GUESS = 5.0
-"""Seconds that a job is thought to take before one has been timed."""
+"""Estimated seconds of a job before one has been timed."""
 
 
 class Job(Generic[W, T]):
     """One piece of work.
 
     Attributes:
-        work: What to do, given the worker's own tool and this job; it calls ``check`` between its steps.
-        future: Its outcome. It runs once the job can no longer be taken back.
-        submitted: When it came, by ``time.monotonic``.
+        work: A function of the worker's own tool and this job; it calls ``check`` between its steps.
+        future: Its outcome. It is running once the job can no longer be withdrawn.
+        submitted: When it was submitted, by ``time.monotonic``.
         started: When a worker began it, or None.
-        deadline: When its result is of no more use, by the same clock.
+        deadline: When its result is useless, by the same clock.
         finished: When it ended, or None.
     """
 
@@ -41,11 +41,11 @@ class Job(Generic[W, T]):
         self._abandoned = False
 
     def abandon(self) -> None:
-        """Nobody waits for the result any longer; work that is under way ends at its next check."""
+        """Marks a job whose result nobody waits for; running work ends at its next check."""
         self._abandoned = True
 
     def check(self) -> None:
-        """Ends work whose result nobody would see.
+        """Ends work whose result nobody waits for.
 
         Raises:
             ProblemError: The time is over, or the job was abandoned.
@@ -75,12 +75,12 @@ class JobQueue(Generic[W, T]):
         """Starts the threads, and waits until each has its tool.
 
         Args:
-            open_tool: Makes the tool of a thread, in that thread.
+            open_tool: Opens the tool of a thread, in that thread.
             workers: How many threads.
             waiting: Most jobs that may wait.
 
         Raises:
-            Exception: What ``open_tool`` raised.
+            Exception: Raised by ``open_tool``.
         """
         self._limit = waiting
         self._waiting: deque[Job[W, T]] = deque()
@@ -109,22 +109,22 @@ class JobQueue(Generic[W, T]):
 
     @property
     def running(self) -> int:
-        """Jobs that a worker is at."""
+        """Jobs that are running."""
         return self._running
 
     @property
     def closed(self) -> bool:
-        """No job is taken any longer."""
+        """Whether new jobs are refused."""
         return self._closed
 
     def check_room(self) -> None:
-        """Refuses what could not be submitted now.
+        """Checks that a job could be submitted now.
 
         Raises:
             ProblemError: The queue is full or closed.
         """
         if self._closed:
-            raise ProblemError(503, "the service is shutting down; try another, or try again later", retry_after=10)
+            raise ProblemError(503, "the service is shutting down; try again later", retry_after=10)
         if len(self._waiting) >= self._limit + max(0, self._workers - self._running):
             raise ProblemError(
                 429,
@@ -137,7 +137,7 @@ class JobQueue(Generic[W, T]):
 
         Args:
             work: As for ``Job``.
-            time_limit: Seconds from now in which its result is of use.
+            time_limit: Seconds from now until its result is useless.
 
         Raises:
             ProblemError: The queue is full or closed.
@@ -150,7 +150,7 @@ class JobQueue(Generic[W, T]):
         return job
 
     def drop(self, job: Job[W, T]) -> bool:
-        """Takes a job back; True if no worker had begun it."""
+        """Withdraws a job; True if no worker had begun it."""
         job.abandon()
         with self._changed:
             if job not in self._waiting:
@@ -160,12 +160,12 @@ class JobQueue(Generic[W, T]):
         return True
 
     def position(self, job: Job[W, T]) -> int | None:
-        """How many jobs wait up to and with this one, or None if it does not wait."""
+        """The position of a waiting job, 1 is the next; None if it does not wait."""
         with self._changed:
             return self._waiting.index(job) + 1 if job in self._waiting else None
 
     def close(self) -> None:
-        """Takes no more jobs and gives up those that wait; what runs goes on."""
+        """Refuses new jobs and fails those that wait; running ones continue."""
         with self._changed:
             self._closed = True
             left, self._waiting = list(self._waiting), deque()
@@ -174,7 +174,7 @@ class JobQueue(Generic[W, T]):
             job.future.set_exception(ProblemError(503, "the service is shutting down; try again later", retry_after=10))
 
     def join(self, timeout: float) -> bool:
-        """Waits until the threads have ended; True if all have within ``timeout`` seconds."""
+        """Waits for the threads to end; True if all have within ``timeout`` seconds."""
         end = time.monotonic() + timeout
         for thread in self._threads:
             if thread.ident is not None:

@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus."""
+"""The service's counters for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Metrics:
         self._restorations = Counter("ldp_restorations", "Uploads, by outcome", ["outcome"], registry=self.registry)
         self._stages = Histogram(
             "ldp_stage_seconds",
-            "Time that stages of restorations took",
+            "Time of the stages of restorations",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
         )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Shows what a function returns as ``ldp_NAME``."""
+        """Shows the value of a function as ``ldp_NAME``."""
         Gauge(f"ldp_{name}", text, registry=self.registry).set_function(value)
 
     def count_answer(self, method: str, route: str, status: int) -> None:
@@ -40,10 +40,10 @@ class Metrics:
         self._restorations.labels(outcome).inc()
 
     def observe(self, seconds: Mapping[str, float]) -> None:
-        """Takes the seconds of each stage of a restoration."""
+        """Adds the seconds of each stage of a restoration."""
         for stage, value in seconds.items():
             self._stages.labels(stage).observe(value)
 
     def text(self) -> bytes:
-        """Everything, as Prometheus reads it."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: a JSON object with a status and the line that the command line would print."""
+"""Errors as RFC 9457 problems: a JSON object with a status and the message that the command line would print."""
 
 from __future__ import annotations
 
@@ -7,34 +7,25 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
-from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from ldp_runtime.errors import ImageError, LDPError
+from ldp_runtime.service.models import Problem
 
 MEDIA_TYPE = "application/problem+json"
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
-
-    type: str = Field(default="about:blank", description="Always about:blank: title and status say the kind")
-    title: str = Field(description="The status in words")
-    status: int = Field(description="The HTTP status")
-    detail: str = Field(description="What was expected, what was given, and the fix")
 
 
 class ProblemError(HTTPException):
     """An error that is answered with a problem."""
 
     def __init__(self, status: int, detail: str, *, retry_after: float | None = None, close: bool = False) -> None:
-        """Takes the answer.
+        """Makes the error.
 
         Args:
             status: HTTP status.
             detail: What was expected, what was given, and the fix.
-            retry_after: Seconds after which it is worth another try.
-            close: The connection is of no more use.
+            retry_after: Seconds after which the client may try again.
+            close: Close the connection after the answer.
         """
         headers = {}
         if retry_after is not None:
@@ -50,12 +41,12 @@ def describe(status: int, detail: str) -> Problem:
 
 
 def respond(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that brings a problem."""
+    """The response with a problem."""
     return JSONResponse(describe(status, detail).model_dump(), status, headers, MEDIA_TYPE)
 
 
 def problem_of(error: BaseException) -> ProblemError:
-    """What to answer when a restoration raised ``error``."""
+    """The problem to answer with when a restoration raised ``error``."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, ImageError):

@@ -16,6 +16,7 @@ from ldp_runtime.images.photo import check_format, decode_photo, encode_photo, p
 from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import to_uint8
 from ldp_runtime.service.jobs import Job, JobQueue
+from ldp_runtime.service.models import Report
 
 if TYPE_CHECKING:
     from ldp_runtime.deblurrer import Deblurrer
@@ -27,18 +28,18 @@ FileName = Literal["image", "blur-map", "before", "after"]
 
 SUFFIXES: dict[Format, str] = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
 NAMES = ("the left view", "the right view")
-"""What errors call the files: a client's own names for them go no further."""
+"""The names of the files in errors: a client's own names are not repeated."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a client sent.
+    """A client's request.
 
     Attributes:
         left: Content of the file of the left view.
         right: Content of the file of the right view.
         axis: How the sensor splits its pixels, as for ``read_views``.
-        swap: The files are the wrong way round.
+        swap: The files are exchanged.
         format: Of the restored image.
     """
 
@@ -54,7 +55,7 @@ class File:
     """A picture to be sent."""
 
     data: bytes
-    media_type: str
+    format: Format = "png"
 
 
 @dataclass(frozen=True)
@@ -63,28 +64,13 @@ class Restoration:
 
     Attributes:
         files: ``image``, in the format that was asked for, with the depth and metadata of the left view. With
-            previews also ``blur-map``, and ``before`` and ``after`` as every browser shows them: 8-bit PNG.
-        width: In px.
-        height: In px.
-        bits: A sample of the image.
-        seconds: By stage, in order.
-        bundle: Name of the bundle.
-        backend: What ran.
-        precision: In which precision.
-        tiles: How many tiles the image was restored in.
-        warnings: What looks wrong, a sentence each.
+            previews also ``before`` and ``after`` as every browser shows them, 8-bit PNG, and ``blur-map`` if there is
+            one.
+        report: How the pair was restored.
     """
 
     files: Mapping[str, File]
-    width: int
-    height: int
-    bits: int
-    seconds: Mapping[str, float]
-    bundle: str
-    backend: str
-    precision: str
-    tiles: int
-    warnings: tuple[str, ...]
+    report: Report
 
 
 RestorationJob = Job["Deblurrer", Restoration]
@@ -98,8 +84,8 @@ def restore(
 
     Args:
         deblurrer: Of the thread that this runs in.
-        job: Tells whether anyone still waits.
-        upload: What to restore.
+        job: Knows whether anyone still waits.
+        upload: The pair.
         max_pixels: Largest view.
         previews: Make the pictures of the page too.
 
@@ -118,23 +104,24 @@ def restore(
     result = deblurrer(views.left.pixels, views.right.pixels, axis=views.axis)
     job.check()
     begin = time.monotonic()
-    image = replace(views.left, pixels=result.restored)
-    files = {"image": File(encode_photo(name, image), f"image/{upload.format}")}
+    files = {"image": File(encode_photo(name, replace(views.left, pixels=result.restored)), upload.format)}
     if previews:
         files |= _previews(views, result, files["image"])
+    seconds |= {**result.timings, "write": time.monotonic() - begin}
     height, width = result.restored.shape[:2]
-    return Restoration(
-        files=files,
+    report = Report(
         width=width,
         height=height,
         bits=8 * result.restored.dtype.itemsize,
-        seconds={**seconds, **result.timings, "write": time.monotonic() - begin},
+        seconds={stage: round(value, 6) for stage, value in seconds.items()},
         bundle=deblurrer.bundle.manifest.name,
         backend=result.backend,
         precision=result.precision,
         tiles=result.tiles,
-        warnings=(*views.warnings, *result.notes),
+        blur_map=deblurrer.bundle.manifest.reads_blur_map,
+        warnings=[*views.warnings, *result.notes],
     )
+    return Restoration(files, report)
 
 
 def _read(upload: Upload, max_pixels: int) -> Views:
@@ -158,11 +145,12 @@ def _previews(views: Views, result: Result, image: File) -> dict[str, File]:
     # The profile of a grey photo does not fit a colour picture; a browser needs no EXIF.
     profile = None if left.grey else left.icc_profile
     center = np.rint(center_view(left.pixels, views.right.pixels)).astype(left.pixels.dtype)
-    before = Photo(to_uint8(center), icc_profile=profile)
-    shown = image.media_type == "image/png" and result.restored.dtype == np.uint8 and left.alpha is None
-    after = image.data if shown else encode_photo("after.png", Photo(to_uint8(result.restored), icc_profile=profile))
-    return {
-        "before": File(encode_photo("before.png", before), "image/png"),
-        "after": File(after, "image/png"),
-        "blur-map": File(encode_blur_map("blur-map.png", result.blur_map), "image/png"),
-    }
+    before = encode_photo("before.png", Photo(to_uint8(center), icc_profile=profile))
+    if image.format == "png" and result.restored.dtype == np.uint8 and left.alpha is None:
+        after = image.data
+    else:
+        after = encode_photo("after.png", Photo(to_uint8(result.restored), icc_profile=profile))
+    files = {"before": File(before), "after": File(after)}
+    if result.blur_map is not None:
+        files["blur-map"] = File(encode_blur_map("blur-map.png", result.blur_map))
+    return files

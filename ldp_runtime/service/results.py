@@ -1,4 +1,4 @@
-"""Results that are kept for a while, so that a client can fetch each of their pictures."""
+"""Results that are kept for a while, so that a client can fetch each picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """Restorations by a name that nobody can guess; bounded in number, bytes and age. For one thread."""
+    """Restorations by an unguessable name; bounded in number, bytes and age. For one thread."""
 
     def __init__(self, *, seconds: float, most_bytes: int, count: int) -> None:
         """Makes an empty one.
@@ -30,7 +30,7 @@ class Results:
         return len(self._jobs)
 
     def add(self, job: RestorationJob) -> str:
-        """Keeps a restoration that has begun or will; returns its name."""
+        """Keeps a restoration, in whatever state; returns its name."""
         self.purge()
         name = secrets.token_urlsafe(18)
         self._jobs[name] = job
@@ -47,11 +47,11 @@ class Results:
             return self._jobs[name]
         except KeyError:
             raise ProblemError(
-                404, "no such restoration; results are kept for a while and then forgotten: send the pair again"
+                404, "no such restoration; results are deleted after a while: send the pair again"
             ) from None
 
     def remove(self, name: str) -> RestorationJob:
-        """Forgets a restoration, and returns it.
+        """Deletes a restoration, and returns it.
 
         Raises:
             ProblemError: There is none.
@@ -61,7 +61,7 @@ class Results:
         return job
 
     def purge(self) -> None:
-        """Forgets what is too old, and the oldest where there is too much. The newest is kept, however large."""
+        """Deletes results that are too old, and the oldest of too many. The newest is kept, however large."""
         now = time.monotonic()
         finished = [(job.finished, name) for name, job in self._jobs.items() if job.finished is not None]
         size = 0

@@ -1,4 +1,4 @@
-"""Runs an application on uvicorn: connections that time out, and an end that lets running work finish."""
+"""Runs the application on uvicorn: connections time out, and running work is finished at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     Args:
         host: A name or an address.
-        port: A port; 0 takes a free one.
+        port: A port; 0 picks a free one.
 
     Raises:
         ServeError: The host is unknown, or the port is taken or forbidden.
@@ -51,12 +51,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service, sock: socket.socket, *, log_requests: bool) -> int | None:
-    """Serves until a signal says to stop; then waits for what runs.
+    """Serves until a signal; then waits for the running work.
 
     Args:
-        service: What to serve.
-        sock: A socket that listens; it is closed at the end.
-        log_requests: Print a line a request.
+        service: The service.
+        sock: A listening socket; it is closed at the end.
+        log_requests: Print a line per request.
 
     Returns:
         The signal, or None if there was none.
@@ -80,7 +80,7 @@ def serve(service: Service, sock: socket.socket, *, log_requests: bool) -> int |
     server = _Server(config, service)
     server.run(sockets=[sock])
     if not service.queue.join(0 if server.force_exit else server.stop_by - time.monotonic()):
-        # A thread that is inside a native library would crash as the interpreter takes that apart.
+        # A thread inside a native library would crash while the interpreter unloads it.
         print("ldp: warning: stopped while a pair was being restored", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(130 if server.signal == signal.SIGINT else 0)
@@ -88,7 +88,7 @@ def serve(service: Service, sock: socket.socket, *, log_requests: bool) -> int |
 
 
 class _Server(uvicorn.Server):
-    """Takes no more uploads from the signal on, and leaves it to the caller what a signal means for the exit code."""
+    """Refuses uploads from the signal on; the caller chooses the exit code."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -124,9 +124,9 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
 
 
 class _TimedProtocol(H11Protocol):
-    """A connection that ends when its client sends no head of a request, or takes nothing of an answer, for too long.
+    """A connection that ends when its client sends no head of a request, or reads nothing of an answer, for too long.
 
-    uvicorn has a limit for neither. The body of a request is timed where it is read, in ``uploads``.
+    uvicorn limits neither. The body of a request is timed where it is read, in ``uploads``.
     """
 
     settings: ClassVar[Settings]

@@ -1,4 +1,4 @@
-"""What a service is told once, when it starts."""
+"""The settings of a service."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and rules of a service.
+    """Limits and rules of a service, fixed when it starts.
 
     Attributes:
-        token: What a client has to send as ``Authorization: Bearer TOKEN``; None asks for nothing, and then only
-            requests to a loopback name are answered.
+        token: What a client has to send as ``Authorization: Bearer TOKEN``; with None only requests to a loopback
+            name are answered.
         workers: Threads that restore, each with graphs of its own.
         queue: Pairs that may wait for a worker.
         uploads: Uploads that may be read at a time.
@@ -24,10 +24,10 @@ class Settings:
         keep_seconds: How long a result is kept.
         keep_bytes: Most bytes of results that are kept; the oldest go first.
         keep_count: Most results that are kept.
-        upload_grace: Seconds for which an upload may be as slow as it likes.
-        upload_rate: Bytes a second that an upload has to bring on average after that.
+        upload_grace: Seconds in which an upload may be of any rate.
+        upload_rate: Least bytes per second of an upload on average after that.
         idle_seconds: How long a connection may take to send the head of a request.
-        stalled_seconds: How long a client may take none of the answer that is sent to it.
+        stalled_seconds: How long a client may read nothing of its answer.
         max_connections: Connections that may be open at a time.
     """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Uploads:
-    """Counts the uploads that are being read."""
+    """Counts the uploads that are being read, and limits them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -28,10 +28,10 @@ class Uploads:
 
     @contextmanager
     def slot(self) -> Iterator[Callable[[], None]]:
-        """Counts one more; yields what ends it before the block does.
+        """Counts one more; yields a function that ends it before the block does.
 
         Raises:
-            ProblemError: So many are being read that no more may.
+            ProblemError: As many as may are being read.
         """
         if self.reading >= self._limit:
             raise ProblemError(
@@ -58,7 +58,7 @@ class Service:
         settings: The limits.
         queue: Where uploads wait for a worker.
         uploads: Those that are being read.
-        results: Restorations that clients come back for.
+        results: Restorations whose pictures clients fetch later.
         metrics: The counters.
     """
 
@@ -70,7 +70,7 @@ class Service:
             open_deblurrer: Makes the deblurrer of a worker, in its thread.
 
         Raises:
-            LDPError: What ``open_deblurrer`` raised.
+            LDPError: Raised by ``open_deblurrer``.
         """
         self.settings = settings
         self.queue: RestorationQueue = JobQueue(open_deblurrer, workers=settings.workers, waiting=settings.queue)
@@ -78,9 +78,9 @@ class Service:
         self.results = Results(seconds=settings.keep_seconds, most_bytes=settings.keep_bytes, count=settings.keep_count)
         self.metrics = Metrics()
         self.metrics.gauge("queue_waiting", "Pairs that wait for a worker", lambda: self.queue.waiting)
-        self.metrics.gauge("queue_running", "Pairs that workers are at", lambda: self.queue.running)
+        self.metrics.gauge("queue_running", "Pairs that are being restored", lambda: self.queue.running)
         self.metrics.gauge("uploads_reading", "Uploads that are being read", lambda: self.uploads.reading)
-        self.metrics.gauge("results_kept", "Restorations that are kept or under way", lambda: len(self.results))
+        self.metrics.gauge("results_kept", "Restorations that are kept or in flight", lambda: len(self.results))
 
     def submit(self, upload: Upload, *, previews: bool) -> RestorationJob:
         """Puts an upload into the queue.
@@ -100,5 +100,5 @@ class Service:
             outcome = {422: "refused", 503: "dropped", 504: "late"}.get(problem_of(error).status_code, "failed")
         else:
             outcome = "restored"
-            self.metrics.observe(future.result().seconds)
+            self.metrics.observe(future.result().report.seconds)
         self.metrics.count_restoration(outcome)

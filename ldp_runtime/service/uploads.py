@@ -45,38 +45,39 @@ def _check_length(request: Request, limit: int) -> None:
 def _too_large(limit: int) -> ProblemError:
     return ProblemError(
         413,
-        f"the upload has more than {limit} bytes; send a smaller pair, or start the service with a larger --max-upload",
+        f"expected an upload of at most {limit} bytes, got more; send a smaller pair, or start the service with a "
+        "larger --max-upload",
     )
 
 
 def _limited(receive: Receive, settings: Settings, end: Callable[[], None]) -> Receive:
-    """A ``receive`` that refuses a body that is too large or comes too slowly.
+    """A ``receive`` that refuses a body that is too large or too slow.
 
     Args:
-        receive: Where the body comes from.
+        receive: The source of the body.
         settings: The limits.
         end: Called when the body is complete.
     """
     start = time.monotonic()
-    got = 0
+    received = 0
     complete = False
 
     async def receive_within_limits() -> Message:
-        nonlocal got, complete
-        if complete:  # what comes now is that the client leaves
+        nonlocal received, complete
+        if complete:  # the next message is that the client left
             return await receive()
-        left = start + settings.upload_grace + got / settings.upload_rate - time.monotonic()
+        left = start + settings.upload_grace + received / settings.upload_rate - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 message = await receive()
         except TimeoutError:
             raise ProblemError(
                 408,
-                f"the upload came at less than {settings.upload_rate} bytes a second; send it over a faster line",
+                f"expected at least {settings.upload_rate} bytes per second, got fewer; send the upload over a faster line",
                 close=True,
             ) from None
-        got += len(message.get("body", b""))
-        if got > settings.max_upload:
+        received += len(message.get("body", b""))
+        if received > settings.max_upload:
             raise _too_large(settings.max_upload)
         if not message.get("more_body", False):
             complete = True

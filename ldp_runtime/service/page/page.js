@@ -1,8 +1,8 @@
-// The page: takes a pair, sends it, follows it through the queue, and shows what came of it.
+// The page: sends a pair, follows it through the queue, and shows the result.
 
 import { makeViewer } from "/viewer.js";
 
-const POLL = 400; // ms
+const FIRST_POLL = 50, LAST_POLL = 400; // ms between two questions for the state
 const $ = (id) => document.getElementById(id);
 
 // A token comes after # in the address, which is never sent, and stays in this tab alone.
@@ -18,7 +18,7 @@ const viewer = makeViewer({
 });
 const urls = new Map(); // picture -> object URL
 let limits = null;
-let work = null; // what is under way: {request, path, cancelled}
+let work = null; // the restoration in flight: {request, path, cancelled}
 
 class ServiceError extends Error {}
 
@@ -48,7 +48,7 @@ async function ask(path, options = {}) {
 }
 
 function send(form, onProgress) {
-  const request = new XMLHttpRequest(); // fetch cannot tell how much was sent
+  const request = new XMLHttpRequest(); // fetch does not report upload progress
   const answer = new Promise((resolve, reject) => {
     request.open("POST", "/v1/restorations");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
@@ -57,7 +57,7 @@ function send(form, onProgress) {
       if (request.status === 202) resolve(JSON.parse(request.responseText));
       else reject(problem(request.status, request.responseText));
     };
-    request.onerror = () => reject(new ServiceError("the upload broke off; is the service still running?"));
+    request.onerror = () => reject(new ServiceError("the upload failed; is the service still running?"));
     request.onabort = () => reject(new ServiceError("cancelled"));
     request.send(form);
   });
@@ -87,13 +87,13 @@ function put(input, file) {
   input.files = transfer.files;
 }
 
-function take(files) {
+function choose(files) {
   const chosen = [...files].slice(0, 2);
   if (chosen.length === 0) return;
   const [left, right] = arrange(chosen);
   if (left) put($("left"), left);
   if (right) put($("right"), right);
-  say(files.length > 2 ? "Only the first two files were taken." : "");
+  say(files.length > 2 ? "Only the first two files are used." : "");
 }
 
 for (const id of ["left", "right"]) $(id).addEventListener("change", () => say(""));
@@ -114,7 +114,7 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  take(event.dataTransfer.files);
+  choose(event.dataTransfer.files);
 });
 
 // --- the work ---
@@ -123,12 +123,12 @@ function say(text) {
   $("status").textContent = text;
 }
 
-function fail(text) {
+function showError(text) {
   $("error").textContent = text;
   $("error").hidden = !text;
 }
 
-function busy(on) {
+function setBusy(on) {
   $("restore").disabled = on;
   $("cancel").hidden = !on;
   if (!on) $("progress").hidden = true;
@@ -137,18 +137,18 @@ function busy(on) {
 function check(left, right) {
   if (!left || !right) return "Choose both views first.";
   if (limits && left.size + right.size > limits.max_upload - 4096) {
-    return `The two files have more than ${Math.floor(limits.max_upload / 2 ** 20)} MiB, which the service does not take.`;
+    return `The two files have more than ${Math.floor(limits.max_upload / 2 ** 20)} MiB, more than the service accepts.`;
   }
   return "";
 }
 
 async function follow(path) {
-  for (;;) {
+  for (let pause = FIRST_POLL; ; pause = Math.min(2 * pause, LAST_POLL)) {
     const status = await (await ask(path)).json();
     if (status.state === "done") return status;
     if (status.state === "failed") throw new ServiceError(status.problem.detail);
     say(status.state === "waiting" ? `Waiting: number ${status.position} in the queue` : "Restoring…");
-    await new Promise((resolve) => setTimeout(resolve, POLL));
+    await new Promise((resolve) => setTimeout(resolve, pause));
     if (work.cancelled) throw new ServiceError("cancelled");
   }
 }
@@ -165,14 +165,14 @@ $("form").addEventListener("submit", async (event) => {
   if (work) return;
   const [left, right] = [$("left").files[0], $("right").files[0]];
   const wrong = check(left, right);
-  fail(wrong);
+  showError(wrong);
   if (wrong) return;
   const form = new FormData();
   form.append("left", left);
   form.append("right", right);
   form.append("axis", $("axis").value);
   form.append("format", $("format").value);
-  busy(true);
+  setBusy(true);
   $("progress").hidden = false;
   $("progress").value = 0;
   say("Sending…");
@@ -182,17 +182,17 @@ $("form").addEventListener("submit", async (event) => {
     work.request = sent.request;
     const { id } = await sent.answer;
     work.path = `/v1/restorations/${id}`;
-    $("progress").removeAttribute("value"); // it is not known how long it takes from here
+    $("progress").removeAttribute("value"); // the rest takes an unknown time
     $("progress").setAttribute("aria-label", "Restoration");
     await show(await follow(work.path), left.name, form.get("format"));
-    ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has all of it now
+    ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has every picture now
     say("Done.");
   } catch (error) {
     say(error.message === "cancelled" ? "Cancelled." : "");
-    if (error.message !== "cancelled") fail(sentence(error instanceof ServiceError ? error.message : String(error)));
+    if (error.message !== "cancelled") showError(sentence(error instanceof ServiceError ? error.message : String(error)));
   } finally {
     work = null;
-    busy(false);
+    setBusy(false);
   }
 });
 
@@ -200,40 +200,40 @@ function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
-function drop() {
+function cancel() {
   if (!work) return;
   work.cancelled = true;
   work.request?.abort();
   if (work.path) fetch(work.path, { method: "DELETE", headers: headers(), keepalive: true }).catch(() => {});
 }
-$("cancel").addEventListener("click", () => { drop(); $("restore").disabled = false; $("restore").focus(); });
-addEventListener("pagehide", drop);
+$("cancel").addEventListener("click", () => { cancel(); $("restore").disabled = false; $("restore").focus(); });
+addEventListener("pagehide", cancel);
 
 // --- the result ---
 
 async function show(status, name, format) {
   const { report, links } = status;
   say("Loading the pictures…");
-  const [image, after, before, map] = await Promise.all(
-    ["image", "after", "before", "blur-map"].map((file) => picture(file, links[file])),
-  );
-  const shown = { after, before, map };
-  await Promise.all(Object.entries(shown).map(([id, url]) => {
-    $(id).src = url;
-    return $(id).decode();
+  const files = Object.fromEntries(await Promise.all(
+    Object.entries(links).map(async ([file, path]) => [file, await picture(file, path)]),
+  ));
+  for (const each of document.querySelectorAll(".map-only")) each.hidden = !report.blur_map;
+  await Promise.all(["after", "before", ...(report.blur_map ? ["blur-map"] : [])].map((file) => {
+    $(file).src = files[file];
+    return $(file).decode();
   }));
   const stem = name.replace(/\.[^.]*$/, "");
   const suffix = { png: ".png", tiff: ".tif", jpeg: ".jpg" }[format];
-  $("save-image").href = image;
+  $("save-image").href = files.image;
   $("save-image").download = `${stem}-restored${suffix}`;
-  $("save-map").href = map;
+  if (report.blur_map) $("save-map").href = files["blur-map"];
   $("save-map").download = `${stem}-blur-map.png`;
-  tell(report);
+  describe(report);
   $("result").hidden = false;
   viewer.show(report.width, report.height);
 }
 
-function tell(report) {
+function describe(report) {
   const total = Object.values(report.seconds).reduce((sum, value) => sum + value, 0);
   $("summary").textContent = `${report.width} × ${report.height} px, ${report.bits} bits, restored in `
     + `${total.toFixed(1)} s by ${report.bundle} on ${report.backend} (${report.precision})`;
@@ -254,18 +254,18 @@ function tell(report) {
 
 // --- the service ---
 
-async function greet() {
+async function connect() {
   try {
     const health = await (await ask("/v1/health")).json();
     $("service").textContent = health.status === "ready" ? "Service ready" : "Service is stopping";
     limits = await (await ask("/v1/limits")).json();
     $("sign-in").hidden = true;
-    fail("");
+    showError("");
   } catch (error) {
     if (!(error instanceof ServiceError)) throw error;
     $("service").textContent = $("sign-in").hidden ? "No service" : "Needs a token";
     $("service").classList.add("off");
-    if ($("sign-in").hidden) fail(sentence(error.message));
+    if ($("sign-in").hidden) showError(sentence(error.message));
     return;
   }
   $("service").classList.remove("off");
@@ -273,6 +273,6 @@ async function greet() {
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("ldp-token", $("token").value.trim());
-  greet();
+  connect();
 });
-greet();
+connect();

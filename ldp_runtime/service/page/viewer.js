@@ -81,14 +81,14 @@ export function makeViewer(parts) {
   pan.addEventListener("pointerdown", (event) => {
     if (event.pointerType !== "mouse" || event.button !== 0 || !pan.classList.contains("large")) return;
     pan.setPointerCapture(event.pointerId);
-    pan.classList.add("held");
+    pan.classList.add("dragged");
   });
   pan.addEventListener("pointermove", (event) => {
-    if (!pan.classList.contains("held")) return;
+    if (!pan.classList.contains("dragged")) return;
     pan.scrollLeft -= event.movementX;
     pan.scrollTop -= event.movementY;
   });
-  for (const kind of ["pointerup", "pointercancel"]) pan.addEventListener(kind, () => pan.classList.remove("held"));
+  for (const kind of ["pointerup", "pointercancel"]) pan.addEventListener(kind, () => pan.classList.remove("dragged"));
   pan.addEventListener("scroll", cut);
   new ResizeObserver(layout).observe(stage);
 

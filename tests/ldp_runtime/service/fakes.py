@@ -1,7 +1,8 @@
-"""A deblurrer that a test holds up and lets go, and the service around it."""
+"""A deblurrer that waits for the test, and the service around it."""
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +11,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import encode_photo
 from ldp_runtime.result import Result
+from ldp_runtime.service import server as server_module
 from ldp_runtime.service.app import create_app
+from ldp_runtime.service.server import listen
 from ldp_runtime.service.settings import Settings
 from ldp_runtime.service.state import Service
 
+Served = tuple[TestClient, Service]
 URL = "http://127.0.0.1:8000"
 H, W = 30, 44
 
@@ -29,12 +34,12 @@ class FakeDeblurrer:
     Attributes:
         go: It waits for this before it answers.
         begun: It has begun with a pair.
-        error: What it raises instead, if anything.
+        error: It raises this instead, if anything.
         axes: Of the pairs that it was given.
     """
 
-    def __init__(self) -> None:
-        self.bundle = SimpleNamespace(manifest=SimpleNamespace(name="fake"))
+    def __init__(self, *, blur_map: bool = True) -> None:
+        self.bundle = SimpleNamespace(manifest=SimpleNamespace(name="fake", reads_blur_map=blur_map))
         self.go = threading.Event()
         self.go.set()
         self.begun = threading.Event()
@@ -48,6 +53,8 @@ class FakeDeblurrer:
         if self.error is not None:
             raise self.error
         blur_map = np.linspace(0, 1, left.shape[0] * left.shape[1], dtype=np.float32).reshape(left.shape[:2])
+        if not self.bundle.manifest.reads_blur_map:
+            blur_map = None
         logits = np.zeros((1, 1), np.float32)
         restored = np.iinfo(left.dtype).max - left
         return Result(blur_map, logits, {"deblur": 0.25}, "fake", "fp32", restored, notes=("a note",))
@@ -101,8 +108,56 @@ def check_problem(answer: Any, status: int, *words: str) -> None:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Waits for what another thread does; fails if it does not come."""
+    """Waits for another thread; fails if the condition stays false."""
     end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end, "it did not come"
+        assert time.monotonic() < end, "the condition stayed false"
         time.sleep(0.005)
+
+
+def sample(metrics: str, line: str) -> float:
+    """The value of a line of the metrics, 0 where there is none."""
+    return next((float(text.rsplit(" ", 1)[1]) for text in metrics.splitlines() if text.startswith(line + " ")), 0.0)
+
+
+class InThread:
+    """A service in a thread of this process."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.deblurrer = FakeDeblurrer()
+        deblurrers: Any = self.deblurrer
+        self.service = Service(Settings(**settings), lambda: deblurrers)
+        self.sock = listen("127.0.0.1", 0)
+        self.address = self.sock.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
+        options = {"log_requests": False}
+        self._thread = threading.Thread(target=server_module.serve, args=(self.service, self.sock), kwargs=options)
+
+    def __enter__(self) -> InThread:
+        servers: list[uvicorn.Server] = []
+        original = server_module._Server
+
+        class Kept(original):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                servers.append(self)
+
+        server_module._Server = Kept
+        self._thread.start()
+        until(lambda: servers and servers[0].started)
+        server_module._Server = original
+        self.server = servers[0]
+        return self
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def __exit__(self, *_: object) -> None:
+        self.deblurrer.go.set()
+        if self._thread.is_alive():
+            self.stop()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=60)

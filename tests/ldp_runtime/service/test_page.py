@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from ldp_runtime.images.photo import decode_photo
-from ldp_runtime.service.app import create_app
-from ldp_runtime.service.server import listen
-from ldp_runtime.service.settings import Settings
-from ldp_runtime.service.state import Service
-from tests.ldp_runtime.service.fakes import FakeDeblurrer, H, W, encoded, view
+from tests.ldp_runtime.service.fakes import H, InThread, W, encoded, view
 
 pytestmark = pytest.mark.browser
 
@@ -35,30 +28,9 @@ ARGUMENTS = (
 
 
 @pytest.fixture(scope="module")
-def deblurrer() -> FakeDeblurrer:
-    return FakeDeblurrer()
-
-
-@contextmanager
-def in_thread(deblurrer: FakeDeblurrer, token: str | None = None) -> Iterator[str]:
-    """A service in a thread of this process; yields its URL."""
-    deblurrers: Any = deblurrer
-    service = Service(Settings(token=token), lambda: deblurrers)
-    sock = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", ws="none", lifespan="on"))
-    thread = threading.Thread(target=server.run, args=([sock],))
-    thread.start()
-    yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-    deblurrer.go.set()
-    server.should_exit = True
-    thread.join(60)
-    service.queue.close()
-
-
-@pytest.fixture(scope="module")
-def url(deblurrer: FakeDeblurrer) -> Iterator[str]:
-    with in_thread(deblurrer) as url:
-        yield url
+def service() -> Iterator[InThread]:
+    with InThread() as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -74,29 +46,38 @@ def browser() -> Iterator[Any]:
 
 
 class Watch:
-    """What a page asked for and what it complained about."""
+    """The requests and the errors of a page."""
 
     def __init__(self, page: Any) -> None:
+        self.page = page
         self.urls: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         page.on("request", lambda request: self.urls.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+
+@pytest.fixture(scope="module")
+def context(browser: Any) -> Any:
+    context = browser.new_context(viewport={"width": 1000, "height": 800}, accept_downloads=True)
+    context.set_default_timeout(60_000)
+    return context
+
+
+@pytest.fixture(scope="module")
+def watched(context: Any) -> Watch:
+    return Watch(context.new_page())
 
 
 @pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1000, "height": 800}, accept_downloads=True)
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    watch = page.watch = Watch(page)
-    page.goto(url)
-    page.get_by_text("Service ready").wait_for()
-    yield page
-    context.close()
-    origins = {re.sub(r"^(blob:)?(http://[^/]*)/.*$", r"\2", each) for each in watch.urls}
-    assert origins == {url}
-    assert watch.complaints == []
+def page(watched: Watch, service: InThread) -> Iterator[Any]:
+    """The service's page, loaded anew; nothing comes from elsewhere, and nothing fails on it."""
+    watched.page.goto(service.url)
+    watched.page.get_by_text("Service ready").wait_for()
+    yield watched.page
+    origins = {re.sub(r"^(blob:)?(http://[^/]*)/.*$", r"\2", each) for each in watched.urls}
+    assert origins == {service.url}
+    assert watched.errors == []
 
 
 def choose(page: Any, suffix: str = ".png", **fields: Any) -> None:
@@ -197,7 +178,7 @@ def test_16_bit_tiff_files_are_shown_too(page: Any) -> None:
     np.testing.assert_array_equal(decode_photo(name, content).pixels, 65535 - view(1, np.uint16))
 
 
-def test_dropped_files_find_their_places(page: Any) -> None:
+def test_dropped_files_are_assigned_to_their_side(page: Any) -> None:
     page.evaluate(
         """async ([left, right]) => {
             const transfer = new DataTransfer();
@@ -220,42 +201,51 @@ def test_dropped_files_find_their_places(page: Any) -> None:
     np.testing.assert_array_equal(decode_photo("image", content).pixels, 255 - view(1))
 
 
-def test_errors_are_told_and_work_can_be_cancelled(page: Any, deblurrer: FakeDeblurrer) -> None:
+def test_errors_are_shown_and_a_restoration_can_be_cancelled(page: Any, service: InThread) -> None:
     page.get_by_role("button", name="Restore").click()
     assert page.get_by_role("alert").inner_text() == "Choose both views first."
     choose(page)
     page.locator("#right").set_input_files({"name": "r.png", "mimeType": "image/png", "buffer": b"no image"})
     page.get_by_role("button", name="Restore").click()
     page.get_by_text("The right view is not a PNG, TIFF or JPEG file").wait_for()
-    deblurrer.go.clear()
+    service.deblurrer.go.clear()
     choose(page)
     page.get_by_role("button", name="Restore").click()
     page.get_by_text("Restoring…").wait_for()
     page.get_by_role("button", name="Cancel").click()
-    deblurrer.go.set()
+    service.deblurrer.go.set()
     page.get_by_text("Cancelled.").wait_for()
     restore(page)
 
 
-def test_a_token_comes_with_the_address_or_is_asked_for(browser: Any) -> None:
+def test_without_a_blur_map_its_controls_are_hidden(page: Any, service: InThread) -> None:
+    choose(page)
+    manifest = service.deblurrer.bundle.manifest
+    for manifest.reads_blur_map in (False, True):
+        restore(page)
+        for control in (page.get_by_label("Blur map", exact=True), page.get_by_role("link", name="Download blur map")):
+            assert control.is_visible() is manifest.reads_blur_map
+        assert page.locator("#blur-map").is_visible() is manifest.reads_blur_map
+        choose(page)
+        page.get_by_text("Done.").wait_for(state="hidden")
+
+
+def test_a_token_comes_with_the_address_or_is_asked_for(context: Any) -> None:
     token = "a-token-of-16-letters"
-    with in_thread(FakeDeblurrer(), token) as url:
+    with InThread(token=token) as service:
         for given in (True, False):
-            context = browser.new_context()
             page = context.new_page()
-            page.set_default_timeout(60_000)
-            page.goto(f"{url}/#token={token}" if given else url)
+            page.goto(f"{service.url}/#token={token}" if given else service.url)
             if not given:
                 page.get_by_text("Needs a token").wait_for()
                 page.get_by_label("Token of this service").fill(token)
                 page.get_by_role("button", name="Use it").click()
             page.get_by_text("Service ready").wait_for()
             assert page.evaluate("location.hash") == ""
-            choose(page)
-            restore(page)
-            _, content = download(page, "Download image")
-            np.testing.assert_array_equal(decode_photo("image", content).pixels, 255 - view(1))
-            context.close()
+        choose(page)
+        restore(page)
+        _, content = download(page, "Download image")
+        np.testing.assert_array_equal(decode_photo("image", content).pixels, 255 - view(1))
 
 
 def test_the_keyboard_reaches_every_control_and_axe_finds_nothing(page: Any) -> None:

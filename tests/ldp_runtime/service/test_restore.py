@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.photo import decode_photo, encode_photo
+from tests.ldp_runtime.service.fakes import FakeDeblurrer, H, W, check_problem, encoded, pair, served, view
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("tiff", ".tif"), ("jpeg", ".jpg")])
+def test_the_format_is_chosen(client: TestClient, name: str, suffix: str) -> None:
+    answer = client.post("/v1/deblur", files=pair(), data={"format": name})
+    assert answer.headers["content-type"] == f"image/{name}"
+    assert f'filename="restored{suffix}"' in answer.headers["content-disposition"]
+    assert decode_photo("answer", answer.content).pixels.shape == (H, W, 3)
+
+
+def test_metadata_of_the_left_view_is_kept(client: TestClient) -> None:
+    left = encode_photo("l.png", Photo(view(1), icc_profile=b"profile of the left view", dpi=(300.0, 300.0)))
+    answer = client.post("/v1/deblur", files={"left": ("l", left), "right": ("r", encoded(shift=-1))})
+    restored = decode_photo("answer", answer.content)
+    assert restored.icc_profile == b"profile of the left view"
+    assert restored.dpi == pytest.approx((300, 300), abs=0.1)
+
+
+def test_swap_and_axis(client: TestClient, deblurrer: FakeDeblurrer) -> None:
+    answer = client.post("/v1/deblur", files=pair(), data={"swap": "true", "axis": "vertical"})
+    np.testing.assert_array_equal(decode_photo("answer", answer.content).pixels, 255 - view(-1))
+    assert deblurrer.axes == ["vertical"]
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "words"),
+    [
+        ({"left": ("l.png", b"no image"), "right": ("r.png", encoded())}, {}, ["the left view", "PNG, TIFF or JPEG"]),
+        ({"left": ("l.png", b""), "right": ("r.png", encoded())}, {}, ["the left view", "empty"]),
+        ({"left": ("l", encoded()[:-40]), "right": ("r", encoded())}, {}, ["the left view", "damaged"]),
+        (
+            {"left": ("l", encoded()), "right": ("r", encoded(size=(H, W + 1)))},
+            {},
+            ["the right view", f"{W + 1} x {H}"],
+        ),
+        ({"left": ("l", encoded()), "right": ("r", encoded(dtype=np.uint16))}, {}, ["16 bits", "expected 8"]),
+        (pair(dtype=np.uint16), {"format": "jpeg"}, ["JPEG holds 8 bits"]),
+        ({"left": ("l", encoded())}, {}, ["right", "required"]),
+        ({}, {"left": "text", "right": "text"}, ["left"]),
+        (pair(), {"axis": "diagonal"}, ["axis", "'horizontal' or 'vertical'"]),
+        (pair(), {"format": "gif"}, ["format", "'png', 'tiff' or 'jpeg'"]),
+        (pair(), {"swap": "perhaps"}, ["swap"]),
+    ],
+)
+def test_what_is_no_pair_is_refused(client: TestClient, files: Any, data: Any, words: list[str]) -> None:
+    check_problem(client.post("/v1/deblur", files=files, data=data), 422, *words)
+
+
+def test_what_the_client_called_its_files_is_not_repeated(client: TestClient) -> None:
+    files = {"left": ("../../etc/<b>passwd", b"no image"), "right": ("r.png", encoded())}
+    assert "passwd" not in client.post("/v1/deblur", files=files).text
+
+
+def test_a_view_of_too_many_pixels_is_refused_before_it_is_decoded(
+    deblurrer: FakeDeblurrer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("the view was decoded")
+
+    monkeypatch.setattr("ldp_runtime.service.restore.decode_photo", decode)
+    with served(deblurrer, max_pixels=H * W - 1) as (client, _):
+        for suffix in (".png", ".tif", ".jpg"):
+            answer = client.post("/v1/deblur", files=pair(suffix))
+            check_problem(answer, 422, f"{W} x {H} pixels", "--max-megapixels")
