@@ -89,11 +89,15 @@ class Gate:
             )
         origin = headers.get("origin")
         if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
-            raise ProblemError(403, "expected the service's own page as the origin, got another site's; open the service's own page")
+            raise ProblemError(
+                403, "expected a request of the service's own page, got another site's; open the own page"
+            )
         if self._token is not None and path not in self._public:
             given = headers.get("authorization", "").encode("utf-8")
             if not hmac.compare_digest(given, self._token):
-                raise ProblemError(401, "expected the header 'Authorization: Bearer TOKEN'; send it with the service's token")
+                raise ProblemError(
+                    401, "expected the header 'Authorization: Bearer TOKEN' with the service's token; send it"
+                )
 
 
 def is_loopback(host: str | None) -> bool:

@@ -73,7 +73,7 @@ def _limited(receive: Receive, settings: Settings, end: Callable[[], None]) -> R
         except TimeoutError:
             raise ProblemError(
                 408,
-                f"expected at least {settings.upload_rate} bytes per second, got fewer; send the upload over a faster line",
+                f"expected at least {settings.upload_rate} bytes per second, got fewer; use a faster connection",
                 close=True,
             ) from None
         received += len(message.get("body", b""))
