@@ -42,7 +42,6 @@ KNOWN = {
     "tests/ldp_export/data/test_datasets.py mirrors nothing",
     "tests/ldp_export/test_variants.py mirrors nothing",
     "tests/ldp_export/triton/test_server.py mirrors nothing",
-    "tests/ldp_runtime/batch/test_batch.py mirrors nothing",
     "tests/ldp_runtime/test_bench.py mirrors nothing",
     "the median of benchmarks is not under 150 lines",
 }

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness.serving import serving
 from ldp_runtime.cli import main
-from tests.ldp_runtime.commands.conftest import BACKEND
+from tests.ldp_runtime.conftest import BACKEND
 
 
 def test_serve_restores_as_deblur_does_and_ends_with_0(bundle: Path, pair: tuple[str, str], tmp_path: Path) -> None:

@@ -28,11 +28,6 @@ PAIRS = 4
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return make_pairs(tmp_path / "in", PAIRS)
@@ -193,7 +188,7 @@ def test_overwrite_restores_all(run: Run, starts: list[int]) -> None:
     assert len(starts) == 2 * PAIRS
 
 
-def test_a_file_of_somebody_else_is_not_replaced(run: Run, out: Path, starts: list[int]) -> None:
+def test_a_file_that_no_run_wrote_is_not_replaced(run: Run, out: Path, starts: list[int]) -> None:
     (out / "01").mkdir(parents=True)
     (out / "01/pair.png").write_bytes(b"precious")
     code, _, err = run()
@@ -227,7 +222,7 @@ def test_two_runs_do_not_write_into_one_folder(run: Run, out: Path) -> None:
 # --- failures -----------------------------------------------------------------------------------------------
 
 
-def test_a_bad_pair_leaves_the_others_alone(run: Run, source: Path, out: Path, starts: list[int]) -> None:
+def test_a_damaged_pair_leaves_the_others_alone(run: Run, source: Path, out: Path, starts: list[int]) -> None:
     (source / "01/pair_R.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     write_photo(source / "02/pair_R.png", Photo(np.zeros((H, W + 1, 3), np.uint8)))
     code, printed, err = run()
@@ -331,6 +326,7 @@ def test_the_log_elsewhere(run: Run, out: Path, tmp_path: Path, starts: list[int
 
 
 def test_wrong_inputs(source: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mapless = make_tiny_bundle(tmp_path, "mapless", clip=False)
     (tmp_path / "empty.csv").write_text("left,right\n")
     for arguments, words in [
         (command(tmp_path / "missing", tmp_path / "out", bundle), "missing does not exist"),
@@ -339,6 +335,7 @@ def test_wrong_inputs(source: Path, bundle: Path, tmp_path: Path, capsys: pytest
         (command(tmp_path / "empty.csv", tmp_path / "out", bundle), "lists no pairs"),
         (command(source, tmp_path / "out", bundle, "--workers", 2), "expected --ray ADDRESS|local with --workers"),
         (command(source, tmp_path / "out", "no-such-bundle"), "no-such-bundle"),
+        (command(source, tmp_path / "out", mapless, "--blur-map", "png"), "'mapless' has no blur map"),
     ]:
         assert main(arguments) == 2
         err = capsys.readouterr().err
@@ -381,20 +378,20 @@ def _signalling(step: Callable[..., Any], is_it: Callable[[Any], bool], event: t
 def test_pairs_in_memory_are_bounded(run: Run, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many pairs there are, so many at most have been read and not yet written."""
     make_pairs(source, 12)
-    held, most, lock = 0, 0, threading.Lock()
+    in_memory, most, lock = 0, 0, threading.Lock()
 
     def read(*arguments: Any) -> Any:
-        nonlocal held, most
+        nonlocal in_memory, most
         with lock:
-            held += 1
-            most = max(most, held)
+            in_memory += 1
+            most = max(most, in_memory)
         return work.read(*arguments)
 
     def write(*arguments: Any) -> Any:
-        nonlocal held
+        nonlocal in_memory
         result = work.write(*arguments)
         with lock:
-            held -= 1
+            in_memory -= 1
         return result
 
     monkeypatch.setattr(local, "read", read)
@@ -466,7 +463,7 @@ def test_ctrl_c(unbroken: tuple[Path, dict[str, bytes]], bundle: Path, out: Path
 
 @pytest.mark.slow
 def test_kill_9(unbroken: tuple[Path, dict[str, bytes]], bundle: Path, out: Path) -> None:
-    """A run is killed ten times and more, at moments that nobody chose; what it leaves is whole, and goes on."""
+    """A run is killed ten times and more, at random moments; its files are whole, and the next one continues."""
     source, expected = unbroken
     arguments = command(source, out, bundle, "--blur-map", "png", "-q")
     rng = random.Random(0)

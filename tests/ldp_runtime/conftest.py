@@ -56,8 +56,8 @@ def run(capsys: pytest.CaptureFixture[str], bundle: Path) -> Run:
 
     def call(*arguments: object) -> tuple[int, str, str]:
         argv = [str(argument) for argument in arguments]
-        if argv and argv[0] in ("deblur", "blur-map") and "--help" not in argv:
-            argv += BACKEND if "--bundle" in argv else ["--bundle", str(bundle), *BACKEND]
+        if argv and argv[0] in ("deblur", "blur-map"):
+            argv[1:1] = ["--bundle", str(bundle), *BACKEND]
         code = main(argv)
         out, err = capsys.readouterr()
         return code, out, err

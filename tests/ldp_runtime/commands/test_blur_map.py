@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ldp_runtime import Deblurrer
+from ldp_runtime.images.photo import read_photo
+from ldp_runtime.images.visualize import colour_blur_map
+from tests.ldp_runtime.conftest import Run, check_error, files, scene
+
+
+def test_blur_map(run: Run, pair: tuple[str, str], tmp_path: Path, deblurrer: Deblurrer) -> None:
+    expected = deblurrer.blur_map(scene(shift=1), scene(shift=-1)).blur_map
+    code, out, err = run("blur-map", *pair, "-o", tmp_path / "map.npy", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["outputs"] == {"blur_map": str(tmp_path / "map.npy")}
+    np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), expected)
+    assert run("blur-map", *pair, "-o", tmp_path / "map.png")[0] == 0
+    np.testing.assert_array_equal(read_photo(tmp_path / "map.png").pixels, colour_blur_map(expected))
+
+
+def test_blur_map_does_not_open_the_deblur_graph(run: Run, pair: tuple[str, str], tmp_path: Path) -> None:
+    _, out, _ = run("blur-map", *pair, "-o", tmp_path / "map.png", "--json")
+    assert "deblur" not in json.loads(out)["seconds"]
+
+
+def test_without_a_blur_map_there_is_none_to_show(
+    run: Run, pair: tuple[str, str], tmp_path: Path, bundle_without_clip: Path
+) -> None:
+    before = files(tmp_path)
+    refused = run("blur-map", *pair, "-o", tmp_path / "map.png", "--bundle", bundle_without_clip)
+    check_error(refused, "bundle 'mapless' has no blur map: its network reads none")
+    assert files(tmp_path) == before
