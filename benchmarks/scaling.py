@@ -268,8 +268,8 @@ def measure_seams(
     """
     import numpy as np
 
-    from ldp_runtime.backends import BACKENDS
     from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.registry import SESSION_BACKENDS
     from ldp_runtime.stages.pixels import PaddedPair
     from ldp_runtime.stages.tiles import TileBlender, TileGrid, least_side, tile_multiple
 
@@ -281,7 +281,7 @@ def measure_seams(
         Deblurrer(bundle, backend="onnxruntime", precision="fp32", threads=threads).blur_map(left, right).blur_logits
     )
     padded = PaddedPair(left, right, manifest.padding.padded_size(*shape))
-    session = BACKENDS["onnxruntime"].open(bundle.graph("deblur"), "fp32", threads)
+    session = SESSION_BACKENDS["onnxruntime"].open(bundle.graph("deblur"), "fp32", threads)
 
     def restored(y: int, x: int, height: int, width: int) -> NDArray[Any]:
         part = logits[y // cell : (y + height) // cell, x // cell : (x + width) // cell]

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.backends import BACKENDS, Backend
-from ldp_runtime.backends.base import EngineBackend, graph_precision
+from ldp_runtime.chain import ChainBackend
+from ldp_runtime.backends.base import Backend, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.manifest import QUANTIZED_PRECISIONS, SELFTEST_FILE
 from ldp_runtime.bundle.npy_files import read_npz
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
 from ldp_runtime.images.quality import psnr
+from ldp_runtime.registry import BACKENDS
 from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import sigmoid
 
@@ -149,7 +150,7 @@ def run_selftest(bundle: Bundle, only: str | None = None) -> SelfTest:
         try:
             outcome, sample = _test(bundle, backend, precision, sample)
         except LDPError as error:
-            if isinstance(backend, EngineBackend) and only is None and isinstance(error, BackendError):
+            if isinstance(backend, ChainBackend) and only is None and isinstance(error, BackendError):
                 absent[f"{backend.name} in {precision}"] = str(error)  # no engines, or none that are trusted
                 continue
             outcome = Outcome(backend.name, precision, "FAIL", str(error))
@@ -237,7 +238,7 @@ def _runs(bundle: Bundle, only: str | None, absent: dict[str, str]) -> Iterator[
             continue
         for precision in sorted(precisions, key=lambda precision: precision != "fp32"):
             graphs = bundle.manifest.graphs.values()
-            if isinstance(backend, EngineBackend) or all(graph_precision(precision) in files for files in graphs):
+            if isinstance(backend, ChainBackend) or all(graph_precision(precision) in files for files in graphs):
                 yield backend, precision
 
 

@@ -1,4 +1,4 @@
-"""What goes into a graph and comes out of it."""
+"""What goes into a graph and comes out of it, and which arrays lie on a CUDA device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,17 @@ class TensorSpec:
             and array.ndim == len(self.shape)
             and all(isinstance(want, str) or want == have for want, have in zip(self.shape, array.shape, strict=True))
         )
+
+
+def is_device_array(value: object) -> bool:
+    """Whether a value is an array on a CUDA device, by its ``__cuda_array_interface__`` or DLPack."""
+    if isinstance(value, np.ndarray):
+        return False
+    return hasattr(value, "__cuda_array_interface__") or shares_by_dlpack(value)
+
+
+def shares_by_dlpack(value: object) -> bool:
+    """Whether a value is an array on a CUDA device that DLPack shares."""
+    if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
+        return False
+    return value.__dlpack_device__()[0] in _DLPACK_CUDA

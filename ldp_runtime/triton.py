@@ -9,20 +9,20 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.backends.base import Backend, Session, graph_precision
+from ldp_runtime.backends.base import Backend, Session, SessionBackend, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.deblurrer import IN_FLIGHT, Deblurrer, Started
+from ldp_runtime.chain import in_flight
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, LDPError, NumericsError, one_line
-from ldp_runtime.result import Result
+from ldp_runtime.result import PendingResult, Result
 from ldp_runtime.stages.pixels import Image
 from ldp_runtime.tensors import Array, TensorSpec
 
@@ -33,7 +33,7 @@ RESTORED, BLUR_MAP = "RESTORED", "BLUR_MAP"
 """Outputs: ``(n, h, w, 3)`` in the dtype of the inputs, and ``(n, h, w)`` float32 in [0, 1]."""
 
 AXIS = "axis"
-"""A parameter of the request, one of ``pipeline.AXES``; without it the disparity is horizontal."""
+"""A parameter of the request, one of ``chain.AXES``; without it the disparity is horizontal."""
 
 BUNDLE_FOLDER = "bundle"
 GRAPHS_FILE = "graphs.json"
@@ -71,7 +71,7 @@ class ServedGraph:
         return cls(value["model"], inputs, outputs)
 
 
-class ServedGraphs(Backend):
+class ServedGraphs(SessionBackend):
     """Runs a bundle's graphs as models of the server that this process belongs to."""
 
     name = "triton"
@@ -130,7 +130,7 @@ class TritonPythonModel:
         """Opens the bundle of this version of the model.
 
         Args:
-            args: What Triton tells: ``model_repository`` is the model's folder, ``model_config`` its config as JSON.
+            args: What Triton passes: ``model_repository`` is the model's folder, ``model_config`` its config as JSON.
         """
         folder = Path(args["model_repository"]) / args["model_version"]
         config = json.loads(args["model_config"])
@@ -212,32 +212,21 @@ def restore(deblurrer: Deblurrer, pairs: Sequence[Pair]) -> list[Result | LDPErr
     Returns:
         For each pair its result or its error.
     """
+
+    def start(pair: Pair) -> PendingResult:
+        left, right, axis = pair
+        try:
+            return deblurrer.start(left, right, axis=axis)
+        except LDPError as error:
+            return PendingResult.failed(error)
+
     outcomes: list[Result | LDPError] = []
-    started: deque[Started | LDPError] = deque()
-    try:
-        for left, right, axis in pairs:
-            try:
-                started.append(deblurrer.start(left, right, axis=axis))
-            except LDPError as error:
-                started.append(error)
-            if len(started) == IN_FLIGHT:
-                outcomes.append(_take(started.popleft()))
-        while started:
-            outcomes.append(_take(started.popleft()))
-    finally:
-        for left_over in started:
-            if not isinstance(left_over, LDPError):
-                left_over.discard()
+    for _, pending in in_flight(pairs, start):
+        try:
+            outcomes.append(pending.result())
+        except LDPError as error:
+            outcomes.append(error)
     return outcomes
-
-
-def _take(started: Started | LDPError) -> Result | LDPError:
-    if isinstance(started, LDPError):
-        return started
-    try:
-        return cast(Result, started.take())
-    except LDPError as error:
-        return error
 
 
 @dataclass(frozen=True, eq=False)

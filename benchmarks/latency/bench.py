@@ -169,7 +169,7 @@ def find_contenders(
     Raises:
         LDPError: A backend that was asked for by name does not work here.
     """
-    from ldp_runtime.backends import BACKENDS
+    from ldp_runtime.registry import BACKENDS
 
     found: dict[Contender, None] = {}
     left_out: dict[str, str] = {}
@@ -385,12 +385,14 @@ def stages_table(series: Mapping[str, Any]) -> str:
 
 def _precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
     """The precisions of a backend that this bundle has graphs for."""
-    from ldp_runtime.backends import BACKENDS, EngineBackend, graph_precision
+    from ldp_runtime.backends.base import graph_precision
     from ldp_runtime.bundle.engines import ENGINE_PRECISION
+    from ldp_runtime.chain import ChainBackend
+    from ldp_runtime.registry import BACKENDS
 
     backend = BACKENDS[name]
     backend.available()
-    if isinstance(backend, EngineBackend):
+    if isinstance(backend, ChainBackend):
         built = {ENGINE_PRECISION, *(engine.precision for engine in bundle.manifest.engines)}
         return tuple(p for p in backend.precisions if p in built)
     graphs = bundle.manifest.graphs.values()

@@ -42,7 +42,7 @@ class Spec:
 
     Attributes:
         bundle: Folder of the bundle.
-        backend: A name of ``ldp_runtime.backends.BACKENDS`` or of ``torch_chain.LAYOUTS``.
+        backend: A name of ``ldp_runtime.registry.BACKENDS`` or of ``torch_chain.LAYOUTS``.
         precision: Precision of the graphs.
         left: File of the left view.
         right: File of the right view.
@@ -188,11 +188,12 @@ def _open(spec: Spec) -> _Opened:
     bundle = Bundle.load(spec.bundle)
     if spec.backend.startswith("torch"):
         return _open_torch(spec, bundle)
-    from ldp_runtime.backends import BACKENDS, EngineBackend
+    from ldp_runtime.chain import ChainBackend
     from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.registry import BACKENDS
 
     backend = BACKENDS[spec.backend]
-    on_engines = isinstance(backend, EngineBackend)
+    on_engines = isinstance(backend, ChainBackend)
     deblurrer = Deblurrer(bundle, backend=spec.backend, precision=spec.precision, threads=spec.threads)
 
     def run(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[np.generic], Mapping[str, float]]:

@@ -456,9 +456,10 @@ def choose_backends(asked: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         LDPError: A backend or precision does not work here.
     """
-    from ldp_runtime.backends import BACKENDS, EngineBackend, select
+    from ldp_runtime.chain import ChainBackend
+    from ldp_runtime.registry import BACKENDS, select
 
-    engines = {name: "it runs engines" for name, backend in BACKENDS.items() if isinstance(backend, EngineBackend)}
+    engines = {name: "it runs engines" for name, backend in BACKENDS.items() if isinstance(backend, ChainBackend)}
     graphs = [name for name in BACKENDS if name not in engines]
     chosen = []
     for item in asked:

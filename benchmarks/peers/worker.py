@@ -30,7 +30,7 @@ class PeerSpec:
 
     Attributes:
         peer: A name of ``PEERS``.
-        backend: "torch", or a name of ``ldp_runtime.backends.BACKENDS``.
+        backend: "torch", or a name of ``ldp_runtime.registry.SESSION_BACKENDS``.
         precision: Precision of the graph, or of torch's weights.
         graph: The peer's exported graph for a backend; unused by torch.
         left: File of the left view.
@@ -144,9 +144,9 @@ def _open_torch(spec: PeerSpec) -> tuple[Callable[[Views], Views], str, bool]:
 
 
 def _open_backend(spec: PeerSpec) -> tuple[Callable[[Views], Views], str, bool]:
-    from ldp_runtime.backends import BACKENDS
+    from ldp_runtime.registry import SESSION_BACKENDS
 
-    backend = BACKENDS[spec.backend]
+    backend = SESSION_BACKENDS[spec.backend]
     backend.available()
     session = backend.open(Path(spec.graph), spec.precision, spec.threads)
     blank = np.zeros((1, 1, 1, 1), np.float32)  # the graph has the form of ours; a peer takes no blur map

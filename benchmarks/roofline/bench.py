@@ -34,7 +34,9 @@ from benchmarks.roofline.hardware import FILE, Device, gpus, measure_cpu, source
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cache import cache_folder
-from ldp_runtime.cuda.launches import Canvases, Launch, PairRegion, Pixels, PromptTable, blur_logits, finish, prepare
+from ldp_runtime.cuda.launch import Launch, Pixels
+from ldp_runtime.cuda.launches import Canvases, PairRegion, blur_logits, finish, prepare
+from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 
@@ -216,7 +218,7 @@ def _own_kernels(
     canvases = Canvases(_ADDRESS, _ADDRESS, dtype, grid, spec.patch, spec.mean, spec.std)
     region = PairRegion(_ADDRESS, (0, 0), padded)
     assert bundle.text_embeddings is not None  # it has a CLIP graph
-    table = PromptTable.of(bundle.text_embeddings, bundle.manifest.prompts, bundle.manifest.ensemble)
+    table = PromptTable.create(bundle.text_embeddings, bundle.manifest.prompts, bundle.manifest.ensemble)
     tokens = (padded[0] // spec.patch, padded[1] // spec.patch)
     chosen = len(select_prompts(bundle.manifest.prompts, bundle.manifest.ensemble))
     logits_flops = 2 * 3 * tokens[0] * tokens[1] * table.channels * (chosen + 1)

@@ -31,7 +31,7 @@ from torch import Tensor
 from ldp_export.evaluation.reference import TorchDeblurrer, pad_pair
 from ldp_export.model import ExportModel
 from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
-from ldp_runtime.backends import BACKENDS
+from ldp_runtime.registry import SESSION_BACKENDS
 from ldp_runtime.backends.base import Session
 from ldp_runtime.images.quality import psnr
 
@@ -72,7 +72,7 @@ def measure(model: ExportModel, graphs: Mapping[str, Mapping[str, Path]]) -> Par
     target = sample.target[:h, :w].transpose(2, 0, 1) / np.float32(255)
 
     def session(kind: str, precision: str) -> Session:
-        return BACKENDS["onnxruntime"].open(graphs[kind][precision], precision)
+        return SESSION_BACKENDS["onnxruntime"].open(graphs[kind][precision], precision)
 
     def logits_of(features: Iterable[Tensor]) -> Tensor:
         return estimator.assemble(estimator.values(*features), pair.shape[1:], size)

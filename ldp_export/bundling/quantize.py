@@ -28,12 +28,14 @@ from numpy.typing import NDArray
 
 from ldp_export.bundling.quantize_graphs import _BACKEND, FORMATS, Floats, Layer, QuantizeError, _Graph
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, Pixels, _middle
-from ldp_runtime.backends import BACKENDS, Session
+from ldp_runtime.backends.base import Session
 from ldp_runtime.bundle.bundle import Bundle, save_manifest, sha256_file, write_manifest
 from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, BlurMapSpec, FileEntry, Manifest
-from ldp_runtime.deblurrer import CLIP_BATCH, Deblurrer
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.files import staged_folder
+from ldp_runtime.host import CLIP_BATCH
 from ldp_runtime.images.quality import psnr
+from ldp_runtime.registry import SESSION_BACKENDS
 from ldp_runtime.stages.geometry import WindowGrid
 from ldp_runtime.stages.pixels import PaddedPair, canvases
 
@@ -263,7 +265,7 @@ class _Chain:
         return Bundle.load(folder)
 
     def _open(self, path: Path) -> Session:
-        return BACKENDS[_BACKEND].open(path, "fp32", self._threads)
+        return SESSION_BACKENDS[_BACKEND].open(path, "fp32", self._threads)
 
     def _references(self, pair: LabelledPair) -> _Reference:
         logits = self._logits(pair)

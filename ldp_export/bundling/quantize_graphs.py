@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 
 from ldp_export.bundling.onnx_graphs import EXTERNAL_ABOVE
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.errors import LDPError
+from ldp_runtime.registry import SESSION_BACKENDS
 
 DEPTHWISE = "depthwise"
 """The ``role`` of depthwise convolutions."""
@@ -164,7 +164,7 @@ class _Graph:
             model.graph.node.append(onnx.helper.make_node("Shape", [node.output[0]], [f"{node.name}_shape"]))
         path = self._path.with_suffix(".shapes.onnx")
         _save(model, path)
-        shapes = BACKENDS[_BACKEND].open(path, "fp32").run(feeds)
+        shapes = SESSION_BACKENDS[_BACKEND].open(path, "fp32").run(feeds)
         return {node.name: math.prod(shapes[f"{node.name}_shape"].tolist()) for node in nodes}
 
     def quantized(self, kept: set[str], path: Path, precision: str = "fp32") -> Path:

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from ldp_runtime import __version__
-from ldp_runtime.backends import BACKENDS, PRECISIONS, TensorSpec, graph_precision
+from ldp_runtime.backends.base import PRECISIONS, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, EngineEntry, architecture_number
 from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write, claimed_folder
+from ldp_runtime.registry import BACKENDS, SESSION_BACKENDS
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH
-from ldp_runtime.stages.tiles import AUTO, OFF, check_tile, tile_multiple
+from ldp_runtime.stages.tiles import AUTO, OFF, check_tile
+from ldp_runtime.tensors import TensorSpec
 from ldp_runtime.triton import BLUR_MAP, BUNDLE_FOLDER, GRAPHS_FILE, LEFT, RESTORED, RIGHT, ServedGraph
 
 VARIANTS = {
@@ -40,8 +42,8 @@ MODELS = {8: "ldp", 16: "ldp_uint16"}
 MARKER = "ldp-triton.json"
 """Says that a folder is a model repository that was written here, and of what."""
 
-SCRIPTS = {"client.py": "triton_client.py", "serve.py": "triton_serve.py"}
-"""Scripts that the repository comes with, and the modules here that they are copies of."""
+SCRIPTS = ("client.py", "serve.py")
+"""Scripts that the repository comes with, copies of modules here."""
 
 SCHEMA_VERSION = 1
 
@@ -231,8 +233,8 @@ def write_repository(bundle: Bundle, folder: Path, serving: Serving) -> list[str
             first = staged / serving.models[0] / _VERSION / BUNDLE_FOLDER
             for graph in graphs.values():
                 _write_graph(staged, first, graph)
-            for name, module in SCRIPTS.items():
-                shutil.copyfile(Path(__file__).with_name(module), staged / name)
+            for name in SCRIPTS:
+                shutil.copyfile(Path(__file__).with_name(name), staged / name)
             names = [*serving.models, *(graph.served.model for graph in graphs.values())]
             (staged / "README.md").write_text(_readme(bundle, serving, names), encoding="utf-8")
             record = {
@@ -370,7 +372,7 @@ def _graphs(bundle: Bundle, serving: Serving) -> dict[str, _Graph]:
         return {}
     found = {}
     for kind in GRAPHS:
-        session = BACKENDS["onnxruntime"].open(bundle.graph(kind, precision), precision)
+        session = SESSION_BACKENDS["onnxruntime"].open(bundle.graph(kind, precision), precision)
         served = ServedGraph(f"ldp_{kind}", session.inputs, session.outputs)
         if serving.variant == "tensorrt":
             found[kind] = _engine_graph(kind, served, bundle, serving)
@@ -470,7 +472,7 @@ def _tile(serving: Serving, bundle: Bundle) -> int | str:
         LDPError: No tile has that size, or the engines take none of it.
     """
     manifest = bundle.manifest
-    multiple = tile_multiple(manifest.network, manifest.padding.multiple, manifest.blur_cell)
+    multiple = manifest.tile_multiple
     if serving.variant != "tensorrt":
         return check_tile(serving.tile, multiple)
     most = min(min(entry.profile["pair"].max[2:]) for entry in served_engines(bundle)["deblur"].values())

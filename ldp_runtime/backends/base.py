@@ -5,16 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.tensors import Array, TensorSpec
-
-if TYPE_CHECKING:
-    from ldp_runtime.bundle.bundle import Bundle
-    from ldp_runtime.cuda.runner import Runner
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 """Arithmetic of a session. "fp32" and "bf16" run the FP32 graphs, the others need graphs of their own in the bundle;
@@ -65,7 +60,7 @@ class Session(ABC):
 
 
 class Backend(ABC):
-    """Something that executes ONNX graphs.
+    """What executes a bundle's graphs.
 
     Attributes:
         name: What the user calls it.
@@ -90,10 +85,6 @@ class Backend(ABC):
     def describe(self) -> str:
         """The device and the library's version, for people. Needs an available backend."""
 
-    @abstractmethod
-    def open_impl(self, path: Path, precision: str, threads: int | None, content: str | None) -> Session:
-        """Makes a session; any exception means that the graph cannot be run here."""
-
     def resolve(self, precision: str) -> str:
         """Turns ``"auto"`` into the precision that it means here, and checks any other.
 
@@ -108,6 +99,14 @@ class Backend(ABC):
                 f"got {precision!r}; choose one of these or auto"
             )
         return precision
+
+
+class SessionBackend(Backend):
+    """A backend that makes graphs ready to run, one by one."""
+
+    @abstractmethod
+    def open_impl(self, path: Path, precision: str, threads: int | None, content: str | None) -> Session:
+        """Makes a session; any exception means that the graph cannot be run here."""
 
     def open(
         self, path: Path, precision: str = "auto", threads: int | None = None, *, content: str | None = None
@@ -133,25 +132,3 @@ class Backend(ABC):
             raise
         except Exception as error:  # each library has its own exceptions
             raise BackendError(f"{self.name} cannot open {path} in {precision}: {one_line(error)}") from error
-
-
-class EngineBackend(Backend):
-    """A backend that runs a bundle's engines, all stages on the GPU, in place of single graphs."""
-
-    @abstractmethod
-    def open_bundle(self, bundle: Bundle, precision: str = "fp16") -> Runner:
-        """Makes a bundle ready to run; its engines are opened when a pair's size is known.
-
-        Args:
-            bundle: The bundle.
-            precision: One of ``precisions``: which of its engines.
-
-        Raises:
-            BackendError: The bundle has no engine for this GPU; the message says how to build one.
-        """
-
-    def open_impl(self, path: Path, precision: str, threads: int | None, content: str | None) -> Session:
-        """See ``Backend``; there are no sessions of single graphs."""
-        raise BackendError(
-            f"{self.name} runs the engines of a bundle, not single graphs; choose onnxruntime-cuda for those"
-        )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldp_runtime.backends.base import Backend, Session
+from ldp_runtime.backends.base import Session, SessionBackend
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.tensors import Array, TensorSpec
@@ -45,7 +45,7 @@ class OnnxRuntimeSession(Session):
         return dict(zip(names, values, strict=True))
 
 
-class OnnxRuntimeBackend(Backend):
+class OnnxRuntimeBackend(SessionBackend):
     """One of ONNX Runtime's execution providers.
 
     On the CPU "fp16" runs the FP16 graph, some nodes in FP32 arithmetic: good for checks, not for speed. "int8" is for

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ldp_runtime.backends.base import Backend, Session
+from ldp_runtime.backends.base import Session, SessionBackend
 from ldp_runtime.cache import cache_folder, sealed
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.tensors import Array, TensorSpec
@@ -45,7 +45,7 @@ class OpenVinoSession(Session):
         return {spec.name: values[i] for i, spec in enumerate(self.outputs)}
 
 
-class OpenVinoBackend(Backend):
+class OpenVinoBackend(SessionBackend):
     """OpenVINO's CPU plugin, tuned for the latency of one image.
 
     In bf16 the plugin keeps what lies between the last convolution and the output in FP32, so the skip of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,9 @@ from itertools import islice
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.work import Done, Outcome, PairError, Read, Restored, finish, read, start, write
-from ldp_runtime.deblurrer import IN_FLIGHT, Deblurrer, Started
+from ldp_runtime.chain import in_flight
+from ldp_runtime.deblurrer import Deblurrer
+from ldp_runtime.result import PendingResult
 
 MOST_IO_THREADS = 4
 
@@ -90,28 +93,19 @@ def _read_ahead(
 
 
 def _restored(pairs: Iterable[Read | PairError], deblurrer: Deblurrer) -> Iterator[Restored | PairError]:
-    """Restores the pairs that could be read; a GPU works on one while the result of the one before is taken."""
-    started: deque[tuple[Read, Started]] = deque()
-    try:
-        for pair in pairs:
-            if isinstance(pair, PairError):
-                yield pair
-                continue
+    """Restores the pairs that could be read; a GPU works on one while the result of the one before is written."""
+
+    def begin(pair: Read | PairError) -> PendingResult:
+        if isinstance(pair, PairError):
+            return PendingResult.failed(pair)
+        try:
+            return start(deblurrer, pair)
+        except PairError as error:
+            return PendingResult.failed(error)
+
+    with contextlib.closing(in_flight(pairs, begin)) as started:
+        for pair, pending in started:
             try:
-                started.append((pair, start(deblurrer, pair)))
+                yield pair if isinstance(pair, PairError) else finish(pair, pending)
             except PairError as error:
                 yield error
-            if len(started) == IN_FLIGHT:
-                yield _taken(*started.popleft())
-        while started:
-            yield _taken(*started.popleft())
-    finally:
-        for _, left_over in started:
-            left_over.discard()
-
-
-def _taken(pair: Read, started: Started) -> Restored | PairError:
-    try:
-        return finish(pair, started)
-    except PairError as error:
-        return error

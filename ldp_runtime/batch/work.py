@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import FileFacts, OutputError, Record
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.deblurrer import Deblurrer, Started
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, WriteError, one_line
 from ldp_runtime.files import cannot_write, write_files
 from ldp_runtime.images.pair_files import Views, encode_blur_map, read_views
 from ldp_runtime.images.photo import check_format, encode_photo
-from ldp_runtime.result import Result
+from ldp_runtime.result import PendingResult, Result
 from ldp_runtime.stages.tiles import ran_out_of_memory
 
 
@@ -133,7 +133,7 @@ def read(job: Job, settings: Settings) -> Read:
         return Read(job, views, *facts, time.perf_counter() - begin)
 
 
-def start(deblurrer: Deblurrer, pair: Read) -> Started:
+def start(deblurrer: Deblurrer, pair: Read) -> PendingResult:
     """Starts on a pair; ``finish`` waits for its result.
 
     Raises:
@@ -143,14 +143,14 @@ def start(deblurrer: Deblurrer, pair: Read) -> Started:
         return deblurrer.start(pair.views.left.pixels, pair.views.right.pixels, axis=pair.views.axis)
 
 
-def finish(pair: Read, started: Started) -> Restored:
+def finish(pair: Read, pending: PendingResult) -> Restored:
     """Waits for the result of a pair.
 
     Raises:
         PairError: It cannot be restored.
     """
     with failing_alone(pair.job):
-        return Restored(pair, cast(Result, started.take()))
+        return Restored(pair, pending.result())
 
 
 def write(restored: Restored, settings: Settings) -> Done:

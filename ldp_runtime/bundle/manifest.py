@@ -27,6 +27,7 @@ from ldp_runtime.bundle.fields import (
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import ENSEMBLES, FORMATS
 from ldp_runtime.stages.geometry import Padding
+from ldp_runtime.stages.tiles import tile_multiple
 
 SCHEMA = "ldp-bundle"
 
@@ -200,6 +201,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def blur_cell(self) -> int:
         """Side in px of the square of the image that one blur logit stands for; 1 where there is no blur map."""
         return self.blur_map.patch or (self.clip.patch if self.clip else 1)
+
+    @property
+    def tile_multiple(self) -> int:
+        """The grid that tile origins lie on, in px, see ``tiles.tile_multiple``."""
+        return tile_multiple(self.network, self.padding.multiple, self.blur_cell)
 
     def graph_names(self, kind: str) -> tuple[set[str], set[str]]:
         """Names of the inputs and of the outputs of a graph, ``"clip"`` or ``"deblur"``."""

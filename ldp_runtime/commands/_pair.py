@@ -23,7 +23,7 @@ from ldp_runtime.errors import ImageError
 if TYPE_CHECKING:
     from ldp_runtime.deblurrer import Deblurrer
     from ldp_runtime.images.pair_files import Views
-    from ldp_runtime.result import BlurMapResult
+    from ldp_runtime.result import Result
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ class PairReport:
         yield
         self._seconds[name] = time.perf_counter() - begin
 
-    def add_result(self, deblurrer: Deblurrer, result: BlurMapResult) -> None:
+    def add_result(self, deblurrer: Deblurrer, result: Result) -> None:
         """Keeps what ran and its times."""
         self.fields |= {
             "bundle": deblurrer.bundle.manifest.name,

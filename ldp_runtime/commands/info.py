@@ -53,9 +53,9 @@ def environment_lines(fields: dict[str, Any]) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.backends import BACKENDS, select
     from ldp_runtime.bundle.bundle import read_manifest
     from ldp_runtime.bundle.find import list_bundles, search_folders
+    from ldp_runtime.registry import BACKENDS, select
 
     backends: dict[str, dict[str, Any]] = {}
     for name, backend in BACKENDS.items():

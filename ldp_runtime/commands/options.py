@@ -26,7 +26,8 @@ def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares ``--backend``, ``--precision`` and ``--threads``."""
-    from ldp_runtime.backends import BACKENDS, PRECISIONS
+    from ldp_runtime.backends.base import PRECISIONS
+    from ldp_runtime.registry import BACKENDS
 
     parser.add_argument(
         "--backend",

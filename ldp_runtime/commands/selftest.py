@@ -30,7 +30,7 @@ backend fails. Differences are of a full scale of 1.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.backends import BACKENDS
+    from ldp_runtime.registry import BACKENDS
 
     add_json_argument(parser)
     add_bundle_argument(parser)

@@ -14,20 +14,12 @@ from numpy.typing import NDArray
 
 from ldp_runtime.bundle.engines import Shape
 from ldp_runtime.cuda.base import Device, Memory, Stream
-from ldp_runtime.cuda.launches import Pixels
+from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.errors import ImageError
+from ldp_runtime.tensors import shares_by_dlpack
 
 LEGACY_DEFAULT_STREAM = 1
 """The handle by which the array interface and DLPack name CUDA's default stream."""
-
-_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
-
-
-def is_device_array(value: object) -> bool:
-    """Whether a value is an array on a CUDA device, by the protocols that it speaks."""
-    if isinstance(value, np.ndarray):
-        return False
-    return hasattr(value, "__cuda_array_interface__") or _speaks_dlpack(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +73,7 @@ def view(array: object, device: Device, stream: Stream) -> DeviceView:
     Raises:
         ImageError: It cannot be looked at.
     """
-    if _speaks_dlpack(array):
+    if shares_by_dlpack(array):
         try:
             return DeviceView(*device.import_dlpack(array, stream), owner=array)
         except (BufferError, NotImplementedError, RuntimeError) as error:
@@ -114,12 +106,6 @@ def _of_interface(array: object, stream: Stream) -> DeviceView:
     # Who names no stream promises that nothing is pending; some say so and have work on the default stream.
     stream.wait_for(interface.get("stream") or LEGACY_DEFAULT_STREAM)
     return DeviceView(address, shape, strides, dtype, array)
-
-
-def _speaks_dlpack(value: object) -> bool:
-    if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
-        return False
-    return value.__dlpack_device__()[0] in _DLPACK_CUDA
 
 
 class DeviceArray:

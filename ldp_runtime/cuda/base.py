@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.bundle.engines import Shape
-from ldp_runtime.cuda.launches import Launch
+from ldp_runtime.cuda.launch import Launch
 from ldp_runtime.errors import BackendError
 from ldp_runtime.tensors import TensorSpec
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ldp_runtime.bundle.engines import Shape
 from ldp_runtime.cuda.base import Device, Event, Graph, HostMemory, Memory, OutOfDeviceMemoryError, Stream
-from ldp_runtime.cuda.launches import Launch
+from ldp_runtime.cuda.launch import Launch
 from ldp_runtime.errors import BackendError, one_line
 
 _CAPTURE_MODE = "thread_local"  # other threads' streams may go on while one is captured

@@ -11,17 +11,14 @@ Sizes are ``(height, width)`` in px, with the paper's names: ``(h, w)`` is the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from ldp_runtime.stages.blur_map import BLUR_AWARE, DP_AWARE, PromptLike, select_prompts
+from ldp_runtime.cuda.launch import Launch, Pixels
+from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.geometry import WindowAxis, WindowGrid
-
-MAX_PROMPTS = 7
-"""Prompts of one format that ``blur_logits`` takes at most (a warp sums them and one length in 8 slots)."""
 
 STRIP = 4
 """Px along x that a thread of the pixel kernels handles: one 128-bit store of FP32."""
@@ -33,54 +30,6 @@ _WARP = 32
 _WALK = 8  # rows that a thread of blur_map walks down
 
 Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel call.
-
-    Attributes:
-        kernel: Its ``extern "C"`` name.
-        grid: Blocks along x, y, z.
-        block: Threads of a block along x, y, z.
-        arguments: NumPy scalars of the parameters' exact types; ``np.uintp`` is an address.
-        minimum_bytes: Bytes that the call cannot but read and write: every input once, every output once.
-    """
-
-    kernel: str
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    arguments: tuple[np.generic, ...]
-    minimum_bytes: int
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Where an image ``(height, width, 3)`` of uint8 or uint16 lies; the three channels are neighbours.
-
-    Attributes:
-        address: Of the top left pixel, a multiple of the element's size.
-        row_stride: Elements from a pixel to the one below.
-        column_stride: Elements from a pixel to the one on its right: 3, or for a pair of ``axis="vertical"``
-            (whose views are read transposed) the stride of the photo's rows, while ``row_stride`` is 3.
-    """
-
-    address: int
-    row_stride: int
-    column_stride: int = 3
-
-    @classmethod
-    def of(cls, image: NDArray[np.generic], address: int | None = None) -> Pixels:
-        """The pixels of an array ``(height, width, 3)``, or of a copy of its memory at ``address``.
-
-        Raises:
-            ValueError: The channels are not neighbours, or a stride is no multiple of the element's size.
-        """
-        size = image.itemsize
-        if image.ndim != 3 or image.shape[2] != 3 or image.strides[2] != size or any(n % size for n in image.strides):
-            raise ValueError(f"expected (h, w, 3) with channels side by side, got {image.shape}, {image.strides} B")
-        start = int(image.__array_interface__["data"][0]) if address is None else address
-        return cls(start, image.strides[0] // size, image.strides[1] // size)
 
 
 @dataclass(frozen=True)
@@ -123,47 +72,6 @@ class Canvases:
     std: tuple[float, ...]
     first: int = 0
     count: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class PromptTable:
-    """The prompts that take part, as ``blur_logits`` reads them; ``array`` is to be copied to the device.
-
-    Attributes:
-        array: ``(k, stride)`` float32. A row is a text embedding of length one ``(c,)``, zeros up to a
-            multiple of 4, then offset, temperature and two zeros. Blur-aware prompts come first.
-        channels: c.
-        blur_aware: Rows that query the center view.
-        dp_aware: Rows that query the stereo canvas.
-    """
-
-    array: NDArray[np.float32]
-    channels: int
-    blur_aware: int
-    dp_aware: int
-
-    @classmethod
-    def of(cls, text_embeddings: ArrayLike, prompts: Sequence[PromptLike], ensemble: str | int = "ens2") -> PromptTable:
-        """Normalises the embeddings of the chosen prompts and lays them out; arguments as for ``blur_map.blur_logits``.
-
-        Raises:
-            ValueError: No such ensemble or prompt, or more than ``MAX_PROMPTS`` of a format.
-        """
-        embeddings = np.asarray(text_embeddings, dtype=np.float32)
-        chosen = select_prompts(prompts, ensemble)
-        rows = {name: [k for k in chosen if prompts[k].format == name] for name in (BLUR_AWARE, DP_AWARE)}
-        for name, members in rows.items():
-            if len(members) > MAX_PROMPTS:
-                raise ValueError(f"expected at most {MAX_PROMPTS} {name} prompts, got {len(members)}")
-        order = rows[BLUR_AWARE] + rows[DP_AWARE]
-        c = embeddings.shape[1]
-        padded = _ceil(c, 4) * 4
-        array = np.zeros((len(order), padded + 4), dtype=np.float32)
-        length = np.linalg.norm(embeddings[order], axis=1, keepdims=True)
-        array[:, :c] = embeddings[order] / np.maximum(length, np.finfo(np.float32).tiny)
-        array[:, padded] = [prompts[k].offset for k in order]
-        array[:, padded + 1] = [prompts[k].temperature for k in order]
-        return cls(array, c, len(rows[BLUR_AWARE]), len(rows[DP_AWARE]))
 
 
 def prepare(
@@ -248,7 +156,7 @@ def blur_logits(
     grid: WindowGrid,
     logits: int,
     size: Size,
-    bad: int,
+    invalid: int,
 ) -> Launch:
     """The blur logits of the frame from the features of all its windows (Eq. 4 to 6, ensemble, blending).
 
@@ -267,7 +175,7 @@ def blur_logits(
         grid: The windows.
         logits: Address of ``size`` float32, written in full: in [-10, 10], larger where more blurred.
         size: ``(H / p, W / p)``, the tokens of the padded pair (of a small pair fewer than the grid's).
-        bad: Address of an int32 to which the number of tokens with NaN or Inf is added.
+        invalid: Address of an int32 to which the number of tokens with NaN or Inf is added.
 
     Raises:
         ValueError: Arguments that contradict each other.
@@ -289,7 +197,7 @@ def blur_logits(
             *_axes(grid),
             _address(logits),
             *_ints(rows, columns),
-            _address(bad),
+            _address(invalid),
         ),
         minimum_bytes=looks * vectors * table.channels * np.dtype(dtype).itemsize
         + table.array.nbytes
@@ -305,7 +213,6 @@ def blur_map(
     size: Size,
     *,
     strides: Size | None = None,
-    first_row: int = 0,
 ) -> Launch:
     """The blur map for people: ``sigmoid(logits)``, bilinear at full size. The twin of ``blur_map.upsample_map``.
 
@@ -319,14 +226,13 @@ def blur_map(
         size: ``(rows, columns)`` px to write.
         strides: Elements between logits along the map's rows and columns; None for contiguous rows. A vertical
             pair's map is written upright with ``grid=(W / p, H / p)`` and ``strides=(1, W / p)``.
-        first_row: Row of the full map that ``out`` begins with (to make a large map in bands).
 
     Raises:
         ValueError: Arguments that contradict each other.
     """
     rows, columns = size
-    if rows < 1 or columns < 1 or first_row < 0:
-        raise ValueError(f"expected at least 1 x 1 px from row 0 on, got {rows} x {columns} px from row {first_row}")
+    if rows < 1 or columns < 1:
+        raise ValueError(f"expected at least 1 x 1 px, got {rows} x {columns} px")
     if grid[0] < 1 or grid[1] < 1 or patch < 1:
         raise ValueError(f"expected at least one token and a patch of 1 px, got {grid} and {patch}")
     row_stride, column_stride = (grid[1], 1) if strides is None else strides
@@ -340,7 +246,7 @@ def blur_map(
             *_longs(row_stride, column_stride),
             *_ints(*grid, patch),
             _address(out),
-            *_ints(rows, columns, first_row),
+            *_ints(rows, columns),
         ),
         minimum_bytes=4 * rows * columns + 4 * _ceil(rows, patch) * _ceil(columns, patch),
     )
@@ -406,7 +312,7 @@ def finish(
     image: Pixels,
     dtype: DTypeLike,
     size: Size,
-    bad: int,
+    invalid: int,
     *,
     plane: int | None = None,
 ) -> Launch:
@@ -420,7 +326,7 @@ def finish(
         image: Where the pixels go, ``size``; transposed strides for a vertical pair.
         dtype: uint8 or uint16.
         size: ``(h, w)``.
-        bad: Address of an int32 to which the number of NaN and Inf in ``restored`` is added.
+        invalid: Address of an int32 to which the number of NaN and Inf in ``restored`` is added.
         plane: Elements from a channel of ``restored`` to the next; None for ``H * W``.
 
     Raises:
@@ -449,7 +355,7 @@ def finish(
             *_ints(H, W),
             *_pixels(image, dtype),
             *_ints(h, w),
-            _address(bad),
+            _address(invalid),
         ),
         minimum_bytes=12 * H * W + 3 * np.dtype(dtype).itemsize * h * w,
     )

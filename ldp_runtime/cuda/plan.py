@@ -108,17 +108,17 @@ class Plan:
     Attributes:
         form: What it is for.
         padded: ``(H, W)`` px of the padded pair along x.
-        windows: CLIP's windows.
+        windows: CLIP's windows; None where the network reads no blur map.
         batch: Windows in a run of CLIP; the last run repeats windows of the one before where they do not divide.
         tiles: Tiles of the restored image; one tile is the whole.
         patch: Side of CLIP's patch in px.
-        clip_shapes: Shape of each input of CLIP.
+        clip_shapes: Shape of each input of CLIP; empty without one.
         deblur_shapes: Shape of each input of the deblur graph.
     """
 
     form: PairForm
     padded: tuple[int, int]
-    windows: WindowGrid
+    windows: WindowGrid | None
     batch: int
     tiles: TileGrid
     patch: int
@@ -126,28 +126,22 @@ class Plan:
     deblur_shapes: Mapping[str, Shape]
 
     @classmethod
-    def of(cls, form: PairForm, manifest: Manifest, tiles: TileGrid) -> Plan:
+    def create(cls, form: PairForm, manifest: Manifest, tiles: TileGrid) -> Plan:
         """The plan of a form.
 
         Args:
             form: What it is for.
-            manifest: That of the bundle.
+            manifest: The bundle's.
             tiles: Tiles over the padded pair.
         """
-        clip = manifest.require_clip()
-        H, W = manifest.padding.padded_size(*form.along_x)
+        H, W = padded = manifest.padding.padded_size(*form.along_x)
+        clip = manifest.clip
+        if clip is None:
+            return cls(form, padded, None, 0, tiles, 1, {}, {"pair": (1, 6, *tiles.tile)})
         windows = WindowGrid.cover(H, W, window=clip.window, overlap=clip.overlap, patch=clip.patch)
         batch = clip_batch(len(windows))
-        return cls(
-            form,
-            (H, W),
-            windows,
-            batch,
-            tiles,
-            clip.patch,
-            clip_shapes(batch, clip.window),
-            deblur_shapes(*tiles.tile, clip.patch),
-        )
+        shapes = deblur_shapes(*tiles.tile, clip.patch)
+        return cls(form, padded, windows, batch, tiles, clip.patch, clip_shapes(batch, clip.window), shapes)
 
     @property
     def tiled(self) -> bool:
@@ -161,7 +155,7 @@ class Plan:
 
     def batches(self) -> list[int]:
         """First window of each run of CLIP, all of ``batch`` windows."""
-        n = len(self.windows)
+        n = len(self.windows) if self.windows is not None else 0
         return [min(first, n - self.batch) for first in range(0, n, self.batch)]
 
     def inputs(self) -> Layout:
@@ -172,7 +166,9 @@ class Plan:
     def outputs(self) -> Layout:
         """Where the results lie: what is always copied to the host, then what may stay on the device."""
         h, w = self.form.size
-        sizes = {"bad": 2 * 4, "logits": nbytes(self.tokens, np.float32), "map": nbytes((h, w), np.float32)}
+        sizes = {"invalid": 2 * 4}
+        if self.windows is not None:
+            sizes |= {"logits": nbytes(self.tokens, np.float32), "map": nbytes((h, w), np.float32)}
         if self.form.restore:
             sizes["image"] = nbytes((h, w, 3), self.form.dtype)
         return Layout.sequence(sizes)
@@ -188,15 +184,16 @@ class Plan:
             clip_scratch: Bytes of scratch memory of CLIP.
             deblur_scratch: Bytes of scratch memory of the deblur graph.
         """
-        g, n = self.windows.rows.window, len(self.windows)
         channels, features = feature
         H, W = self.tiles.tile
         buffers = {name: Buffer(nbytes(shape, clip_io), CLIP, CLIP) for name, shape in self.clip_shapes.items()}
-        buffers |= {
-            "stereo_features": Buffer(nbytes((n, g, 2 * g, channels), features), CLIP, LOGITS),
-            "center_features": Buffer(nbytes((n, g, g, channels), features), CLIP, LOGITS),
-            "clip_scratch": Buffer(clip_scratch, CLIP, CLIP),
-        }
+        if self.windows is not None:
+            g, n = self.windows.rows.window, len(self.windows)
+            buffers |= {
+                "stereo_features": Buffer(nbytes((n, g, 2 * g, channels), features), CLIP, LOGITS),
+                "center_features": Buffer(nbytes((n, g, g, channels), features), CLIP, LOGITS),
+                "clip_scratch": Buffer(clip_scratch, CLIP, CLIP),
+            }
         if self.form.restore:
             last = DEBLUR if self.tiled else FINISH
             buffers |= {
@@ -205,10 +202,10 @@ class Plan:
                 "deblur_scratch": Buffer(deblur_scratch, DEBLUR, DEBLUR),
             }
         if self.form.restore and self.tiled:
-            buffers |= {
-                "tile_logits": Buffer(nbytes(self.deblur_shapes["blur_logits"], np.float32), DEBLUR, DEBLUR),
-                "band": Buffer(nbytes((3, *self.padded), np.float32), DEBLUR, FINISH),
-            }
+            buffers["tile_row"] = Buffer(nbytes((3, H, self.padded[1]), np.float32), DEBLUR, FINISH)
+            if self.windows is not None:
+                tile_logits = nbytes(self.deblur_shapes["blur_logits"], np.float32)
+                buffers["tile_logits"] = Buffer(tile_logits, DEBLUR, DEBLUR)
         return Layout.pack(buffers)
 
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from ldp_runtime.backends.base import EngineBackend
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISIONS, EngineEntry, Shape
 from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cache import cache_folder
+from ldp_runtime.chain import ChainBackend
 from ldp_runtime.cuda.base import Device, Engine, EngineContext, OutOfDeviceMemoryError, Stream
+from ldp_runtime.cuda.chain import CudaChain, EngineSource
 from ldp_runtime.cuda.device import NoGpuError, open_device
-from ldp_runtime.cuda.runner import EngineSource, Runner
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.files import write_whole
 from ldp_runtime.tensors import TensorSpec
@@ -36,7 +36,7 @@ MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
 
 
-class TensorRtBackend(EngineBackend):
+class TensorRtBackend(ChainBackend):
     """One flavour of TensorRT, with the bundle's engines."""
 
     def __init__(self, name: str, flavour: str) -> None:
@@ -61,8 +61,8 @@ class TensorRtBackend(EngineBackend):
         device = open_device()
         return f"{MODULES[self._flavour]} {trt.__version__}, {device.name} ({device.arch})"
 
-    def open_bundle(self, bundle: Bundle, precision: str = "fp16") -> Runner:
-        """See ``EngineBackend``."""
+    def open_chain(self, bundle: Bundle, precision: str, tile: int | str) -> CudaChain:
+        """See ``ChainBackend``."""
         if bundle.manifest.blur_map != BlurMapSpec():
             raise BackendError(
                 f"{self.name} runs bundles whose blur map comes from dense features and goes in as logits, and "
@@ -75,10 +75,10 @@ class TensorRtBackend(EngineBackend):
                 f"{source.version} for {source.device.arch}; build some with ldp-export engine {bundle.path} "
                 f"--flavour {self._flavour} --arch {source.device.arch} --precision {precision}"
             )
-        return Runner(self.name, source.device, bundle, source)
+        return CudaChain(self.name, source.device, bundle, source, precision, tile)
 
 
-class CudaBackend(EngineBackend):
+class CudaBackend(ChainBackend):
     """``cuda``: TensorRT-RTX or TensorRT, whichever is installed and has engines in the bundle, RTX first."""
 
     name = "cuda"
@@ -100,12 +100,12 @@ class CudaBackend(EngineBackend):
         """See ``Backend``."""
         return "; ".join(backend.describe() for backend in self._installed())
 
-    def open_bundle(self, bundle: Bundle, precision: str = "fp16") -> Runner:
-        """See ``EngineBackend``."""
+    def open_chain(self, bundle: Bundle, precision: str, tile: int | str) -> CudaChain:
+        """See ``ChainBackend``."""
         problems = []
         for backend in self._installed():
             try:
-                return backend.open_bundle(bundle, precision)
+                return backend.open_chain(bundle, precision, tile)
             except BackendError as error:
                 problems.append(str(error))
         raise BackendError("; ".join(problems))

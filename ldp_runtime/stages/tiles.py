@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ TILE_HALO = 96
 
 Chosen for ldp-nano on its sample: the restored image differs from that of one piece by at most 0.31 / 255, RMS
 0.004 / 255 (tiles of 512 px, FP32), less than what 8 bits round away. 64 px: 1.3 and 0.021; 128 px: 0.06 and 0.001.
-``ldp bench scaling`` measures it.
+``python -m benchmarks scaling`` measures it.
 """
 
 BLEND = 64
@@ -76,8 +76,17 @@ def least_side(multiple: int, halo: int = TILE_HALO) -> int:
     return 2 * (multiple + halo)
 
 
-def tilings(H: int, W: int, tile: int | str, network: Mapping[str, Any], multiple: int) -> Iterator[TileGrid]:
-    """The tiles to restore a pair in: the first choice, and after it smaller and smaller ones if memory runs out.
+def tilings(
+    H: int,
+    W: int,
+    tile: int | str,
+    network: Mapping[str, Any],
+    multiple: int,
+    *,
+    whole_first: bool = False,
+    engine_sizes: Iterable[tuple[int, int, int]] = (),
+) -> Iterator[TileGrid]:
+    """The tiles to restore a pair in: the first choice, and after it smaller and smaller ones if that fails.
 
     ``"auto"`` takes one piece up to ``WHOLE_BYTES`` of memory, which is 6.7 megapixels for nano and 1.97 for small,
     and above that tiles of at most ``TILE_BYTES``; a network whose tiles differ from the whole gets one piece first.
@@ -88,25 +97,55 @@ def tilings(H: int, W: int, tile: int | str, network: Mapping[str, Any], multipl
         tile: Longest side in px, ``"auto"``, or ``"off"`` for one piece and nothing else.
         network: The manifest's ``network``.
         multiple: Tiles begin at multiples of this many px, see ``tile_multiple``.
+        whole_first: ``"auto"`` begins with one piece whatever its size: memory that is not there is found out.
+        engine_sizes: Height and width of further tiles, and the multiple that they begin at: engines for one size.
     """
     whole = TileGrid.cover(H, W, (H, W), multiple=multiple)
     cost, least = bytes_per_pixel(network), least_side(multiple)
-    if tile == OFF or (tile == AUTO and (H * W * cost <= WHOLE_BYTES or not is_local(network))):
+    bounded = H * W * cost <= WHOLE_BYTES
+    asked = tile if isinstance(tile, int) else None
+    if tile == OFF or (tile == AUTO and (whole_first or bounded or not is_local(network))):
         yield whole
     if tile == OFF:
         return
-    side = tile if isinstance(tile, int) else max(least, math.isqrt(TILE_BYTES // cost))
+    side = asked or max(least, math.isqrt(TILE_BYTES // cost))
     while True:
         grid = TileGrid.even(H, W, side, multiple=multiple)
         if grid is not None:
             yield grid
         if side == least:
-            return
+            break
         side = max(least, side // 2)
+    for height, width, step in engine_sizes:
+        if asked is not None and max(height, width) > asked:
+            continue
+        rows, columns = fit_tile(H, height, multiple=step), fit_tile(W, width, multiple=step)
+        if rows is not None and columns is not None:
+            yield TileGrid.cover(H, W, (rows, columns), multiple=step)
+
+
+def describe_tiles(
+    tiles: TileGrid, size: tuple[int, int], network: Mapping[str, Any], reason: str | None
+) -> tuple[str, ...]:
+    """What the user should know of the tiles that a pair was restored in, sentences.
+
+    Args:
+        tiles: The tiles.
+        size: Width and height of the pair in px.
+        network: The manifest's ``network``.
+        reason: Why it was not restored in the larger pieces that were tried first; None where none were.
+    """
+    pieces = f"{len(tiles)} blended tiles of {tiles.tile[1]} x {tiles.tile[0]} px"
+    notes = []
+    if reason is not None:
+        notes.append(f"{reason}; a pair of {size[0]} x {size[1]} px was restored in {pieces}")
+    if len(tiles) > 1 and not is_local(network):
+        notes.append(f"{pieces} differ from the whole: this network pools or attends over all it sees")
+    return tuple(notes)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, says that there was not enough memory; backends tell it in words."""
+    """Whether an error, or what caused it, says that there was not enough memory; backends say it in words."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return True
@@ -153,7 +192,7 @@ def bytes_per_pixel(network: Mapping[str, Any]) -> int:
     Measured with OpenVINO in bf16: 320 for nano, 1090 for small; ONNX Runtime in FP32 takes 385 for nano.
 
     Args:
-        network: The manifest's ``network``; one that does not tell its width is taken for nano.
+        network: The manifest's ``network``; one without a width is taken for nano.
     """
     channels = int(network.get("width", 8)) / int(network.get("stem", 1)) ** 2  # of the widest scale, a px
     return 64 + round(32 * channels)

@@ -27,13 +27,13 @@ def test_loop_and_batch_restore_all_pairs(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_pair_that_fails_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldp_runtime import Deblurrer
     from ldp_runtime.errors import NumericsError
+    from ldp_runtime.host import HostChain
 
     def fail(*_: object) -> None:
         raise NumericsError("NaN appeared")
 
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", fail)
+    monkeypatch.setattr(HostChain, "_run", fail)
     bundle = Bundle.load(make_tiny_bundle(tmp_path))
     with pytest.raises(BenchmarkError, match="NaN appeared"):
         measure(bundle, "onnxruntime", "fp32", threads=1, io_threads=1, pairs=1, shape=(40, 60), rounds=1)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.find import find_bundle
 from ldp_runtime.cuda.device import CudaDevice, NoGpuError, open_device
 from ldp_runtime.errors import BackendError
+from ldp_runtime.registry import BACKENDS
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def bundle(backend: str, device: CudaDevice, tmp_path_factory: pytest.TempPathFa
         arguments += ["--arch", device.arch]
     assert main([*arguments, "--min", "32x32", "--opt", "512x768", "--max", "1120x1696"]) == 0
     try:
-        BACKENDS[backend].open_bundle(Bundle.load(folder))  # type: ignore[attr-defined]
+        BACKENDS[backend].open_chain(Bundle.load(folder), "fp16", "auto")  # type: ignore[attr-defined]
     except BackendError as error:
         pytest.fail(str(error))
     return folder

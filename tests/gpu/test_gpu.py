@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_runtime.backends.base import EngineBackend
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray
+from ldp_runtime.cuda.chain import CudaChain
 from ldp_runtime.cuda.device import CudaDevice
-from ldp_runtime.cuda.runner import Runner
+from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.images.quality import psnr
 
@@ -35,10 +35,9 @@ def gpu(backend: str, bundle: Path) -> Deblurrer:
     return Deblurrer.from_bundle(bundle, backend=backend)
 
 
-def runner_of(deblurrer: Deblurrer) -> Runner:
-    assert isinstance(deblurrer._backend, EngineBackend)
-    assert deblurrer._runner is not None
-    return deblurrer._runner
+def chain_of(deblurrer: Deblurrer) -> CudaChain:
+    assert isinstance(deblurrer._chain, CudaChain)
+    return deblurrer._chain
 
 
 # --- kernels
@@ -52,19 +51,17 @@ def test_prepare_and_finish_are_the_numpy_twins(device: CudaDevice) -> None:
     stream = device.stream()
     views, memory = [], []
     for view in (left, right):
-        held, staged = device.allocate(view.nbytes), device.allocate_host(view.nbytes)
+        view_memory, staged = device.allocate(view.nbytes), device.allocate_host(view.nbytes)
         staged.array[: view.nbytes] = view.reshape(-1).view(np.uint8)
-        stream.copy(held.address, staged.address, view.nbytes)
-        memory += [held, staged]
-        views.append(launches.Pixels(held.address, 3 * size[1]))
+        stream.copy(view_memory.address, staged.address, view.nbytes)
+        memory += [view_memory, staged]
+        views.append(Pixels(view_memory.address, 3 * size[1]))
     pair, image = device.allocate(6 * 64 * 64 * 4), device.allocate(left.nbytes)
     bad = device.allocate(4)
     stream.zero(bad.address, 4)
     region = launches.PairRegion(pair.address, (0, 0), padded)
     stream.launch(launches.prepare(*views, left.dtype, size, padded, pair=region))
-    finish = launches.finish(
-        pair.address, padded, launches.Pixels(image.address, 3 * size[1]), left.dtype, size, bad.address
-    )
+    finish = launches.finish(pair.address, padded, Pixels(image.address, 3 * size[1]), left.dtype, size, bad.address)
     stream.launch(finish)
     stream.sync()
     expected = prepare(left, right, padded)
@@ -103,10 +100,11 @@ def test_numerics_against_onnx_runtime(
 def test_a_graph_is_what_runs_without_one(gpu: Deblurrer) -> None:
     pairs = [a_pair(333, 517, np.uint16, seed) for seed in range(5)]
     results = [gpu(*pair) for pair in pairs]  # the first runs, the second is captured, the others are replays
-    (chain, _), *_ = runner_of(gpu)._chains.values()
-    assert len(chain._graphs) == 1, "the chain was not captured"
-    chain._graphs.clear()
-    chain._capturable = False
+    (runner, _), *_ = chain_of(gpu)._runners.values()
+    (slot,) = runner._free
+    assert len(slot.graphs) == 1, "the frame was not captured"
+    slot.graphs.clear()
+    runner._capturable = False
     for result, pair in zip(results, pairs, strict=True):
         again = gpu(*pair)
         np.testing.assert_array_equal(result.restored, again.restored)
@@ -132,11 +130,11 @@ def test_tiles_are_close_to_the_whole(gpu: Deblurrer, monkeypatch: pytest.Monkey
     pair = a_pair(1000, 1500)
     whole = gpu(*pair)
     assert whole.notes == ()
-    runner = runner_of(gpu)
-    runner._chains.clear()
-    runner._tiling.clear()
-    tilings = runner._tilings
-    monkeypatch.setattr(runner, "_tilings", lambda form: list(tilings(form))[-2:])
+    chain = chain_of(gpu)
+    chain._runners.clear()
+    chain._tilings_found.clear()
+    tilings = chain._tilings
+    monkeypatch.setattr(chain, "_tilings", lambda form: list(tilings(form))[-2:])
     tiled = gpu(*pair)
     assert "blended tiles" in tiled.notes[0]
     assert psnr(tiled.restored, whole.restored, data_range=255.0) > 45
@@ -153,8 +151,8 @@ def test_memory_stays_where_it_is(gpu: Deblurrer, device: CudaDevice) -> None:
     for _ in range(10):
         gpu(*pair)
     assert pool.attributes.used_mem_current == used
-    (chain, _), *_ = runner_of(gpu)._chains.values()
-    planned = chain._layout.size + chain.plan.inputs().size + chain.plan.outputs().size
+    (runner, _), *_ = chain_of(gpu)._runners.values()
+    planned = runner._layout.size + runner.plan.inputs().size + runner.plan.outputs().size
     assert used >= planned
 
 

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ldp_runtime.backends import AUTO_ORDER, BACKENDS, PRECISIONS, graph_precision, select
 from ldp_runtime.backends import openvino as openvino_backend
-from ldp_runtime.backends.base import Session
+from ldp_runtime.backends.base import PRECISIONS, Session, graph_precision
 from ldp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.errors import BackendError, one_line
+from ldp_runtime.registry import AUTO_ORDER, BACKENDS, select
 from ldp_runtime.tensors import TensorSpec
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, PATCH, WINDOW, deblur_graph, make_tiny_bundle
 
@@ -401,7 +401,7 @@ def test_openvino_leaves_the_signal_stack_alone(bundle: Path) -> None:
 import ctypes
 from pathlib import Path
 import numpy as np
-from ldp_runtime.backends import BACKENDS
+from ldp_runtime.registry import BACKENDS
 
 def stack():
     words = (ctypes.c_size_t * 3)()

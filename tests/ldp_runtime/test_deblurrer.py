@@ -12,13 +12,15 @@ import pytest
 from onnx import numpy_helper
 
 import ldp_runtime
-from ldp_runtime import deblurrer as pipeline
-from ldp_runtime.backends import BACKENDS
+from ldp_runtime import host
+from ldp_runtime.backends.base import Session
 from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
-from ldp_runtime.result import BlurMapResult, Result
+from ldp_runtime.host import HostChain
+from ldp_runtime.registry import BACKENDS
+from ldp_runtime.result import Result
 from ldp_runtime.stages import pixels as stages
 from ldp_runtime.stages.blur_map import alpha
 from ldp_runtime.stages.tiles import TileError
@@ -63,6 +65,13 @@ def a_pair(h: int, w: int, dtype: type = np.uint8, seed: int = 0) -> tuple[np.nd
     rng = np.random.default_rng(seed)
     left, right = rng.integers(0, np.iinfo(dtype).max, (2, h, w, 3), dtype=dtype, endpoint=True)
     return left, right
+
+
+def session_of(deblurrer: Deblurrer, kind: str) -> Session:
+    """The session in which a deblurrer on the host runs a graph."""
+    deblurrer.start(*a_pair(1, 1)).cancel()
+    assert isinstance(deblurrer._chain, HostChain)
+    return deblurrer._chain._session(kind)
 
 
 def assert_same(a: Result, b: Result) -> None:
@@ -249,13 +258,13 @@ def test_vertical_disparity_is_the_transposed_problem(exact: Deblurrer) -> None:
 def test_batches_of_windows_change_nothing(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = a_pair(150, 210)
     expected = exact(left, right).blur_logits  # 3 x 5 windows: batches of 8 and 7
-    monkeypatch.setattr(pipeline, "CLIP_BATCH", 1)
+    monkeypatch.setattr(host, "CLIP_BATCH", 1)
     np.testing.assert_allclose(exact(left, right).blur_logits, expected, atol=1e-6)
 
 
 def test_batches_are_bounded(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    (session,) = exact._sessions("clip")
+    session = session_of(exact, "clip")
     run = type(session).run
     monkeypatch.setattr(
         type(session),
@@ -275,7 +284,7 @@ LEAST = 256
 def shapes_seen(deblurrer: Deblurrer, monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> list[tuple[int, int]]:
     """Keeps the sizes that the deblur graph is asked for; above so many px it says that memory ran out."""
     seen: list[tuple[int, int]] = []
-    (session,) = deblurrer._sessions("deblur")
+    session = session_of(deblurrer, "deblur")
     run = type(session).run
 
     def watched(self: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -325,8 +334,7 @@ def test_smaller_tiles_when_memory_runs_out(bundle: Path, exact: Deblurrer, monk
     result = deblurrer(left, right)
     assert np.abs(result.restored.astype(int) - expected).max() <= 1
     assert result.notes == (
-        "memory ran out with larger pieces of a pair of 520 x 300 px; it was restored in 12 blended tiles of "
-        "256 x 256 px",
+        "memory ran out with larger pieces; a pair of 520 x 300 px was restored in 12 blended tiles of 256 x 256 px",
     )
     assert seen[0] == (320, 544)
     seen.clear()
@@ -354,7 +362,7 @@ def test_memory_that_runs_out_even_so(bundle: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nan_in_a_tile_is_found_at_its_place(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, tile=LEAST)
-    (session,) = deblurrer._sessions("deblur")
+    session = session_of(deblurrer, "deblur")
     run, calls = type(session).run, []
 
     def spoil(self: object, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -439,7 +447,7 @@ def test_inputs_are_not_changed(exact: Deblurrer) -> None:
 def test_what_is_no_image_is_refused(
     exact: Deblurrer, left: np.ndarray, right: np.ndarray | None, message: str
 ) -> None:
-    expected = "as a NumPy array (h, w, 3) of uint8 or uint16"
+    expected = "as an array (h, w, 3) of uint8 or uint16"
     good = np.zeros((4, 5, 3), np.uint8)
     for name, pair in (("left", (left, good)), ("right", (good, left))):
         with pytest.raises(ImageError) as caught:
@@ -534,7 +542,7 @@ def test_one_bad_feature_among_many_is_found(
 ) -> None:
     """Inf would become a logit that the clip at +-10 hides or a NaN; a huge number a cosine of zero."""
     deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision=precision, threads=1)
-    (clip,) = deblurrer._sessions("clip")
+    clip = session_of(deblurrer, "clip")
     run = clip.run
 
     def spoilt_run(feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -549,7 +557,7 @@ def test_one_bad_feature_among_many_is_found(
 
 def test_logits_that_are_not_finite_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
-    monkeypatch.setattr(pipeline, "blur_logits", lambda stereo, *_: np.full((len(stereo), 4, 4), np.nan, np.float32))
+    monkeypatch.setattr(host, "blur_logits", lambda stereo, *_: np.full((len(stereo), 4, 4), np.nan, np.float32))
     with pytest.raises(NumericsError, match="expected finite blur logits, got NaN or Inf in 16 of 16"):
         deblurrer(*a_pair(40, 50))
 
@@ -594,8 +602,7 @@ def test_blur_map_is_that_of_the_whole_and_needs_no_deblur_graph(spoilt: Path, e
     rewrite(spoilt)
     deblurrer = Deblurrer.from_bundle(spoilt, backend="onnxruntime", precision="fp32", threads=1)
     result = deblurrer.blur_map(left, right)
-    assert isinstance(result, BlurMapResult)
-    assert not hasattr(result, "restored")
+    assert result.restored is None
     np.testing.assert_array_equal(result.blur_map, expected.blur_map)
     np.testing.assert_array_equal(result.blur_logits, expected.blur_logits)
     assert list(result.timings) == ["open", "prepare", "clip", "blur_logits", "finish"]
@@ -605,6 +612,17 @@ def test_blur_map_is_that_of_the_whole_and_needs_no_deblur_graph(spoilt: Path, e
         f"{spoilt / 'deblur.onnx'}: expected the inputs blur_logits, pair, got center, stereo; "
         "export the bundle again with ldp-export onnx"
     )
+
+
+def test_a_network_without_a_blur_map(tmp_path: Path) -> None:
+    deblurrer = Deblurrer.from_bundle(make_tiny_bundle(tmp_path, clip=False), backend="onnxruntime", threads=1)
+    left, right = a_pair(40, 50)
+    result = deblurrer(left, right)
+    assert result.restored.shape == left.shape
+    assert (result.blur_map, result.blur_logits) == (None, None)
+    assert list(result.timings) == ["open", "prepare", "deblur", "finish"]
+    with pytest.raises(BundleError, match="has no blur map: its network reads none"):
+        deblurrer.blur_map(left, right)
 
 
 def test_a_restored_image_of_another_size_is_the_bundles_fault(spoilt: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from ldp_export.bundling.selftest import add_sample
+from ldp_runtime.registry import BACKENDS
 from ldp_runtime import selftest
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, write_manifest
 from ldp_runtime.bundle.manifest import SELFTEST_FILE
 from ldp_runtime.cli import main

@@ -97,7 +97,7 @@ LDP_DEVICE float half_warp_sum(float v) {
 template <typename Feature>
 LDP_DEVICE void blur_logits(const Feature* stereo, const Feature* center, const float* table, int stride, int channels,
                             int blur_aware, int dp_aware, const Axis& rows, const Axis& columns, float* logits,
-                            int token_rows, int token_columns, int* bad) {
+                            int token_rows, int token_columns, int* invalid) {
     const int lane = threadIdx.x & 31;
     const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (token >= token_rows * token_columns) return;  // the whole warp
@@ -163,7 +163,7 @@ LDP_DEVICE void blur_logits(const Feature* stereo, const Feature* center, const 
     }
     if (lane == 0) {
         logits[token] = blended;
-        if (not_finite(blended)) atomicAdd(bad, 1);
+        if (not_finite(blended)) atomicAdd(invalid, 1);
     }
 }
 
@@ -171,10 +171,10 @@ LDP_DEVICE void blur_logits(const Feature* stereo, const Feature* center, const 
     extern "C" __global__ void __launch_bounds__(kTokenThreads, blocks) name(                                         \
         const Feature* __restrict__ stereo, const Feature* __restrict__ center, const float* __restrict__ table,      \
         int stride, int channels, int blur_aware, int dp_aware, int window, int row_count, int row_span,              \
-        int column_count, int column_span, float* __restrict__ logits, int token_rows, int token_columns, int* bad) { \
+        int column_count, int column_span, float* __restrict__ logits, int token_rows, int token_columns, int* invalid) { \
         blur_logits<Feature>(stereo, center, table, stride, channels, blur_aware, dp_aware,                           \
                              {window, row_count, row_span}, {window, column_count, column_span}, logits, token_rows,  \
-                             token_columns, bad);                                                                     \
+                             token_columns, invalid);                                                                 \
     }
 
 // Blocks that a multiprocessor holds at least: as many as fit with no register spilled on any architecture.

@@ -30,7 +30,7 @@ LDP_DEVICE void taps(int i, int patch, int n, int& before, int& after, float& pa
 
 extern "C" __global__ void __launch_bounds__(kPixelThreads, 3)
     blur_map(const float* __restrict__ logits, long long row_stride, long long column_stride, int token_rows,
-             int token_columns, int patch, float* __restrict__ out, int rows, int columns, int first_row) {
+             int token_columns, int patch, float* __restrict__ out, int rows, int columns) {
     const int start = kStrip * (blockIdx.x * blockDim.x + threadIdx.x);
     for (int walk = blockIdx.y * blockDim.y + threadIdx.y; walk * static_cast<long long>(kWalk) < rows;
          walk += gridDim.y * blockDim.y) {
@@ -48,13 +48,13 @@ extern "C" __global__ void __launch_bounds__(kPixelThreads, 3)
             taps(at, patch, token_columns, left[i], right[i], part_x[i]);
         }
         float upper[kStrip] = {}, lower_row[kStrip] = {};
-        int held = -1;
+        int cached = -1;
         for (int y = top; y < bottom; ++y) {
             int before, after;
             float part_y;
-            taps(first_row + y, patch, token_rows, before, after, part_y);
-            if (before != held) {
-                held = before;
+            taps(y, patch, token_rows, before, after, part_y);
+            if (before != cached) {
+                cached = before;
 #pragma unroll 1
                 for (int t = 0; t < 2; ++t) {
                     const float* tokens = logits + (t == 0 ? before : after) * row_stride;

@@ -36,7 +36,7 @@ LDP_DEVICE void store_words(unsigned short* p, const unsigned int (&q)[3 * kStri
 
 template <typename Pixel, bool kTurned>
 LDP_DEVICE void finish(const float* restored, long long plane, int H, int W, Pixel* image, long long row_stride,
-                       long long column_stride, int h, int w, int* bad) {
+                       long long column_stride, int h, int w, int* invalid) {
     // along: the axis of a strip; across: the other. Threads neighbour along x in both.
     const int strip_index = kTurned ? blockIdx.y * blockDim.y + threadIdx.y : blockIdx.x * blockDim.x + threadIdx.x;
     const int across_index = kTurned ? blockIdx.x * blockDim.x + threadIdx.x : blockIdx.y * blockDim.y + threadIdx.y;
@@ -97,14 +97,14 @@ LDP_DEVICE void finish(const float* restored, long long plane, int H, int W, Pix
             }
         }
     }
-    if (count) atomicAdd(bad, count);
+    if (count) atomicAdd(invalid, count);
 }
 
 #define LDP_FINISH(name, Pixel, turned)                                                                               \
     extern "C" __global__ void __launch_bounds__(kPixelThreads, 3) name(                                              \
         const float* __restrict__ restored, long long plane, int H, int W, Pixel* __restrict__ image,                 \
-        long long row_stride, long long column_stride, int h, int w, int* bad) {                                      \
-        finish<Pixel, turned>(restored, plane, H, W, image, row_stride, column_stride, h, w, bad);                    \
+        long long row_stride, long long column_stride, int h, int w, int* invalid) {                                  \
+        finish<Pixel, turned>(restored, plane, H, W, image, row_stride, column_stride, h, w, invalid);                \
     }
 
 LDP_FINISH(finish_u8, unsigned char, false)

@@ -18,10 +18,10 @@ from benchmarks.latency import worker as latency_worker
 from benchmarks.latency.bench import Contender, find_contenders, measure, parse_shape, to_markdown, verdicts
 from benchmarks.latency.worker import Block, Spec
 from ldp_runtime import Deblurrer
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.errors import BackendError
 from ldp_runtime.images.photo import read_photo
+from ldp_runtime.registry import BACKENDS
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 SHAPE = (64, 96)

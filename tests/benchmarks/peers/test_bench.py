@@ -34,8 +34,8 @@ from benchmarks.peers.nafnet import NAFNet
 from benchmarks.peers.restormer import Restormer, TransposedAttention
 from benchmarks.peers.worker import restore
 from ldp_export.network.randomise import randomise
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.registry import BACKENDS
 
 NANO = Path(__file__).resolve().parents[3] / "models" / "ldp-nano"
 

@@ -26,10 +26,10 @@ from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.simulation.samples import focus_setting
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.images.quality import psnr
+from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.pixels import PaddedPair
 from tests.ldp_export.tiny_models import TINY_CONFIG
 

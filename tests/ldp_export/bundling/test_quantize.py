@@ -21,7 +21,6 @@ from ldp_export.bundling.quantize_graphs import QuantizeError, place, role
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, simulated_pairs
 from ldp_export.bundling.tensorrt_builder import TensorRT
 from ldp_export.cli import main
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle, read_manifest
 from ldp_runtime.bundle.engines import deblur_shapes
 from ldp_runtime.bundle.manifest import GRAPHS, QUANTIZED_PRECISIONS, BlurMapSpec
@@ -29,6 +28,7 @@ from ldp_runtime.cli import main as run_ldp
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.images.quality import psnr
+from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.geometry import Padding
 from tests.ldp_runtime.tiny_bundle import PATCH, make_tiny_bundle, rewrite
 

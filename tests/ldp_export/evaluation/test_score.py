@@ -34,7 +34,14 @@ class FakeRestorer:
     def __call__(self, left: np.ndarray, right: np.ndarray) -> Result:
         h, w = left.shape[:2]
         blur_map = np.broadcast_to(np.linspace(0.1, 0.9, w, dtype=np.float32), (h, w))
-        return Result(blur_map, np.zeros((1, 1), np.float32), {}, "fake", "fp32", left + np.asarray(1, left.dtype))
+        return Result(
+            restored=left + np.asarray(1, left.dtype),
+            blur_map=blur_map,
+            blur_logits=np.zeros((1, 1), np.float32),
+            timings={},
+            backend="fake",
+            precision="fp32",
+        )
 
 
 def make_sample(**fields: Any) -> PairSample:

@@ -19,12 +19,13 @@ from ldp_export.cli import main
 from ldp_export.commands.triton import VARIANT_NAMES
 from ldp_export.triton import repository as triton
 from ldp_export.triton.repository import MARKER, VARIANTS, Serving, TritonError, to_text, write_repository
-from ldp_runtime.backends import BACKENDS
 from ldp_runtime.bundle.bundle import Bundle, save_manifest
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, clip_shapes, deblur_shapes, engine_key
 from ldp_runtime.bundle.trust import trust
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, NumericsError
+from ldp_runtime.host import HostChain
+from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.tiles import TileError
 from ldp_runtime.triton import ServedGraph, ServedGraphs, TritonPythonModel, make_deblurrer, restore
 from tests.ldp_runtime.tiny_bundle import PATCH, WINDOW, make_tiny_bundle
@@ -420,7 +421,7 @@ def test_nan_is_an_error_of_the_server(model: TritonPythonModel, monkeypatch: py
     def nan(*_: object, **__: object) -> None:
         raise NumericsError("expected finite numbers, got NaN")
 
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", nan)
+    monkeypatch.setattr(HostChain, "_run", nan)
     left, right = views()
     (answer,) = model.execute([Request(left[None], right[None])])
     assert (answer.error().code, answer.error().text) == ("internal", "expected finite numbers, got NaN")

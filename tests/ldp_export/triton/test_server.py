@@ -47,7 +47,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb
 
-from ldp_runtime.backends import BACKENDS
+from ldp_runtime.registry import BACKENDS
 
 
 class TritonPythonModel:

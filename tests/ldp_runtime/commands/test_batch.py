@@ -19,6 +19,7 @@ from ldp_runtime.batch import local, report, work
 from ldp_runtime.batch.journal import JOURNAL_FILE, Journal
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, NumericsError
+from ldp_runtime.host import HostChain
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import read_photo, write_photo
 from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
@@ -55,7 +56,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = Deblurrer.start
 
-    def count(self: Deblurrer, *arguments: Any, **options: Any) -> Any:
+    def count(self: HostChain, *arguments: Any, **options: Any) -> Any:
         calls.append(1)
         return real(self, *arguments, **options)
 
@@ -244,15 +245,15 @@ def test_a_damaged_pair_leaves_the_others_alone(run: Run, source: Path, out: Pat
 
 def test_errors_of_single_pairs(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the network fails on, one that does not fit into memory, one that shows a bug of ours."""
-    real = Deblurrer._restore_on_cpu
+    real = HostChain._run
     errors = iter([NumericsError("NaN appeared"), MemoryError(), ZeroDivisionError("oh"), None])
 
-    def fail(self: Deblurrer, *arguments: Any) -> Any:
+    def fail(self: HostChain, *arguments: Any) -> Any:
         if (error := next(errors)) is not None:
             raise error
         return real(self, *arguments)
 
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", fail)
+    monkeypatch.setattr(HostChain, "_run", fail)
     code, _, err = run()
     assert code == 1
     assert set(outputs(out)) == {"03/pair.png"}
@@ -268,7 +269,7 @@ def test_a_backend_that_fails_every_time_ends_the_run(run: Run, out: Path, monke
     def fail(*_: object) -> None:
         raise BackendError("the device is lost")
 
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", fail)
+    monkeypatch.setattr(HostChain, "_run", fail)
     code, _, err = run()
     assert code == 2
     assert "the backend failed on 3 pairs in a row, so the run ends: the device is lost; 0 of 4 pairs" in err
@@ -353,15 +354,15 @@ def test_reading_and_writing_go_on_while_a_pair_is_computed(run: Run, monkeypatc
     monkeypatch.setattr(
         local, "write", _signalling(work.write, lambda restored: restored.read.job.name == "00/pair.png", first_written)
     )
-    real = Deblurrer._restore_on_cpu
+    real = HostChain._run
     waits = iter([third_read, None, first_written, None])
 
-    def restore(self: Deblurrer, *arguments: Any) -> Any:
+    def restore(self: HostChain, *arguments: Any) -> Any:
         if (event := next(waits)) is not None:
             assert event.wait(60)
         return real(self, *arguments)
 
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", restore)
+    monkeypatch.setattr(HostChain, "_run", restore)
     assert run("--io-threads", "1")[0] == 0
 
 
@@ -417,21 +418,21 @@ def test_lines_in_place_of_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_interrupt_keeps_what_is_done(
     run: Run, out: Path, starts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Deblurrer._restore_on_cpu
+    real = HostChain._run
     calls = iter(range(PAIRS))
 
-    def restore(self: Deblurrer, *arguments: Any) -> Any:
+    def restore(self: HostChain, *arguments: Any) -> Any:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", restore)
+    monkeypatch.setattr(HostChain, "_run", restore)
     code, _, err = run()
     assert code == 130
     assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; run the same command again" in err
     assert set(outputs(out)) == {"00/pair.png", "01/pair.png"}
     assert log(out)["ended"] == "interrupted"
-    monkeypatch.setattr(Deblurrer, "_restore_on_cpu", real)
+    monkeypatch.setattr(HostChain, "_run", real)
     starts.clear()
     assert run()[0] == 0
     assert len(starts) == 2

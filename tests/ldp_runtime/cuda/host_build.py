@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ldp_runtime.cuda.compile import KERNELS
-from ldp_runtime.cuda.launches import Launch
+from ldp_runtime.cuda.launch import Launch
 
 SHIM = Path(__file__).parent / "shim"
 FLAGS = (

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ldp_runtime.backends.base import EngineBackend
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import EngineEntry, Shape, ShapeRange, nearest
+from ldp_runtime.chain import ChainBackend
 from ldp_runtime.cuda.base import (
     ALIGNMENT,
     Device,
@@ -33,8 +33,8 @@ from ldp_runtime.cuda.base import (
     OutOfDeviceMemoryError,
     Stream,
 )
-from ldp_runtime.cuda.launches import Launch
-from ldp_runtime.cuda.runner import EngineSource, Runner
+from ldp_runtime.cuda.chain import CudaChain, EngineSource
+from ldp_runtime.cuda.launch import Launch
 from ldp_runtime.errors import BackendError
 from ldp_runtime.tensors import TensorSpec
 from tests.ldp_runtime.cuda import host_build
@@ -406,14 +406,16 @@ class OrtSource(EngineSource):
         self, bundle: Bundle, precision: str, deblur: list[tuple[tuple[int, int], tuple[int, int]]] | None = None
     ) -> None:
         self._bundle, self._precision = bundle, precision
-        clip = bundle.manifest.clip
-        s, p = clip.window, clip.patch
-        self.entries = [
-            _entry("clip", {"stereo": ((1, 3, s, 2 * s), (64, 3, s, 2 * s)), "center": ((1, 3, s, s), (64, 3, s, s))})
-        ]
+        self.entries = []
+        if (clip := bundle.manifest.clip) is not None:
+            s, p = clip.window, clip.patch
+            canvases = {"stereo": (3, s, 2 * s), "center": (3, s, s)}
+            self.entries.append(_entry("clip", {name: ((1, *c), (64, *c)) for name, c in canvases.items()}))
         for (h, w), (H, W) in deblur or [((16, 16), (8192, 8192))]:
-            blur = ((1, 1, h // p, w // p), (1, 1, H // p, W // p))
-            self.entries.append(_entry("deblur", {"pair": ((1, 6, h, w), (1, 6, H, W)), "blur_logits": blur}))
+            profile: dict[str, tuple[Shape, Shape]] = {"pair": ((1, 6, h, w), (1, 6, H, W))}
+            if clip is not None:
+                profile["blur_logits"] = ((1, 1, h // p, w // p), (1, 1, H // p, W // p))
+            self.entries.append(_entry("deblur", profile))
         self.opened: dict[str, OrtEngine] = {}
 
     def find(self, kind: str, shapes: dict[str, Shape]) -> EngineEntry:
@@ -437,13 +439,12 @@ def _entry(kind: str, profile: dict[str, tuple[Shape, Shape]]) -> EngineEntry:
     return EngineEntry(kind, "rtx", "0", ("sm_0",), "fp16", ranges, str(ranges), f"engines/{kind}", "0" * 64, 1)
 
 
-class HostBackend(EngineBackend):
+class HostBackend(ChainBackend):
     """A backend whose GPU is the host."""
 
     def __init__(self, device: HostDevice, precision: str = "fp32", **source: Any) -> None:
         self.name = "host"
         self.device, self._precision, self._source = device, precision, source
-        self.runner: Runner | None = None
 
     def available(self) -> None:
         pass
@@ -455,6 +456,6 @@ class HostBackend(EngineBackend):
     def describe(self) -> str:
         return self.device.name
 
-    def open_bundle(self, bundle: Bundle, precision: str = "fp32") -> Runner:
-        self.runner = Runner(self.name, self.device, bundle, OrtSource(bundle, self._precision, **self._source))
-        return self.runner
+    def open_chain(self, bundle: Bundle, precision: str, tile: int | str) -> CudaChain:
+        source = OrtSource(bundle, self._precision, **self._source)
+        return CudaChain(self.name, self.device, bundle, source, precision, tile)

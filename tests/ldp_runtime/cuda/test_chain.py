@@ -10,9 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-import ldp_runtime.backends
+import ldp_runtime.registry
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.cuda import runner as runner_module
 from ldp_runtime.cuda.arrays import DeviceArray
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
 from ldp_runtime.deblurrer import Deblurrer
@@ -38,8 +37,8 @@ def use(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Callable[..., tuple[De
         path: Path = bundle, *, precision: str = "fp32", deblur: Any = None, tile: int | str = "auto", **device: Any
     ) -> tuple[Deblurrer, HostDevice]:
         backend = HostBackend(HostDevice(**device), precision, deblur=deblur)
-        backends = {**ldp_runtime.backends.BACKENDS, "host": backend}
-        monkeypatch.setattr(ldp_runtime.backends, "BACKENDS", backends)
+        backends = {**ldp_runtime.registry.BACKENDS, "host": backend}
+        monkeypatch.setattr(ldp_runtime.registry, "BACKENDS", backends)
         return Deblurrer.from_bundle(path, backend="host", tile=tile), backend.device
 
     return make
@@ -110,6 +109,26 @@ def test_inputs_of_any_strides_and_byte_order(use: Any, bundle: Path) -> None:
     expected = gpu(left, right)
     assert_same(gpu(left.astype(">u2"), np.asfortranarray(right)), expected)
     assert expected.restored.dtype == np.dtype(np.uint16)
+
+
+def test_a_network_without_a_blur_map(use: Any, tmp_path: Path) -> None:
+    path = make_tiny_bundle(tmp_path, clip=False)
+    gpu, device = use(path)
+    pair = a_pair(50, 100, np.uint16)
+    result, expected = gpu(*pair, axis="vertical"), on_cpu(path)(*pair, axis="vertical")
+    assert np.abs(result.restored.astype(int) - expected.restored).max() <= 1
+    assert (result.blur_map, result.blur_logits) == (None, None)
+    assert [name for name in device.log if name != "copy"] == ["prepare_u16_f16", "deblur", "finish_u16_turned"]
+    with pytest.raises(BundleError, match="has no blur map: its network reads none"):
+        gpu.blur_map(*pair)
+    tiled, device = use(path, tile=256)
+    pair = a_pair(100, 400)
+    assert np.abs(tiled(*pair).restored.astype(int) - on_cpu(path)(*pair).restored).max() <= 1
+    assert device.log.count("blend") == 4
+    views = [Foreign(device, view) for view in pair]
+    resident = tiled(*views)
+    np.testing.assert_array_equal(resident.restored.numpy(), tiled(*pair).restored)
+    assert resident.blur_map is None
 
 
 def test_more_windows_than_a_batch(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,15 +287,15 @@ def test_a_device_without_graphs_runs_frame_by_frame(use: Any, bundle: Path) -> 
 
 
 def test_tiles_when_memory_is_short(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "TILE_SIDES", (224, 192, 160))
+    monkeypatch.setattr("ldp_runtime.stages.tiles.TILE_BYTES", 1)  # as small as they can be
     pair = a_pair(200, 330, np.uint16)
     whole, device = use()
     expected = whole(*pair)
     gpu, small = use(limit=device.peak - 1)
     result = gpu(*pair)
     (note,) = result.notes
-    assert "did not go through the test's host in one piece" in note
-    assert "restored in 5 blended tiles of 224 x 224 px" in note
+    assert "the test's host did not take larger pieces" in note
+    assert "restored in 3 blended tiles of 256 x 224 px" in note
     assert small.peak < device.peak
     assert_close(result, expected)  # halos are wider than the tiny network sees
     for _ in range(2):  # from now on at once, and as a graph
@@ -285,6 +304,17 @@ def test_tiles_when_memory_is_short(use: Any, bundle: Path, monkeypatch: pytest.
         assert_same(again, result)
     assert small.log[-2:] == ["graph", "copy"]
     assert_close(gpu(*pair, axis="vertical"), on_cpu(bundle)(*pair, axis="vertical"))
+
+
+@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
+def test_rows_of_tiles_are_blended_as_one(use: Any, bundle: Path, axis: str) -> None:
+    """Several rows that overlap by more and by less than half: what a row shares moves to the top of the next."""
+    for h in (260, 300, 420, 700):
+        gpu, _ = use(tile=256)
+        pair = a_pair(*((h, 90) if axis == "horizontal" else (90, h)))
+        result = gpu(*pair, axis=axis)
+        assert result.tiles > 1
+        assert_close(result, on_cpu(bundle)(*pair, axis=axis))
 
 
 def test_tiles_when_no_engine_takes_the_whole(use: Any, bundle: Path) -> None:
@@ -297,7 +327,6 @@ def test_tiles_when_no_engine_takes_the_whole(use: Any, bundle: Path) -> None:
 
 
 def test_tiles_of_an_engine_for_one_size(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "TILE_SIDES", ())
     gpu, device = use(deblur=[((128, 256), (128, 256))])
     pair = a_pair(100, 300)
     assert_close(gpu(*pair), on_cpu(bundle)(*pair))
@@ -380,7 +409,7 @@ def test_an_error_of_one_pair_leaves_those_in_flight_alone(use: Any, bundle: Pat
     started = gpu.start(*pair)
     with pytest.raises(ImageError, match="one size"):
         gpu.start(pair[0], pair[1][1:])
-    assert_close(started.take(), on_cpu(bundle)(*pair))
+    assert_close(started.result(), on_cpu(bundle)(*pair))
 
     path = make_tiny_bundle(tmp_path)
     spoil(path / "deblur.onnx", deblur_graph(np.random.default_rng(0), np.dtype(np.float32)))
@@ -390,7 +419,7 @@ def test_an_error_of_one_pair_leaves_those_in_flight_alone(use: Any, bundle: Pat
         both = [gpu.start(*a_pair(20, 24, seed=seed)) for seed in range(2)]
         for started in both:
             with pytest.raises(NumericsError):
-                started.take()
+                started.result()
 
 
 def test_features_whose_squares_overflow_are_an_error_not_a_cosine_of_zero(use: Any, tmp_path: Path) -> None:
@@ -447,7 +476,7 @@ def test_views_are_checked_as_on_the_cpu(use: Any) -> None:
 def test_auto_goes_on_when_the_gpu_cannot(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = HostBackend(HostDevice(), deblur=[((512, 512), (512, 512))])
     backend.name = "cuda"
-    monkeypatch.setattr(ldp_runtime.backends, "BACKENDS", {**ldp_runtime.backends.BACKENDS, "cuda": backend})
+    monkeypatch.setattr(ldp_runtime.registry, "BACKENDS", {**ldp_runtime.registry.BACKENDS, "cuda": backend})
     deblurrer = Deblurrer.from_bundle(bundle)
     assert deblurrer.reason.startswith("cuda in fp32: the fastest on an NVIDIA GPU")
     result = deblurrer(*a_pair(20, 24))
@@ -496,7 +525,14 @@ def test_device_arrays_in_and_out(use: Any, bundle: Path, axis: str) -> None:
     assert isinstance(result.restored, DeviceArray)
     assert device.log.count("copy") == 1  # counts and logits alone come back
     assert device.log[:2] == ["wait for 1"] * 2  # nobody named a stream: the default stream may be at work
-    host = Result(result.blur_map.numpy(), result.blur_logits, {}, "", "", result.restored.numpy())
+    host = Result(
+        restored=result.restored.numpy(),
+        blur_map=result.blur_map.numpy(),
+        blur_logits=result.blur_logits,
+        timings={},
+        backend="",
+        precision="",
+    )
     assert_close(host, expected)
     assert "upload" not in result.timings
 
@@ -560,9 +596,9 @@ def test_device_arrays_that_do_not_fit(use: Any, bundle: Path) -> None:
         on_cpu(bundle)(Foreign(device, left), Foreign(device, right))
 
 
-def test_the_runner_says_when_a_network_is_global(use: Any, tmp_path: Path) -> None:
+def test_the_chain_says_when_a_network_is_global(use: Any, tmp_path: Path) -> None:
     path = make_tiny_bundle(tmp_path)
     rewrite(path, network={"sca_cell": None})
     gpu, _ = use(path, deblur=[((16, 16), (256, 256))])
-    assert "which differ from the whole" in gpu(*a_pair(100, 300)).notes[0]
+    assert "differ from the whole" in gpu(*a_pair(100, 300)).notes[1]
     assert Bundle.load(path).manifest.network == {"sca_cell": None}

@@ -109,7 +109,7 @@ def test_what_is_missing_is_said() -> None:
 def test_without_a_driver_neither_cuda_core_nor_tensorrt_is_loaded() -> None:
     code = """
 import sys
-from ldp_runtime.backends import select
+from ldp_runtime.registry import select
 from ldp_runtime.cuda import device
 device._DRIVER = "no-such-driver.so"
 assert select()[0].name != "cuda"

@@ -41,11 +41,11 @@ def test_buffers_of_different_times_share_memory() -> None:
     assert not Buffer(1, CLIP, LOGITS).meets(Buffer(1, DEBLUR, FINISH))
 
 
-def a_plan(h: int, w: int, *, axis: str = "horizontal", tile: tuple[int, int] | None = None) -> Plan:
+def a_plan(h: int, w: int, *, axis: str = "horizontal", tile: tuple[int, int] | None = None, clip: bool = True) -> Plan:
     form = PairForm((h, w), np.dtype(np.uint16), axis, True)
-    manifest = tiny_manifest()
+    manifest = tiny_manifest(clip=clip)
     H, W = manifest.padding.padded_size(*form.along_x)
-    return Plan.of(form, manifest, TileGrid.cover(H, W, tile or (H, W), multiple=32, halo=16))
+    return Plan.create(form, manifest, TileGrid.cover(H, W, tile or (H, W), multiple=32, halo=16))
 
 
 def test_sizes_are_those_of_the_frame() -> None:
@@ -56,7 +56,7 @@ def test_sizes_are_those_of_the_frame() -> None:
     assert plan.clip_shapes["stereo"] == (len(plan.windows), 3, 64, 128)
     inputs, outputs = plan.inputs(), plan.outputs()
     assert inputs.offsets["right"] >= 100 * 210 * 3 * 2
-    assert list(outputs.offsets) == ["bad", "logits", "map", "image"]  # what always goes to the host comes first
+    assert list(outputs.offsets) == ["invalid", "logits", "map", "image"]  # what always goes to the host comes first
     assert outputs.size - outputs.offsets["image"] >= 100 * 210 * 3 * 2
 
 
@@ -76,5 +76,10 @@ def test_tiles_take_less_memory_than_the_whole() -> None:
     ]
     assert tiled.tiled
     assert sizes[1] < sizes[0]
-    layout = tiled.work(np.float16, (EMBED_DIM, np.float16), 0, 0)
-    assert layout.size >= 4 * 3 * 416 * 640
+
+
+def test_memory_of_tiles_does_not_grow_with_the_height() -> None:
+    sizes = {
+        a_plan(h, 640, tile=(160, 160), clip=False).work(np.float32, (0, np.float32), 0, 0).size for h in (400, 4000)
+    }
+    assert sizes == {4 * (3 * 160 * 640 + 9 * 160 * 160)}  # a row of tiles, and the pair and image of one

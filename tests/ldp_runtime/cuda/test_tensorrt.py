@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import ldp_runtime.cuda.tensorrt as adapter
-from ldp_runtime.backends import BACKENDS, select
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, engine_key
 from ldp_runtime.bundle.manifest import BlurMapSpec
@@ -31,6 +30,7 @@ from ldp_runtime.cuda.tensorrt import (
     make_logger,
 )
 from ldp_runtime.errors import BackendError
+from ldp_runtime.registry import BACKENDS, select
 from tests.ldp_runtime.cuda.host_device import HostDevice
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
 
@@ -398,7 +398,7 @@ def test_no_engine_says_how_to_build_one(bundle: Bundle, monkeypatch: pytest.Mon
     with pytest.raises(
         BackendError, match=r"has no fp16 engine of tensorrt 9\.9 for sm_0; build some with ldp-export engine"
     ):
-        TensorRtBackend("tensorrt", "tensorrt").open_bundle(bundle)
+        TensorRtBackend("tensorrt", "tensorrt").open_chain(bundle, "fp16", "auto")
 
 
 def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
@@ -407,7 +407,7 @@ def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
     spec = BlurMapSpec("patch", "map", 40)
     released = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, blur_map=spec))
     with pytest.raises(BackendError, match="is of another kind"):
-        TensorRtBackend("tensorrt", "tensorrt").open_bundle(released)
+        TensorRtBackend("tensorrt", "tensorrt").open_chain(released, "fp16", "auto")
 
 
 # --- the backends by name
@@ -416,27 +416,27 @@ def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
 class Flavour(TensorRtBackend):
     """A flavour that is there or not, with engines or not."""
 
-    def __init__(self, name: str, there: bool, runner: Any) -> None:
+    def __init__(self, name: str, there: bool, chain: Any) -> None:
         super().__init__(name, "rtx")
-        self._there, self._runner = there, runner
+        self._there, self._chain = there, chain
 
     def available(self) -> None:
         if not self._there:
             raise NoGpuError(f"{self.name} is not here")
 
-    def open_bundle(self, bundle: Any, precision: str = "fp16") -> Any:
-        if self._runner is None:
+    def open_chain(self, bundle: Any, precision: str, tile: int | str) -> Any:
+        if self._chain is None:
             raise BackendError(f"no engine of {self.name}")
-        return self._runner
+        return self._chain
 
 
 def test_cuda_means_the_flavour_that_has_engines(bundle: Bundle) -> None:
-    first, second = Flavour("a", True, "runner a"), Flavour("b", True, "runner b")
-    assert CudaBackend((first, second)).open_bundle(bundle) == "runner a"
-    assert CudaBackend((Flavour("a", True, None), second)).open_bundle(bundle) == "runner b"
-    assert CudaBackend((Flavour("a", False, "x"), second)).open_bundle(bundle) == "runner b"
+    first, second = Flavour("a", True, "chain a"), Flavour("b", True, "chain b")
+    assert CudaBackend((first, second)).open_chain(bundle, "fp16", "auto") == "chain a"
+    assert CudaBackend((Flavour("a", True, None), second)).open_chain(bundle, "fp16", "auto") == "chain b"
+    assert CudaBackend((Flavour("a", False, "x"), second)).open_chain(bundle, "fp16", "auto") == "chain b"
     with pytest.raises(BackendError, match="no engine of a; no engine of b"):
-        CudaBackend((Flavour("a", True, None), Flavour("b", True, None))).open_bundle(bundle)
+        CudaBackend((Flavour("a", True, None), Flavour("b", True, None))).open_chain(bundle, "fp16", "auto")
     with pytest.raises(NoGpuError, match="a is not here; b is not here"):
         CudaBackend((Flavour("a", False, None), Flavour("b", False, None))).available()
 
@@ -450,12 +450,6 @@ def test_what_is_missing_here_is_named() -> None:
     chosen, reason, _ = select()
     assert chosen.name in ("openvino", "onnxruntime")
     assert "cuda" not in reason  # a machine without a GPU hears nothing of GPUs
-
-
-def test_single_graphs_are_for_others(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="runs the engines of a bundle, not single graphs"):
-        BACKENDS["cuda"].open(bundle.graph("clip"), "fp16")
-    assert np.dtype(np.float16) in {np.dtype(value) for value in adapter._DTYPES.values()}
 
 
 def _has_gpu() -> bool:

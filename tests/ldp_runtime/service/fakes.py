@@ -57,7 +57,15 @@ class FakeDeblurrer:
             blur_map = None
         logits = np.zeros((1, 1), np.float32)
         restored = np.iinfo(left.dtype).max - left
-        return Result(blur_map, logits, {"deblur": 0.25}, "fake", "fp32", restored, notes=("a note",))
+        return Result(
+            restored=restored,
+            blur_map=blur_map,
+            blur_logits=logits,
+            timings={"deblur": 0.25},
+            backend="fake",
+            precision="fp32",
+            notes=("a note",),
+        )
 
 
 @contextmanager

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+from ldp_runtime.errors import NumericsError
+from ldp_runtime.result import PendingResult, Result, StageClock
+
+
+def a_result(**fields: object) -> Result:
+    common = {"restored": None, "blur_logits": None, "timings": {}, "backend": "b", "precision": "fp32"}
+    return Result(**{**common, "blur_map": None, **fields})  # type: ignore[arg-type]
+
+
+def test_a_result_is_made_once_and_kept() -> None:
+    calls = []
+    pending = PendingResult(lambda: calls.append(1) or a_result(), lambda: calls.append(2))
+    assert pending.result() is pending.result()
+    pending.cancel()  # too late: nothing to give up
+    assert calls == [1]
+
+
+def test_an_error_is_raised_at_every_call() -> None:
+    pending = PendingResult.failed(NumericsError("NaN"))
+    for _ in range(2):
+        with pytest.raises(NumericsError, match="NaN"):
+            pending.result()
+
+
+def test_a_cancelled_pair_has_no_result() -> None:
+    calls = []
+    pending = PendingResult(a_result, lambda: calls.append("cancelled"))
+    pending.cancel()
+    pending.cancel()
+    assert calls == ["cancelled"]
+    with pytest.raises(CancelledError):
+        pending.result()
+
+
+def test_a_blur_map_is_made_when_it_is_read() -> None:
+    calls = []
+    result = a_result(blur_map=lambda: calls.append(1) or np.ones((2, 3), np.float32))
+    assert calls == []
+    assert result.blur_map.shape == result.blur_map.shape == (2, 3)
+    assert calls == [1]
+    assert a_result().blur_map is None
+
+
+def test_stages_that_come_again_add_up() -> None:
+    clock = StageClock()
+    for stage in ("a", "b", "a"):
+        with clock(stage):
+            pass
+    assert list(clock.seconds) == ["a", "b"]
+    assert all(seconds >= 0 for seconds in clock.seconds.values())
