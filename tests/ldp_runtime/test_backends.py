@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
@@ -21,6 +22,7 @@ from tests.ldp_runtime.tiny_bundle import EMBED_DIM, PATCH, WINDOW, deblur_graph
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
 HAS_BF16 = "bf16" in BACKENDS["openvino"].precisions
+HAS_FP16 = "FP16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,8 @@ def test_fp16_graph_is_near_the_fp32_graph(name: str, bundle: Path) -> None:
     full = open_graph(name, bundle / "deblur.onnx").run(feeds)["restored"]
     half = open_graph(name, bundle / "deblur.fp16.onnx", "fp16").run(feeds)["restored"]
     assert half.dtype == np.float32
-    assert 0 < np.abs(half - full).max() < 4e-4
+    # Two roundings of FP16 near 1 where the nodes are computed in FP32, some more where the CPU has FP16 arithmetic.
+    assert 0 < np.abs(half - full).max() < (2e-3 if HAS_FP16 and name == "openvino" else 4e-4)
     features = open_graph(name, bundle / "clip.fp16.onnx", "fp16").run(clip_feeds(dtype=np.float16))
     assert features["center_features"].dtype == np.float16
 
@@ -427,10 +430,7 @@ assert stack() == before, "dropped"
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["backends.tensorrt", "cuda.base", "cuda.device", "cuda.runner", "images.photo"])
-def test_modules_import_by_themselves_and_images_need_no_backend(module: str) -> None:
-    code = f"import sys, ldp_runtime.{module}; print('ldp_runtime.backends' in sys.modules)"
+def test_image_files_need_no_backend() -> None:
+    code = "import sys, ldp_runtime.images.photo; print([name for name in sys.modules if 'backends' in name])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    if module == "images.photo":
-        assert done.stdout == "False\n"
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
