@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.chain import ChainBackend
 from ldp_runtime.backends.base import Backend, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.manifest import QUANTIZED_PRECISIONS, SELFTEST_FILE
 from ldp_runtime.bundle.npy_files import read_npz
+from ldp_runtime.chain import ChainBackend
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, LDPError, one_line
 from ldp_runtime.images.quality import psnr

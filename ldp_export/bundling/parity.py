@@ -31,9 +31,9 @@ from torch import Tensor
 from ldp_export.evaluation.reference import TorchDeblurrer, pad_pair
 from ldp_export.model import ExportModel
 from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
-from ldp_runtime.registry import SESSION_BACKENDS
 from ldp_runtime.backends.base import Session
 from ldp_runtime.images.quality import psnr
+from ldp_runtime.registry import SESSION_BACKENDS
 
 FP32_LIMIT = 1e-4
 FP16_LIMIT_DB = 50.0

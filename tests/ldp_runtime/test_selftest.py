@@ -13,12 +13,12 @@ import pytest
 from onnx import numpy_helper
 
 from ldp_export.bundling.selftest import add_sample
-from ldp_runtime.registry import BACKENDS
 from ldp_runtime import selftest
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, write_manifest
 from ldp_runtime.bundle.manifest import SELFTEST_FILE
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, BundleError
+from ldp_runtime.registry import BACKENDS
 from ldp_runtime.selftest import MAX_SAMPLE_BYTES, read_sample, run_selftest, sample_pair
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 

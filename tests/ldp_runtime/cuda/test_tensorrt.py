@@ -11,7 +11,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 import ldp_runtime.cuda.tensorrt as adapter
