@@ -1,8 +1,8 @@
-"""Runs jobs on a Ray cluster: actors hold the model, and paths go out to them and outcomes come back.
+"""Runs jobs on a Ray cluster: actors hold the model; paths go out to them, outcomes come back.
 
 Views and restored images do not pass through Ray. Each worker reads and writes the files itself, so all machines need
-the same folders, the same bundle and LDP installed. A worker that dies is started again and its pairs with it; since a
-file comes into place in one step and the journal is the driver's, a pair that was under way is done once.
+the same folders, the same bundle and LDP installed. A worker that dies is started again with its pairs; since a file is
+put in place in one step and the driver keeps the journal, a pair in flight is done once.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ LOCAL = "local"
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
 TRIES = 3
-"""After so many workers that died over a pair it has failed; Ray itself would try it for ever."""
+"""A pair over which so many workers died has failed; Ray itself would retry it forever."""
 
 _CALLS = 3
-"""Pairs that a worker has at a time: one is read, one computed, one written."""
+"""Pairs that a worker has at a time: one is read, one restored, one written."""
 _OBJECT_STORE = 80 * 2**20
-"""Bytes of shared memory of a local cluster, little more than the least that Ray takes: only paths pass through it."""
+"""Bytes of shared memory of a local cluster, little more than Ray's minimum: only paths pass through it."""
 _LONGEST_TEMPORARY = 40
-"""Below a longer folder the paths of Ray's sockets would exceed what the system allows."""
+"""Below a longer folder the paths of Ray's sockets would exceed the system's limit."""
 
 
 class ClusterError(LDPError):
@@ -60,7 +60,7 @@ class ClusterError(LDPError):
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker gets.
+    """The resources of the workers.
 
     Attributes:
         workers: How many there are.
@@ -76,15 +76,15 @@ class Share:
 
 
 def share_out(nodes: Sequence[dict[str, float]], settings: Settings, *, workers: int | None = None) -> Share:
-    """Shares a cluster out: a worker a GPU where the backend takes one, else a worker a machine, or so many as asked.
+    """Divides a cluster: one worker per GPU where the backend uses one, else one per machine, or as many as asked.
 
     Args:
-        nodes: What each machine has, ``CPU`` and ``GPU``.
-        settings: Those of the run.
-        workers: How many workers; None for a worker a GPU or machine.
+        nodes: The resources of each machine, ``CPU`` and ``GPU``.
+        settings: The settings of the run.
+        workers: How many workers; None for one per GPU or machine.
 
     Raises:
-        ClusterError: There is nothing to work on, or too little for so many workers.
+        ClusterError: There are no resources, or too few for so many workers.
     """
     nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not nodes:
@@ -94,21 +94,21 @@ def share_out(nodes: Sequence[dict[str, float]], settings: Settings, *, workers:
     gpus = int(sum(node["GPU"] for node in with_gpu))
     count = workers or gpus or len(nodes)
     if gpus and count > gpus:
-        raise ClusterError(f"expected at most {gpus} workers, one a GPU, got {count}; ask for fewer with --workers")
+        raise ClusterError(f"expected at most {gpus} workers, one per GPU, got {count}; ask for fewer with --workers")
     alone = count <= len(nodes)
     cpus = int(min(node["CPU"] for node in nodes)) // (1 if alone else -(-count // len(nodes)))
     if cpus < 1:
         total = int(sum(node["CPU"] for node in nodes))
-        raise ClusterError(f"expected at most {total} workers, one a CPU, got {count}; ask for fewer with --workers")
+        raise ClusterError(f"expected at most {total} workers, one per CPU, got {count}; ask for fewer with --workers")
     threads = settings.threads or (None if alone or gpus else cpus)
     return Share(count, cpus, 1 if gpus else 0, threads)
 
 
 class Worker:
-    """An actor that holds the model. Ray calls it from several threads; one at a time computes."""
+    """An actor that holds the model. Ray calls it from several threads; one at a time restores."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """Opens the bundle; a fault comes out with the first pair, since Ray would try to make the actor again."""
+        """Opens the bundle; an error is reported with the first pair, since Ray would create the actor again."""
         self._settings = Settings(**settings)
         self._compute = threading.Lock()
         self._turns, self._free = threading.Lock(), threading.Semaphore(_CALLS)
@@ -120,7 +120,7 @@ class Worker:
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Restores a pair: a job as JSON in, its outcome as JSON out."""
-        return {"outcome": json.dumps(self._outcome(_job(json.loads(row["job"]))))}
+        return {"outcome": json.dumps(self._outcome(_job(row["job"])))}
 
     def _outcome(self, job: Job) -> dict[str, Any]:
         if self._fault is not None:
@@ -129,8 +129,8 @@ class Worker:
         try:
             with self._turn(alone=_tries(mark) > 0):
                 if _tries(mark) >= TRIES:
-                    fix = "see whether the pair fits into a worker's memory"
-                    return outcome_to_json(failure(job, f"{TRIES} workers died over it; {fix}"))
+                    text = f"{TRIES} workers died over it; check that the pair fits into a worker's memory"
+                    return outcome_to_json(failure(job, text))
                 _try_again(mark)
                 try:
                     return outcome_to_json(self._restored(job))
@@ -149,7 +149,7 @@ class Worker:
 
     @contextmanager
     def _turn(self, *, alone: bool) -> Iterator[None]:
-        """Waits for room; a pair that a worker died over has the next to itself, so that it takes no other with it."""
+        """Waits for room; a pair over which a worker died gets the next one alone, so that no other dies with it."""
         wanted = _CALLS if alone else 1
         with self._turns:
             for _ in range(wanted):
@@ -164,30 +164,29 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
     """Restores pairs on a cluster.
 
     Args:
-        jobs: What to do.
-        settings: What all share.
+        jobs: The pairs.
+        settings: The settings that all share.
         address: That of the cluster's head, as ``host:port`` or ``auto``; ``LOCAL`` starts one on this machine.
         workers: As for ``share_out``.
 
     Yields:
-        What became of each pair, in the order in which they end.
+        The outcome of each pair, in the order in which they end.
 
     Raises:
-        ClusterError: The cluster cannot be reached or gives up; or a worker has another bundle, or nothing can be
-            written any more.
+        ClusterError: The cluster cannot be reached or fails; or a worker has another bundle, or cannot write.
     """
-    # Ray prints on stdout what befalls its workers; there is only our report.
+    # Ray prints about its workers on stdout, which is for our report alone.
     with redirect_stdout(sys.stderr), _connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_out(nodes, settings, workers=workers)
         settings = replace(settings, threads=share.threads)
-        items = [{"job": json.dumps(_job_fields(job))} for job in jobs]
+        items = [{"job": json.dumps(vars(job), default=str)} for job in jobs]
         workforce = ray.data.ActorPoolStrategy(
             size=min(share.workers, len(items)),
             max_concurrent_calls_per_actor=_CALLS,
             enable_true_multi_threading=True,
         )
-        # A block is a pair. Ray Data starts an actor that died again, and the blocks that it had.
+        # A block is a pair. Ray Data restarts an actor that died, with the blocks that it had.
         outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
             Worker,
             fn_constructor_args=(asdict(settings),),
@@ -199,16 +198,16 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
             for row in outcomes.iter_rows():
                 value = json.loads(row["outcome"])
                 if "stop" in value:
-                    raise ClusterError(f"a worker cannot go on: {value['stop']}")
+                    raise ClusterError(f"a worker cannot continue: {value['stop']}")
                 yield outcome_from_json(value)
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the cluster gave up ({one_line(error)}); see that its machines are well") from error
+            raise ClusterError(f"the cluster failed ({one_line(error)}); check its machines") from error
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster; a local one is there for as long as the context is."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported: it tells nobody that it was used
+    """Ray, connected to a cluster; a local one ends with the context."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported: no usage statistics
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -223,8 +222,8 @@ def _connected(address: str) -> Iterator[Any]:
     folder: str | None = None
     try:
         if address == LOCAL:
-            # On the user's own machine workers are to get as far as ldp itself would: Ray would kill them where other
-            # programs fill the memory, and let every other program go first.
+            # On the user's own machine workers run as ldp itself would: Ray would kill them when other programs fill
+            # the memory, and run them at low priority.
             os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
             os.environ.setdefault("RAY_worker_niceness", "0")
             base = tempfile.gettempdir()
@@ -236,7 +235,7 @@ def _connected(address: str) -> Iterator[Any]:
             }
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Ray's own coming defaults
+                warnings.simplefilter("ignore")  # about Ray's future defaults
                 ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterError(
@@ -254,7 +253,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _tries(mark: Path) -> int:
-    """How many workers began with a pair and did not end: a byte each."""
+    """How many workers began a pair and did not end it: a byte each."""
     try:
         return mark.stat().st_size
     except OSError:
@@ -270,11 +269,6 @@ def _try_again(mark: Path) -> None:
         raise OutputError(cannot_write(mark.parent, error)) from error
 
 
-def _job_fields(job: Job) -> dict[str, str | None]:
-    return {name: None if value is None else str(value) for name, value in vars(job).items()}
-
-
-def _job(fields: dict[str, str | None]) -> Job:
-    paths = {name: None if fields[name] is None else Path(str(fields[name])) for name in ("left", "right", "output")}
-    blur_map = fields["blur_map"]
-    return Job(**paths, blur_map=None if blur_map is None else Path(blur_map), name=str(fields["name"]))  # type: ignore[arg-type]
+def _job(text: str) -> Job:
+    fields = json.loads(text)
+    return Job(name=fields.pop("name"), **{key: value and Path(value) for key, value in fields.items()})

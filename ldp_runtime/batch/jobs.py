@@ -1,4 +1,4 @@
-"""What is to be done: a job a pair, with the settings that all share."""
+"""The jobs of a run, one per pair, and the settings that all share."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FORMATS = {"png": ".png", "tiff": ".tif", "jpg": ".jpg"}
 """Format of the restored images -> suffix."""
 
 MAP_FORMATS = {"png": "_blur.png", "npy": "_blur.npy"}
-"""Format of the blur maps -> how their names end."""
+"""Format of the blur maps -> the end of their names."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pairs share. ``backend``, ``precision``, ``threads`` and ``tile`` are as for ``Deblurrer.from_bundle``.
+    """The settings of all pairs; ``backend``, ``precision``, ``threads`` and ``tile`` as for ``Deblurrer.from_bundle``.
 
     Attributes:
         bundle: The bundle's folder.
         axis: How the sensor splits its pixels.
-        swap: The views are named the wrong way round.
-        content: ``Bundle.content`` of the bundle, which every worker has to have.
+        swap: The names of the views are exchanged.
+        content: ``Bundle.content`` of the bundle; every worker needs the same.
     """
 
     bundle: str
@@ -39,9 +39,9 @@ class Settings:
     content: str
 
     def key(self) -> str:
-        """SHA-256 of what changes a restored image, as the user asked for it."""
+        """SHA-256 of the settings that change a restored image."""
         fields = asdict(self)
-        for name in ("bundle", "threads"):  # where the bundle lies and how many threads run are no matter
+        for name in ("bundle", "threads"):  # neither changes the image
             del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -54,7 +54,7 @@ class Job:
         left: File of the left view, absolute.
         right: File of the right view, absolute.
         output: The restored image to write, absolute.
-        blur_map: The blur map to write, absolute, if there is to be one.
+        blur_map: The blur map to write, absolute, or None.
         name: ``output`` below the output folder, with slashes.
     """
 
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """Every file that is to be written."""
+        """Every file of the job."""
         return (self.output,) if self.blur_map is None else (self.output, self.blur_map)
 
 
@@ -76,7 +76,7 @@ def make_jobs(pairs: Iterable[Pair], folder: Path, *, image_format: str | None, 
     Args:
         pairs: The pairs.
         folder: The output folder.
-        image_format: A name of ``FORMATS``; None takes that of the left view.
+        image_format: A name of ``FORMATS``; None for the left view's.
         map_format: A name of ``MAP_FORMATS``; None for no blur maps.
 
     Raises:
@@ -101,8 +101,8 @@ def make_jobs(pairs: Iterable[Pair], folder: Path, *, image_format: str | None, 
             if real in makers:
                 other = makers[real]
                 raise PairingError(
-                    f"{output} would be made of {job.left} and of {other.left}; expected a name for each: rename one, "
-                    "or give names in a CSV with the column output"
+                    f"expected one output per pair, got {output} for {job.left} and for {other.left}; rename one, or "
+                    "give names in a CSV with the column output"
                 )
             makers[real] = job
     return jobs

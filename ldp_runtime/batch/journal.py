@@ -1,8 +1,8 @@
-"""What is done: a journal in the output folder, a JSON line a finished pair, so that a run goes on where one ended.
+"""The journal in the output folder, one JSON line per finished pair: a run continues where an earlier one ended.
 
-A pair is done when its inputs, its settings and its outputs are those of its last line. Size and time of a file that
-have not changed stand for its content; where they have, its hash decides. The journal also knows which names are ours
-to write, so that a file that somebody else put there is not lost.
+A pair is done when its inputs, its settings and its outputs are those of its last line. An unchanged size and time of a
+file stand for its content; otherwise its hash decides. The journal also lists the names that runs may write, so that no
+other file is overwritten.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ldp_runtime.files import cannot_write, lock_file, temporary_stem
 
 JOURNAL_FILE = ".ldp-batch.jsonl"
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|tries)\.tmp")  # those of ldp_runtime.files and `tries_file`
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|tries)\.tmp")  # of ldp_runtime.files and `tries_file`
 
 
 class OutputError(LDPError):
-    """The output folder cannot be used, so that there is no point in going on."""
+    """The output folder cannot be used, so every pair would fail."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A file at the time when it was read or written.
+    """A file as it was when it was read or written.
 
     Attributes:
         size: Bytes.
@@ -45,23 +45,23 @@ class FileFacts:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileFacts:
-        """Those of a file; a change while it is hashed shows in the time, which is taken first."""
+    def from_file(cls, path: Path) -> FileFacts:
+        """Reads a file; its time is read first, so that a change during the hashing shows."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns, sha256_file(path))
 
 
 @dataclass(frozen=True)
 class Record:
-    """A pair that is done.
+    """A finished pair.
 
     Attributes:
         name: ``Job.name``.
         settings: ``Settings.key``.
         left: The left view.
         right: The right view.
-        outputs: Path below the output folder -> what was written there.
-        made: What ran, for people: backend, precision, pixels, seconds.
+        outputs: Path below the output folder -> the file there.
+        made: How it was restored, for people: backend, precision, pixels, seconds.
     """
 
     name: str
@@ -77,14 +77,18 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Record:
-        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError where a line is none."""
+        """The inverse of ``to_json``.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: It is no record.
+        """
         facts = {name: FileFacts(**value[name]) for name in ("left", "right")}
         outputs = {name: FileFacts(**entry) for name, entry in value["outputs"].items()}
         return cls(name=value["name"], settings=value["settings"], outputs=outputs, made=value["made"], **facts)
 
 
 class Journal:
-    """The journal of an output folder. As a context it holds the folder, so that two runs do not write into one."""
+    """The journal of an output folder. As a context it locks the folder, so that two runs do not write into one."""
 
     def __init__(self, folder: Path) -> None:
         """Reads the journal, if there is one; nothing is written.
@@ -105,10 +109,10 @@ class Journal:
         return self.folder / JOURNAL_FILE
 
     def __enter__(self) -> Journal:
-        """Makes the folder and takes hold of it.
+        """Makes the folder and locks it.
 
         Raises:
-            OutputError: The folder cannot be written, or another run holds it.
+            OutputError: The folder cannot be written, or another run has locked it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,7 @@ class Journal:
         if lock_file(self._file.fileno()) is False:
             self._file.close()
             raise OutputError(f"{self.folder} is in use by another ldp batch; wait until it ends, or stop it")
-        self._read()  # another run may have ended just now
+        self._read()  # another run may have just ended
         if self._torn:
             self._append(b"\n")
         return self
@@ -145,7 +149,7 @@ class Journal:
         return all(facts is not None and _holds(path, facts, verify) for path, facts in expected)
 
     def foreign(self, jobs: Iterable[Job]) -> list[Path]:
-        """The outputs that exist and were not written by a run of ours."""
+        """The outputs that exist though no run wrote them."""
         return [
             path
             for job in jobs
@@ -154,7 +158,7 @@ class Journal:
         ]
 
     def claim(self, jobs: Iterable[Job]) -> None:
-        """Notes, before any is written, that these outputs are ours.
+        """Records, before any is written, that runs may write these outputs.
 
         Raises:
             OutputError: The journal cannot be written.
@@ -165,7 +169,7 @@ class Journal:
             self._ours.update(new)
 
     def add(self, record: Record) -> None:
-        """Notes that a pair is done.
+        """Records that a pair is done.
 
         Raises:
             OutputError: The journal cannot be written.
@@ -174,7 +178,7 @@ class Journal:
         self._records[record.name] = record
 
     def sweep(self, jobs: Iterable[Job]) -> int:
-        """Removes what runs that were killed left half-written, and tells how many files that were.
+        """Removes the temporary files of killed runs, and returns how many there were.
 
         Raises:
             OutputError: One cannot be removed.
@@ -184,23 +188,23 @@ class Journal:
             for path in job.outputs:
                 real = Path(os.path.realpath(path))
                 expected.setdefault(real.parent, set()).add(temporary_stem(real.name))
-        swept = 0
+        removed = 0
         for folder, names in expected.items():
             try:
                 for path in list(folder.iterdir()) if folder.is_dir() else ():
                     match = _TEMPORARY.fullmatch(path.name)
                     if match is not None and match["name"] in names:
                         path.unlink(missing_ok=True)
-                        swept += 1
+                        removed += 1
             except OSError as error:
                 raise OutputError(f"{folder} cannot be tidied: {error.strerror or error}; fix its rights") from error
-        return swept
+        return removed
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
     def _read(self) -> None:
-        """Reads the lines; one that was cut off by a kill, or is no line of ours, is as if it were not there."""
+        """Reads the lines; one that a kill cut off, or that is no record, is ignored."""
         self._records: dict[str, Record] = {}
         self._ours: set[str] = set()
         try:
@@ -237,12 +241,12 @@ class Journal:
 
 
 def tries_file(job: Job) -> Path:
-    """Where the workers of a cluster count their tries of a pair; swept like all that is temporary."""
+    """Where the workers of a cluster count their tries of a pair; a temporary file as any other."""
     return job.output.with_name(f".{temporary_stem(job.output.name)}.tries.tmp")
 
 
 def _holds(path: Path, facts: FileFacts, verify: bool) -> bool:
-    """Whether a file is as it was."""
+    """Whether a file still has these facts."""
     try:
         status = path.stat()
         if status.st_size != facts.size:

@@ -1,8 +1,7 @@
 """Which files are pairs: the naming conventions, each a small rule, and the CSV.
 
-A rule looks at the path of an image below the input folder and says which view of which pair it would be. Files that
-agree on a pair are matched; a file that two rules match differently, or none, is an error, because a wrong guess costs
-a night.
+A rule maps the path of an image below the input folder to a view of a pair. Files that agree on a pair are matched; a
+file that two rules match differently, or none, is an error, because a wrong guess costs a night.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -35,8 +34,8 @@ class Pair:
     Attributes:
         left: File of the left view.
         right: File of the right view.
-        name: Where the output goes below the output folder, without a suffix.
-        suffix: The output's suffix where the user gave one, with its dot.
+        name: The output's path below the output folder, without a suffix.
+        suffix: The output's suffix with its dot, if the user gave one.
     """
 
     left: Path
@@ -47,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """The images of a folder.
 
     Attributes:
         pairs: The pairs, by name.
@@ -60,7 +59,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What a rule says of a file: it is this view of the pair ``key``, which would be called ``name``."""
+    """A rule's match: a file is this view of the pair ``key``, whose output would have this ``name``."""
 
     key: tuple[str, PurePosixPath]
     view: str
@@ -68,11 +67,11 @@ class _Mark:
 
 
 def find_pairs(folder: Path, output: Path) -> Listing:
-    """Finds the pairs in a folder and in the folders in it; hidden files and folders are passed over.
+    """Finds the pairs in a folder and in the folders in it, except hidden ones.
 
     Args:
-        folder: Where to look.
-        output: Where restored images go; what lies there is no input.
+        folder: The input folder.
+        output: The output folder, whose files are no inputs.
 
     Raises:
         PairingError: The folder cannot be read, or a file belongs to more than one pair.
@@ -84,8 +83,8 @@ def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
     """Matches images by the conventions.
 
     Args:
-        folder: What the files are relative to; a pair of files ``left`` and ``right`` in it is called after it.
-        files: Their paths, relative to the folder.
+        folder: The input folder; a pair of files ``left`` and ``right`` in it has its name.
+        files: The paths of the images, relative to the folder.
 
     Raises:
         PairingError: A file belongs to more than one pair.
@@ -122,13 +121,13 @@ def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
 
 
 def read_csv(path: Path) -> tuple[Pair, ...]:
-    """Reads a CSV with the columns ``left``, ``right`` and, where the name of the pair will not do, ``output``.
+    """Reads a CSV with the columns ``left``, ``right`` and, to choose the name, ``output``.
 
     ``left`` and ``right`` are relative to the CSV's folder; ``output`` is below the output folder, and its suffix, if
     it has one, chooses the format.
 
     Raises:
-        PairingError: The CSV cannot be read, has other columns, or names what is not there.
+        PairingError: The CSV cannot be read, has other columns, or names missing files.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -137,7 +136,7 @@ def read_csv(path: Path) -> tuple[Pair, ...]:
             if set(columns) not in ({*CSV_COLUMNS[:2]}, {*CSV_COLUMNS}) or len(columns) != len(set(columns)):
                 raise PairingError(
                     f"{path}: expected a first line left,right or left,right,output, got "
-                    f"{','.join(columns) or 'none'}; name the columns so"
+                    f"{','.join(columns) or 'none'}; rename the columns"
                 )
             reader.fieldnames = columns
             return tuple(_row(path, reader.line_num, row) for row in reader if any(row.values()))
@@ -150,31 +149,31 @@ def read_csv(path: Path) -> tuple[Pair, ...]:
 
 
 def check_listing(folder: Path, listing: Listing, *, skip_unpaired: bool) -> None:
-    """Refuses a folder with images that belong to no pair, unless they are to be left out; and one without pairs.
+    """Refuses a folder without pairs, or with images that belong to none unless these are to be skipped.
 
     Raises:
         PairingError: The message names the files.
     """
     if listing.alone and not skip_unpaired:
         raise PairingError(
-            f"{_listed(listing.alone)} {'belongs' if len(listing.alone) == 1 else 'belong'} to no pair; expected "
-            f"{CONVENTIONS}: fix the names, list the pairs in a CSV, or leave such files out with --skip-unpaired"
+            f"{first_names(listing.alone)} {'belongs' if len(listing.alone) == 1 else 'belong'} to no pair; expected "
+            f"{CONVENTIONS}: fix the names, list the pairs in a CSV, or skip such files with --skip-unpaired"
         )
     if not listing.pairs:
         raise PairingError(f"{folder} has no pairs ({', '.join(SUFFIXES)}); expected {CONVENTIONS}, or give a CSV")
 
 
-def _listed(paths: Iterable[Path]) -> str:
-    names = [str(path) for path in paths]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def first_names(paths: Sequence[Path]) -> str:
+    """The first paths, for a message, and how many more there are."""
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(map(str, paths[:_SHOWN])) + more
 
 
 # --- the rules ----------------------------------------------------------------------------------------------
 
 
 def _marks(file: PurePosixPath, root: str) -> Iterator[_Mark]:
-    """What the rules say of a file; ``root`` is the name of the folder that it is in the end in."""
+    """The matches of the rules for a file; ``root`` is the name of the input folder."""
     stem = file.stem
     side = {"_l": _LEFT, "_r": _RIGHT}.get(stem[-2:].lower())
     if side is not None and len(stem) > 2:
@@ -194,14 +193,14 @@ def _marks(file: PurePosixPath, root: str) -> Iterator[_Mark]:
 
 
 def _without_mark(file: PurePosixPath, side: str) -> PurePosixPath:
-    """Takes the suffix away, and ``_L`` or ``_R`` if it repeats the view that the folder names."""
+    """Drops the suffix, and ``_L`` or ``_R`` if it repeats the view that the folder names."""
     stem = file.stem
     marked = stem[-2:].lower() == f"_{side[0]}" and len(stem) > 2
     return file.with_name(stem[:-2] if marked else stem)
 
 
 def _target_places(views: Iterable[PurePosixPath]) -> frozenset[PurePosixPath]:
-    """Where targets would be beside these views: folders ``NAME_c`` of DPD-blur, and ``target`` beside ``left``."""
+    """The places of targets beside these views: folders ``NAME_c`` of DPD-blur, and ``target`` beside ``left``."""
     places = set()
     for view in views:
         if view.stem.lower() == _LEFT:
@@ -258,7 +257,7 @@ def _row(path: Path, line: int, row: dict[str, str | None]) -> Pair:
     if cells["output"]:
         name = PurePosixPath(cells["output"].replace(os.sep, "/"))
         if name.is_absolute() or ".." in name.parts or not name.name:
-            raise PairingError(f"{where}: expected an output below the output folder, got {name}; leave out .. and /")
+            raise PairingError(f"{where}: expected an output below the output folder, got {name}; omit .. and /")
         if name.suffix.lower() in SUFFIXES:
             return Pair(views[0], views[1], name.with_suffix(""), name.suffix)
         return Pair(views[0], views[1], name)

@@ -1,4 +1,4 @@
-"""What a run tells: a bar or lines while it goes, the failures and a summary at its end, the same as a JSON log."""
+"""The report of a run: progress while it runs, failures and a summary at its end, the same as a JSON log."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SHOWN = 20
 
 @dataclass
 class Tally:
-    """What became of the pairs so far.
+    """The outcomes so far.
 
     Attributes:
-        pairs: How many there are in all.
+        pairs: How many pairs there are in all.
         skipped: How many were done before.
-        restored: How many were restored now.
+        restored: How many this run restored.
         failures: Those that failed.
-        warnings: What to know of those restored, each once.
-        pixels: Pixels that were restored now.
-        stages: Seconds by stage, added up over the pairs; stages overlap.
+        warnings: The warnings about restored pairs, each once.
+        pixels: Pixels that this run restored.
+        stages: Seconds by stage, summed over the pairs; stages overlap.
         ran: Backend and precision -> how many pairs they restored.
         begin: When the run began, by ``time.monotonic``.
     """
@@ -41,7 +41,7 @@ class Tally:
     begin: float = field(default_factory=time.monotonic)
 
     def add(self, outcome: Outcome) -> list[str]:
-        """Counts an outcome; returns its warnings that did not come up before."""
+        """Counts an outcome; returns its new warnings."""
         if isinstance(outcome, Failure):
             self.failures.append(outcome)
             return []
@@ -58,7 +58,7 @@ class Tally:
 
     @property
     def ended(self) -> int:
-        """Pairs that need no more work in this run."""
+        """Pairs that are finished in this run, in whatever way."""
         return self.skipped + self.restored + len(self.failures)
 
     @property
@@ -67,15 +67,15 @@ class Tally:
         return time.monotonic() - self.begin
 
     @property
-    def megapixels_a_second(self) -> float:
+    def megapixels_per_second(self) -> float:
         """Throughput over the whole run."""
         return self.pixels / 1e6 / max(self.seconds, 1e-9)
 
     def summary(self) -> str:
-        """The line at the end."""
+        """The last line of a run."""
         return (
             f"{self.pairs} pairs: {self.restored} restored, {self.skipped} skipped, {len(self.failures)} failed; "
-            f"{self.pixels / 1e6:.1f} megapixels in {self.seconds:.1f} s, {self.megapixels_a_second:.2f} Mpx/s"
+            f"{self.pixels / 1e6:.1f} megapixels in {self.seconds:.1f} s, {self.megapixels_per_second:.2f} Mpx/s"
         )
 
     def fields(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Tally:
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
-    """The failures, a line each, so many that a screen holds them."""
+    """The first failures, a line each."""
     lines = [f"failed: {failure.name}: {failure.error}" for failure in failures[:_SHOWN]]
     if len(failures) > _SHOWN:
         lines.append(f"failed: {len(failures) - _SHOWN} more, see the log")
@@ -107,7 +107,7 @@ class Progress:
     """Shows a tally on stderr: a bar on a terminal, elsewhere a line every ``LINE_SECONDS``."""
 
     def __init__(self, tally: Tally, *, quiet: bool) -> None:
-        """Shows nothing but warnings when it is to be quiet."""
+        """Starts the bar; ``quiet`` shows warnings alone."""
         from tqdm import tqdm
 
         self._tally = tally
@@ -123,7 +123,7 @@ class Progress:
         for warning in self._tally.add(outcome):
             self.say(f"ldp: warning: {warning}")
         if isinstance(outcome, Done):
-            self._bar.set_postfix_str(f"{self._tally.megapixels_a_second:.2f} Mpx/s", refresh=False)
+            self._bar.set_postfix_str(f"{self._tally.megapixels_per_second:.2f} Mpx/s", refresh=False)
         self._bar.update()
         if self._lines and time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_SECONDS
@@ -134,7 +134,7 @@ class Progress:
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Ends the bar."""
         self._bar.close()
 
     def _line(self) -> str:
@@ -142,6 +142,6 @@ class Progress:
         now = tally.ended - tally.skipped
         left = round((tally.pairs - tally.ended) * tally.seconds / max(now, 1))
         return (
-            f"{tally.ended}/{tally.pairs} pairs, {len(tally.failures)} failed, {tally.megapixels_a_second:.2f} Mpx/s, "
-            f"about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+            f"{tally.ended}/{tally.pairs} pairs, {len(tally.failures)} failed, "
+            f"{tally.megapixels_per_second:.2f} Mpx/s, about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         )

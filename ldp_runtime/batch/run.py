@@ -1,4 +1,4 @@
-"""A run over many pairs: what is done is skipped, outcomes go into the journal, the tally and the log."""
+"""A run over many pairs: finished ones are skipped, outcomes go into the journal, the tally and the log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import Journal, OutputError
+from ldp_runtime.batch.pairs import first_names
 from ldp_runtime.batch.report import Progress
 from ldp_runtime.batch.work import Done, Outcome
 from ldp_runtime.errors import BackendError, WriteError
@@ -17,20 +18,18 @@ from ldp_runtime.files import write_files
 
 LOG_FILE = "ldp-batch.json"
 GIVE_UP_AFTER = 3
-"""So many pairs in a row on which the backend itself failed end a run; the next would fail too."""
-
-_SHOWN = 5
+"""After so many backend failures in a row the run ends: the next pair would fail too."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """The work of a run.
 
     Attributes:
         jobs: Every pair.
-        todo: Those that are not done.
-        settings: What all share.
-        journal: That of the output folder.
+        todo: The unfinished ones.
+        settings: The settings that all share.
+        journal: The journal of the output folder.
     """
 
     jobs: Sequence[Job]
@@ -42,11 +41,11 @@ class Plan:
     def make(
         cls, jobs: Sequence[Job], settings: Settings, folder: Path, *, overwrite: bool = False, verify: bool = False
     ) -> Plan:
-        """Looks at what is done; nothing is written.
+        """Finds the unfinished pairs; nothing is written.
 
         Args:
             jobs: Every pair.
-            settings: What all share.
+            settings: The settings that all share.
             folder: The output folder.
             overwrite: Restore every pair again, and replace files that no run wrote.
             verify: As for ``Journal.is_done``.
@@ -59,17 +58,16 @@ class Plan:
             return cls(jobs, jobs, settings, journal)
         foreign = journal.foreign(jobs)
         if foreign:
-            more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
             raise OutputError(
-                f"{', '.join(map(str, foreign[:_SHOWN]))}{more} exist and were not written by ldp batch; choose "
-                "another output folder, or replace them with --overwrite"
+                f"expected only outputs of ldp batch, got other files at {first_names(foreign)}; "
+                "choose another output folder, or replace them with --overwrite"
             )
         key = settings.key()
         return cls(jobs, [job for job in jobs if not journal.is_done(job, key, verify=verify)], settings, journal)
 
 
 def follow(plan: Plan, outcomes: Iterable[Outcome], progress: Progress) -> None:
-    """Takes outcomes into the journal and the tally as they come.
+    """Records outcomes in the journal and the tally as they arrive.
 
     Raises:
         BackendError: The backend failed on ``GIVE_UP_AFTER`` pairs in a row.

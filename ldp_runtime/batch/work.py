@@ -123,7 +123,7 @@ def read(job: Job, settings: Settings) -> Read:
     with failing_alone(job):
         begin = time.perf_counter()
         try:
-            facts = FileFacts.of(job.left), FileFacts.of(job.right)
+            facts = FileFacts.from_file(job.left), FileFacts.from_file(job.right)
         except OSError as error:
             raise ImageError(
                 f"{error.filename} cannot be read: {error.strerror}; check the name and its rights"

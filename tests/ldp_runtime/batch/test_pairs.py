@@ -148,26 +148,3 @@ def test_wrong_csv(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(PairingError) as error:
         read_csv(write_csv(tmp_path, text))
     assert words in str(error.value)
-
-
-# --- outputs ------------------------------------------------------------------------------------------------
-
-
-def test_two_pairs_with_one_output_are_refused(tmp_path: Path) -> None:
-    listing = match_files(ROOT, map(PurePosixPath, ("a_L.png", "a_R.png", "left/a.png", "right/a.png")))
-    with pytest.raises(PairingError, match=r"a\.png would be made of .*left/a\.png and of .*a_L\.png"):
-        make_jobs(listing.pairs, tmp_path, image_format=None, map_format=None)
-
-
-def test_a_blur_map_with_the_name_of_an_output_is_refused(tmp_path: Path) -> None:
-    listing = match_files(ROOT, map(PurePosixPath, ("a_L.png", "a_R.png", "a_blur_L.png", "a_blur_R.png")))
-    assert len(make_jobs(listing.pairs, tmp_path, image_format=None, map_format="npy")) == 2
-    with pytest.raises(PairingError, match=r"a_blur\.png would be made of"):
-        make_jobs(listing.pairs, tmp_path, image_format=None, map_format="png")
-
-
-def test_an_output_over_an_input_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a_L.png", "a_R.png")
-    pairs = read_csv(write_csv(tmp_path, "left,right,output\na_L.png,a_R.png,a_R.png\n"))
-    with pytest.raises(PairingError, match="is an input"):
-        make_jobs(pairs, tmp_path, image_format=None, map_format=None)

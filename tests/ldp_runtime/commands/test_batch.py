@@ -194,7 +194,7 @@ def test_a_file_that_no_run_wrote_is_not_replaced(run: Run, out: Path, starts: l
     (out / "01/pair.png").write_bytes(b"precious")
     code, _, err = run()
     assert code == 2
-    assert "01/pair.png exist and were not written by ldp batch" in err and "--overwrite" in err
+    assert "expected only outputs of ldp batch" in err and "01/pair.png; " in err and "--overwrite" in err
     assert outputs(out) == {"01/pair.png": b"precious"}
     assert starts == []
     assert run("--overwrite")[0] == 0

@@ -379,35 +379,6 @@ def test_refuses_a_truncated_file(tmp_path: Path, kind: str, kept: float) -> Non
     assert "copy or export it again" in text
 
 
-TAGGED = Photo(noise(9, 9, 3), False, None, ICC, exif_block(6), (300.0, 300.0))
-WITH_METADATA = {f"tagged{suffix}": encode_photo(f"a{suffix}", TAGGED) for suffix in (".png", ".tif", ".jpg")}
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=80, deadline=None)
-@given(
-    kind=st.sampled_from([*WHOLE, *WITH_METADATA]),
-    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
-    early=st.booleans(),
-)
-def test_a_damaged_file_gives_a_photo_or_an_image_error(
-    folder: Path, kind: str, changes: list[tuple[int, int]], early: bool
-) -> None:
-    data = bytearray((WHOLE | WITH_METADATA)[kind])
-    for position, value in changes:
-        data[position % (min(200, len(data)) if early else len(data))] = value
-    (folder / "damaged").write_bytes(data)
-    try:
-        photo = read_photo(folder / "damaged")
-    except ImageError as caught:
-        assert "\n" not in str(caught)
-    else:
-        assert photo.pixels.ndim == 3
-        assert photo.pixels.size > 0
-        for suffix in LOSSLESS:
-            write_photo(folder / f"again{suffix}", photo)
-
-
 def test_refuses_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="is a folder; give an image file"):
         read_photo(tmp_path)
