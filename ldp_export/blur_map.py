@@ -40,6 +40,15 @@ def similarity(features: Tensor, text_embeddings: Tensor) -> Tensor:
     return unit @ text_embeddings.float().T
 
 
+def prompt_similarities(
+    stereo_features: Tensor, center_features: Tensor, text_embeddings: Tensor, dp_aware: Sequence[bool]
+) -> Tensor:
+    """Cosine similarity ``(B, gh, gw, k)`` of each prompt with what it reads; arguments as of ``blur_logits``."""
+    of_canvas = similarity(alpha(stereo_features), text_embeddings)
+    of_center = similarity(center_features, text_embeddings)
+    return torch.where(torch.tensor(list(dp_aware), device=of_center.device), of_canvas, of_center)
+
+
 def prompt_logits(similarities: Tensor, offsets: Tensor, temperatures: Tensor) -> Tensor:
     """``sigma^-1`` of Eq. 4: ``z = (100 cos - offset) / temperature``, one of each a prompt (last axis)."""
     return (100 * similarities - offsets) / temperatures
@@ -79,11 +88,11 @@ def blur_logits(
     Returns:
         ``(B, 1, gh, gw)`` float32 in +-10; its sigmoid is the blur map M_F.
     """
-    of_canvas = similarity(alpha(stereo_features), text_embeddings)
-    of_center = similarity(center_features, text_embeddings)
-    is_dp_aware = torch.tensor(list(dp_aware), device=of_center.device)
-    z = prompt_logits(torch.where(is_dp_aware, of_canvas, of_center), offsets, temperatures)
-    return ensemble_logits(torch.where(is_dp_aware, -z, z))[:, None]
+    z = prompt_logits(
+        prompt_similarities(stereo_features, center_features, text_embeddings, dp_aware), offsets, temperatures
+    )
+    sign = torch.tensor([-1.0 if aware else 1.0 for aware in dp_aware], device=z.device)
+    return ensemble_logits(sign * z)[:, None]
 
 
 def upsample_map(logits: Tensor, patch: int) -> Tensor:

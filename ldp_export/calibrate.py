@@ -7,27 +7,27 @@ token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from skimage import data
 
-from ldp_export.blur_map import alpha, center_view, similarity, stereo_canvas
 from ldp_export.checkpoint import Windows
-from ldp_export.clip import PROMPTS, LoadedClip, WindowEncoder, embed_texts
-from ldp_export.data.simulated import HELD_OUT_SHARDS
+from ldp_export.clip import PROMPTS, LoadedClip
+from ldp_export.data.base import PairSample
+from ldp_export.data.simulated import SHARP_DISPARITY
 from ldp_export.evaluation.metrics import balanced_accuracy
-from ldp_export.evaluation.score import SHARP_DISPARITY
+from ldp_export.evaluation.reference import BlurEstimator
 from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise, simulate_pair
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.blur_map import ensemble_logits
-from ldp_runtime.stages.geometry import WindowGrid, pad_reflect
+
+SCENES = 48
+"""Pairs that are simulated."""
 
 SHARP_SOFTNESS = 0.5
 
@@ -42,21 +42,6 @@ _MAX_RADIUS = 6.0
 
 class CalibrationError(LDPError):
     """There is nothing to calibrate on, or it is not what it should be."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A DP pair whose blur is known.
-
-    Attributes:
-        left: ``(h, w, 3)`` uint8.
-        right: The same shape.
-        disparity: DP disparity in px ``(h, w)``, of any sign.
-    """
-
-    left: NDArray[np.uint8]
-    right: NDArray[np.uint8]
-    disparity: FloatArray
 
 
 @dataclass(frozen=True)
@@ -82,36 +67,7 @@ class Calibration:
         return "\n".join(lines)
 
 
-def load_scenes(folder: Path, shards: int = HELD_OUT_SHARDS) -> list[Scene]:
-    """Reads the first shards of rendered scenes, which the training recipe of ldp-nano holds out.
-
-    Args:
-        folder: Holds ``scenes-NNNN.npz`` with ``left``, ``right`` ``(n, h, w, 3)`` uint8 and ``disparity`` ``(n, h,
-        w)`` float.
-        shards: How many of them to read, in the order of their names.
-
-    Raises:
-        CalibrationError: There are none, or one cannot be read.
-    """
-    paths = sorted(path for path in folder.glob("scenes-*.npz") if not path.name.endswith(".tmp.npz"))[:shards]
-    if not paths:
-        raise CalibrationError(f"expected shards scenes-*.npz in {folder}, got none; render them, or use --simulate")
-    scenes = []
-    for path in paths:
-        try:
-            with np.load(path) as file:
-                left, right, disparity = (file[key] for key in ("left", "right", "disparity"))
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise CalibrationError(f"{path}: expected a shard of rendered scenes, got {error}; give others") from error
-        if left.shape != right.shape or left.shape[:3] != disparity.shape or left.dtype != np.uint8:
-            raise CalibrationError(
-                f"{path}: expected views and disparity of one size, got {left.shape}, {disparity.shape}"
-            )
-        scenes += [Scene(*arrays) for arrays in zip(left, right, disparity.astype(np.float32), strict=True)]
-    return scenes
-
-
-def simulate_scenes(count: int = 48, seed: int = 0) -> Iterator[Scene]:
+def simulate_scenes(count: int, seed: int) -> Iterator[PairSample]:
     """Simulates pairs from photographs that come with scikit-image, with CoC maps of every kind, one in six sharp.
 
     Args:
@@ -120,7 +76,7 @@ def simulate_scenes(count: int = 48, seed: int = 0) -> Iterator[Scene]:
     """
     rng = np.random.default_rng(seed)
     psf = HalfAperturePSF()
-    for _ in range(count):
+    for index in range(count):
         photo = getattr(data, _PHOTOS[rng.integers(len(_PHOTOS))])()
         photo = np.dstack([photo] * 3) if photo.ndim == 2 else photo
         scale = rng.uniform(_SIDE / min(photo.shape[:2]), 1) if min(photo.shape[:2]) > _SIDE else 1.0
@@ -137,7 +93,9 @@ def simulate_scenes(count: int = 48, seed: int = 0) -> Iterator[Scene]:
             coc = (np.rint(coc / 2) * 2).astype(np.float32)
         noise = SensorNoise(shot=float(10 ** rng.uniform(-5.5, -4)), read=float(10 ** rng.uniform(-4, -3)))
         pair = simulate_pair(image, coc, psf=psf, noise=noise, seed=int(rng.integers(2**31)))
-        yield Scene(pair.left.astype(np.uint8), pair.right.astype(np.uint8), coc * np.float32(psf.disparity(1.0)))
+        disparity = coc * np.float32(psf.disparity(1.0))
+        views = pair.left.astype(np.uint8), pair.right.astype(np.uint8)
+        yield PairSample(f"scene-{index:02d}", *views, disparity=disparity)
 
 
 def blur_of_tokens(disparity: FloatArray, patch: int) -> FloatArray:
@@ -159,8 +117,8 @@ def blur_of_tokens(disparity: FloatArray, patch: int) -> FloatArray:
 def token_similarities(
     clip: LoadedClip,
     windows: Windows,
-    scenes: Sequence[Scene] | Iterator[Scene],
-    progress: Callable[[Iterator[Scene]], Iterator[Scene]] = iter,
+    scenes: Iterable[PairSample],
+    progress: Callable[[Iterator[PairSample]], Iterator[PairSample]] = iter,
 ) -> tuple[FloatArray, FloatArray]:
     """What each prompt sees at each token, and the truth.
 
@@ -175,36 +133,24 @@ def token_similarities(
         1].
 
     Raises:
-        CalibrationError: No token holds a whole patch of a scene.
+        CalibrationError: A scene has no disparity, or no token holds a whole patch of a scene.
     """
-    encoder = clip.encoder
-    window = WindowEncoder(encoder, windows.window).eval()
-    patch, s = encoder.patch, windows.window
-    mean, std = (torch.tensor(values).repeat(2)[:, None, None] for values in (clip.mean, clip.std))
-    is_dp_aware = torch.tensor([prompt.format == "dp-aware" for prompt in PROMPTS])
+    prompts = [Prompt(prompt.text, prompt.format, 0.0, 1.0) for prompt in PROMPTS]
+    estimator = BlurEstimator(clip, prompts, Windows(windows.window, 0), 1)
+    patch, g = estimator.patch, windows.window // estimator.patch
     cosines, blurs = [], []
-    with torch.inference_mode():
-        texts = embed_texts(clip, [prompt.text for prompt in PROMPTS])
-        for scene in progress(iter(scenes)):
-            h, w = scene.disparity.shape
-            H, W = (max(-(-side // patch) * patch, s) for side in (h, w))
-            planes = np.concatenate([scene.left, scene.right], axis=2).transpose(2, 0, 1).astype(
-                np.float32
-            ) / np.float32(255)
-            source = (torch.from_numpy(pad_reflect(planes, (H, W))) - mean) / std
-            disparity = np.full((H, W), np.nan, np.float32)
-            disparity[:h, :w] = scene.disparity
-            grid = WindowGrid.cover(H, W, window=s, overlap=0, patch=patch)
-            origins = [(y * patch, x * patch) for y, x in grid.origins()]
-            regions = torch.stack([source[:, y : y + s, x : x + s] for y, x in origins])
-            stereo, center = window(
-                stereo_canvas(regions[:, :3], regions[:, 3:]), center_view(regions[:, :3], regions[:, 3:])
-            )
-            both = torch.where(is_dp_aware, similarity(alpha(stereo), texts), similarity(center, texts))
-            blur = np.stack([blur_of_tokens(disparity[y : y + s, x : x + s], patch) for y, x in origins])
-            inside = np.isfinite(blur)
-            cosines.append(100 * both.numpy()[inside])
-            blurs.append(blur[inside])
+    for scene in progress(iter(scenes)):
+        if scene.disparity is None:
+            raise CalibrationError(f"{scene.name}: expected a scene with its disparity, got none; give others")
+        h, w = scene.disparity.shape
+        grid = estimator.grid(estimator.padding.padded_size(h, w))
+        disparity = np.full((grid.rows.grid * patch, grid.columns.grid * patch), np.nan, np.float32)
+        disparity[:h, :w] = scene.disparity
+        tokens = blur_of_tokens(disparity, patch)
+        blur = np.stack([tokens[y : y + g, x : x + g] for y, x in grid.origins()])
+        inside = np.isfinite(blur)
+        cosines.append(100 * estimator.similarities(scene).numpy()[inside])
+        blurs.append(blur[inside])
     if not sum(map(len, blurs)):
         raise CalibrationError(f"expected scenes that hold a patch of {patch} x {patch} px, got none")
     return np.concatenate(cosines), np.concatenate(blurs)

@@ -31,15 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_export.calibrate import calibrate, load_scenes, simulate_scenes, token_similarities
+    from ldp_export.calibrate import SCENES, calibrate, simulate_scenes, token_similarities
     from ldp_export.checkpoint import Checkpoint, choose_windows
+    from ldp_export.data import iterate, open_dataset
 
     checkpoint = Checkpoint.open(arguments.checkpoint)
     clip = checkpoint.clip()
     patch = clip.encoder.patch
     windows = checkpoint.windows(patch) if arguments.window is None else choose_windows(patch, arguments.window)
-    scenes = simulate_scenes(seed=arguments.seed) if arguments.simulate else load_scenes(arguments.scenes)
-    count = None if arguments.simulate else len(scenes)  # type: ignore[arg-type]
+    if arguments.simulate:
+        scenes, count = simulate_scenes(SCENES, arguments.seed), SCENES
+    else:
+        held_out = open_dataset("simulated", arguments.scenes, "val")
+        scenes, count = iterate(held_out), len(held_out)
     calibration = calibrate(*token_similarities(clip, windows, scenes, Progress("scenes", count)))
     checkpoint.write_prompts(calibration.prompts)
     print(calibration.table())

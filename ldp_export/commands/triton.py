@@ -84,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from ldp_export.bundling.engine import parse_size
-    from ldp_export.triton.repository import MARKER, Serving, write_repository
+    from ldp_export.triton.repository import MARKER, write_repository
+    from ldp_export.triton.serving import Serving
     from ldp_runtime.bundle.bundle import Bundle
 
     serving = Serving(

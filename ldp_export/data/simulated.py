@@ -9,43 +9,29 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import struct
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ldp_export.data.base import DataError, PairSample
 from ldp_export.data.layout import DatasetKind, Scan
+from ldp_export.simulation.shards import DAMAGED, FIELDS, SHARD_PATTERN, map_field, scenes_in_shard
 
 NAME = "simulated"
 HELD_OUT_SHARDS = 2
 """So many first shards of rendered scenes validate and calibrate; no recipe trains on them."""
 
-BLURRED_DISPARITY = 1.0
-"""In px: the paper's threshold for blur maps."""
-
-SHARD_PATTERN = "scenes-*.npz"
-FIELDS = ("left", "right", "target", "coc", "disparity")
-_LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
+SHARP_DISPARITY = 1.0
+"""Up to this |DP disparity| in px a pixel counts as sharp: the paper's threshold for blur maps."""
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:
     """The shards of a split in the order of their numbers; none for "test"."""
     paths = sorted(folder.glob(SHARD_PATTERN))
     return {"val": paths[:HELD_OUT_SHARDS], "train": paths[HELD_OUT_SHARDS:]}.get(split, [])
-
-
-def scenes_in_shard(path: Path) -> int:
-    """How many scenes a shard holds; 0 where there is no such file, or it is damaged."""
-    try:
-        return len(_map_member(path, "left"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error):
-        return 0
 
 
 class SimulatedPairs:
@@ -87,11 +73,11 @@ class SimulatedPairs:
         return tuple(self._names)
 
     def subsets(self) -> dict[str, frozenset[str]]:
-        """Scenes with a DP disparity of more than ``BLURRED_DISPARITY`` somewhere, and the others; reads all maps."""
+        """Scenes with a DP disparity of more than ``SHARP_DISPARITY`` somewhere, and the others; reads all maps."""
         blurred: list[bool] = []
         for shard in range(len(self._paths)):
             largest = np.abs(self._fields(shard)["disparity"]).max(axis=(1, 2))
-            blurred += (largest > BLURRED_DISPARITY).tolist()
+            blurred += (largest > SHARP_DISPARITY).tolist()
         return {
             "blurred": frozenset(name for name, is_blurred in zip(self._names, blurred, strict=True) if is_blurred),
             "sharp": frozenset(name for name, is_blurred in zip(self._names, blurred, strict=True) if not is_blurred),
@@ -104,8 +90,8 @@ class SimulatedPairs:
         if shard not in self._open:
             path = self._paths[shard]
             try:
-                fields = {field: _map_member(path, field) for field in FIELDS}
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error) as error:
+                fields = {field: map_field(path, field) for field in FIELDS}
+            except DAMAGED as error:
                 raise DataError(
                     f"{path}: expected a shard of rendered scenes, got {error}; remove it and render it again"
                 ) from error
@@ -116,24 +102,6 @@ class SimulatedPairs:
                 raise DataError(f"{path}: expected views, target and maps of one size, got {got}; render it again")
             self._open[shard] = fields
         return self._open[shard]
-
-
-def _map_member(path: Path, field: str) -> NDArray[Any]:
-    """An array of an .npz file, mapped read-only where it is not compressed."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(f"{field}.npy")
-        if member.compress_type != zipfile.ZIP_STORED:
-            with archive.open(member) as file:
-                return np.asarray(npy.read_array(file, allow_pickle=False))
-    with path.open("rb") as file:
-        file.seek(member.header_offset)
-        name, extra = struct.unpack("<HH", file.read(_LOCAL_HEADER)[26:])
-        file.seek(name + extra, 1)
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        offset = file.tell()
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
 def _scan(folder: Path, split: str) -> Scan:

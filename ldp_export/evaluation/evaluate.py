@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 from scipy import ndimage
 
+from ldp_export.data.simulated import SHARP_DISPARITY
 from ldp_export.evaluation.metrics import accuracy, balanced_accuracy, masked_psnr, psnr, spearman, ssim
-from ldp_export.evaluation.score import SHARP_DISPARITY, Restorer
+from ldp_export.evaluation.score import Restorer
 from ldp_export.simulation.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
 from ldp_runtime.bundle.bundle import read_manifest, write_manifest
 from ldp_runtime.errors import BundleError

@@ -21,7 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldp_export.blur_map import LOGIT_LIMIT, blur_logits, center_view, prompt_logits, similarity, stereo_canvas
+from ldp_export.blur_map import (
+    LOGIT_LIMIT,
+    blur_logits,
+    center_view,
+    prompt_logits,
+    prompt_similarities,
+    similarity,
+    stereo_canvas,
+)
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, PatchEncoder, WindowEncoder, embed_texts
 from ldp_export.data.base import PairSample
@@ -101,10 +109,14 @@ class Estimator(ABC):
 
     def __call__(self, sample: PairSample) -> NDArray[np.float32]:
         """Blur logits ``(H / p, W / p)`` float32 of a pair that is padded to ``(H, W)``."""
-        device = next(self.encoder.parameters()).device
         with torch.inference_mode():
-            pair = pad_pair(upload((sample.left, sample.right), device), self.padding)
-            return self.estimate(pair, sample.left.shape[:2], StageClock(device)).cpu().numpy()
+            pair = self.pair(sample)
+            return self.estimate(pair, sample.left.shape[:2], StageClock(pair.device)).cpu().numpy()
+
+    def pair(self, sample: PairSample) -> Tensor:
+        """The padded pair ``(6, H, W)`` float32 in [0, 1] on CLIP's device."""
+        device = next(self.encoder.parameters()).device
+        return pad_pair(upload((sample.left, sample.right), device), self.padding)
 
     def estimate(self, pair: Tensor, size: tuple[int, int], clock: StageClock) -> Tensor:
         """Blur logits ``(rows, columns)`` of a padded pair.
@@ -191,10 +203,24 @@ class BlurEstimator(Estimator):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()
 
+    def similarities(self, sample: PairSample) -> Tensor:
+        """Cosine similarity ``(windows, g, g, k)`` of each prompt with the input that it reads, in ``grid``'s order."""
+        with torch.inference_mode():
+            cosines = []
+            for inputs in self.batches(self.pair(sample), sample.left.shape[:2]):
+                stereo, center = self.features(*inputs)
+                cosines.append(prompt_similarities(stereo, center, self._texts, self._dp_aware))
+            return torch.cat(cosines)
+
+    def grid(self, padded: Sequence[int]) -> WindowGrid:
+        """The windows over a padded pair of ``(H, W)`` px."""
+        windows = self._windows
+        return WindowGrid.cover(*padded, window=windows.window, overlap=windows.overlap, patch=self.patch)
+
     def batches(self, pair: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, ...]]:
         """Stereo canvases ``(B, 3, s, 2s)`` and center views ``(B, 3, s, s)``, CLIP-normalised."""
         p, s = self.patch, self._windows.window
-        grid = self._grid(pair.shape[1:])
+        grid = self.grid(pair.shape[1:])
         source = (_pad(pair, (grid.rows.grid * p, grid.columns.grid * p)) - self._mean) / self._std
         origins = grid.origins()
         batch = CLIP_BATCH[pair.device.type]
@@ -215,7 +241,7 @@ class BlurEstimator(Estimator):
 
     def assemble(self, values: Tensor, padded: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Blends the windows: ``WindowGrid.blend`` on the device."""
-        grid = self._grid(padded)
+        grid = self.grid(padded)
         g = grid.rows.window
         rows, columns = (torch.from_numpy(axis.weights()).to(values.device) for axis in (grid.rows, grid.columns))
         weights = (rows[:, None, :, None] * columns[None, :, None, :]).reshape(-1, g, g)
@@ -223,10 +249,6 @@ class BlurEstimator(Estimator):
         for (y, x), field in zip(grid.origins(), weights * values, strict=True):
             blended[y : y + g, x : x + g] += field
         return blended[: padded[0] // self.patch, : padded[1] // self.patch].contiguous()
-
-    def _grid(self, padded: Sequence[int]) -> WindowGrid:
-        windows = self._windows
-        return WindowGrid.cover(*padded, window=windows.window, overlap=windows.overlap, patch=self.patch)
 
 
 class PatchBlurEstimator(Estimator):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.data.base import PairDataset, PairSample, iterate
+from ldp_export.data.simulated import SHARP_DISPARITY
 from ldp_export.evaluation.metrics import (
     affine_invariant_mae,
     affine_invariant_rmse,
@@ -24,15 +25,13 @@ from ldp_export.evaluation.metrics import (
     rmse,
     ssim,
 )
+from ldp_export.evaluation.paper import OURS, SUBSET_COLUMNS, load
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import encode_photo
 from ldp_runtime.images.quality import SSIM_WINDOW, center_view
 from ldp_runtime.images.visualize import colour_blur_map, comparison
 from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import LOGIT_LIMIT
-
-SHARP_DISPARITY = 1.0
-"""Up to this |DP disparity| in px a pixel counts as sharp: the paper's threshold for blur maps."""
 
 RESTORATION = ("psnr", "ssim", "mae", "mse_rel")
 BLUR = ("blur_map_accuracy", "blur_map_balanced_accuracy", "ai1", "ai2", "rank_disagreement")
@@ -301,17 +300,9 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def paper_rows(dataset: str, subset: str = WHOLE) -> list[PaperRow]:
-    """What the paper prints of its own models for a data set or a part of it.
-
-    Empty where it prints nothing, and outside a checkout of the repository, whose ``ldp_export.evaluation.paper`` holds
-    its tables.
-    """
+    """What the paper prints of its own models for a data set or a part of it; empty where it prints nothing."""
     table_name = _PAPER_TABLES.get(dataset)
     if table_name is None:
-        return []
-    try:
-        from ldp_export.evaluation.paper import OURS, SUBSET_COLUMNS, load
-    except ModuleNotFoundError:
         return []
     if table_name == "discussion":
         values = load(table_name).find("Ours").values

@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from ldp_export.data.base import DataError
-from ldp_export.data.simulated import SHARD_PATTERN, scenes_in_shard
+from ldp_export.simulation.shards import SHARD_PATTERN, scenes_in_shard
 from ldp_export.simulation.simulate import (
     FloatArray,
     HalfAperturePSF,
     Layer,
     SensorNoise,
+    SimulationError,
     linear_to_srgb,
     quantise,
     render_views,
@@ -60,15 +60,17 @@ def read_photo_list(path: Path) -> tuple[str, ...]:
     """Reads a list of photographs: one a line, ``#`` begins a comment.
 
     Raises:
-        DataError: The file cannot be read or names none.
+        SimulationError: The file cannot be read or names none.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a text file with a photograph a line, got {error}; check the name") from None
+        raise SimulationError(
+            f"{path}: expected a text file with a photograph a line, got {error}; check the name"
+        ) from None
     names = tuple(line for line in lines if line and not line.startswith("#"))
     if not names:
-        raise DataError(f"{path}: expected a photograph a line, got none; name some")
+        raise SimulationError(f"{path}: expected a photograph a line, got none; name some")
     return names
 
 
@@ -80,12 +82,12 @@ def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels
         names: The end of each photograph's path, or ``skimage:NAME``; None takes all JPEG and PNG files, by path.
 
     Raises:
-        DataError: One is not found or cannot be decoded, or there are none.
+        SimulationError: One is not found or cannot be decoded, or there are none.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     if names is None:
         if not files:
-            raise DataError(f"expected photographs (*.jpg, *.png) in {folder}, got none; check the folder")
+            raise SimulationError(f"expected photographs (*.jpg, *.png) in {folder}, got none; check the folder")
         return [_read_photo(path) for path in files]
     return [_skimage_photo(name) if name.startswith(SKIMAGE) else _find_photo(files, name, folder) for name in names]
 
@@ -93,14 +95,16 @@ def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels
 def _find_photo(files: Sequence[Path], name: str, folder: Path) -> Pixels:
     matches = [path for path in files if path.as_posix().endswith(name)]
     if not matches:
-        raise DataError(f"expected the photograph {name} under {folder}, got none; unpack it there, or edit the list")
+        raise SimulationError(
+            f"expected the photograph {name} under {folder}, got none; unpack it there, or edit the list"
+        )
     return _read_photo(matches[0])
 
 
 def _read_photo(path: Path) -> Pixels:
     decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if decoded is None:
-        raise DataError(f"{path}: expected a photograph, got something that cannot be decoded; remove it")
+        raise SimulationError(f"{path}: expected a photograph, got something that cannot be decoded; remove it")
     image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     if image.shape[1] > LARGEST_PHOTO:
         scale = LARGEST_PHOTO / image.shape[1]
@@ -111,7 +115,7 @@ def _read_photo(path: Path) -> Pixels:
 def _skimage_photo(name: str) -> Pixels:
     loader = getattr(data, name.removeprefix(SKIMAGE), None)
     if loader is None:
-        raise DataError(f"expected a photograph that comes with scikit-image, got {name}; check its name")
+        raise SimulationError(f"expected a photograph that comes with scikit-image, got {name}; check its name")
     image = loader()
     return np.ascontiguousarray(np.dstack([image] * 3) if image.ndim == 2 else image)
 
@@ -357,15 +361,15 @@ def render(
         progress: Is told how many scenes are done each time that a shard is.
 
     Raises:
-        DataError: A photograph is missing, or the folder cannot be written.
+        SimulationError: A photograph is missing, or the folder cannot be written.
     """
     if scenes < 1 or jobs < 1:
-        raise DataError(f"expected at least 1 scene and 1 process, got {scenes} and {jobs}")
+        raise SimulationError(f"expected at least 1 scene and 1 process, got {scenes} and {jobs}")
     wanted = [min(SCENES_A_SHARD, scenes - first) for first in range(0, scenes, SCENES_A_SHARD)]
     try:
         job.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{job.output} cannot be made: {error.strerror or error}; choose another") from error
+        raise SimulationError(f"{job.output} cannot be made: {error.strerror or error}; choose another") from error
     missing = {n: count for n, count in enumerate(wanted) if scenes_in_shard(shard_path(job.output, n)) < count}
     progress(sum(count for n, count in enumerate(wanted) if n not in missing))
     if jobs == 1 or len(missing) < 2:
@@ -379,7 +383,7 @@ def render(
         for done in as_completed(pool.submit(_work, job, number, count) for number, count in missing.items()):
             progress(done.result())
     except BrokenProcessPool as error:
-        raise DataError(
+        raise SimulationError(
             "a process that renders was killed, perhaps for want of memory; run the same command again, which keeps "
             "the shards that are done, with fewer --jobs"
         ) from error
@@ -425,5 +429,5 @@ def _write_shard(job: RenderJob, number: int, count: int, photos: list[Pixels]) 
         with replacing(path) as file:
             np.savez(file, **shard)  # type: ignore[arg-type]  # the stub takes every keyword for an option
     except OSError as error:
-        raise DataError(cannot_write(path, error)) from error
+        raise SimulationError(cannot_write(path, error)) from error
     return count

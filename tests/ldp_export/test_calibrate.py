@@ -9,17 +9,16 @@ from scipy import optimize
 from ldp_export.blur_map import alpha, center_view, similarity, stereo_canvas
 from ldp_export.calibrate import (
     CalibrationError,
-    Scene,
     blur_of_tokens,
     calibrate,
     fit_logistic,
-    load_scenes,
     simulate_scenes,
     token_similarities,
 )
 from ldp_export.checkpoint import Checkpoint, choose_windows, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, embed_texts, load_clip
+from ldp_export.data import PairSample
 from ldp_export.network import LDPNet
 from ldp_runtime.stages.blur_map import ensemble_logits
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
@@ -29,14 +28,14 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
 
-def make_scenes(count: int, side: int = 64) -> list[Scene]:
+def make_scenes(count: int, side: int = 64) -> list[PairSample]:
     rng = np.random.default_rng(2)
     views = rng.integers(0, 256, (count, 2, side, side, 3)).astype(np.uint8)
     disparity = np.linspace(-4, 4, count * side * side, dtype=np.float32).reshape(count, side, side)
-    return [Scene(left, right, d) for (left, right), d in zip(views, disparity, strict=True)]
+    return [PairSample("scene", *pair, disparity=d) for pair, d in zip(views, disparity, strict=True)]
 
 
-def save_shards(folder: Path, shards: list[list[Scene]]) -> None:
+def save_shards(folder: Path, shards: list[list[PairSample]]) -> None:
     folder.mkdir()
     for i, scenes in enumerate(shards):
         np.savez(
@@ -44,7 +43,8 @@ def save_shards(folder: Path, shards: list[list[Scene]]) -> None:
             left=np.stack([s.left for s in scenes]),
             right=np.stack([s.right for s in scenes]),
             target=np.stack([s.left for s in scenes]),
-            disparity=np.stack([s.disparity for s in scenes]).astype(np.float16),
+            coc=np.stack([s.disparity for s in scenes]),
+            disparity=np.stack([s.disparity for s in scenes]),
         )
 
 
@@ -154,36 +154,17 @@ def test_similarities_are_those_of_the_equations(tiny_clip_file: Path) -> None:
 
 def test_padding_takes_no_part(tiny_clip_file: Path) -> None:
     clip = load_clip(str(tiny_clip_file), seed=1)
-    scene = Scene(*(np.zeros((40, 72, 3), np.uint8),) * 2, np.full((40, 72), 3.0, np.float32))
+    view, disparity = np.zeros((40, 72, 3), np.uint8), np.full((40, 72), 3.0, np.float32)
+    scene = PairSample("scene", view, view, disparity=disparity)
     # Two windows of 64 px over 64 x 80 px: of the image's 2 x 4 whole patches the second sees 3 columns again.
     similarities, blur = token_similarities(clip, choose_windows(16, 64), [scene])
     assert len(similarities) == len(blur) == 2 * (4 + 3)
     assert blur == pytest.approx(sigmoid(np.array(4.0)))
-    small = Scene(scene.left[:8], scene.right[:8], scene.disparity[:8])
+    small = PairSample("scene", view[:8], view[:8], disparity=disparity[:8])
     with pytest.raises(CalibrationError, match="16 x 16 px"):
         token_similarities(clip, choose_windows(16, 64), [small])
-
-
-def test_scenes_come_from_the_first_shards(tmp_path: Path) -> None:
-    scenes = make_scenes(3, 32)
-    save_shards(tmp_path / "scenes", [[scenes[0]], [scenes[1]], [scenes[2]]])
-    loaded = load_scenes(tmp_path / "scenes")
-    assert len(loaded) == 2
-    assert all(np.array_equal(a.right, b.right) for a, b in zip(loaded, scenes[:2], strict=True))
-    assert loaded[0].disparity.dtype == np.float32
-
-    with pytest.raises(CalibrationError, match="got none"):
-        load_scenes(tmp_path)
-    path = tmp_path / "scenes" / "scenes-0000.npz"
-    np.savez(path, left=np.zeros((1, 8, 8, 3), np.uint8), right=np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(CalibrationError, match="disparity"):
-        load_scenes(tmp_path / "scenes")
-    np.savez(path, left=np.zeros((1, 8, 8, 3), np.uint8), right=np.zeros((1, 8, 8, 3)), disparity=np.zeros((1, 9, 8)))
-    with pytest.raises(CalibrationError, match="one size"):
-        load_scenes(tmp_path / "scenes")
-    path.write_bytes(b"PK nonsense")
-    with pytest.raises(CalibrationError, match=r"scenes-0000\.npz"):
-        load_scenes(tmp_path / "scenes")
+    with pytest.raises(CalibrationError, match="with its disparity, got none"):
+        token_similarities(clip, choose_windows(16, 64), [PairSample("scene", view, view)])
 
 
 def test_simulated_scenes_are_seeded_and_hold_both_kinds() -> None:
@@ -217,7 +198,7 @@ def test_the_command_writes_the_calibration(
     )
     (folder / "calibration.json").unlink()
     assert main(["calibrate", str(folder), "--scenes", str(tmp_path / "scenes")]) == 0
-    expected = calibrate(*token_similarities(clip, choose_windows(16, 64), load_scenes(tmp_path / "scenes")))
+    expected = calibrate(*token_similarities(clip, choose_windows(16, 64), scenes))
     written = Checkpoint.open(folder).prompts()
     for prompt, want in zip(written, expected.prompts, strict=True):
         assert (prompt.offset, prompt.temperature) == pytest.approx((want.offset, want.temperature), rel=1e-3)

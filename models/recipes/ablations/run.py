@@ -31,15 +31,16 @@ from benchmarks.harness.results import REPORTS, Report, markdown_table, save, wr
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import PairDataset, PairSample, open_dataset
-from ldp_export.data.simulated import HELD_OUT_SHARDS, NAME, SHARD_PATTERN
+from ldp_export.data.simulated import HELD_OUT_SHARDS, NAME, SHARP_DISPARITY
 from ldp_export.evaluation.metrics import rank_disagreement
 from ldp_export.evaluation.paper import load_table
 from ldp_export.evaluation.reference import BlurEstimator, TorchDeblurrer
-from ldp_export.evaluation.score import SHARP_DISPARITY, score_dataset
+from ldp_export.evaluation.score import score_dataset
 from ldp_export.frame_logits import chunk_logits, chunks
 from ldp_export.model import model_from_checkpoint
 from ldp_export.network import LDPConfig
 from ldp_export.simulation.samples import disparity_in_pixels, focus_setting
+from ldp_export.simulation.shards import SHARD_PATTERN
 from ldp_export.training import DataConfig, StageConfig, TrainConfig, read_config, train
 from ldp_export.training.losses import LossConfig
 from ldp_runtime.cache import cache_folder

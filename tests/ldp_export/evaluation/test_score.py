@@ -153,11 +153,6 @@ def test_paper_rows() -> None:
     assert paper_rows("simulated") == paper_rows("pixel-dp") == []
 
 
-def test_paper_rows_outside_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ldp_export.evaluation.paper", None)
-    assert paper_rows("rdpd") == []
-
-
 def test_contact_sheets_hold_so_many_rows(tmp_path: Path) -> None:
     folder = make_scenes(tmp_path, shards=2, scenes=ROWS_A_SHEET // 2 + 1, size=(10, 14))
     dataset = open_dataset("simulated", folder, "val")

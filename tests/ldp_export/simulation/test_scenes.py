@@ -14,9 +14,10 @@ from skimage.io import imsave
 
 from ldp_export.cli import main
 from ldp_export.data import DataError, open_dataset
-from ldp_export.data.simulated import scenes_in_shard
 from ldp_export.simulation import scenes
 from ldp_export.simulation.scenes import RenderJob, load_photos, read_photo_list, render, render_scene, render_shard
+from ldp_export.simulation.shards import scenes_in_shard
+from ldp_export.simulation.simulate import SimulationError
 from tests.ldp_export.data.miniatures import make_scenes
 
 RECIPE_LIST = Path(__file__).parents[3] / "models" / "recipes" / "ldp_nano" / "photos.txt"
@@ -105,17 +106,17 @@ def test_lists_of_photographs(photos: Path, tmp_path: Path) -> None:
         (("c.png",), "c.png under"),
         (("skimage:nobody",), "scikit-image"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(SimulationError, match=told):
             load_photos(photos, wrong)
-    with pytest.raises(DataError, match="got none"):
+    with pytest.raises(SimulationError, match="got none"):
         load_photos(tmp_path / "nowhere")
     path.write_text("# nothing\n")
-    with pytest.raises(DataError, match="got none"):
+    with pytest.raises(SimulationError, match="got none"):
         read_photo_list(path)
-    with pytest.raises(DataError, match="check the name"):
+    with pytest.raises(SimulationError, match="check the name"):
         read_photo_list(tmp_path / "nowhere.txt")
     (photos / "deep" / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(DataError, match="cannot be decoded"):
+    with pytest.raises(SimulationError, match="cannot be decoded"):
         load_photos(photos, ("broken.jpg",))
     (photos / "deep" / "broken.jpg").unlink()
 
@@ -244,7 +245,7 @@ def test_processes_that_render_end_with_the_run(photos: Path, tmp_path: Path, wh
         assert run.stdout.read() == ""  # ends when all of them have closed it
         error = run.stderr.read()
     if whom == "child":
-        assert "DataError: a process that renders was killed, perhaps for want of memory; run the same" in error
+        assert "SimulationError: a process that renders was killed, perhaps for want of memory; run the same" in error
     elif how == signal.SIGINT:
         assert "KeyboardInterrupt" in error
     assert list((tmp_path / "out").iterdir()) == []

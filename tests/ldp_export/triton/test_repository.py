@@ -17,8 +17,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 
 from ldp_export.cli import main
 from ldp_export.commands.triton import VARIANT_NAMES
-from ldp_export.triton import repository as triton
-from ldp_export.triton.repository import MARKER, VARIANTS, Serving, TritonError, to_text, write_repository
+from ldp_export.triton.config_text import Word, to_text
+from ldp_export.triton.repository import MARKER, write_repository
+from ldp_export.triton.serving import MODELS, VARIANTS, Serving, TritonError
 from ldp_runtime.bundle.bundle import Bundle, save_manifest
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, clip_shapes, deblur_shapes, engine_key
 from ldp_runtime.bundle.trust import trust
@@ -200,7 +201,7 @@ def test_tensorrt_wants_engines_of_its_own(bundle: Bundle, tmp_path: Path, monke
 
 def test_the_schema_refuses_what_it_does_not_know(config_class: Any) -> None:
     text_format.Parse(to_text({"name": 'a "quoted"\nname'}), config_class())
-    for wrong in ({"max_batch": 1}, {"instance_group": [{"kind": triton.Word("KIND_TPU")}]}, {"name": 3}):
+    for wrong in ({"max_batch": 1}, {"instance_group": [{"kind": Word("KIND_TPU")}]}, {"name": 3}):
         with pytest.raises(text_format.ParseError):
             text_format.Parse(to_text(wrong), config_class())
 
@@ -467,8 +468,8 @@ def test_the_graphs_as_models_of_the_server(
             return backend_utils.InferenceResponse([Tensor(output, outputs[output]) for output in wanted])
 
     backend_utils.InferenceRequest = InferenceRequest
-    model = open_model(folder / triton.MODELS[bits], config_class)
-    assert backend_utils.logged == [f"{triton.MODELS[bits]}: triton in fp32, as asked"]
+    model = open_model(folder / MODELS[bits], config_class)
+    assert backend_utils.logged == [f"{MODELS[bits]}: triton in fp32, as asked"]
     left, right = views(5, h=150, w=420, dtype=dtype)  # tiles, and more windows than go at a time
     (answer,) = model.execute([Request(left[None], right[None])])
     expected = Deblurrer(bundle, backend="onnxruntime", threads=1, tile=256)(left, right)

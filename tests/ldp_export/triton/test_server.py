@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldp_export.triton.repository import Serving, write_repository
+from ldp_export.triton.repository import write_repository
+from ldp_export.triton.serving import Serving
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.images.decode import Photo
