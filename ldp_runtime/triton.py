@@ -143,7 +143,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Restores the pairs of some requests, and answers each with its images or its error."""
-        jobs = [_Job.of(request) for request in requests]
+        jobs = [_Job.from_request(request) for request in requests]
         outcomes = iter(restore(self._deblurrer, [pair for job in jobs for pair in job.pairs]))
         return [self._answer(job, list(itertools.islice(outcomes, len(job.pairs)))) for job in jobs]
 
@@ -237,7 +237,7 @@ class _Job:
     wanted: frozenset[str]
 
     @classmethod
-    def of(cls, request: Any) -> _Job:
+    def from_request(cls, request: Any) -> _Job:
         left, right = (_input(request, name) for name in (LEFT, RIGHT))
         axis = str(json.loads(request.parameters() or "{}").get(AXIS, "horizontal"))
         wanted = frozenset(request.requested_output_names())

@@ -59,7 +59,7 @@ def open_device(index: int = 0) -> CudaDevice:
 
 
 def _load_driver() -> None:
-    """Loads NVIDIA's driver: where there is none, that takes no time, and importing cuda.core takes half a second.
+    """Loads NVIDIA's driver: where there is none, that is instant, while importing cuda.core takes half a second.
 
     Raises:
         NoGpuError: There is none.

@@ -89,7 +89,7 @@ def prepare(
     The twin of ``stages.PaddedPair`` and ``stages.canvases``, bit for bit (FP16:
     their FP32 rounded once). For vertical pairs give the transposed views' strides.
 
-    Fewest bytes: the photo's pixels under the outputs once (6 or 12 B a px), 24 B a px of the pair, and 18 B
+    Fewest bytes: the photo's pixels under the outputs once (6 or 12 B per px), 24 B per px of the pair, and 18 B
     (FP16) or 36 B (FP32) a px of each window.
 
     Args:
@@ -164,7 +164,7 @@ def blur_logits(
     warp computes one token: it gathers the token from each window over it, so the result never depends on the
     order of blocks. NaN and Inf stay what they are.
 
-    Fewest bytes: ``3 c`` features of each window's token inside ``size``, the table, 4 B a token.
+    Fewest bytes: ``3 c`` features of each window's token inside ``size``, the table, 4 B per token.
 
     Args:
         stereo: Address of ``(len(grid), g, 2 g, c)``; may be 0 if the table has no DP-aware prompt.
@@ -185,7 +185,7 @@ def blur_logits(
     if not (0 < rows <= grid.rows.grid and 0 < columns <= grid.columns.grid):
         raise ValueError(f"expected at most {grid.rows.grid} x {grid.columns.grid} tokens, got {rows} x {columns}")
     warps = _TOKEN_THREADS // _WARP
-    looks = _covered(grid.rows, rows) * _covered(grid.columns, columns)
+    reads = _covered(grid.rows, rows) * _covered(grid.columns, columns)
     vectors = (1 if table.blur_aware else 0) + (2 if table.dp_aware else 0)
     return Launch(
         kernel=f"blur_logits_{element}",
@@ -199,7 +199,7 @@ def blur_logits(
             *_ints(rows, columns),
             _address(invalid),
         ),
-        minimum_bytes=looks * vectors * table.channels * np.dtype(dtype).itemsize
+        minimum_bytes=reads * vectors * table.channels * np.dtype(dtype).itemsize
         + table.array.nbytes
         + 4 * rows * columns,
     )
@@ -216,7 +216,7 @@ def blur_map(
 ) -> Launch:
     """The blur map for people: ``sigmoid(logits)``, bilinear at full size. The twin of ``blur_map.upsample_map``.
 
-    Fewest bytes: 4 B a px written and 4 B a token read.
+    Fewest bytes: 4 B per px written and 4 B per token read.
 
     Args:
         logits: Address of ``grid`` float32.
@@ -257,35 +257,36 @@ def blend(
     tile_size: Size,
     weight_y: int,
     weight_x: int,
-    band: int,
-    band_size: Size,
+    accumulator: int,
+    accumulator_size: Size,
     at: Size,
 ) -> Launch:
-    """Adds ``weight_y[i] weight_x[j] tile[:, i, j]`` to a band of the restored frame.
+    """Adds ``weight_y[i] weight_x[j] tile[:, i, j]`` to an accumulator of restored rows.
 
     Where a weight is exactly one no other tile reaches (weights sum to one), so the value is stored without
-    reading the band; elsewhere the caller has zeroed the band before the first tile.
+    reading the accumulator; elsewhere the caller has zeroed the accumulator before the first tile.
 
-    Fewest bytes: 12 B a px of tile read, 12 B written, and 12 B read back where tiles overlap.
+    Fewest bytes: 12 B per px of tile read, 12 B written, and 12 B read back where tiles overlap.
 
     Args:
         tile: Address of ``(3, *tile_size)`` float32.
         tile_size: ``(rows, columns)``.
         weight_y: Address of ``(rows,)`` float32.
         weight_x: Address of ``(columns,)`` float32.
-        band: Address of ``(3, *band_size)`` float32.
-        band_size: ``(rows, columns)``.
-        at: ``(y, x)`` of the tile's corner in the band; what sticks out (negative, or too far) is left out.
+        accumulator: Address of ``(3, *accumulator_size)`` float32.
+        accumulator_size: ``(rows, columns)``.
+        at: ``(y, x)`` of the tile's corner in the accumulator; what sticks out (negative, or too far) is left out.
 
     Raises:
-        ValueError: Nothing of the tile lies inside the band.
+        ValueError: Nothing of the tile lies inside the accumulator.
     """
-    (y, x), (rows, columns), (band_rows, band_columns) = at, tile_size, band_size
-    top, bottom = max(y, 0), min(y + rows, band_rows)
-    start, end = max(x, 0), min(x + columns, band_columns)
+    (y, x), (rows, columns), (total_rows, total_columns) = at, tile_size, accumulator_size
+    top, bottom = max(y, 0), min(y + rows, total_rows)
+    start, end = max(x, 0), min(x + columns, total_columns)
     if top >= bottom or start >= end:
         raise ValueError(
-            f"expected a tile over a band of {band_rows} x {band_columns} px, got {rows} x {columns} px at ({y}, {x})"
+            f"expected a tile over an accumulator of {total_rows} x {total_columns} px, got {rows} x {columns} px at "
+            f"({y}, {x})"
         )
     first = start // STRIP * STRIP
     strips = _ceil(end - first, STRIP)
@@ -299,8 +300,8 @@ def blend(
             *_ints(rows, columns),
             _address(weight_y),
             _address(weight_x),
-            _address(band),
-            *_ints(band_rows, band_columns, y, x, top, bottom, strips, first),
+            _address(accumulator),
+            *_ints(total_rows, total_columns, y, x, top, bottom, strips, first),
         ),
         minimum_bytes=24 * (bottom - top) * (end - start),
     )
@@ -318,7 +319,7 @@ def finish(
 ) -> Launch:
     """Crops, clamps, rounds half to even and writes the image's pixels. The twin of ``stages.write_pixels``.
 
-    Fewest bytes: 12 B a padded px read, 3 or 6 B a px written.
+    Fewest bytes: 12 B per padded px read, 3 or 6 B per px written.
 
     Args:
         restored: Address of ``(3, H, W)`` float32; the padding is read too, to find NaN in it.

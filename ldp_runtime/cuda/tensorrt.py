@@ -308,7 +308,7 @@ def collecting_nothing() -> Iterator[None]:
     """Keeps Python's garbage collector away while TensorRT makes a builder or a runtime.
 
     TensorRT calls the logger meanwhile, under a lock that dropping a builder or a runtime takes too: an older one that
-    is collected within the logger would wait for ever.
+    is collected within the logger would deadlock.
     """
     enabled = gc.isenabled()
     gc.disable()

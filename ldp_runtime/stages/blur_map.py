@@ -97,7 +97,7 @@ def ensemble_logits(z: ArrayLike) -> NDArray[np.float32]:
     Computed as ``log sum sigmoid(z_k) - log sum sigmoid(-z_k)``, which subtracts no probability from one.
 
     Args:
-        z: ``(k, ...)``, one layer a prompt, larger where it is more blurred.
+        z: ``(k, ...)``, one layer per prompt, larger where it is more blurred.
 
     Returns:
         ``(...)`` float32 in [-10, 10].
@@ -144,7 +144,7 @@ def blur_logits(
     Args:
         stereo_features: ``(B, g, 2g, c)``, features of the stereo canvas, any float dtype.
         center_features: ``(B, g, g, c)``, features of the center view.
-        text_embeddings: ``(k, c)``, one row a prompt.
+        text_embeddings: ``(k, c)``, one row per prompt.
         prompts: The ``k`` prompts with their format, offset and temperature.
         ensemble: A name of ``ENSEMBLES``, or the index of a single prompt.
 
@@ -199,9 +199,9 @@ def upsample_map(logits: ArrayLike, size: tuple[int, int], patch: int) -> NDArra
     starts = np.flatnonzero(np.diff(y0, prepend=-1))  # rows between the same two token rows go together
     for start, stop in zip(starts, [*starts[1:], h], strict=True):
         upper, lower = across[y0[start]], across[y1[start]]
-        band = blur_map[start:stop]
-        np.multiply(fy[start:stop, None], lower - upper, out=band)
-        band += upper
+        rows = blur_map[start:stop]
+        np.multiply(fy[start:stop, None], lower - upper, out=rows)
+        rows += upper
     return np.clip(blur_map, 0, 1, out=blur_map)
 
 

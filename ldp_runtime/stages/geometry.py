@@ -174,7 +174,7 @@ class WindowGrid:
         return [(y, x) for y in self.rows.origins for x in self.columns.origins]
 
     def blend(self, fields: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Blends one value a token and window into one a token, so that no seam shows.
+        """Blends one value per token and window into one per token, so that no seam shows.
 
         Args:
             fields: ``(len(self), g, g)``, in the order of ``origins``.

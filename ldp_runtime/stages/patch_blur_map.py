@@ -1,4 +1,4 @@
-"""The blur map of the authors' released code: one value a patch of the image, from CLIP's pooled feature.
+"""The blur map of the authors' released code: one value per patch of the image, from CLIP's pooled feature.
 
 Every patch of L beside the flipped same patch of R goes through CLIP; the less its feature is like the prompt, "A
 symmetric image at pixel level", the more blurred the patch is. The similarity is cut off at both ends (a truncated

@@ -140,10 +140,10 @@ def check_finite(restored: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> No
     with np.errstate(invalid="ignore"):
         extremes = restored.min(), restored.max()
     if not np.isfinite(extremes).all():
-        bad = ~np.isfinite(restored)
-        c, y, x = (int(at) for at in np.unravel_index(np.argmax(bad), bad.shape))
+        invalid = ~np.isfinite(restored)
+        c, y, x = (int(at) for at in np.unravel_index(np.argmax(invalid), invalid.shape))
         raise NumericsError(
-            f"expected finite numbers in the restored image, got NaN or Inf in {np.sum(bad)} of {bad.size}, "
+            f"expected finite numbers in the restored image, got NaN or Inf in {np.sum(invalid)} of {invalid.size}, "
             f"first at channel {c}, y {origin[0] + y}, x {origin[1] + x}; {FIX_NUMERICS}"
         )
 

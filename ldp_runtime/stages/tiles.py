@@ -4,7 +4,7 @@ Tiles lie on a grid on which the network computes what it computes in the full f
 of pooling begin where they would. What is left is the border of a tile, where its neighbours are missing; tiles
 share a halo there, and its outer part counts for nothing.
 
-Tiles save memory, not time: networks take the same time a px in large pieces and in small ones (measured: within 15 %
+Tiles save memory, not time: networks take the same time per px in large pieces and in small ones (measured: within 15 %
 from 256 to 2048 px), and tiles compute their halos twice. So a pair goes in one piece while its memory is bounded.
 """
 
@@ -194,7 +194,7 @@ def bytes_per_pixel(network: Mapping[str, Any]) -> int:
     Args:
         network: The manifest's ``network``; one without a width is taken for nano.
     """
-    channels = int(network.get("width", 8)) / int(network.get("stem", 1)) ** 2  # of the widest scale, a px
+    channels = int(network.get("width", 8)) / int(network.get("stem", 1)) ** 2  # of the widest scale, per px
     return 64 + round(32 * channels)
 
 

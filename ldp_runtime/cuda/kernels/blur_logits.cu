@@ -171,7 +171,8 @@ LDP_DEVICE void blur_logits(const Feature* stereo, const Feature* center, const 
     extern "C" __global__ void __launch_bounds__(kTokenThreads, blocks) name(                                         \
         const Feature* __restrict__ stereo, const Feature* __restrict__ center, const float* __restrict__ table,      \
         int stride, int channels, int blur_aware, int dp_aware, int window, int row_count, int row_span,              \
-        int column_count, int column_span, float* __restrict__ logits, int token_rows, int token_columns, int* invalid) { \
+        int column_count, int column_span, float* __restrict__ logits, int token_rows, int token_columns,             \
+        int* invalid) {                                                                                               \
         blur_logits<Feature>(stereo, center, table, stride, channels, blur_aware, dp_aware,                           \
                              {window, row_count, row_span}, {window, column_count, column_span}, logits, token_rows,  \
                              token_columns, invalid);                                                                 \

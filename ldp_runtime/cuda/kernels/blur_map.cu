@@ -5,7 +5,7 @@
 // exponentials are few and the kernel is a stream of 128-bit stores. Strips begin where the output's rows are
 // aligned to 16 B, whatever the width.
 //
-// Bytes: 4 a px written; the tokens are read from L1 and L2.
+// Bytes: 4 per px written; the tokens are read from L1 and L2.
 #include "common.cuh"
 
 constexpr int kWalk = 8;

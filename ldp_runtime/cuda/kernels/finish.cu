@@ -5,7 +5,7 @@
 // image begin at any byte (3 w is odd for odd w), so each row's strips begin at the px where a word does.
 // Loads are 128 bits a channel (upright, aligned strips) or 32 bits from neighbours side by side.
 //
-// Bytes: 12 a px of the padded frame read (all of it: NaN in the padding counts), 3 or 6 a px written.
+// Bytes: 12 per px of the padded frame read (all of it: NaN in the padding counts), 3 or 6 per px written.
 #include "common.cuh"
 
 // v * top rounded half to even and clamped, in the low bits: at 2^23 FP32's steps are one, and it rounds so.

@@ -4,7 +4,7 @@
 // wherever they belong, to the pair and to each window of CLIP over them. Reading once and scattering costs no
 // atomics, as every output is written by one thread only.
 //
-// Bytes: 6 (8 bit) or 12 (16 bit) a px read; 24 a px of pair, 18 (FP16) or 36 (FP32) a px of a window written.
+// Bytes: 6 (8 bit) or 12 (16 bit) per px read; 24 per px of pair, 18 (FP16) or 36 (FP32) a px of a window written.
 // Loads: 12 B of HWC as three 32-bit words (24 B as three 64-bit words), rows at any alignment by a funnel shift.
 // Stores: 128 bits of FP32 or 64 of FP16 a thread and channel, neighbours side by side, so each sector is written
 // whole by one instruction; the flipped view is turned in registers.

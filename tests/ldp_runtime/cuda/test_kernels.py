@@ -387,26 +387,26 @@ def test_blur_map_is_turned() -> None:
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize(
-    ("tile", "band", "at"),
+    ("tile", "accumulator", "at"),
     [((8, 16), (8, 16), (0, 0)), ((9, 7), (20, 21), (3, 5)), ((8, 16), (16, 32), (4, 8)), ((8, 16), (6, 24), (-3, 12)),
      ((8, 16), (12, 20), (9, -5)), ((1, 1), (3, 3), (2, 2)), ((16, 12), (4, 8), (-6, -3))],
 )  # fmt: skip
 def test_blend_adds_the_weighted_tile(
-    tile: tuple[int, int], band: tuple[int, int], at: tuple[int, int], offset: int
+    tile: tuple[int, int], accumulator: tuple[int, int], at: tuple[int, int], offset: int
 ) -> None:
-    rng = np.random.default_rng([*tile, *band])
+    rng = np.random.default_rng([*tile, *accumulator])
     values = unaligned(rng.standard_normal((3, *tile)).astype(np.float32), offset)
     wy, wx = (unaligned(rng.uniform(0.1, 0.9, n).astype(np.float32), offset) for n in tile)
-    output = Fenced((3, *band), np.float32, offset)
-    output.array[:] = rng.standard_normal((3, *band))
+    output = Fenced((3, *accumulator), np.float32, offset)
+    output.array[:] = rng.standard_normal((3, *accumulator))
     wanted = output.array.copy()
     y, x = at
     top, left = max(y, 0), max(x, 0)
-    rows, columns = slice(top, min(y + tile[0], band[0])), slice(left, min(x + tile[1], band[1]))
+    rows, columns = slice(top, min(y + tile[0], accumulator[0])), slice(left, min(x + tile[1], accumulator[1]))
     inner = (slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x))
     weight = (wy[:, None] * wx)[inner]
     wanted[:, rows, columns] += weight * values[:, inner[0], inner[1]]
-    call = launches.blend(address(values), tile, address(wy), address(wx), output.address, band, at)
+    call = launches.blend(address(values), tile, address(wy), address(wx), output.address, accumulator, at)
     launch(call)
     same(output.check(), wanted)
     assert call.minimum_bytes == 24 * weight.size
@@ -578,7 +578,7 @@ PHOTO = Pixels(64, 96)
             ),
             "pixels at a multiple of 2 B, got 0x41",
         ),
-        (lambda: launches.blend(0, (4, 4), 0, 0, 0, (8, 8), (8, 0)), "over a band of 8 x 8 px"),
+        (lambda: launches.blend(0, (4, 4), 0, 0, 0, (8, 8), (8, 0)), "over an accumulator of 8 x 8 px"),
         (lambda: launches.finish(0, (8, 8), PHOTO, np.uint8, (9, 8), 0), "holds 9 x 8 px, got 8 x 8"),
         (lambda: launches.finish(0, (8, 8), PHOTO, np.uint8, (8, 8), 0, plane=63), "at least 64 elements, got 63"),
         (lambda: launches.blur_map(0, (1, 1), 16, 0, (0, 4)), "at least 1 x 1 px"),
