@@ -1,4 +1,4 @@
-"""The user's cache folder: what can be made again, keyed by content."""
+"""The user's cache folder: files that can be made again, keyed by content."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SEAL = ".sha256"
 def cache_folder(*parts: str) -> Path | None:
     """Makes a folder under LDP's cache: ``$LDP_CACHE``, else the system's usual place for the user.
 
-    What lies there is run: compiled graphs and kernels. So a folder that others can write to is not used.
+    Its files are executed: compiled graphs and kernels. So a folder that others can write to is not used.
 
     Args:
         parts: Folder names below the cache's root.
 
     Returns:
         The folder, readable by the user alone; None where it cannot be made or written, or others could write to it or
-        replace it, so go on without.
+        replace it: then there is no cache.
     """
     try:
         folder = _root()
@@ -43,7 +43,7 @@ def cache_folder(*parts: str) -> Path | None:
 
 @contextmanager
 def sealed(folder: Path | None) -> Iterator[None]:
-    """Lets a library use its files in a cache folder: damaged ones are gone before, new ones get their hash after.
+    """Guards the files of a library in a cache folder: damaged ones are removed before, new ones get a hash after.
 
     A library that trusts its own cache may crash on a file in which a bit has flipped.
 
@@ -83,13 +83,13 @@ def _hash(file: Path) -> str:
 
 
 def _open_to_all(root: Path) -> bool:
-    """Whether anybody can replace what is in a folder; in one with the sticky bit they cannot."""
+    """Whether other users can replace the files of a folder; the sticky bit prevents it."""
     mode = root.stat().st_mode
     return hasattr(os, "getuid") and bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _made_ours(folder: Path) -> bool:
-    """Whether a folder below the root is the user's own, or root's; nobody else can write to it from now on."""
+    """Whether a folder below the root is the user's own, or root's; removes the others' right to write to it."""
     if not hasattr(os, "getuid"):
         return True
     status = folder.stat(follow_symlinks=False)

@@ -37,7 +37,7 @@ class CheckFailedError(Exception):
 
 
 class Command(Protocol):
-    """A module of a command. It imports what is heavy inside its functions, so that help is instant.
+    """A module of a command. It imports heavy packages inside its functions, so that help is instant.
 
     Attributes:
         HELP: One line on what the command does.

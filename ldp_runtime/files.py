@@ -70,7 +70,7 @@ def write_files(contents: Mapping[Path, bytes] | Mapping[str, bytes]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` when the block ends without an error.
+    """A file to write to, which replaces ``path`` when the block ends without an error.
 
     Raises:
         OSError: It cannot be written; its ``filename`` says which. No temporary file stays behind.
@@ -123,10 +123,10 @@ def claimed_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def abandoned(folder: Path) -> Iterator[bool]:
-    """Whether a folder is there that no living process has claimed; within the block nobody else claims it.
+    """Whether a folder exists that no living process has claimed; within the block no other process can claim it.
 
     Args:
-        folder: One that ``claimed_folder`` made, under whatever name it has now.
+        folder: One that ``claimed_folder`` made, under whatever name.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -195,7 +195,7 @@ def _move_in(folder: Path, last: str) -> None:
 def is_disk_error(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error lies in the disk (full, read-only, failing) and not in the code.
 
-    Libraries do not always hand on the system's error: numpy counts what it could not write.
+    Libraries do not always pass the system's error on: numpy counts the items that it could not write.
     """
     if not isinstance(error, OSError):
         return False
@@ -212,7 +212,7 @@ def cannot_write(path: Path | str, error: BaseException) -> str:
 
 
 def temporary_stem(name: str) -> str:
-    """What stands for a file's name in ``.NAME.N.tmp``: the name, or a hash where it is too long."""
+    """The NAME of a file in ``.NAME.N.tmp``: its name, or a hash where that is too long."""
     if len(os.fsencode(name)) > _LONGEST_NAME:
         return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     return name

@@ -1,4 +1,4 @@
-"""What goes into a graph and comes out of it, and which arrays lie on a CUDA device."""
+"""Inputs and outputs of graphs, and which arrays are on a CUDA device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TensorSpec:
 
     Attributes:
         name: Its name.
-        shape: One entry an axis: the size, or a name (``"?"`` where the backend keeps none) if it is free.
+        shape: One entry per axis: the size, or a name (``"?"`` where the backend keeps none) if it is dynamic.
         dtype: Its element type.
     """
 

@@ -1,4 +1,4 @@
-"""The layout of the packages, read from their source: which way imports run, how large modules are, where tests lie."""
+"""The layout of the packages, read from their source: direction of imports, size of modules, place of tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KNOWN = {
     "tests/ldp_runtime/test_bench.py mirrors nothing",
     "the median of benchmarks is not under 150 lines",
 }
-"""Faults that stand today. One that is fixed has to leave this list."""
+"""Today's faults. One that is fixed has to leave this list."""
 
 Graph = Mapping[str, set[str]]
 

@@ -28,19 +28,19 @@ def run_local(
 ) -> Iterator[Outcome]:
     """Restores pairs; at most ``io_threads`` are read ahead and as many wait to be written, which bounds memory.
 
-    After Ctrl-C what is restored is written, and comes out, before the interrupt goes on; nothing else is begun.
+    After Ctrl-C the restored pairs are written and yielded before the interrupt is raised; nothing else is begun.
 
     Args:
-        jobs: What to do.
-        settings: What all share.
-        deblurrer: What restores, made of ``settings``.
+        jobs: The pairs.
+        settings: The settings that all share.
+        deblurrer: The deblurrer, made with ``settings``.
         io_threads: Threads that read and threads that write, each; None for ``default_io_threads``.
 
     Yields:
-        What became of each pair, in the order in which they end.
+        The outcome of each pair, in the order in which they end.
 
     Raises:
-        OutputError: Nothing can be written any more.
+        OutputError: The output folder cannot be written.
     """
     threads = io_threads or default_io_threads()
     readers = ThreadPoolExecutor(threads, thread_name_prefix="ldp-read")

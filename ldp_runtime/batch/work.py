@@ -1,7 +1,7 @@
 """The work on one pair in three steps, which runners overlap: read, restore, write.
 
-A step that fails raises the pair's ``PairError``, and the others go on. What would make every pair fail, an output
-folder that cannot be written, raises ``OutputError`` instead.
+A step that fails raises the pair's ``PairError``, and the other pairs continue. An output folder that cannot be
+written would make every pair fail, so it raises ``OutputError`` instead.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Failure:
         left: Its left view.
         right: Its right view.
         error: Why, a line.
-        whole: The fault lies in the backend or the bundle, so other pairs are likely to fail too.
-        traceback: Where, if it is a bug.
+        whole: The backend or the bundle failed, so other pairs are likely to fail too.
+        traceback: The traceback of a bug.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Done:
 
     Attributes:
         record: For the journal.
-        warnings: What to know of it, sentences for people.
+        warnings: Sentences for people.
     """
 
     record: Record
@@ -76,7 +76,7 @@ class PairError(Exception):
 
 @dataclass(frozen=True)
 class Read:
-    """A pair that was read: its job, its views, the files as they were, and how long reading took in seconds."""
+    """A pair that was read: its job, its views, the facts of its files, and the seconds of reading."""
 
     job: Job
     views: Views
@@ -94,10 +94,10 @@ class Restored:
 
 
 def make_deblurrer(bundle: Bundle, settings: Settings) -> Deblurrer:
-    """What restores all pairs.
+    """Makes the deblurrer of all pairs.
 
     Raises:
-        BundleError: The bundle is another than that of ``settings``.
+        BundleError: The bundle is not that of ``settings``.
         BackendError: The backend does not work here.
     """
     if bundle.content != settings.content:
@@ -185,7 +185,7 @@ def write(restored: Restored, settings: Settings) -> Done:
 
 @contextmanager
 def failing_alone(job: Job) -> Iterator[None]:
-    """Turns what goes wrong with a pair into its ``PairError``; ``OutputError`` passes, since all pairs have it."""
+    """Turns any error into the pair's ``PairError``, except ``OutputError``, which all pairs share."""
     try:
         yield
     except (OutputError, PairError):
@@ -232,7 +232,7 @@ def _facts(path: Path, content: bytes) -> FileFacts:
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain JSON values, to come from another machine."""
+    """An outcome as plain JSON values, to be sent between machines."""
     if isinstance(outcome, Failure):
         return {"failure": vars(outcome)}
     return {"done": outcome.record.to_json(), "warnings": list(outcome.warnings)}

@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--io-threads",
         type=positive_int,
         metavar="N",
-        help="threads that read, and threads that write; each holds a pair (default: half of the CPUs, up to 4)",
+        help="threads that read, and as many that write; each keeps a pair (default: half of the CPUs, up to 4)",
     )
     parser.add_argument(
         "--ray",

@@ -84,7 +84,7 @@ def _lines(fields: dict[str, Any], outcomes: tuple[Outcome, ...]) -> list[str]:
     lines.append(f"cache      {fields['cache'] or 'none'}")
     if not bundle["keeps_values"]:
         lines.append(
-            "sample     none in this bundle, so the backends are held to each other; to keep values in it, export it "
+            "sample     none in this bundle, so the backends are compared with each other; to store one, export it "
             f"again or run ldp-export selftest {bundle['path']}"
         )
     lines.append("")

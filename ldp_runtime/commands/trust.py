@@ -68,7 +68,7 @@ def _ask(count: int, json_wanted: bool) -> None:
     """Returns if the user agrees.
 
     Raises:
-        BackendError: No, or there is nobody to ask.
+        BackendError: The user declined, or there is no terminal.
     """
     if json_wanted or not sys.stdin.isatty():
         raise BackendError("expected an answer, got no terminal to ask on; check the hashes and give --yes")

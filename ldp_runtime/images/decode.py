@@ -93,7 +93,7 @@ class Format:
 
 
 class UnsupportedError(Exception):
-    """An intact picture of a kind that is not read; the message goes on from the file's name."""
+    """An intact picture of a kind that is not read; the message continues the file's name."""
 
 
 @contextlib.contextmanager

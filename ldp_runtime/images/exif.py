@@ -1,6 +1,6 @@
-"""EXIF blocks and TIFF directories, which are one format: read, keep what stays true, write.
+"""EXIF blocks and TIFF directories, which are one format: read, filtered, written.
 
-Entries are carried as raw bytes, so that types and values survive exactly; Pillow would guess the types anew.
+Entries stay raw bytes, so that types and values survive exactly; Pillow would guess the types again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ ByteOrder = Literal["<", ">"]
 Entry = tuple[int, int, bytes]
 """Type, count and raw value of a tag, in the byte order of its block."""
 Directory = dict[int, "Entry | Directory"]
-"""Tags of a directory; an inner directory stands in place of the pointer to it."""
+"""Tags of a directory; an inner directory replaces the pointer to it."""
 
 SHORT, LONG, RATIONAL, UNDEFINED = 3, 4, 5, 7
 _TYPE_SIZES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1))
@@ -45,9 +45,9 @@ _DESCRIPTIVE_TAGS = (
 
 
 def clean_exif(block: bytes) -> tuple[int, bytes | None]:
-    """Keeps what is true of an upright restoration too: orientation 1, no thumbnail.
+    """Keeps the tags that hold for an upright restoration too: orientation 1, no thumbnail.
 
-    Entries too damaged to read are left out: they are no reason to refuse a picture.
+    Entries too damaged to read are dropped: they are no reason to refuse a picture.
 
     Args:
         block: An EXIF block, with or without its ``Exif`` prefix, or a whole TIFF file, whose start is one.

@@ -1,4 +1,4 @@
-"""JPEG: what a file would take to decode is checked marker by marker, then Pillow reads and writes it."""
+"""JPEG: the cost of decoding is checked marker by marker, then Pillow reads and writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, JpegImagePlugin
 from ldp_runtime.images.decode import Decoded, Format, Photo, check_size, decode_pillow
 
 MAX_SCANS = 100
-"""Most scans of a file. Progressive files have some ten; each takes the time of a picture, however short it is."""
+"""Most scans of a file. Progressive files have some ten; each costs the time of a picture, however short it is."""
 
 _QUALITY = 95
 _MAX_SIDE = 65535
@@ -36,7 +36,7 @@ def _decode(data: bytes) -> Decoded:
 
 
 def _check_markers(data: bytes) -> None:
-    """Checks what a file would take to decode.
+    """Checks the cost of decoding.
 
     Raises:
         UnsupportedError: The picture is too large.

@@ -1,4 +1,4 @@
-"""The files of a pair: both views read and checked against each other, the blur map encoded."""
+"""The files of a pair: both views read and compared, the blur map encoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldp_runtime.images.quality import view_correlation
 from ldp_runtime.images.visualize import colour_blur_map
 
 MATCH_THRESHOLD = 0.5
-"""Views that correlate less are taken for different photos. Of 380 pairs of unrelated photos (scikit-image's)
+"""Views that correlate less count as different photos. Of 380 pairs of unrelated photos (scikit-image's)
 99 % correlate less; each photo correlates more than 0.6 with itself when one copy is shifted by 5 % of the
 width, both are blurred over twice that shift, and noise of 3 % is added."""
 

@@ -30,7 +30,7 @@ SUFFIXES = {suffix: each for each in FORMATS for suffix in each.suffixes}
 """Suffix of a file name -> the format that it selects."""
 
 MAX_FILE_BYTES = 2**32
-"""Largest image file that is read: the largest picture with alpha at 16 bits takes half of it."""
+"""Largest image file that is read: the largest picture with alpha at 16 bits needs half of it."""
 
 _NAMES = f"{', '.join(each.name for each in FORMATS[:-1])} or {FORMATS[-1].name}"
 _MAX_DPI = 65535  # the most that JPEG can hold

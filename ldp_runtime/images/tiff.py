@@ -162,12 +162,12 @@ def _decode_page(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
 
 
 def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
-    """Decodes a page with deflate: as ``page.asarray()``, which would inflate a strip or tile to whatever it holds."""
+    """Decodes a page with deflate: as ``page.asarray()``, which would inflate a strip or tile without a limit."""
     array = np.empty(page.shaped, np.dtype(f"u{page.bitspersample // 8}"))  # (planes, 1, h, w, samples of a plane)
     limit = math.prod(page.chunks) * array.itemsize
     if not page.is_tiled:  # a single strip may claim any number of rows
         limit = min(limit, array.nbytes)
-    page.compression = tifffile.COMPRESSION.NONE  # what is left for tifffile to decode
+    page.compression = tifffile.COMPRESSION.NONE  # the rest is tifffile's work
     decode = page.decode
 
     def place(index: int, start: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for people: the blur map in colour, and panels side by side with labels."""
+"""Pictures for people: the blur map in colour, and labelled panels side by side."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _cell(label: str, image: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Scales uint16 or float in [0, 1] to uint8, rounded; uint8 comes back as it is."""
+    """Scales uint16 or float in [0, 1] to uint8, rounded; uint8 is returned unchanged."""
     if image.dtype == np.uint8:
         return image
     top = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1

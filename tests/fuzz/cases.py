@@ -1,4 +1,4 @@
-"""The cases: each is made from a seed alone, runs on hostile input, and ends in a right result or in our own error."""
+"""The cases: each is made from a seed alone, runs on hostile input, and ends in a correct result or in our error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 MAX_STEPS = 4
 MEMORY = 1 << 30
-"""Bytes by which a case may raise the most memory that its process ever took."""
+"""Bytes by which a case may raise the peak memory of its process."""
 
 RESULT, ERROR = "result", "error"
 FINDINGS = ("wrong", "exception", "leftover", "memory", "hang", "crash")
@@ -53,7 +53,7 @@ class Case:
     steps: tuple[int, ...] | None = None
 
     def chance(self) -> Random:
-        """The generator of what is chosen for the whole case."""
+        """The generator of the choices for the whole case."""
         return Random(f"{self.kind} {self.seed}")
 
     def changes(self, random: Random) -> Iterator[Random]:
@@ -74,7 +74,7 @@ class Outcome:
 
 @dataclass
 class Place:
-    """Where a case may write: ``inputs`` holds what it made, ``expected`` names what may be there at the end."""
+    """Where a case may write: ``inputs`` is for its inputs, ``expected`` names the outputs that may be there."""
 
     inputs: Path
     outputs: Path
@@ -88,7 +88,7 @@ Runner = Callable[[Case, Place], None]
 
 
 def _image(case: Case, kind: str) -> tuple[bytes, bytes, bool]:
-    """An original, what became of it, and whether its pixels must be those of the original."""
+    """An original, its changed copy, and whether both must have the same pixels."""
     random = case.chance()
     original = random.choice(list(image_files.originals()[kind].values()))
     anything, metadata = image_files.MUTATIONS[kind]
@@ -238,7 +238,7 @@ def _run_exif(case: Case, place: Place) -> None:
             raise WrongError(f"the EXIF block changed when it was written as {suffix}")
 
 
-# --- controls: what the harness has to notice
+# --- controls: faults that the harness has to notice
 
 
 def _control(kind: str, case: Case, place: Place) -> None:
@@ -283,9 +283,9 @@ def draw(seed: int, count: int) -> Iterator[Case]:
 
 
 def run_case(case: Case) -> Outcome:
-    """Runs a case in a folder of its own and says how it ended; what kills the process is for the caller to see."""
+    """Runs a case in its own folder and returns how it ended; the caller notices a dead process."""
     runner = CONTROLS[case.kind] if case.kind in CONTROLS else KINDS[case.kind][1]
-    tiny_bundle()  # lies outside of every case's folder
+    tiny_bundle()  # outside of every case's folder
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory(prefix="ldp-fuzz-") as name:
         root = Path(name)

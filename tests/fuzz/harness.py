@@ -1,4 +1,4 @@
-"""Runs cases in worker processes, so that a case that hangs or kills its process is counted, and the others go on."""
+"""Runs cases in worker processes, so that one that hangs or kills its process is counted and the others continue."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ START_LIMIT = 300.0
 """Seconds that a worker may take to start."""
 
 ADDRESS_SPACE = 6 << 30
-"""Bytes of addresses that a worker may have: a case that takes all memory ends in an error, and spares the machine."""
+"""Bytes of addresses that a worker may have: a case that needs more ends in an error, and spares the machine."""
 
 
 def quiet() -> None:
-    """Silences what the libraries say about damaged files, as the command line does."""
+    """Silences the libraries' messages about damaged files, as the command line does."""
     cv2.utils.logging.setLogLevel(0)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -98,7 +98,7 @@ class Worker:
         return None
 
     def stop(self) -> None:
-        """Ends the process and removes what it left."""
+        """Ends the process and removes its files."""
         self._process.kill()
         self._process.join()
         self.connection.close()

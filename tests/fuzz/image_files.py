@@ -122,7 +122,7 @@ def mutate_png(random: Random, data: bytes) -> bytes:
 
 
 def mutate_png_metadata(random: Random, data: bytes) -> bytes:
-    """A change of what is no pixel: the picture stays the same or is refused."""
+    """A change of the metadata: the picture stays the same or is refused."""
     chunks = split_png(data)
     which = [i for i, (kind, _) in enumerate(chunks) if kind in METADATA_CHUNKS]
     if which and random.random() < 0.7:
@@ -219,7 +219,7 @@ def _entry(random: Random, data: bytes, metadata: bool) -> tuple[str, bool, int]
 
 
 def mutate_tiff(random: Random, data: bytes) -> bytes:
-    """A change of one entry of a directory, of where its values lie, of a strip, or of the chain of directories."""
+    """A change of one entry of a directory, of the place of its values, of a strip, or of the chain of directories."""
     order, big, directories = _directories(data)
     chosen = _entry(random, data, metadata=False)
     if chosen is None:

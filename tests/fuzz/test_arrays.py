@@ -1,4 +1,4 @@
-"""Pairs in every layout give the image of plain arrays; what is no pair gives our error."""
+"""Pairs in every memory layout give the image of plain arrays; everything else gives our error."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_a_damaged_file_is_gone_before_it_is_used(tmp_path: Path) -> None:
         blob.write_bytes(b"again")
     with sealed(tmp_path):
         assert blob.read_bytes() == b"again"
-    (tmp_path / "1.blob.sha256").unlink()  # nobody says that this one is whole
+    (tmp_path / "1.blob.sha256").unlink()  # without a hash it may be damaged
     with sealed(tmp_path):
         assert list(tmp_path.iterdir()) == []
     with sealed(None):

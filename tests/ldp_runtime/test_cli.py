@@ -177,4 +177,4 @@ def test_a_library_whose_binary_is_damaged_is_passed_over(
         assert "warning: openvino was passed over, onnxruntime ran: " in done.stderr
         assert "native" in done.stderr
     else:
-        assert done.stderr == ""  # openvino runs, and nobody asked for the other
+        assert done.stderr == ""  # openvino runs, the other was not asked for

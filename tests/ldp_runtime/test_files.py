@@ -27,7 +27,7 @@ def names(folder: Path) -> set[str]:
 
 
 def leave_behind(folder: Path, name: str) -> Path:
-    """A temporary file as a killed process leaves it: there, and locked by nobody."""
+    """A temporary file as a killed process leaves it: there, and not locked."""
     path = folder / name
     path.write_bytes(b"half")
     return path

@@ -16,7 +16,7 @@ export function makeViewer(parts) {
     cut();
   }
 
-  // The slider stands in the stage; the cut goes through the pictures, which may be smaller, larger, and moved.
+  // The slider is in the stage; the cut is in the pictures, which may be smaller, larger and moved.
   function cut() {
     const view = stage.getBoundingClientRect();
     const box = pictures.getBoundingClientRect();

@@ -43,7 +43,7 @@ def command(source: Path, output: Path, bundle: Path, *options: object) -> list[
 
 
 def start(arguments: list[str], *, path: Path | None = None) -> subprocess.Popen[str]:
-    """Starts ``ldp`` in a process and a session of its own; ``path`` is looked in first for modules."""
+    """Starts ``ldp`` in a process and a session of its own; ``path`` comes first on the path of modules."""
     folders = [folder for folder in (path, Path(__file__).resolve().parents[3]) if folder is not None]
     return subprocess.Popen(
         [sys.executable, "-m", "ldp_runtime", *arguments],

@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     names = [line["done"]["name"] for line in lines if "done" in line]
     assert sorted(names) == sorted(outputs(out))  # each once
 
-    # A local run goes on from a run on the cluster.
+    # A local run continues a run on the cluster.
     assert main([*arguments, "-q"]) == 0
     assert journal.read_text().count('{"done"') == PAIRS
 

@@ -23,7 +23,6 @@ from ldp_runtime.host import HostChain
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import read_photo, write_photo
 from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 PAIRS = 4
 Run = Callable[..., tuple[int, str, str]]
@@ -144,9 +143,11 @@ def test_other_options_restore_again(run: Run, starts: list[int], options: tuple
     assert len(starts) == PAIRS
 
 
-def test_another_bundle_restores_again(source: Path, out: Path, tmp_path: Path, starts: list[int]) -> None:
-    for seed in (0, 1):
-        assert main(command(source, out, make_tiny_bundle(tmp_path / str(seed), seed=seed), "-q")) == 0
+def test_another_bundle_restores_again(
+    source: Path, out: Path, bundle: Path, bundle_without_clip: Path, starts: list[int]
+) -> None:
+    for each in (bundle, bundle_without_clip):
+        assert main(command(source, out, each, "-q")) == 0
     assert len(starts) == 2 * PAIRS
 
 
@@ -326,8 +327,9 @@ def test_the_log_elsewhere(run: Run, out: Path, tmp_path: Path, starts: list[int
     assert not (out / "ldp-batch.json").exists()
 
 
-def test_wrong_inputs(source: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mapless = make_tiny_bundle(tmp_path, "mapless", clip=False)
+def test_wrong_inputs(
+    source: Path, bundle: Path, bundle_without_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty.csv").write_text("left,right\n")
     for arguments, words in [
         (command(tmp_path / "missing", tmp_path / "out", bundle), "missing does not exist"),
@@ -336,7 +338,7 @@ def test_wrong_inputs(source: Path, bundle: Path, tmp_path: Path, capsys: pytest
         (command(tmp_path / "empty.csv", tmp_path / "out", bundle), "lists no pairs"),
         (command(source, tmp_path / "out", bundle, "--workers", 2), "expected --ray ADDRESS|local with --workers"),
         (command(source, tmp_path / "out", "no-such-bundle"), "no-such-bundle"),
-        (command(source, tmp_path / "out", mapless, "--blur-map", "png"), "'mapless' has no blur map"),
+        (command(source, tmp_path / "out", bundle_without_clip, "--blur-map", "png"), "'mapless' has no blur map"),
     ]:
         assert main(arguments) == 2
         err = capsys.readouterr().err

@@ -266,3 +266,9 @@ def test_without_a_blur_map_there_is_none_to_write(
     refused = run("deblur", *pair, *options, "--blur-map", tmp_path / "map.png")
     check_error(refused, "bundle 'mapless' has no blur map: its network reads none")
     assert files(tmp_path) == before
+    compare = tmp_path / "compare.png"
+    assert run("deblur", *pair, *options, "--compare", compare)[::2] == (0, "")
+    mapless = Deblurrer.from_bundle(bundle_without_clip, backend="onnxruntime", precision="fp32", threads=1)
+    expected = mapless(scene(shift=1), scene(shift=-1)).restored
+    np.testing.assert_array_equal(read_photo(tmp_path / "out.png").pixels, expected)
+    assert read_photo(compare).pixels.shape[1] < 6 * W  # two panels, without the wide label of a blur map
