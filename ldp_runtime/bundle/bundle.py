@@ -32,7 +32,7 @@ from ldp_runtime.bundle.engines import (
     Shape,
     nearest,
 )
-from ldp_runtime.bundle.fields import EXPECTED, FILE_NAME
+from ldp_runtime.bundle.fields import FILE_NAME, FILE_NAME_RULE
 from ldp_runtime.bundle.find import find_bundle
 from ldp_runtime.bundle.manifest import (
     MANIFEST_FILE,
@@ -377,7 +377,7 @@ def _weights(
         name = str(PurePosixPath(graph).parent / data.location)
         if not re.search(FILE_NAME, data.location):
             raise BundleError(
-                f"{folder / graph}: expected weights in {EXPECTED[FILE_NAME]}, got {data.location!r}; {FIX_MANIFEST}"
+                f"{folder / graph}: expected weights in {FILE_NAME_RULE}, got {data.location!r}; {FIX_MANIFEST}"
             )
         if files is not None and name not in files:
             raise BundleError(

@@ -14,7 +14,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ldp_runtime.bundle.fields import MAX_BUNDLE_BYTES, Architecture, EngineName, Sha256, Text, one_of
+from ldp_runtime.bundle.fields import MAX_BUNDLE_BYTES, Architecture, EngineName, Sha256, Text
+from ldp_runtime.structs import one_of
 
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 """The two TensorRTs: the one for RTX GPUs, which builds with no GPU, and the enterprise one, which needs the GPU."""

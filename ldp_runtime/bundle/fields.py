@@ -1,12 +1,12 @@
-"""Types of the manifest's fields: what ``msgspec`` checks of each, and how an error names what it expected."""
+"""Types of the manifest's fields, and its limits."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Annotated
 
 from msgspec import Meta
+
+from ldp_runtime.structs import matches
 
 MAX_FILES = 1000
 """Most files, and most engines, of a bundle."""
@@ -25,36 +25,23 @@ ENGINE_FOLDER = "engines"
 _MAX_INTEGER = 2**53  # what every JSON reader keeps exactly
 _MAX_SINGLE = 3.4028234663852886e38  # of FP32
 
-EXPECTED: dict[str, str] = {}
-"""Pattern of a text -> what it stands for, in words."""
-
-
-def _matches(pattern: str, expected: str) -> Meta:
-    EXPECTED[pattern] = expected
-    return Meta(pattern=pattern)
-
-
-def one_of(names: Iterable[str]) -> Meta:
-    """Allows these texts alone."""
-    names = tuple(names)
-    return _matches(rf"\A(?:{'|'.join(map(re.escape, names))})\Z", f"one of {', '.join(names)}")
-
-
 # No wildcards: ONNX Runtime takes weights at an address in memory for the name "*/_ORT_MEM_ADDR_/*".
 _PATH = r"(?!(?:.*/)?\.{0,2}(?:/|\Z))[A-Za-z0-9._+/-]"
 _PATH_RULE = "at most 200 letters, digits and . _ + - / with no '.', '..' or empty part"
 
 FILE_NAME = rf"\A{_PATH}{{1,200}}\Z"
-"""A path inside the bundle, with forward slashes."""
+"""Pattern of a path inside the bundle, with forward slashes."""
 
-FileName = Annotated[str, _matches(FILE_NAME, f"a file inside the bundle ({_PATH_RULE})")]
+FILE_NAME_RULE = f"a file inside the bundle ({_PATH_RULE})"
+
+FileName = Annotated[str, matches(FILE_NAME, FILE_NAME_RULE)]
 # Backends tell formats by the suffix, and know others that are not checked here.
-GraphName = Annotated[str, _matches(rf"\A{_PATH}{{1,195}}\.onnx\Z", f"a file whose name ends in .onnx ({_PATH_RULE})")]
+GraphName = Annotated[str, matches(rf"\A{_PATH}{{1,195}}\.onnx\Z", f"a file whose name ends in .onnx ({_PATH_RULE})")]
 EngineName = Annotated[
-    str, _matches(rf"\A{ENGINE_FOLDER}/{_PATH}{{1,190}}\Z", f"a file in {ENGINE_FOLDER}/ ({_PATH_RULE})")
+    str, matches(rf"\A{ENGINE_FOLDER}/{_PATH}{{1,190}}\Z", f"a file in {ENGINE_FOLDER}/ ({_PATH_RULE})")
 ]
-Sha256 = Annotated[str, _matches(r"\A[0-9a-f]{64}\Z", "64 hexadecimal digits in lower case")]
-Architecture = Annotated[str, _matches(r"\Asm_[0-9]{1,9}\Z", "an architecture such as sm_89")]
+Sha256 = Annotated[str, matches(r"\A[0-9a-f]{64}\Z", "64 hexadecimal digits in lower case")]
+Architecture = Annotated[str, matches(r"\Asm_[0-9]{1,9}\Z", "an architecture such as sm_89")]
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1, le=_MAX_INTEGER)]
 Bytes = Annotated[int, Meta(ge=0, le=MAX_BUNDLE_BYTES)]

@@ -22,12 +22,12 @@ from ldp_runtime.bundle.fields import (
     Side,
     Single,
     Text,
-    one_of,
 )
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import ENSEMBLES, FORMATS
 from ldp_runtime.stages.geometry import Padding
 from ldp_runtime.stages.tiles import tile_multiple
+from ldp_runtime.structs import one_of
 
 SCHEMA = "ldp-bundle"
 

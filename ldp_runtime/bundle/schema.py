@@ -1,27 +1,25 @@
 """Reading ``bundle.json``: limits first, then types, then the rules that tie fields together.
 
-``msgspec`` checks types, ranges and names. Three promises that it cannot keep are kept here: it takes the last of
+``msgspec`` checks types, ranges and names. Two promises that it cannot keep are kept here: it takes the last of
 repeated fields, so ``json`` parses the text with hooks; it has no limit of depth and no rule for printable texts, so
-``check_tree`` walks all values; its errors name neither the key in a mapping nor the value, so ``convert`` adds both.
+``_check_tree`` walks all values.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from os import PathLike
+from typing import Annotated, Any, NoReturn
 
-import msgspec
 from msgspec import Meta, Struct
 
 from ldp_runtime.bundle.engines import architecture_number
-from ldp_runtime.bundle.fields import EXPECTED, MAX_BUNDLE_BYTES, Side
+from ldp_runtime.bundle.fields import MAX_BUNDLE_BYTES, Side
 from ldp_runtime.bundle.manifest import (
     GRAPHS,
     MANIFEST_FILE,
@@ -35,6 +33,7 @@ from ldp_runtime.bundle.manifest import (
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import DP_AWARE, FORMATS
 from ldp_runtime.stages.geometry import PADDING_MODE
+from ldp_runtime.structs import Path, UnfitError, convert, dotted, shown
 
 MAX_MANIFEST_BYTES = 4 << 20
 """Largest ``bundle.json``; a larger one is not parsed."""
@@ -51,17 +50,6 @@ _FREE = ("network", "training", "parity", "evaluation", "quantization", "licence
 
 _NETWORK_MULTIPLE = 16
 _LEAST_SINGLE = 1.1754943508222875e-38  # of FP32, as a normal number
-_NOUNS = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "a string",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-}
-
-T = TypeVar("T")
-_Path = tuple[str | int, ...]  # of keys and indices
 
 
 class _Network(Struct):
@@ -75,7 +63,7 @@ class _Network(Struct):
     window: Side | None = None
 
 
-def parse_manifest(content: bytes, path: Path) -> Manifest:
+def parse_manifest(content: bytes, path: PathLike[str]) -> Manifest:
     """Checks the content of ``bundle.json``.
 
     Args:
@@ -122,115 +110,50 @@ def manifest_from_json(value: Any, where: str = MANIFEST_FILE) -> Manifest:
     Raises:
         BundleError: A field is missing, unknown or wrong; the message names it.
     """
-    reader = _Reader(where)
     if not isinstance(value, dict):
-        raise BundleError(f"{where}: expected an object, got {_shown(value)}; {FIX_MANIFEST}")
-    reader.check_tree(value)
+        raise BundleError(f"{where}: expected an object, got {shown(value)}; {FIX_MANIFEST}")
     fields = dict(value)
-    if (schema := fields.pop("schema", None)) != SCHEMA:
-        raise reader.error("schema", repr(SCHEMA), schema)
-    if (version := fields.pop("schema_version", None)) != SCHEMA_VERSION:
-        raise BundleError(
-            f"{where}: expected schema_version {SCHEMA_VERSION}, got {_shown(version)}; "
-            f"upgrade ldp if the bundle is newer, or {FIX_MANIFEST}"
-        )
-    manifest = reader.convert(fields, Manifest)
-    reader.convert(manifest.network, _Network, ("network",))
-    for misfit in _misfits(manifest):
-        raise reader.error(*misfit)
+    try:
+        _check_tree(value)
+        if (schema := fields.pop("schema", None)) != SCHEMA:
+            raise UnfitError.from_value("schema", repr(SCHEMA), schema)
+        if (version := fields.pop("schema_version", None)) != SCHEMA_VERSION:
+            raise BundleError(
+                f"{where}: expected schema_version {SCHEMA_VERSION}, got {shown(version)}; "
+                f"upgrade ldp if the bundle is newer, or {FIX_MANIFEST}"
+            )
+        manifest = convert(fields, Manifest)
+        convert(manifest.network, _Network, ("network",))
+        for misfit in _misfits(manifest):
+            raise UnfitError.from_value(*misfit)
+    except RecursionError:
+        raise BundleError(f"{where}: {_TOO_DEEP}; {FIX_FILES}") from None
+    except UnfitError as unfit:
+        raise BundleError(f"{where}: field {unfit.field!r}{unfit.problem}; {FIX_MANIFEST}") from None
     return manifest
 
 
-class _Reader:
-    """Checks values and words the errors; ``where`` names the manifest in them."""
+def _check_tree(value: Any, path: Path = (), free: bool = False) -> None:
+    """Checks the depth of all values, that numbers are finite, and that a terminal obeys no text.
 
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def error(self, field: str, expected: str, got: object) -> BundleError:
-        return BundleError(f"{self._where}: field {field!r}: expected {expected}, got {_shown(got)}; {FIX_MANIFEST}")
-
-    def check_tree(self, value: Any, path: _Path = (), free: bool = False) -> None:
-        """Checks the depth of all values, that numbers are finite, and that a terminal obeys no text."""
-        if len(path) > MAX_DEPTH:
-            raise BundleError(f"{self._where}: {_TOO_DEEP}; {FIX_FILES}")
-        if isinstance(value, dict):
-            for name, item in value.items():
-                if not free:
-                    self.check_tree(name, path)
-                self.check_tree(item, (*path, name), free or (not path and name in _FREE))
-        elif isinstance(value, list):
-            for i, item in enumerate(value):
-                self.check_tree(item, (*path, i), free)
-        elif isinstance(value, str) and not free and not value.isprintable():
-            raise self.error(_dotted(path), "printable characters", value)
-        elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
-            raise self.error(_dotted(path), "a finite number", value)
-
-    def convert(self, value: Any, kind: type[T], path: _Path = ()) -> T:
-        """``msgspec.convert`` with errors of ours."""
-        try:
-            return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            message = str(error)
-
-        def fails() -> bool:
-            try:
-                msgspec.convert(value, kind)
-            except msgspec.ValidationError as error:
-                return str(error) == message
-            return False
-
-        match = re.fullmatch(r"(.*?)(?: - at `(key` in `)?(\$[^`]*)`)?", message, re.DOTALL)
-        text, of_key, place = match.groups(default="") if match else (message, "", "")
-        at, got = path, value
-        try:
-            for name, index in re.findall(r"\.(\w+)|\[([^]]*)\]", place):
-                step = name or (int(index) if index.isdigit() else _wrong_key(got, fails))
-                at, got = (*at, step), got[step]
-            if of_key:
-                got = _wrong_key(got, fails)
-        except (KeyError, IndexError, TypeError):  # a name in the message reads like a place
-            text, at, got = message, path, value
-        if absent := re.fullmatch(r"Object (missing required|contains unknown) field `(.*)`", text, re.DOTALL):
-            problem = (
-                "is missing" if absent[1] == "missing required" else f"is not part of schema version {SCHEMA_VERSION}"
-            )
-            raise BundleError(f"{self._where}: field {_dotted((*at, absent[2]))!r} {problem}; {FIX_MANIFEST}")
-        raise self.error(_dotted(at), _expectation(text), got)
-
-
-def _wrong_key(mapping: dict[str, Any], fails: Callable[[], bool]) -> str:
-    """The key that makes a conversion fail, by halves of the mapping, which stays as it was."""
-    whole, names = dict(mapping), list(mapping)
-    while len(names) > 1:
-        half = names[: len(names) // 2]
-        mapping.clear()
-        mapping.update((name, whole[name]) for name in half)
-        names = half if fails() else names[len(half) :]
-    mapping.clear()
-    mapping.update(whole)
-    return names[0]
-
-
-def _expectation(text: str) -> str:
-    """What a message of ``msgspec`` expected, in words of ours."""
-    for pattern, expected in EXPECTED.items():
-        if text.endswith(f"matching regex {pattern!r}"):
-            return expected
-    text = text.partition(", got ")[0].replace("Expected ", "")
-    text = re.sub("`([^`]*)`", lambda found: " or ".join(_NOUNS.get(n, n) for n in found[1].split(" | ")), text)
-    return re.sub(r"an? (\w+) of length >= 1$", r"a non-empty \1", text)
-
-
-def _dotted(path: _Path) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)[1:]
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    Raises:
+        RecursionError: Too many objects and lists are inside each other.
+        UnfitError: A value is something else.
+    """
+    if len(path) > MAX_DEPTH:
+        raise RecursionError
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not free:
+                _check_tree(name, path)
+            _check_tree(item, (*path, name), free or (not path and name in _FREE))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_tree(item, (*path, i), free)
+    elif isinstance(value, str) and not free and not value.isprintable():
+        raise UnfitError.from_value(dotted(path), "printable characters", value)
+    elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
+        raise UnfitError.from_value(dotted(path), "a finite number", value)
 
 
 def _misfits(manifest: Manifest) -> Iterator[tuple[str, str, object]]:

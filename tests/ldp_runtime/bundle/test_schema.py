@@ -108,9 +108,9 @@ def problem_of(change: Change, **kind: bool) -> str:
         (set_at("clip", "mean", value=[1, 2]), "field 'clip.mean': expected a list of length 3, got [1, 2]"),
         (set_at("clip", "std", value=[0.3, 0, 0.3]), "field 'clip.std[1]': expected a number > 0.0, got 0"),
         (set_at("clip", "quick_gelu", value=0), "field 'clip.quick_gelu': expected true or false, got 0"),
-        (set_at("clip", "extra", value=1), "field 'clip.extra' is not part of schema version 1"),
-        (set_at("extra", value=1), "field 'extra' is not part of schema version 1"),
-        (set_at("a - at `$.b.c", value=1), "field 'a - at `$.b.c' is not part of schema version 1"),
+        (set_at("clip", "extra", value=1), "field 'clip.extra' is unknown; expected architecture, patch, "),
+        (set_at("extra", value=1), "field 'extra' is unknown; expected name, created, "),
+        (set_at("a - at `$.b.c", value=1), "field 'a - at `$.b.c' is unknown; expected name, "),
         (set_at("prompts", value={}), "field 'prompts': expected a list, got {}"),
         (set_at("prompts", 2, value="sharp"), "field 'prompts[2]': expected an object, got \"sharp\""),
         (drop("prompts", 7), "field 'prompts': expected 8 prompts, got 7"),
@@ -153,7 +153,9 @@ def problem_of(change: Change, **kind: bool) -> str:
     ],
 )
 def test_a_wrong_field_is_named(change: Change, problem: str) -> None:
-    assert problem_of(change) == f"bundle.json: {problem}; {FIX}"
+    message = problem_of(change)
+    assert message.startswith(f"bundle.json: {problem}")
+    assert message.endswith(f"; {FIX}")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_every_file_that_is_needed_is_listed(file: str, name: str) -> None:
         (set_engine("file", "x.engine"), "field 'engines[0].file': expected a file in engines/"),
         (set_engine("file", "engines/../../x"), "field 'engines[0].file': expected a file in engines/"),
         (set_engine("size", 0), "field 'engines[0].size': expected an integer >= 1"),
-        (set_engine("colour", "red"), "field 'engines[0].colour' is not part of schema version 1"),
+        (set_engine("colour", "red"), "field 'engines[0].colour' is unknown; expected kind, flavour, "),
         (drop("engines", 0, "file"), "field 'engines[0].file' is missing"),
     ],
 )
@@ -205,7 +207,7 @@ def test_a_wrong_engine_is_named(change: Change, problem: str) -> None:
         ({"patch": 0}, "field 'blur_map.patch': expected an integer >= 1, got 0"),
         ({"patch": None}, "field 'blur_map.patch': expected an integer with patch, got null"),
         ({"method": "dense"}, "field 'blur_map.patch': expected null with dense, got 40"),
-        ({"side": 40}, "field 'blur_map.side' is not part of schema version 1"),
+        ({"side": 40}, "field 'blur_map.side' is unknown; expected method, network_input, patch"),
         ({"method": "dense", "patch": None}, "field 'prompts': expected 8 prompts, got 1"),
     ],
 )
