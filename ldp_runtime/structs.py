@@ -107,7 +107,10 @@ def dotted(path: Path) -> str:
 
 def shown(value: object) -> str:
     """A value as JSON, cut to 60 printable characters."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except TypeError:  # a key that is no string
+        text = repr(value)
     text = text if len(text) <= 60 else text[:57] + "..."
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains."""
-    from ldp_export.training.config import read_config
+    from ldp_export.training.config_file import read_config
 
     config = read_config(arguments.config, arguments.set)
     if arguments.hours is not None:

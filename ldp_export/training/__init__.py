@@ -6,8 +6,8 @@ from ldp_export.training.config import (
     TrainConfig,
     TrainingError,
     ValidationConfig,
-    read_config,
 )
+from ldp_export.training.config_file import read_config
 from ldp_export.training.loop import train
 
 __all__ = [

@@ -1,34 +1,36 @@
-"""The configuration of a training run: a YAML file, checked key by key."""
+"""The configuration of a training run, checked key by key."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from ldp_export.network import CONFIGS, LDPConfig
 from ldp_export.training.losses import LossConfig
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.blur_map import ENSEMBLES
+from ldp_runtime.structs import UnfitError, convert, one_of, shown
 
 PAPER_LR = 2e-4
 PAPER_FINAL_LR = 1e-6
 
-ConfigT = TypeVar("ConfigT")
+_AtLeast1 = Annotated[int, Meta(ge=1)]
+_AtLeast0 = Annotated[int, Meta(ge=0)]
+_Positive = Annotated[float, Meta(gt=0)]
+_Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class TrainingError(LDPError):
     """A training run cannot be started or went wrong in a way that the user can fix."""
 
 
-@dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """One split of a data set.
 
     Attributes:
@@ -42,8 +44,7 @@ class DataConfig:
     split: str = "train"
 
 
-@dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """What the restoration is measured on while training goes on.
 
     Attributes:
@@ -53,20 +54,13 @@ class ValidationConfig:
         images: How many of them TensorBoard shows.
     """
 
-    data: tuple[DataConfig, ...]
-    every: int = 1000
-    crops: int = 96
-    images: int = 4
-
-    def __post_init__(self) -> None:
-        _need(bool(self.data), "data", "at least one data set", "none")
-        for key in ("every", "crops"):
-            _need(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        _need(self.images >= 0, "images", "at least 0", self.images)
+    data: Annotated[tuple[DataConfig, ...], Meta(min_length=1)]
+    every: _AtLeast1 = 1000
+    crops: _AtLeast1 = 96
+    images: _AtLeast0 = 4
 
 
-@dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """One stage: its losses and its own schedule, which falls as half a cosine from ``lr`` to ``final_lr``.
 
     Attributes:
@@ -78,25 +72,12 @@ class StageConfig:
         losses: The losses and their weights.
     """
 
-    steps: int | None = None
-    hours: float | None = None
-    lr: float = PAPER_LR
-    final_lr: float = PAPER_FINAL_LR
-    warmup: int = 0
-    losses: LossConfig = field(default_factory=LossConfig)
-
-    def __post_init__(self) -> None:
-        given = [key for key in ("steps", "hours") if getattr(self, key) is not None]
-        _need(len(given) == 1, "steps", "either steps or hours", " and ".join(given) or "neither")
-        _need((self.steps or self.hours or 0) > 0, given[0], "more than 0", self.steps or self.hours or 0)
-        _need(0 < self.final_lr <= self.lr < 1, "lr", "0 < final_lr <= lr < 1", f"{self.final_lr} and {self.lr}")
-        _need(self.warmup >= 0, "warmup", "at least 0", self.warmup)
-        weights = (self.losses.charbonnier, self.losses.blur_aware, self.losses.blur_weighting)
-        fits = all(math.isfinite(weight) and weight >= 0 for weight in weights) and any(weights)
-        _need(fits, "losses", "weights of at least 0, one of them more", weights)
-        _need(self.losses.floor > 0, "losses.floor", "more than 0", self.losses.floor)
-        window = self.losses.deviation_window
-        _need(window >= 1 and window % 2 == 1, "losses.deviation_window", "an odd number of px", window)
+    steps: _AtLeast1 | None = None
+    hours: _Positive | None = None
+    lr: _Positive = PAPER_LR
+    final_lr: _Positive = PAPER_FINAL_LR
+    warmup: _AtLeast0 = 0
+    losses: LossConfig = LossConfig()
 
     @property
     def share(self) -> float:
@@ -104,8 +85,7 @@ class StageConfig:
         return float(self.hours if self.steps is None else self.steps)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A training run.
 
     Attributes:
@@ -139,67 +119,53 @@ class TrainConfig:
     """
 
     name: str
-    stages: tuple[StageConfig, ...]
-    data: tuple[DataConfig, ...]
-    network: str | dict[str, Any] | None = None
+    stages: Annotated[tuple[StageConfig, ...], Meta(min_length=1)]
+    data: Annotated[tuple[DataConfig, ...], Meta(min_length=1)]
+    network: Annotated[str, one_of(CONFIGS)] | dict[str, Any] | None = None
     init: str | None = None
     clip: str | None = None
     validation: ValidationConfig | None = None
-    ensemble: str | int = "ens2"
-    seed: int = 0
-    crop: int = 256
-    batch: int = 8
-    accumulate: int = 1
+    ensemble: Annotated[str, one_of(ENSEMBLES)] | int = "ens2"
+    seed: _AtLeast0 = 0
+    crop: _AtLeast1 = 256
+    batch: _AtLeast1 = 8
+    accumulate: _AtLeast1 = 1
     flip: bool = True
     permute_channels: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip_gradient: float | None = None
-    ema: float = 0.999
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    workers: int = 0
-    threads: int | None = None
-    log_every: int = 100
-    save_every: int = 1000
-    licences: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _need(bool(self.stages), "stages", "at least one", "none")
-        _need(bool(self.data), "data", "at least one data set", "none")
-        _need(self.network is not None or self.init is not None, "network", "a network, or `init`", "neither")
-        _need(self.clip is not None or self.init is not None, "clip", "a folder with CLIP, or `init`", "neither")
-        for key in ("crop", "batch", "accumulate", "log_every", "save_every"):
-            _need(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        for key in ("seed", "workers", "weight_decay"):
-            _need(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
-        _need(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
-        _need(0 <= self.ema < 1, "ema", "0 <= ema < 1", self.ema)
-        _need(all(0 <= beta < 1 for beta in self.betas), "betas", "0 <= beta < 1", self.betas)
-        _need(self.clip_gradient is None or self.clip_gradient > 0, "clip_gradient", "more than 0", self.clip_gradient)
-        known = isinstance(self.ensemble, int) or self.ensemble in ENSEMBLES
-        _need(known, "ensemble", f"{_listed(ENSEMBLES)} or the number of a prompt", repr(self.ensemble))
-        json.dumps(self.licences)
+    precision: Annotated[str, one_of(("fp32", "bf16", "fp16"))] = "bf16"
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    clip_gradient: _Positive | None = None
+    ema: _Decay = 0.999
+    device: Annotated[str, one_of(("auto", "cpu", "cuda"))] = "auto"
+    strategy: Annotated[str, one_of(("ddp", "fsdp"))] = "ddp"
+    workers: _AtLeast0 = 0
+    threads: _AtLeast1 | None = None
+    log_every: _AtLeast1 = 100
+    save_every: _AtLeast1 = 1000
+    licences: dict[str, Any] = {}
 
     def network_config(self) -> LDPConfig | None:
         """The network, or None where it is that of ``init``.
 
         Raises:
-            LDPError: The name or the mapping describes none.
+            TrainingError: The name or the mapping describes none.
         """
         if self.network is None:
             return None
-        if isinstance(self.network, str):
-            return _base(self.network, "network")
-        values = dict(self.network)
+        values = {"base": self.network} if isinstance(self.network, str) else dict(self.network)
         if (base := values.pop("base", None)) is not None:
-            values = _base(base, "network.base").to_dict() | values
-        return LDPConfig.from_dict(values)
+            if not isinstance(base, str) or base not in CONFIGS:
+                raise TrainingError(f"network.base: expected one of {', '.join(CONFIGS)}, got {shown(base)}")
+            values = CONFIGS[base].to_dict() | values
+        try:
+            return LDPConfig.from_dict(values)
+        except LDPError as error:
+            raise TrainingError(f"network: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(msgspec.to_builtins(self)))
         return plain
 
     def with_hours(self, hours: float) -> TrainConfig:
@@ -209,41 +175,24 @@ class TrainConfig:
         whole = sum(stage.share for stage in self.stages)
         if len({stage.steps is None for stage in self.stages}) > 1:
             raise TrainingError("expected stages that all count steps or all count hours, got both; set each instead")
-        stages = [dataclasses.replace(s, steps=None, hours=hours * s.share / whole) for s in self.stages]
-        return dataclasses.replace(self, stages=tuple(stages))
+        stages = [msgspec.structs.replace(s, steps=None, hours=hours * s.share / whole) for s in self.stages]
+        return msgspec.structs.replace(self, stages=tuple(stages))
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Reads a configuration.
-
-    Args:
-        path: YAML with the keys of ``TrainConfig``. With ``extends: FILE``, relative to it, it holds changes to that
-            configuration alone: mappings are merged, a mapping of places such as ``{1: ...}`` changes these entries of
-            a list, and all else is replaced.
-        overrides: ``KEY=VALUE`` each: a dotted key such as ``stages.0.steps``, and YAML.
+def check_config(values: object) -> TrainConfig:
+    """The configuration of these plain values, such as ``TrainConfig.to_dict`` gives.
 
     Raises:
-        TrainingError: The file cannot be read, or a key is unknown, missing or has a value that does not fit; the
-            message names the key.
+        TrainingError: A key is unknown, missing or has a value that does not fit; the message names the key.
     """
-    import yaml
-
-    values = _read_values(path, ())
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign or not key:
-            raise TrainingError(f"expected --set KEY=VALUE, got {override!r}; for example --set stages.0.steps=1000")
-        try:
-            _set(values, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise TrainingError(f"--set {key}: expected YAML, got {text!r}") from error
     try:
-        config = _build(TrainConfig, values, "")
-        config.network_config()
-    except TrainingError as error:
-        raise TrainingError(f"{path}: {error}") from error
-    except LDPError as error:
-        raise TrainingError(f"{path}: network: {error}") from error
+        config = convert(values, TrainConfig)
+        for misfit in _misfits(config):
+            raise UnfitError.from_value(*misfit)
+    except UnfitError as unfit:
+        key = re.sub(r"\[(\d+)\]", r".\1", unfit.field)  # as --set takes it
+        raise TrainingError(f"{key}{unfit.problem}") from None
+    config.network_config()
     return config
 
 
@@ -254,42 +203,23 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
     return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
 
 
-# --- parts ----------------------------------------------------------------------------------------------------
-
-
-def _read_values(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
-    """The parsed YAML of a file, over that of the file that it extends; ``before`` are those that extend this one."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"expected a configuration in {path}, which cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise TrainingError(f"{path}: expected YAML, got {' '.join(str(error).split())}; fix it") from error
-    if not isinstance(values, dict):
-        raise TrainingError(f"{path}: expected keys and values, got {type(values).__name__}; fix it")
-    if (extended := values.pop("extends", None)) is None:
-        return values
-    if not isinstance(extended, str):
-        raise TrainingError(f"{path}: extends: expected the name of a file, got {extended!r}")
-    chain = (*before, path.resolve())
-    base = path.parent / extended
-    if base.resolve() in chain:
-        raise TrainingError(f"{path}: extends: expected another file, got {extended}, which extends this one")
-    return _merged(_read_values(base, chain), values)
-
-
-def _merged(base: dict[Any, Any], changed: dict[Any, Any]) -> dict[Any, Any]:
-    """``base`` with the values of ``changed``, mappings merged in turn; see ``read_config``."""
-    merged = dict(base)
-    for key, value in changed.items():
-        old = merged.get(key)
-        if isinstance(old, list) and isinstance(value, dict) and all(place in range(len(old)) for place in value):
-            merged[key] = list(_merged(dict(enumerate(old)), value).values())
-        else:
-            merged[key] = _merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
-    return merged
+def _misfits(config: TrainConfig) -> Iterator[tuple[str, str, object]]:
+    """What a type does not hold: each key that is wrong, what it should be, and what it is."""
+    for key, value in _flatten(config.to_dict(), ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield key, "a finite number", value
+    for key, what in (("network", "a network"), ("clip", "a folder with CLIP")):
+        if getattr(config, key) is None and config.init is None:
+            yield key, f"{what}, or `init`", None
+    for i, stage in enumerate(config.stages):
+        if (stage.steps is None) == (stage.hours is None):
+            yield f"stages.{i}.steps", "either steps or hours", "neither" if stage.steps is None else "both"
+        if not stage.final_lr <= stage.lr < 1:
+            yield f"stages.{i}.lr", "final_lr <= lr < 1", stage.lr
+        if not any((stage.losses.charbonnier, stage.losses.blur_aware, stage.losses.blur_weighting)):
+            yield f"stages.{i}.losses", "a weight above 0", msgspec.to_builtins(stage.losses)
+        if stage.losses.deviation_window % 2 == 0:
+            yield f"stages.{i}.losses.deviation_window", "an odd number of px", stage.losses.deviation_window
 
 
 def _flatten(value: Any, key: str) -> list[tuple[str, Any]]:
@@ -297,111 +227,3 @@ def _flatten(value: Any, key: str) -> list[tuple[str, Any]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [pair for name, item in items for pair in _flatten(item, f"{key}.{name}" if key else str(name))]
     return [(key, value)]
-
-
-def _base(name: object, key: str) -> LDPConfig:
-    if not isinstance(name, str) or name not in CONFIGS:
-        raise TrainingError(f"{key}: expected {_listed(CONFIGS)}, got {name!r}")
-    return CONFIGS[name]
-
-
-def _listed(names: Any) -> str:
-    *most, last = [str(name) for name in names]
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def _need(fits: bool, key: str, expected: str, got: object) -> None:
-    if not fits:
-        raise TrainingError(f"{key}: expected {expected}, got {got}")
-
-
-def _set(values: Any, key: str, value: Any) -> None:
-    """Sets a dotted key in nested mappings and lists; mappings are made where they lack."""
-    *parents, last = key.split(".")
-    for i, name in enumerate(parents):
-        where = ".".join(parents[: i + 1])
-        if isinstance(values, list):
-            values = values[_place(values, name, where)]
-        elif isinstance(values, dict):
-            if values.get(name) is None:
-                values[name] = {}
-            values = values[name]
-    if isinstance(values, list):
-        values[_place(values, last, key)] = value
-    elif isinstance(values, dict):
-        values[last] = value
-    else:
-        raise TrainingError(f"--set {key}: expected keys or a list at {'.'.join(parents)}, got {values!r}")
-
-
-def _place(values: list[Any], name: str, key: str) -> int:
-    if not name.isdigit() or int(name) >= len(values):
-        raise TrainingError(f"--set {key}: expected a number from 0 to {len(values) - 1}, got {name!r}")
-    return int(name)
-
-
-def _build(cls: type[ConfigT], values: object, key: str) -> ConfigT:
-    """Makes a configuration dataclass of parsed YAML, with errors that name the dotted key."""
-    if not isinstance(values, dict):
-        raise TrainingError(f"{key}: expected keys and values, got {values!r}")
-    prefix = f"{key}." if key else ""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(str(name) for name in values.keys() - fields.keys()):
-        raise TrainingError(f"{prefix}{unknown[0]}: unknown key; expected {_listed(fields)}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise TrainingError(f"{prefix}{name}: missing; add it")
-    arguments = {name: _convert(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
-    try:
-        return cls(**arguments)
-    except TrainingError as error:
-        raise TrainingError(f"{prefix}{error}") from error
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    """Checks a parsed value against a type hint and returns it as that type."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        choices = [choice for choice in arguments if choice is not type(None)]
-        for choice in choices:
-            try:
-                return _convert(choice, value, key)
-            except TrainingError:
-                if choice is choices[-1]:
-                    raise
-    if origin is Literal:
-        if value not in arguments:
-            raise TrainingError(f"{key}: expected {_listed(arguments)}, got {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise TrainingError(f"{key}: expected a list, got {value!r}")
-        if arguments[-1] is Ellipsis:
-            return tuple(_convert(arguments[0], item, f"{key}.{i}") for i, item in enumerate(value))
-        if len(value) != len(arguments):
-            raise TrainingError(f"{key}: expected a list of {len(arguments)}, got {value!r}")
-        return tuple(_convert(h, v, f"{key}.{i}") for i, (h, v) in enumerate(zip(arguments, value, strict=True)))
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value, key)
-    return _scalar(origin or hint, value, key)
-
-
-def _scalar(hint: Any, value: Any, key: str) -> Any:
-    if hint is float:
-        try:  # YAML 1.1 reads 2e-4 as text
-            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise TrainingError(f"{key}: expected a number, got {value!r}")
-        return number
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    names = {int: "a whole number", str: "text", bool: "true or false", dict: "keys and values"}
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TrainingError(f"{key}: expected {names[hint]}, got {value!r}")
-    return value

@@ -6,10 +6,10 @@ Images are ``(B, 3, H, W)`` float32 with full scale 1. Each loss is the mean ove
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,20 +18,22 @@ from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, embed_texts
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
+from ldp_runtime.structs import one_of
 
 EPSILON = 1e-4
 """The epsilon of Eq. 11."""
 
 FLOOR = 1e-3
-"""What the denominator of Eq. 12 is at least unless told; where the pair is sharp already it would be zero."""
+"""Default lower bound of the denominator of Eq. 12, which is zero where the pair is sharp."""
+
+_Weight = Annotated[float, Meta(ge=0)]
 
 
 class LossError(LDPError):
     """The losses cannot be computed with the crop or the prompts that were given."""
 
 
-@dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """What is minimised (Eq. 14).
 
     Attributes:
@@ -47,13 +49,13 @@ class LossConfig:
             wants, or "raw", the map itself, which has no lower bound.
     """
 
-    charbonnier: float = 1.0
-    blur_aware: float = 0.0
-    blur_weighting: float = 0.0
-    denominator: Literal["target", "restored"] = "target"
-    floor: float = FLOOR
-    deviation_window: int = 1
-    blur_aware_form: Literal["softplus", "raw"] = "softplus"
+    charbonnier: _Weight = 1.0
+    blur_aware: _Weight = 0.0
+    blur_weighting: _Weight = 0.0
+    denominator: Annotated[str, one_of(("target", "restored"))] = "target"
+    floor: Annotated[float, Meta(gt=0)] = FLOOR
+    deviation_window: Annotated[int, Meta(ge=1)] = 1
+    blur_aware_form: Annotated[str, one_of(("softplus", "raw"))] = "softplus"
 
 
 def charbonnier(restored: Tensor, target: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def blur_weighting(
     target: Tensor,
     center: Tensor,
     blur_map: Tensor,
-    denominator: Literal["target", "restored"] = "target",
+    denominator: str = "target",
     floor: float = FLOOR,
     deviation_window: int = 1,
 ) -> Tensor:
@@ -107,7 +109,7 @@ def blur_weighting(
     return (error / deviation.clamp_min(floor) * blur_map[:, 0]).mean()
 
 
-def blur_aware(blur_logits: Tensor, form: Literal["softplus", "raw"] = "softplus") -> Tensor:
+def blur_aware(blur_logits: Tensor, form: str = "softplus") -> Tensor:
     """Eq. 13: how blurred CLIP finds the restoration.
 
     Args:

@@ -41,17 +41,9 @@ def test_a_configuration_is_read_and_goes_round(path: Path) -> None:
     assert config.to_dict()["stages"][1]["losses"]["denominator"] == "target"
 
 
-def test_overrides(path: Path) -> None:
-    config = read_config(path, ["stages.0.steps=20", "stages.1.losses.blur_weighting=0.2", "network=nano", "ema=0.9"])
-    assert config.stages[0].steps == 20
-    assert (config.stages[1].losses.blur_aware, config.stages[1].losses.blur_weighting) == (0.1, 0.2)
-    assert config.network_config() == CONFIGS["nano"]
-    validation = read_config(
-        path, ["validation.data=[{dataset: simulated, folder: x}]", "validation.crops=3"]
-    ).validation
-    assert validation is not None
-    assert validation.crops == 3
-    assert changes(read_config(path).to_dict(), config.to_dict())["stages.0.steps"] == (10, 20)
+def test_what_differs_is_listed_by_key(path: Path) -> None:
+    before, after = (read_config(path, [f"stages.0.steps={steps}"]).to_dict() for steps in (10, 20))
+    assert changes(before, after) == {"stages.0.steps": (10, 20)}
 
 
 def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
@@ -66,32 +58,31 @@ def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.0.rate=1", "stages.0.rate: unknown key; expected steps, hours, lr"),
-        ("stages.0.lr=fast", "stages.0.lr: expected a number, got 'fast'"),
-        ("stages.0.lr=-1", "stages.0.lr: expected 0 < final_lr <= lr"),
-        ("stages.0.steps=1.5", "stages.0.steps: expected a whole number, got 1.5"),
-        ("stages.0.hours=1", "stages.0.steps: expected either steps or hours, got steps and hours"),
-        ("stages.0.losses.charbonnier=0", "stages.0.losses: expected weights"),
-        ("stages.0.losses.floor=0", "stages.0.losses.floor: expected more than 0, got 0.0"),
+        ("stages.0.rate=1", "stages.0.rate is unknown; expected steps, hours, lr"),
+        ("stages.0.lr=fast", 'stages.0.lr: expected a number, got "fast"'),
+        ("stages.0.lr=-1", "stages.0.lr: expected a number > 0.0, got -1"),
+        ("stages.0.final_lr=0.1", "stages.0.lr: expected final_lr <= lr < 1, got 0.0002"),
+        ("stages.0.hours=.inf", "stages.0.hours: expected a finite number, got Infinity"),
+        ("ema=.nan", "ema: expected a number >= 0.0, got NaN"),
+        ("stages.0.steps=1.5", "stages.0.steps: expected an integer or null, got 1.5"),
+        ("stages.0.hours=1", 'stages.0.steps: expected either steps or hours, got "both"'),
+        ("stages.0.losses.charbonnier=0", "stages.0.losses: expected a weight above 0"),
+        ("stages.0.losses.floor=0", "stages.0.losses.floor: expected a number > 0.0, got 0"),
         ("stages.1.losses.deviation_window=4", "losses.deviation_window: expected an odd number of px, got 4"),
-        ("stages.1.losses.blur_aware_form=hard", "blur_aware_form: expected softplus or raw, got 'hard'"),
-        ("stages=[]", "stages: expected at least one"),
-        ("data.0={dataset: simulated}", "data.0.folder: missing"),
-        ("network.base=huge", "network.base: expected nano, small or large, got 'huge'"),
+        ("stages.1.losses.blur_aware_form=hard", 'blur_aware_form: expected one of softplus, raw, got "hard"'),
+        ("stages=[]", "stages: expected a non-empty list, got []"),
+        ("data.0={dataset: simulated}", "data.0.folder is missing"),
+        ("network.base=huge", 'network.base: expected one of nano, small, large, got "huge"'),
         ("network.wide=3", "network: unknown keys in the network configuration: wide"),
-        ("network=null", "network: expected a network, or `init`, got neither"),
-        ("precision=int8", "precision: expected fp32, bf16 or fp16, got 'int8'"),
-        ("betas=[0.9]", "betas: expected a list of 2"),
+        ("network=null", "network: expected a network, or `init`, got null"),
+        ("precision=int8", 'precision: expected one of fp32, bf16, fp16, got "int8"'),
+        ("betas=[0.9]", "betas: expected a list of length 2, got [0.9]"),
         ("flip=1", "flip: expected true or false, got 1"),
-        ("ensemble=ens3", "ensemble: expected ens2,"),
-        ("ema=1", "ema: expected 0 <= ema < 1, got 1.0"),
-        ("batch=0", "batch: expected at least 1, got 0"),
-        ("seed=true", "seed: expected a whole number, got True"),
-        ("name=3", "name: expected text, got 3"),
-        ("data.1.folder=x", "--set data.1: expected a number from 0 to 0, got '1'"),
-        ("name.first=x", "--set name.first: expected keys or a list at name, got 'a'"),
-        ("batch", "expected --set KEY=VALUE, got 'batch'"),
-        ("batch=[", "--set batch: expected YAML, got '['"),
+        ("ensemble=ens3", "ensemble: expected one of ens2,"),
+        ("ema=1", "ema: expected a number < 1.0, got 1"),
+        ("batch=0", "batch: expected an integer >= 1, got 0"),
+        ("seed=true", "seed: expected an integer, got true"),
+        ("name=3", "name: expected a string, got 3"),
     ],
 )
 def test_errors_name_the_key(
@@ -102,16 +93,6 @@ def test_errors_name_the_key(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "3"])
-def test_what_is_no_configuration(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(text)
-    with pytest.raises(TrainingError, match=r"run\.yaml: expected"):
-        read_config(path)
-    with pytest.raises(TrainingError, match="cannot be read"):
-        read_config(tmp_path / "missing.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
