@@ -30,7 +30,6 @@ KNOWN = {
     "benchmarks.roofline.bench has more than 500 lines",
     "circle of wings: benchmarks.harness, benchmarks.latency, benchmarks.peers, benchmarks.roofline, "
     "benchmarks.torch_chain",
-    "ldp_export.training.loop has more than 500 lines",
     "tests/ldp_export/bundling/test_graph_forms.py mirrors nothing",
     "tests/ldp_export/clip/test_clip.py mirrors nothing",
     "tests/ldp_export/data/test_datasets.py mirrors nothing",

@@ -5,7 +5,8 @@ A killed run that resumes, and a run of two processes in place of one, therefore
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldp_export.data import PairDataset
 from ldp_export.training.config import TrainingError
+from ldp_runtime.errors import one_line
 
 _ORDER, _CROP, _HELD_OUT = range(3)
 """What a random stream is for; it goes into the stream's seed."""
@@ -174,6 +176,40 @@ class Batches(Dataset[Batch]):
         if self._flip and over:
             crop = crop.upside_down()
         return crop.with_channels(order) if self._permute_channels and coloured else crop
+
+
+class _From(Sampler[int]):
+    """Counts from a number on, without end."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start)
+
+
+def stream(batches: Batches, first: int, *, workers: int, pinned: bool) -> Iterator[Batch]:
+    """The batches from item ``first`` on, without end.
+
+    Args:
+        batches: The batches.
+        first: The item to begin with.
+        workers: Processes that prepare them; 0 prepares them here.
+        pinned: In memory that a GPU copies from by itself.
+
+    Raises:
+        TrainingError: A process that prepares batches was killed.
+    """
+    sampler = _From(first)
+    try:
+        yield from DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, pin_memory=pinned)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that prepares batches was killed, perhaps for want of memory ({one_line(error)}); run the "
+            "same command again, which goes on from the saved state, or set workers lower"
+        ) from error
 
 
 def held_out_crops(source: CropSource, count: int) -> list[Crop]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -81,6 +81,11 @@ def reshard(model: nn.Module) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded, made whole; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def all_reduced(fabric: Fabric, tensor: Tensor, operation: str) -> Tensor:
+    """The "sum" or "mean" of a tensor over the processes, on the CPU."""
+    return cast(Tensor, fabric.all_reduce(tensor.to(fabric.device), reduce_op=operation)).cpu()
 
 
 def gathered(values: Any) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from ldp_export.clip import PROMPTS
 from ldp_export.data import DataError, PairSample
 from ldp_export.model import model_from_checkpoint
 from ldp_export.network import CONFIGS
-from ldp_export.training import DataConfig, TrainConfig, TrainingError, read_config, train
+from ldp_export.training import DataConfig, TrainConfig, read_config, train
 from ldp_runtime.stages.blur_map import select_prompts
 from models.recipes.ablations import run as ablations
 from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
@@ -82,30 +83,6 @@ def test_losses_of_table_7() -> None:
         network = config.network_config()
         assert network is not None
         assert network.prior == ("bpa" if bpa == "yes" else "none")
-
-
-def test_extending_merges_mappings_and_entries_of_lists(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("extends: b.yaml\nname: a\nstages:\n  1: {steps: 7}\nnetwork: {width: 8}\n")
-    (tmp_path / "b.yaml").write_text(f"extends: {ablations.FOLDER / 'base.yaml'}\nbatch: 3\n")
-    config = read_config(tmp_path / "a.yaml", ["batch=4"])
-    assert (config.name, config.batch) == ("a", 4)
-    assert [stage.steps for stage in config.stages] == [5_000_000, 7]
-    assert config.stages[1].losses.blur_aware == 0.1
-    assert config.network == {"base": "small", "width": 8}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("extends: a.yaml\n", "extends: expected another file, got a.yaml, which extends this one"),
-        ("extends: [b.yaml]\n", "extends: expected the name of a file"),
-        ("extends: none.yaml\n", "none.yaml, which cannot be read"),
-    ],
-)
-def test_extending_wrongly_is_an_error(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(TrainingError, match=message):
-        read_config(tmp_path / "a.yaml")
 
 
 # --- training in small --------------------------------------------------------------------------------------
@@ -234,13 +211,13 @@ def test_each_row_builds_trains_and_exports(row: str, options: ablations.Options
     config = config_of(row)
     network = config.network_config()
     assert network is not None
-    small = dataclasses.replace(
+    small = msgspec.structs.replace(
         config,
         network=dataclasses.replace(TINY_CONFIG, prior=network.prior).to_dict(),
         clip=str(options.checkpoint),
         data=(DataConfig("simulated", str(options.scenes)),),
         validation=None,
-        stages=tuple(dataclasses.replace(stage, steps=2) for stage in config.stages),
+        stages=tuple(msgspec.structs.replace(stage, steps=2) for stage in config.stages),
         crop=32,
         batch=2,
         device="cpu",
