@@ -1,5 +1,3 @@
-"""Graphs that a bundle may not hold are refused before any library parses them."""
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,6 +8,7 @@ import onnx
 import pytest
 from onnx import ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
+from ldp_runtime.bundle import onnx_files
 from ldp_runtime.bundle.onnx_files import OPERATORS, OPSETS, ExternalData, read_graph
 from tests.ldp_runtime.tiny_bundle import clip_graph, deblur_graph
 
@@ -51,7 +50,7 @@ def test_values_may_be_in_the_fields_of_their_type() -> None:
         read_graph(m.SerializeToString())
 
 
-def test_external_data_is_told_with_its_place() -> None:
+def test_external_data_is_found_with_its_place() -> None:
     m = model()
     first, second = m.graph.initializer[:2]
     length = len(first.raw_data)
@@ -200,6 +199,17 @@ def varint(value: int) -> bytes:
 def test_what_two_parsers_could_read_differently_is_refused(tail: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         read_graph(model().SerializeToString() + tail)
+
+
+@pytest.mark.parametrize(
+    ("limit", "problem"), [("MAX_GRAPH_BYTES", "at most 100 bytes"), ("MAX_FIELDS", "at most 100 fields")]
+)
+def test_a_file_of_too_many_bytes_or_fields_is_refused(
+    limit: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, limit, 100)
+    with pytest.raises(ValueError, match=problem):
+        read_graph(model().SerializeToString())
 
 
 def test_a_merged_tensor_of_an_attribute_is_refused() -> None:

@@ -326,11 +326,16 @@ def test_a_manifest_of_a_million_entries_is_not_parsed(monkeypatch: pytest.Monke
     assert f"bundle.json: expected at most {MAX_MANIFEST_BYTES} bytes, got more" in error_of(lambda: parse(text))
 
 
-@pytest.mark.parametrize("depth", [40, 100_000])
-def test_a_deep_manifest_is_refused(depth: int) -> None:
-    nested = '{"a":' * depth + "1" + "}" * depth
-    text = json.dumps(tiny()).replace('"training": {}', f'"training": {nested}')
-    assert "expected at most 32 objects and lists inside each other" in error_of(lambda: parse(text))
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")])
+def test_a_deep_manifest_is_refused(opening: str, closing: str) -> None:
+    def text(depth: int) -> str:
+        nested = opening * (depth - 2) + "1" + closing * (depth - 2)  # inside the manifest and "training"
+        return json.dumps(tiny()).replace('"training": {}', f'"training": {{"a": {nested}}}')
+
+    parse(text(32))
+    for depth in (33, 100_000):
+        message = error_of(lambda depth=depth: parse(text(depth)))
+        assert "expected at most 32 objects and lists inside each other" in message
 
 
 @pytest.mark.parametrize(
@@ -345,6 +350,7 @@ def test_a_deep_manifest_is_refused(depth: int) -> None:
         ('"offset": 1.0', f'"offset": 1{"0" * 50}', "field 'prompts[0].offset': expected a number <= 3.4"),
         ('"offset": 1.0', f'"offset": 1{"0" * 5000}', "expected JSON, got "),
         ('"window": 64', f'"window": {2**40}', "field 'clip.window': expected an integer <= 4096"),
+        ('"patch": 16', '"patch": 4097', "field 'clip.patch': expected an integer <= 4096"),
         ('"multiple": 32', '"multiple": 1048576', "field 'padding.multiple': expected an integer <= 4096"),
         ('"embed_dim": 24', f'"embed_dim": {10**12}', "field 'clip.embed_dim': expected an integer <= 16384"),
         ('"size": 1}, ', f'"size": {2**40}}}, ', "field 'files.clip.onnx.size': expected an integer <= 34359738368"),
