@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +13,7 @@ from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.network.released import ReleasedNet
 from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
 from ldp_runtime.errors import LDPError
-
-_RUNTIME_MULTIPLE = 16
+from ldp_runtime.stages.geometry import padding_multiple
 
 
 class ExportError(LDPError):
@@ -50,7 +48,7 @@ class ExportModel:
     def multiple(self) -> int:
         """Height and width of the padded pair are multiples of this many px."""
         patch = self.clip.encoder.patch if self.blur_map.method == "dense" else 1
-        return math.lcm(_RUNTIME_MULTIPLE, self.network.config.multiple, patch)
+        return padding_multiple(self.network.config.multiple, patch)
 
     def clip_encoder(self) -> WindowEncoder | PatchEncoder:
         """The encoder that the bundle's CLIP graph holds, FP32, in evaluation mode."""

@@ -211,6 +211,11 @@ def cannot_write(path: Path | str, error: BaseException) -> str:
     return f"{path} cannot be written: {reason}; {fix}"
 
 
+def cannot_read(path: Path | str, error: OSError) -> str:
+    """The message about a file or folder that cannot be read, with the fix."""
+    return f"{path} cannot be read: {error.strerror or error}; check its name and rights"
+
+
 def temporary_stem(name: str) -> str:
     """The NAME of a file in ``.NAME.N.tmp``: its name, or a hash where that is too long."""
     if len(os.fsencode(name)) > _LONGEST_NAME:

@@ -19,7 +19,7 @@ from typing import IO, Any
 from ldp_runtime.batch.jobs import Job
 from ldp_runtime.bundle.bundle import sha256_file
 from ldp_runtime.errors import LDPError
-from ldp_runtime.files import cannot_write, lock_file, temporary_stem
+from ldp_runtime.files import cannot_read, cannot_write, lock_file, temporary_stem
 
 JOURNAL_FILE = ".ldp-batch.jsonl"
 
@@ -212,9 +212,7 @@ class Journal:
         except FileNotFoundError:
             content = b""
         except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be read: {error.strerror or error}; choose another output folder or fix its rights"
-            ) from error
+            raise OutputError(f"{cannot_read(self.path, error)}, or choose another output folder") from error
         self._torn = bool(content) and not content.endswith(b"\n")
         for line in content.splitlines():
             try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ldp_runtime.errors import ImageError
+from ldp_runtime.files import cannot_read
 from ldp_runtime.images.photo import SUFFIXES
 
 CONVENTIONS = "NAME_L and NAME_R, folders left/ and right/, folders NAME_l/ and NAME_r/ (DPD-blur), or left and right"
@@ -141,9 +142,7 @@ def read_csv(path: Path) -> tuple[Pair, ...]:
             reader.fieldnames = columns
             return tuple(_row(path, reader.line_num, row) for row in reader if any(row.values()))
     except OSError as error:
-        raise PairingError(
-            f"{path} cannot be read: {error.strerror or error}; check the name and its rights"
-        ) from error
+        raise PairingError(cannot_read(path, error)) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise PairingError(f"{path} is no CSV in UTF-8 ({error}); save it as one") from error
 
@@ -222,7 +221,7 @@ def _images(folder: Path, output: Path) -> list[PurePosixPath]:
     """The images in a folder, as paths relative to it."""
 
     def fail(error: OSError) -> None:
-        raise PairingError(f"{error.filename} cannot be read: {error.strerror}; check the name and its rights")
+        raise PairingError(cannot_read(error.filename, error)) from error
 
     found: list[PurePosixPath] = []
     avoid, seen = os.path.realpath(output), set()

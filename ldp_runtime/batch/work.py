@@ -22,7 +22,7 @@ from ldp_runtime.batch.journal import FileFacts, OutputError, Record
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, WriteError, one_line
-from ldp_runtime.files import cannot_write, write_files
+from ldp_runtime.files import cannot_read, cannot_write, write_files
 from ldp_runtime.images.pair_files import Views, encode_blur_map, read_views
 from ldp_runtime.images.photo import check_format, encode_photo
 from ldp_runtime.result import PendingResult, Result
@@ -125,9 +125,7 @@ def read(job: Job, settings: Settings) -> Read:
         try:
             facts = FileFacts.from_file(job.left), FileFacts.from_file(job.right)
         except OSError as error:
-            raise ImageError(
-                f"{error.filename} cannot be read: {error.strerror}; check the name and its rights"
-            ) from error
+            raise ImageError(cannot_read(error.filename, error)) from error
         views = read_views(job.left, job.right, axis=settings.axis, swap=settings.swap)
         check_format(job.output, views.left)
         return Read(job, views, *facts, time.perf_counter() - begin)

@@ -8,7 +8,6 @@ repeated fields, so ``json`` parses the text with hooks; it has no limit of dept
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from ldp_runtime.bundle.manifest import (
 )
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import DP_AWARE, FORMATS
-from ldp_runtime.stages.geometry import PADDING_MODE
+from ldp_runtime.stages.geometry import PADDING_MODE, padding_multiple
 from ldp_runtime.structs import Path, UnfitError, convert, dotted, shown
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -48,7 +47,6 @@ FIX_MANIFEST = "export the bundle again with ldp-export onnx"
 _FREE = ("network", "training", "parity", "evaluation", "quantization", "licences")
 """Fields that hold any JSON; they are not printed."""
 
-_NETWORK_MULTIPLE = 16
 _LEAST_SINGLE = 1.1754943508222875e-38  # of FP32, as a normal number
 
 
@@ -182,7 +180,7 @@ def _misfits(manifest: Manifest) -> Iterator[tuple[str, str, object]]:
     for i, prompt in enumerate(manifest.prompts):
         if abs(prompt.temperature) < _LEAST_SINGLE:
             yield f"prompts[{i}].temperature", "a number other than zero", prompt.temperature
-    multiple = math.lcm(_NETWORK_MULTIPLE, clip.patch) if clip is not None and dense else _NETWORK_MULTIPLE
+    multiple = padding_multiple(clip.patch if clip is not None and dense else 1)
     if manifest.padding.multiple % multiple:
         yield "padding.multiple", f"a multiple of {multiple}", manifest.padding.multiple
     if manifest.padding.mode != PADDING_MODE:

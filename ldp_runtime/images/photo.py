@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ldp_runtime.errors import ImageError
-from ldp_runtime.files import write_files
+from ldp_runtime.files import cannot_read, write_files
 from ldp_runtime.images.decode import Format, Photo, decoding
 from ldp_runtime.images.exif import clean_exif
 from ldp_runtime.images.jpeg import JPEG
@@ -121,10 +121,10 @@ def _read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; check the name and the folder") from None
-    except PermissionError:
-        raise ImageError(f"{path} cannot be read: permission denied; check the rights of the file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise ImageError(cannot_read(path, error)) from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(f"{path} cannot be read: {error}; check its name") from error
     if not data:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again")
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -38,6 +39,11 @@ class Padding(Struct, frozen=True, forbid_unknown_fields=True):
         """
         m = self.multiple
         return -(-h // m) * m, -(-w // m) * m
+
+
+def padding_multiple(*multiples: int) -> int:
+    """The smallest ``Padding.multiple``: a common multiple of 16 px and these, the network's own and CLIP's patch."""
+    return math.lcm(16, *multiples)
 
 
 def reflect_indices(n: int, size: int) -> NDArray[np.intp]:

@@ -473,7 +473,8 @@ def training_scenario(work: Path, checkpoint: Path) -> Scenario:
     for shard in range(3):  # the first two are held out
         target = np.kron(rng.integers(0, 256, (3, 12, 12, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
         views = {"left": np.roll(target, -1, 2), "right": np.roll(target, 1, 2), "target": target}
-        np.savez(data / f"scenes-{shard:04d}.npz", **views, **_maps())
+        arrays: dict[str, Any] = {**views, **_maps()}
+        np.savez(data / f"scenes-{shard:04d}.npz", **arrays)
     config = {
         "name": "tiny",
         "init": str(checkpoint),

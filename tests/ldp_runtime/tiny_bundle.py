@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -104,7 +105,7 @@ class Graph:
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
-    def node(self, op: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def node(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Adds a node with one output and returns its name."""
         output = output or f"{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
@@ -161,7 +162,7 @@ def deblur_graph(
     axis = g.constant(np.array([1]))
     left = g.node("Slice", "pair", bounds[0], bounds[1], axis)
     right = g.node("Slice", "pair", bounds[1], bounds[2], axis)
-    center = g.node("Mul", g.node("Add", left, right), g.constant(np.float32(0.5).reshape(())))
+    center = g.node("Mul", g.node("Add", left, right), g.constant(np.array(0.5, np.float32)))
 
     def conv(x: str, c_in: int, c_out: int, scale: float) -> str:
         weight = g.constant(rng.standard_normal((c_out, c_in, 3, 3)) * scale)

@@ -396,7 +396,7 @@ def test_refuses_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.M
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(ImageError, match=r"a\.png cannot be read: permission denied; check the rights"):
+    with pytest.raises(ImageError, match=r"a\.png cannot be read: Permission denied; check its name and rights"):
         read_photo(tmp_path / "a.png")
 
 
