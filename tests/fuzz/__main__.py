@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import machine
 from tests.fuzz.cases import ERROR, FINDINGS, KINDS, RESULT, draw
-from tests.fuzz.harness import LIMIT, is_finding, run_cases, save, shrink
+from tests.fuzz.harness import LIMIT, is_finding, run_cases, save
 
 PACKAGES = ("numpy", "pillow", "opencv-python-headless", "tifffile", "onnxruntime", "openvino")
 
@@ -67,10 +67,9 @@ def main() -> int:
             for case, outcome in run_cases(cases, arguments.jobs, arguments.limit):
                 counts[case.kind][outcome.detail if outcome.end == ERROR else outcome.end] += 1
                 if is_finding(outcome):
-                    small, again = shrink(case, outcome, arguments.limit) if len(findings) < 20 else (case, outcome)
-                    place = save(arguments.output, small, again)
-                    fields = {"kind": case.kind, "seed": case.seed, "steps": small.steps, "end": outcome.end}
-                    findings.append({**fields, "folder": place.name})
+                    place = save(arguments.output, case, outcome)
+                    fields = {"kind": case.kind, "seed": case.seed, "end": outcome.end, "folder": place.name}
+                    findings.append(fields)
                     bar.write(f"{outcome.end}: {case.kind} {case.seed}, see {place}")
                 bar.update()
                 bar.set_postfix(findings=len(findings), refresh=False)
@@ -114,9 +113,7 @@ def markdown(summary: dict[str, Any]) -> str:
     for kind, row in rows.items():
         lines.append(f"| {kind} | {sum(row.values())} | " + " | ".join(str(row.get(c, 0)) for c in columns) + " |")
     lines += ["", f"Findings: {len(summary['findings'])}."]
-    lines += [
-        f"* {f['end']}: {f['kind']} {f['seed']}, changes {f['steps']}, in `{f['folder']}`" for f in summary["findings"]
-    ]
+    lines += [f"* {f['end']}: {f['kind']} {f['seed']}, in `{f['folder']}`" for f in summary["findings"]]
     return "\n".join(lines) + "\n"
 
 

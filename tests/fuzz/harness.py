@@ -12,14 +12,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from tests.fuzz.cases import FINDINGS, MAX_STEPS, Case, Outcome, run_case
+from tests.fuzz.cases import FINDINGS, Case, Outcome, run_case
 
 LIMIT = 60.0
 """Seconds after which a case counts as a hang; the slowest take well below one on an idle core."""
@@ -144,17 +143,6 @@ def _ended(busy: dict[Any, Worker], idle: list[Worker]) -> Iterator[tuple[Case, 
         else:
             idle.append(worker)
         yield ended
-
-
-def shrink(case: Case, outcome: Outcome, limit: float = LIMIT) -> tuple[Case, Outcome]:
-    """Leaves out the changes without which a case ends in the same way."""
-    kept = tuple(range(MAX_STEPS))
-    for step in range(MAX_STEPS):
-        fewer = replace(case, steps=tuple(s for s in kept if s != step))
-        ((_, again),) = run_cases(iter([fewer]), limit=limit)
-        if again.end == outcome.end:
-            kept, case, outcome = fewer.steps or (), fewer, again
-    return case, outcome
 
 
 def save(folder: Path, case: Case, outcome: Outcome) -> Path:

@@ -72,20 +72,19 @@ def test_every_module_imports_where_torch_is_blocked() -> None:
     assert set(done.stdout.split()) == modules()
 
 
-@pytest.mark.parametrize("name", ["torch", "ldp_export", "onnx"])
-def test_the_block_blocks(name: str) -> None:
-    done = python(BLOCK + f"import {name}")
+def test_the_block_blocks() -> None:
+    done = python(BLOCK + "import torch")
     assert done.returncode == 1
-    assert f"ImportError: {name} is blocked" in done.stderr
+    assert "ImportError: torch is blocked" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["deblur", "--help"], ["serve", "--help"], ["--version"]])
-def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
-    code = f"""
+def test_help_loads_no_heavy_library() -> None:
+    code = """
 import sys
-from ldp_runtime.cli import main
-assert main({arguments!r}) == 0
-heavy = {{"cv2", "fastapi", "openvino", "onnxruntime", "PIL", "tifffile", "torch", "uvicorn"}}
+from ldp_runtime.cli import COMMANDS, main
+for arguments in ["--version"], ["--help"], *([name, "--help"] for name in COMMANDS):
+    assert main(arguments) == 0
+heavy = {"cv2", "fastapi", "openvino", "onnxruntime", "PIL", "tifffile", "torch", "uvicorn"}
 print("loaded:", *sorted(heavy & set(sys.modules)))
 """
     done = python(code)

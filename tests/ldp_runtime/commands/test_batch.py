@@ -63,6 +63,17 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.fixture
+def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Installs a function that is called before each restoration."""
+    real = HostChain._run
+
+    def install(hook: Callable[[], object]) -> None:
+        monkeypatch.setattr(HostChain, "_run", lambda self, *arguments: (hook(), real(self, *arguments))[1])
+
+    return install
+
+
 def log(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "ldp-batch.json").read_text()))
 
@@ -184,12 +195,6 @@ def test_verify_finds_damage_that_keeps_size_and_time(run: Run, out: Path, start
     assert outputs(out) == before
 
 
-def test_overwrite_restores_all(run: Run, starts: list[int]) -> None:
-    run()
-    assert run("--overwrite")[0] == 0
-    assert len(starts) == 2 * PAIRS
-
-
 def test_a_file_that_no_run_wrote_is_not_replaced(run: Run, out: Path, starts: list[int]) -> None:
     (out / "01").mkdir(parents=True)
     (out / "01/pair.png").write_bytes(b"precious")
@@ -198,8 +203,10 @@ def test_a_file_that_no_run_wrote_is_not_replaced(run: Run, out: Path, starts: l
     assert "expected only outputs of ldp batch" in err and "01/pair.png; " in err and "--overwrite" in err
     assert outputs(out) == {"01/pair.png": b"precious"}
     assert starts == []
-    assert run("--overwrite")[0] == 0
-    assert len(outputs(out)) == PAIRS
+    for count in (1, 2):
+        assert run("--overwrite")[0] == 0
+        assert len(outputs(out)) == PAIRS
+        assert len(starts) == count * PAIRS
 
 
 def test_a_torn_line_of_the_journal_costs_one_pair(run: Run, out: Path, starts: list[int]) -> None:
@@ -244,17 +251,15 @@ def test_a_damaged_pair_leaves_the_others_alone(run: Run, source: Path, out: Pat
     assert len(starts) == 2
 
 
-def test_errors_of_single_pairs(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_single_pairs(run: Run, out: Path, before_each: Any) -> None:
     """One that the network fails on, one that does not fit into memory, one that shows a bug of ours."""
-    real = HostChain._run
     errors = iter([NumericsError("NaN appeared"), MemoryError(), ZeroDivisionError("oh"), None])
 
-    def fail(self: HostChain, *arguments: Any) -> Any:
+    def fail() -> None:
         if (error := next(errors)) is not None:
             raise error
-        return real(self, *arguments)
 
-    monkeypatch.setattr(HostChain, "_run", fail)
+    before_each(fail)
     code, _, err = run()
     assert code == 1
     assert set(outputs(out)) == {"03/pair.png"}
@@ -266,16 +271,15 @@ def test_errors_of_single_pairs(run: Run, out: Path, monkeypatch: pytest.MonkeyP
     assert "Traceback" not in err
 
 
-def test_a_backend_that_fails_every_time_ends_the_run(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+def test_a_backend_that_fails_every_time_ends_the_run(run: Run, out: Path, before_each: Any) -> None:
+    def fail() -> None:
         raise BackendError("the device is lost")
 
-    monkeypatch.setattr(HostChain, "_run", fail)
+    before_each(fail)
     code, _, err = run()
     assert code == 2
     assert "the backend failed on 3 pairs in a row, so the run ends: the device is lost; 0 of 4 pairs" in err
-    assert log(out)["ended"] == "stopped"
-    assert log(out)["left"] == 1
+    assert (log(out)["ended"], log(out)["left"]) == ("stopped", 1)
 
 
 def test_a_full_disk_ends_the_run(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,22 +353,22 @@ def test_wrong_inputs(
 # --- overlap and memory -------------------------------------------------------------------------------------
 
 
-def test_reading_and_writing_go_on_while_a_pair_is_computed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first pair's inference waits for the third to be read, the third's for the first to be written."""
+def test_reading_and_writing_go_on_while_a_pair_is_restored(
+    run: Run, before_each: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pair's restoration waits for the third to be read, the third's for the first to be written."""
     third_read, first_written = threading.Event(), threading.Event()
     monkeypatch.setattr(local, "read", _signalling(work.read, lambda job: job.name == "02/pair.png", third_read))
     monkeypatch.setattr(
         local, "write", _signalling(work.write, lambda restored: restored.read.job.name == "00/pair.png", first_written)
     )
-    real = HostChain._run
     waits = iter([third_read, None, first_written, None])
 
-    def restore(self: HostChain, *arguments: Any) -> Any:
+    def wait() -> None:
         if (event := next(waits)) is not None:
             assert event.wait(60)
-        return real(self, *arguments)
 
-    monkeypatch.setattr(HostChain, "_run", restore)
+    before_each(wait)
     assert run("--io-threads", "1")[0] == 0
 
 
@@ -417,24 +421,19 @@ def test_lines_in_place_of_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 # --- interrupted and killed ---------------------------------------------------------------------------------
 
 
-def test_an_interrupt_keeps_what_is_done(
-    run: Run, out: Path, starts: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = HostChain._run
-    calls = iter(range(PAIRS))
+def test_an_interrupt_keeps_finished_pairs(run: Run, out: Path, starts: list[int], before_each: Any) -> None:
+    calls = iter(range(2 * PAIRS))
 
-    def restore(self: HostChain, *arguments: Any) -> Any:
+    def interrupt() -> None:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, *arguments)
 
-    monkeypatch.setattr(HostChain, "_run", restore)
+    before_each(interrupt)
     code, _, err = run()
     assert code == 130
     assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; run the same command again" in err
     assert set(outputs(out)) == {"00/pair.png", "01/pair.png"}
     assert log(out)["ended"] == "interrupted"
-    monkeypatch.setattr(HostChain, "_run", real)
     starts.clear()
     assert run()[0] == 0
     assert len(starts) == 2
