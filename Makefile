@@ -54,25 +54,25 @@ fuzz: $(ALL) ## 20,000 hostile photos, bundles and arrays, then coverage-guided 
 	$(BIN)/python -m tests.fuzz.atheris_image -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=fuzz/
 
 bench-short: $(ALL) ## parity of ldp-nano, whose gates can fail, and a short latency run: build/bench
-	$(BIN)/ldp bench parity -o build/bench
-	$(BIN)/ldp bench latency --shape 240x360 --seconds 30 -o build/bench
+	$(BIN)/python -m benchmarks parity -o build/bench
+	$(BIN)/python -m benchmarks latency --shape 240x360 --seconds 30 -o build/bench
 
 reliability: $(ALL) ## kills, fills and interrupts the commands, fifty kills and more: benchmarks/reports
-	$(BIN)/ldp bench reliability
+	$(BIN)/python -m benchmarks reliability
 
 screenshot: $(ALL) ## docs/page.png, the page of ldp serve in Chromium
-	$(BIN)/python -m benchmarks.harness.page_screenshot
+	$(BIN)/python -m benchmarks screenshot
 
-bench: $(ALL) ## latency, parity, rooflines, peers and scaling of nano and small: benchmarks/reports
-	$(BIN)/ldp bench exports
-	$(BIN)/ldp bench parity
-	$(BIN)/ldp bench latency --seconds 200
-	$(BIN)/ldp bench latency --config small --seconds 250 \
+bench: $(ALL) ## latency, parity, rooflines, peers and scaling: benchmarks/reports, build/report.html
+	$(BIN)/python -m benchmarks exports
+	$(BIN)/python -m benchmarks parity
+	$(BIN)/python -m benchmarks latency --seconds 200
+	$(BIN)/python -m benchmarks latency --config small --seconds 250 \
 		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
-	$(BIN)/ldp bench roofline --config small
-	$(BIN)/ldp bench peers
-	$(BIN)/ldp bench scaling --shape 1120x1680 2240x3360 --no-seams
-	$(BIN)/ldp bench report
+	$(BIN)/python -m benchmarks roofline --config small
+	$(BIN)/python -m benchmarks peers
+	$(BIN)/python -m benchmarks scaling --shape 1120x1680 2240x3360 --no-seams
+	$(BIN)/python -m benchmarks report
 
 lint: $(ALL) ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Benchmarks of LDP: latency, parity, rooflines and peers, and the report that is made of their results.
+"""Benchmarks of LDP: latency, parity, rooflines, peers and more, and the report of their results.
 
-This package is part of the repository, not of the installed wheel; ``ldp bench`` runs it in a checkout.
+They are part of the repository, not of the installed wheel: ``python -m benchmarks`` lists them.
 """

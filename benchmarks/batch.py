@@ -1,8 +1,8 @@
-"""What overlapping wins: ``ldp batch`` beside a plain loop that reads, restores and writes a pair after the other.
+"""The gain of overlapping: ``ldp batch`` beside a plain loop that reads, restores and writes one pair after the other.
 
-Both restore copies of the sample, with one deblurrer that is warm, and write the same files; they take turns, so that a
-machine that slows down does so for both. The stages of the loop add up to its time; a run that overlaps them perfectly
-would take as long as the longest of them, if there were cores for all.
+Both restore copies of the sample, with one warm deblurrer, and write the same files; they alternate, so that other load
+on the machine affects both alike. The stages of the loop add up to its time; with cores for all, perfect overlap would
+take as long as the longest of them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
-from benchmarks.latency.bench import CONFIG_NAMES, parse_shape
+from benchmarks.harness import options
+from benchmarks.harness.machine import watch_load
+from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.harness.tables import load_text, markdown_table, significant
 
 if TYPE_CHECKING:
     from ldp_runtime.batch.jobs import Job, Settings
     from ldp_runtime.bundle.bundle import Bundle
     from ldp_runtime.deblurrer import Deblurrer
 
-HELP = "Measures the pairs a second of ldp batch, and what overlapping wins."
 EXAMPLES = """\
 examples:
-  ldp bench batch
-  ldp bench batch --pairs 32 --shape 2000x3000 --io-threads 2
-  ldp bench batch --config small --backend cuda --shape 4000x6000 --pairs 40
+  python -m benchmarks batch
+  python -m benchmarks batch --pairs 32 --shape 2000x3000 --io-threads 2
+  python -m benchmarks batch --config small --backend cuda --shape 4000x6000 --pairs 40
 
 Writes batch-NAME.json and batch-NAME.md into the output folder.
 """
@@ -54,18 +55,20 @@ class Round:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle to measure (default: ldp-nano)")
-    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network in place of a bundle")
-    parser.add_argument("--backend", default="auto", metavar="NAME[:PRECISION]", help="what runs (default: auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's own choice)")
-    parser.add_argument("--io-threads", type=int, metavar="N", help="as for ldp batch")
+    options.add_bundle(parser)
+    options.add_backend(parser)
+    options.add_threads(parser)
+    parser.add_argument("--io-threads", type=int, metavar="N", help="see ldp batch")
     parser.add_argument("--pairs", type=int, default=16, metavar="N", help="copies of the sample (default: 16)")
     parser.add_argument(
-        "--shape", type=parse_shape, default=(1000, 1500), metavar="HxW", help="their size in px (default: 1000x1500)"
+        "--shape",
+        type=options.parse_shape,
+        default=(1000, 1500),
+        metavar="HxW",
+        help="their size in px (default: 1000x1500)",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each runs (default: 3)")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -75,42 +78,34 @@ def run(arguments: argparse.Namespace) -> None:
         BenchmarkError: A number is too small.
     """
     from benchmarks.harness.bundles import open_bundle
-    from benchmarks.harness.machine import load_average
     from ldp_runtime.batch.local import default_io_threads
 
-    for name in ("pairs", "rounds", "io_threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise BenchmarkError(f"expected at least 1 for --{name.replace('_', '-')}, got {value}")
+    options.check_positive(arguments, "pairs", "rounds", "io_threads")
     bundle = open_bundle(arguments.bundle, arguments.config)
-    backend, _, precision = arguments.backend.partition(":")
+    backend, precision = options.split_backend(arguments.backend)
     io_threads = arguments.io_threads or default_io_threads()
-    loads = [load_average()]
-    rounds, ran = measure(
-        bundle,
-        backend,
-        precision or "auto",
-        threads=arguments.threads,
-        io_threads=io_threads,
-        pairs=arguments.pairs,
-        shape=arguments.shape,
-        rounds=arguments.rounds,
-    )
-    loads.append(load_average())
+    with watch_load() as load:
+        rounds, ran = measure(
+            bundle,
+            backend,
+            precision,
+            threads=arguments.threads,
+            io_threads=io_threads,
+            pairs=arguments.pairs,
+            shape=arguments.shape,
+            rounds=arguments.rounds,
+        )
     data = {
         "ran": ran,
         "shape": list(arguments.shape),
         "pairs": arguments.pairs,
         "threads": arguments.threads,
         "io_threads": io_threads,
-        "load_average": {"before": loads[0], "after": loads[1]},
+        "load_average": load,
         "rounds": [asdict(value) for value in rounds],
     }
     report = Report.new("batch", data, bundle)
-    markdown = to_markdown(report)
-    print(markdown)
-    paths = save(report, arguments.output, f"batch-{bundle.manifest.name}", markdown)
-    print(f"wrote {' and '.join(map(str, paths))}")
+    publish(report, to_markdown(report), arguments.output)
 
 
 def measure(
@@ -124,20 +119,20 @@ def measure(
     shape: tuple[int, int],
     rounds: int,
 ) -> tuple[list[Round], str]:
-    """Runs the loop and the batch in turns over copies of the sample.
+    """Runs the loop and the batch alternately over copies of the sample.
 
     Args:
-        bundle: What restores.
+        bundle: The bundle.
         backend: Name of a backend, or "auto".
         precision: A precision of it, or "auto".
         threads: CPU threads; None for the backend's own choice.
-        io_threads: As for ``run_local``.
+        io_threads: See ``run_local``.
         pairs: Copies of the sample.
         shape: Their height and width in px.
         rounds: How often each runs.
 
     Returns:
-        The rounds, and what ran.
+        The rounds, and the backend with its precision.
 
     Raises:
         BenchmarkError: A pair failed, or loop and batch wrote different files.
@@ -182,8 +177,8 @@ def measure(
 
 
 def _jobs(folder: Path, kind: str, pairs: int, shape: tuple[int, int]) -> list[Job]:
-    """Copies of the sample, made once for both kinds, and where one kind writes to."""
-    from benchmarks.scaling import sample_pair
+    """Jobs of one kind over copies of the sample, which both kinds share."""
+    from benchmarks.harness.sample import sample_pair
     from ldp_runtime.batch.jobs import make_jobs
     from ldp_runtime.batch.pairs import find_pairs
     from ldp_runtime.images.photo import write_pixels
@@ -233,7 +228,7 @@ def to_markdown(report: Report) -> str:
     pairs, (height, width) = data["pairs"], data["shape"]
     loop, batch = (median(entry[kind] for entry in rounds) for kind in ("loop", "batch"))
     stages = {stage: median(entry["stages"][stage] for entry in rounds) for stage in STAGES}
-    won = median(entry["loop"] / entry["batch"] for entry in rounds)
+    gain = median(entry["loop"] / entry["batch"] for entry in rounds)
 
     def row(name: str, seconds: float) -> list[str | None]:
         megapixels = pairs * height * width / 1e6
@@ -242,15 +237,14 @@ def to_markdown(report: Report) -> str:
     rows = [row("ldp batch", batch), row("one after the other", loop)]
     rows += [row(f"  {stage} alone", seconds) for stage, seconds in stages.items()]
     rows.append(row("  the longest of them", max(stages.values())))
-    name = report.bundle.name if report.bundle else "the bundle"
     loads = load_text(data["load_average"])
     return "\n\n".join(
         [
-            f"# ldp batch with {name}",
+            f"# ldp batch with {report.name}",
             f"{pairs} pairs of {width} x {height} px, 8-bit PNG, {data['ran']}; {data['io_threads']} thread(s) read "
-            f"and as many write.",
-            markdown_table(["", "seconds", "pairs a second", "Mpx a second"], rows),
-            f"Overlapping makes it {won:.2f} times as fast: the median of {len(rounds)} round(s), each of which runs "
+            "and as many write.",
+            markdown_table(["", "seconds", "pairs per second", "Mpx per second"], rows),
+            f"Overlapping makes it {gain:.2f} times as fast: the median of {len(rounds)} round(s), each of which runs "
             f"the loop and the batch. Load average before and after: {loads}.",
         ]
     )

@@ -1,8 +1,8 @@
 """Parity: does every backend, in every precision, restore what torch restores in FP32?
 
-Pairs go in with 16 bits (8-bit values times 257, which is the same share of full scale), so that rounding of the output
-to 16 bits, not to 8, is all that hides a difference. Errors are shares of full scale. The gate is on the score that a
-user would see: the change of PSNR to the target, of each set's mean.
+Pairs have 16 bits (8-bit values times 257, the same share of full scale), so that only rounding to 16 bits can hide a
+difference. Errors are shares of full scale. The gate is on the score that a user sees: the change of each set's mean
+PSNR to the target.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness.results import REPORTS, BenchmarkError, Report, markdown_table, save, significant
-from benchmarks.latency.bench import CONFIG_NAMES, TORCH, Contender, find_contenders
+from benchmarks.harness import SAMPLE, options
+from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.harness.tables import markdown_table, signed, significant
+from benchmarks.latency.contenders import REFERENCE, TORCH, Contender, find_contenders
 from ldp_runtime.command import CheckFailedError
 from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import SSIM_WINDOW, psnr, ssim
+from ldp_runtime.result import Result
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle.bundle import Bundle
+    pass
 
-HELP = "Compares every backend and precision with torch in FP32; fails where PSNR changes."
 EXAMPLES = """\
 examples:
-  ldp bench parity
-  ldp bench parity --bundle ldp-nano --backend openvino onnxruntime:fp32
-  ldp bench parity --data dpd-blur=/data/dpd-blur
+  python -m benchmarks parity
+  python -m benchmarks parity --bundle ldp-nano --backend openvino onnxruntime:fp32
+  python -m benchmarks parity --data dpd-blur=/data/dpd-blur
 
-Compared are the motorcycle sample, simulated pairs of a fixed seed, and the
-test split (else val) of each data set that is given. The exit code is 1 where a
-mean PSNR to the target changes by more than the limit of the precision, or a
-backend fails.
+It compares on the motorcycle sample, simulated pairs of a fixed seed, and the
+test split (else val) of each given data set. The exit code is 1 where a mean PSNR
+to the target changes by more than the limit of the precision, or a backend fails.
 
 Writes parity-NAME.json and parity-NAME.md into the output folder.
 """
@@ -44,14 +45,12 @@ Writes parity-NAME.json and parity-NAME.md into the output folder.
 LIMITS_DB = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.02, "int8": 0.05, "fp8": 0.05}
 """Precision -> largest change of a set's mean PSNR to the target, against torch in FP32."""
 
-REFERENCE = Contender("torch", "fp32")
 SIMULATED_PAIRS = 6
 SIMULATED_SEED = 7300
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-"""Photographs of scikit-image that the simulated scenes are cut from."""
+"""Photographs of scikit-image in the simulated scenes."""
 
 DATA_PAIRS = 16
-_SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "motorcycle"
 _PEAK = 65535.0
 _EIGHT_TO_SIXTEEN = np.uint16(257)
 
@@ -60,11 +59,11 @@ Image = NDArray[np.uint16]
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A pair to compare on.
+    """A pair and its target.
 
     Attributes:
-        set: The set that it belongs to.
-        name: Its name there.
+        set: Name of its set.
+        name: Its name in the set.
         left: Left view ``(h, w, 3)`` uint16.
         right: Right view, the same shape.
         target: The all-in-focus image, the same shape.
@@ -77,32 +76,22 @@ class Pair:
     target: Image
 
 
-@dataclass(frozen=True, eq=False)
-class Restored:
-    """The outcome of a pair: the restored image ``(h, w, 3)`` uint16, and blur logits ``(H / p, W / p)`` float32."""
-
-    image: Image
-    blur_logits: NDArray[np.float32]
-
-
-Restore = Callable[[Image, Image], Restored]
+Restore = Callable[[Image, Image], Result]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle to check (default: ldp-nano)")
-    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network in place of a bundle")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for torch")
+    options.add_bundle(parser)
+    options.add_checkpoint(parser)
     parser.add_argument(
         "--backend",
         nargs="+",
         default=["all"],
         metavar="NAME[:PRECISION]",
-        help="what to compare (default: all that this machine has)",
+        help="what to compare (default: everything that works on this machine)",
     )
     parser.add_argument(
-        "--data", action="append", default=[], metavar="NAME=DIR", help="a data set too; may be given more than once"
+        "--data", action="append", default=[], metavar="NAME=DIR", help="also a data set; may be given more than once"
     )
     parser.add_argument(
         "--pairs",
@@ -111,12 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pairs of each data set, spread evenly (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: each backend's own choice)")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+    options.add_threads(parser)
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compares, prints the tables, writes the results, and fails where a gate did.
+    """Compares, prints the tables, writes the results, and fails where a gate fails.
 
     Raises:
         CheckFailedError: A gate failed.
@@ -125,52 +114,30 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.harness.bundles import open_bundle, reference_model
-    from benchmarks.torch_chain import TorchChain, device
+    from ldp_export.evaluation.reference import TorchDeblurrer
+    from ldp_runtime.deblurrer import Deblurrer
 
-    if arguments.pairs < 1:
-        raise BenchmarkError(f"expected --pairs of at least 1, got {arguments.pairs}")
+    options.check_positive(arguments, "pairs")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle, arguments.config)
-    contenders, left_out = find_contenders(arguments.backend, bundle, arguments.checkpoint)
+    contenders, skipped = find_contenders(arguments.backend, bundle, arguments.checkpoint)
     pairs = [*sample_pairs(), *simulated_pairs()]
     for item in arguments.data:
         pairs += data_pairs(item, arguments.pairs)
     model = reference_model(bundle, arguments.checkpoint)
 
     def restore(contender: Contender) -> Restore:
-        if contender.backend not in TORCH:
-            return runtime(bundle, contender, arguments.threads)
-        chain = TorchChain(bundle, model, contender.backend, contender.precision, device())
-
-        def with_torch(left: Image, right: Image) -> Restored:
-            result = chain(left, right)
-            return Restored(result.restored, result.blur_logits)
-
-        return with_torch
+        backend, precision = contender.backend, contender.precision
+        if backend in TORCH:
+            return TorchDeblurrer(model, layout=backend, precision=precision)
+        return Deblurrer(bundle, backend=backend, precision=precision, threads=arguments.threads)
 
     data = measure(pairs, restore(REFERENCE), [c for c in contenders if c != REFERENCE], restore)
-    data["left_out"] = left_out
-    report = Report.new("parity", data, bundle)
-    markdown = to_markdown(report)
-    print(markdown)
-    paths = save(report, arguments.output, f"parity-{bundle.manifest.name}", markdown)
-    print(f"wrote {' and '.join(map(str, paths))}")
+    report = Report.new("parity", {**data, "left_out": skipped}, bundle)
+    publish(report, to_markdown(report), arguments.output)
     if data["failures"]:
         raise CheckFailedError("; ".join(data["failures"]))
-
-
-def runtime(bundle: Bundle, contender: Contender, threads: int | None = None) -> Restore:
-    """The runtime on one backend in one precision, as a ``Restore``."""
-    from ldp_runtime.deblurrer import Deblurrer
-
-    deblurrer = Deblurrer(bundle, backend=contender.backend, precision=contender.precision, threads=threads)
-
-    def restore(left: Image, right: Image) -> Restored:
-        result = deblurrer(left, right)
-        return Restored(result.restored, result.blur_logits)
-
-    return restore
 
 
 def measure(
@@ -182,13 +149,13 @@ def measure(
     """Compares contenders with the reference on pairs.
 
     Args:
-        pairs: What to restore.
-        reference: Torch in FP32.
+        pairs: The pairs.
+        reference: ``REFERENCE``, ready to run.
         contenders: What to compare.
-        restore: Makes a contender ready; an ``LDPError`` of it, or of what it makes, is a failure of that contender.
+        restore: Opens a contender; an ``LDPError`` of it or of its runs is a failure of that contender.
 
     Returns:
-        The ``data`` of the report, but ``left_out``; ``failures`` has a line a failed gate.
+        The ``data`` of the report, except ``left_out``; ``failures`` has a line per failed gate.
     """
     from tqdm import tqdm
 
@@ -233,21 +200,21 @@ def measure(
     }
 
 
-def compare(pair: Pair, got: Restored, want: Restored) -> dict[str, Any]:
+def compare(pair: Pair, got: Result, want: Result) -> dict[str, Any]:
     """The figures of one pair.
 
     Args:
-        pair: For its target.
-        got: What the contender restored.
-        want: What the reference restored.
+        pair: The pair.
+        got: Result by the contender.
+        want: Result by the reference.
 
     Returns:
         Errors as shares of full scale, PSNR in dB (None where the images are equal), SSIM (None where they are too
-        small), and the changes to the target: the contender's score less the reference's.
+        small), and the changes of the scores to the target: the contender's less the reference's.
     """
-    error = np.abs(got.image.astype(np.float64) - want.image) / _PEAK
-    scores = [_score(image, pair.target) for image in (got.image, want.image)]
-    between = psnr(got.image, want.image, data_range=_PEAK)
+    error = np.abs(got.restored.astype(np.float64) - want.restored) / _PEAK
+    scores = [_score(image, pair.target) for image in (got.restored, want.restored)]
+    between = psnr(got.restored, want.restored, data_range=_PEAK)
     return {
         "set": pair.set,
         "pair": pair.name,
@@ -264,7 +231,7 @@ def sample_pairs() -> list[Pair]:
     """The committed sample, in 16 bits."""
     from ldp_runtime.images.photo import read_photo
 
-    views = (read_photo(_SAMPLE / f"{name}.png").pixels for name in ("left", "right", "target"))
+    views = (read_photo(SAMPLE / f"{name}.png").pixels for name in ("left", "right", "target"))
     return [Pair("sample", "motorcycle", *map(sixteen_bits, views))]
 
 
@@ -289,10 +256,10 @@ def data_pairs(item: str, most: int) -> list[Pair]:
 
     Args:
         item: "NAME=DIR".
-        most: At most so many, spread evenly over the split.
+        most: The most pairs, spread evenly over the split.
 
     Raises:
-        LDPError: No such data set, no such folder, or the set has no targets.
+        LDPError: The data set or the folder does not exist, or the set has no targets.
     """
     from ldp_export.data import find_kind, open_dataset
 
@@ -325,16 +292,15 @@ def to_markdown(report: Report) -> str:
         report: Of kind "parity".
     """
     data = report.data
-    name = report.bundle.name if report.bundle else ""
-    parts = [f"# Parity of {name} with {data['reference']}"]
+    parts = [f"# Parity of {report.name} with {data['reference']}"]
     if report.bundle is not None and not report.bundle.trained:
-        parts.append("The weights are random: scores to the target mean nothing, and changes of them little.")
+        parts.append("The weights are random: scores to the target mean nothing, and their changes little.")
     for name, scores in data["sets"].items():
         parts.append(f"## {name}, {scores['pairs']} {'pair' if scores['pairs'] == 1 else 'pairs'}")
         ssim_text = "" if scores["ssim"] is None else f", SSIM {scores['ssim']:.4f}"
         parts.append(f"{data['reference']} scores {scores['psnr_db']:.3f} dB{ssim_text} to the target.")
         parts.append(set_table(data, name))
-    parts += [f"* {name} was left out: {reason}" for name, reason in data["left_out"].items()]
+    parts += [f"* {name} was skipped: {reason}" for name, reason in data["left_out"].items()]
     verdict = "Every gate passed." if not data["failures"] else "Gates failed: " + "; ".join(data["failures"]) + "."
     parts.append(
         "Errors are shares of full scale, of images of 16 bits. Gate: the change of the set's mean PSNR to the target, "
@@ -368,12 +334,6 @@ def set_table(data: Mapping[str, Any], name: str) -> str:
     return markdown_table([*header, "change in PSNR dB", "worst pair dB", "change in SSIM", "gate"], rows)
 
 
-def signed(value: float, decimals: int) -> str:
-    """A change with its sign; one that rounds to nothing has none."""
-    text = f"{value:+.{decimals}f}"
-    return text if float(text) else f"{0:.{decimals}f}"
-
-
 def _summarise(figures: Sequence[Mapping[str, Any]], limit: float) -> dict[str, Any]:
     """The figures of a set of pairs: the worst errors, the mean changes, and whether the gate passed."""
     deltas = [f["delta_psnr_db"] for f in figures]
@@ -393,15 +353,15 @@ def _summarise(figures: Sequence[Mapping[str, Any]], limit: float) -> dict[str, 
 
 
 def _score(image: Image, target: Image) -> tuple[float, float | None]:
-    """PSNR, at most that of an error of one step of 16 bits, so that changes are finite; and SSIM."""
+    """PSNR, limited to that of an error of one 16-bit step so that changes are finite, and SSIM."""
     value = min(psnr(image, target, data_range=_PEAK), 20 * math.log10(_PEAK))
     large = min(image.shape[:2]) >= SSIM_WINDOW
     return value, ssim(image, target, data_range=_PEAK) if large else None
 
 
-def _scores(restored: Sequence[tuple[Pair, Restored]]) -> dict[str, Any]:
+def _scores(restored: Sequence[tuple[Pair, Result]]) -> dict[str, Any]:
     """Mean scores of the reference over a set."""
-    scores = [_score(got.image, pair.target) for pair, got in restored]
+    scores = [_score(got.restored, pair.target) for pair, got in restored]
     ssims = [value for _, value in scores if value is not None]
     return {
         "pairs": len(scores),

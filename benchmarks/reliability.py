@@ -1,7 +1,7 @@
-"""What faults do to the commands: kills at random moments, full disks, Ctrl-C; nothing may be lost or half-written.
+"""Faults while commands run: kills at random moments, full disks, Ctrl-C; nothing may be lost or half-written.
 
 Every command runs for real, on small inputs, in a process of its own (``tests.faults.harness``). After each fault its
-output folder is looked at, and the same command is run again, which must end well and leave no temporary file.
+output folder is checked, and the same command runs again, which must succeed and leave no temporary file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.results import REPORTS, BenchmarkError, Report, markdown_table, save
+from benchmarks.harness import options
+from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.harness.tables import markdown_table
 from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:
@@ -24,15 +26,14 @@ if TYPE_CHECKING:
 
     from tests.faults.harness import Ending, Scenario, Server
 
-HELP = "Kills commands at random moments, fills the disk, interrupts; counts what went wrong."
 EXAMPLES = """\
 examples:
-  ldp bench reliability
-  ldp bench reliability --kills 500 --seed 1
-  ldp bench reliability --kills 8 --light
+  python -m benchmarks reliability
+  python -m benchmarks reliability --kills 500 --seed 1
+  python -m benchmarks reliability --kills 8 --light
 
-Writes reliability.json and reliability.md into the output folder. The page also
-takes in fuzz.json and service.json where they lie there. The exit code is 1 if
+Writes reliability.json and reliability.md into the output folder, with a line
+each from fuzz.json and service.json where they are there. The exit code is 1 if
 anything was lost, half-written or left behind.
 """
 
@@ -44,10 +45,10 @@ SHARES = {
     "ldp-export onnx": 6,
     "ldp-export train": 6,
 }
-"""How kills are shared among the commands; those that start torch take longer."""
+"""Shares of the kills by command; those that start torch take longer."""
 
 DISK_SIZES = (0, 1000, 4000)
-"""Bytes that a file may have on the disk that is full."""
+"""Most bytes of a file on the full disk."""
 
 INTERRUPTS = 3
 
@@ -63,14 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="commands at a time (default: 2)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
     parser.add_argument("--light", action="store_true", help="leave out the commands that need torch")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs everything and writes the report.
 
     Raises:
-        BenchmarkError: A command does not even work without a fault.
+        BenchmarkError: A command fails without a fault.
         CheckFailedError: Something was lost, half-written or left behind.
     """
     if arguments.kills < 0 or arguments.steps < 0 or arguments.jobs < 1:
@@ -80,30 +81,29 @@ def run(arguments: argparse.Namespace) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="ldp-reliability-") as folder:
         counts = arguments.kills, arguments.steps, arguments.seed
-        data = measure(Path(folder), *counts, light=arguments.light, jobs=arguments.jobs, told=_say)
+        data = measure(Path(folder), *counts, light=arguments.light, jobs=arguments.jobs, say=_say)
     report = Report.new("reliability", {**data, "others": read_others(arguments.output)})
-    paths = save(report, arguments.output, "reliability", to_markdown(report))
-    print("\n".join(f"wrote {path}" for path in paths))
+    publish(report, to_markdown(report), arguments.output)
     if problems := all_problems(data):
         raise CheckFailedError(f"{len(problems)} problems, the first: {problems[0]}")
 
 
 def measure(
-    work: Path, kills: int, steps: int, seed: int, *, light: bool, jobs: int, told: Callable[[str], object]
+    work: Path, kills: int, steps: int, seed: int, *, light: bool, jobs: int, say: Callable[[str], object]
 ) -> dict[str, Any]:
     """Provokes the faults.
 
     Args:
         work: An empty folder.
-        kills: Kills at random moments, over all commands.
-        steps: Kills between two file operations, over all commands.
+        kills: Kills at random moments, of all commands together.
+        steps: Kills between two file operations, of all commands together.
         seed: Of the moments.
-        light: Leave out the commands that need torch.
-        jobs: So many commands run at a time.
-        told: Is told what is going on, a line at a time.
+        light: Without the commands that need torch.
+        jobs: Commands at a time.
+        say: Gets a line about each run.
 
     Returns:
-        The report's data: for each kind of fault and each command the counts, and every problem in words.
+        The report's data: counts and problems by kind of fault and command.
     """
     import numpy as np
 
@@ -149,7 +149,7 @@ def measure(
         outcomes = pool.map(lambda run: run[3](), runs)
         for number, ((kind, scenario, what, _), outcome) in enumerate(zip(runs, outcomes, strict=True), 1):
             results.setdefault((kind, scenario.name), []).append(outcome)
-            told(f"{number}/{len(runs)} {scenario.name}: {what}, {_state(outcome)}")
+            say(f"{number}/{len(runs)} {scenario.name}: {what}, {_state(outcome)}")
     for kind in KINDS:
         data[kind] = {scenario.name: _counts(results.get((kind, scenario.name), [])) for scenario in scenarios}
     for name, ending in clean.items():
@@ -158,13 +158,13 @@ def measure(
 
 
 def read_others(folder: Path) -> dict[str, str]:
-    """What the counts of the fuzzing and of the service's load test say, by the name of the page that has them all.
+    """Sentences on the fuzzing and the service's load test, by the name of the page with all counts.
 
     Args:
-        folder: Where ``fuzz.json``, the summary of ``python -m tests.fuzz``, and the result ``service.json`` may lie.
+        folder: It may have ``fuzz.json``, the summary of ``python -m tests.fuzz``, and the result ``service.json``.
 
     Raises:
-        BenchmarkError: One of them is something else.
+        BenchmarkError: One of them has another form.
     """
     found = {}
     fuzz, service = folder / "fuzz.json", folder / "service.json"
@@ -209,8 +209,8 @@ def to_markdown(report: Report) -> str:
     parts = [
         "# Reliability",
         f"{total} kills (SIGKILL) at random moments of a command's work, of which {killed} were before it was done, "
-        f"and {sum(counts['runs'] for counts in steps.values())} between two of its file operations. Every other time "
-        "the outputs of an earlier run were there. After each kill every output had to be absent, old or whole, and "
+        f"and {sum(counts['runs'] for counts in steps.values())} between two of its file operations. In every other "
+        "run the outputs of an earlier one existed. After each kill every output had to be absent, old or whole, and "
         f"the same command had to succeed. {verdict}",
         markdown_table(
             ("command", "kills", "in time", "at a step", "steps", "temporary left, most", "problems"),
@@ -280,14 +280,14 @@ def _clean(server: Server, scenario: Scenario, work: Path) -> Ending:
 
 
 def _shared(count: int, scenarios: Sequence[Scenario]) -> list[int]:
-    """A count shared among commands in the ratio of ``SHARES``; they sum up to it."""
+    """A count split among commands in the ratio of ``SHARES``."""
     shares = [SHARES[scenario.name] for scenario in scenarios]
     bounds = [round(count * sum(shares[:i]) / sum(shares)) for i in range(len(shares) + 1)]
     return [after - before for before, after in itertools.pairwise(bounds)]
 
 
 def _some(rng: np.random.Generator, operations: int, count: int) -> list[int]:
-    """Some of a command's file operations, rising."""
+    """Random file operations of a command, in order."""
     return sorted(int(at) for at in rng.choice(operations, size=min(count, operations), replace=False))
 
 
@@ -309,4 +309,4 @@ def _counts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _state(result: dict[str, Any]) -> str:
-    return "well" if not result["problems"] else "; ".join(result["problems"])
+    return "fine" if not result["problems"] else "; ".join(result["problems"])

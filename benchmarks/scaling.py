@@ -1,15 +1,13 @@
-"""How time and memory grow with the image: tiles keep time linear in pixels and working memory constant.
+"""Growth of time and memory with the image: tiles keep time linear in pixels and working memory constant.
 
-Each size is restored once, in a process of its own, so that its peak memory is honest. Working memory is what the
-process takes at its peak beyond the views and the restored image, once the bundle is open. A line is fitted to each.
-And the seams: how far an image in tiles is from one in one piece, by the halo that the tiles share.
+Each size is restored once, in a process of its own, so that its peak memory is its own too. Working memory is the peak
+beyond the views, the restored image and the open bundle. A line is fitted to each. The seams are measured as well: the
+difference between an image in tiles and one in one piece, by the halo that the tiles share.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,49 +15,47 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.bundles import ROOT
-from benchmarks.harness.processes import run_spec
-from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
-from benchmarks.latency.bench import CONFIG_NAMES, parse_shape
+from benchmarks.harness import options
+from benchmarks.harness.machine import watch_load
+from benchmarks.harness.processes import answer_spec, run_spec
+from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.harness.sample import sample_pair
+from benchmarks.harness.tables import load_text, markdown_table, mebibytes, significant, size_text
 from ldp_runtime.commands.options import parse_tile
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from ldp_runtime.bundle.bundle import Bundle
 
-HELP = "Fits time and memory over the size of the image, and measures the seams of tiles."
 EXAMPLES = """\
 examples:
-  ldp bench scaling
-  ldp bench scaling --config small --shape 2240x3360 3168x4752 4480x6720
-  ldp bench scaling --tile 1024 --backend onnxruntime:fp32
-  ldp bench scaling --shape 560x840 1120x1680 2240x3360 --tile off
+  python -m benchmarks scaling
+  python -m benchmarks scaling --config small --shape 2240x3360 3168x4752 4480x6720
+  python -m benchmarks scaling --tile 1024 --backend onnxruntime:fp32
+  python -m benchmarks scaling --shape 560x840 1120x1680 2240x3360 --tile off
 
 Writes scaling-NAME.json and scaling-NAME.md into the output folder.
 """
 
 DEFAULT_SHAPES = ((3000, 4000), (4000, 5328), (5328, 7104), (7104, 9472), (8736, 11648))
-"""From 12 to 100 megapixels; in one piece none would fit into a laptop's memory."""
+"""From 12 to 100 megapixels; in one piece none fits into a laptop's memory."""
 
 SEAM_HALOS = (32, 48, 64, 96, 128, 192)
 SEAM_SHAPE = (1024, 1408)
 SEAM_TILE = 512
-"""Longest tile for the seams; tiles of halos too wide for it are as short as these allow."""
-
-SAMPLE = ROOT / "samples" / "motorcycle"
+"""Longest tile for the seams in px; a wide halo may need longer tiles."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a process restores.
+    """The work of a process.
 
     Attributes:
         bundle: Folder of the bundle.
         backend: Name of a backend, or "auto".
         precision: A precision of it, or "auto".
-        tile: As for ``Deblurrer.from_bundle``.
+        tile: See ``Deblurrer.from_bundle``.
         threads: CPU threads, or None for the backend's own choice.
         shape: Height and width in px.
     """
@@ -80,12 +76,12 @@ class Point:
         shape: Height and width in px.
         seconds: Wall time from the views in memory to the restored image in memory, without opening the graphs.
         stages: Seconds by stage.
-        tiles: How many tiles.
+        tiles: Their number.
         images: Bytes of both views and the restored image.
         peak: Peak resident bytes of the process.
-        working: Bytes of the peak beyond the images and what the process took with the bundle loaded.
-        backend: What ran.
-        precision: In which precision.
+        working: Bytes of the peak beyond the images and the loaded bundle.
+        backend: Its name.
+        precision: Its precision.
     """
 
     shape: tuple[int, int]
@@ -101,22 +97,20 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle to measure (default: ldp-nano)")
-    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network in place of a bundle")
-    parser.add_argument("--backend", default="auto", metavar="NAME[:PRECISION]", help="what runs (default: auto)")
+    options.add_bundle(parser)
+    options.add_backend(parser)
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="auto|N|off", help="as for ldp deblur")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's own choice)")
+    options.add_threads(parser)
     parser.add_argument(
         "--shape",
         nargs="+",
-        type=parse_shape,
+        type=options.parse_shape,
         default=list(DEFAULT_SHAPES),
         metavar="HxW",
         help="sizes of the image in px (default: five from 12 to 100 megapixels)",
     )
     parser.add_argument("--no-seams", action="store_true", help="leave the seams out")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -124,50 +118,46 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from benchmarks.harness.bundles import open_bundle
-    from benchmarks.harness.machine import load_average
 
     bundle = open_bundle(arguments.bundle, arguments.config)
-    backend, _, precision = arguments.backend.partition(":")
-    loads = [load_average()]
-    points = []
-    for shape in tqdm(arguments.shape, disable=None, unit="size"):
-        spec = Spec(str(bundle.path), backend, precision or "auto", arguments.tile, arguments.threads, shape)
-        points.append(measure(spec))
-    seams = [] if arguments.no_seams else measure_seams(bundle, threads=arguments.threads)
-    loads.append(load_average())
+    backend, precision = options.split_backend(arguments.backend)
+    with watch_load() as load:
+        points = [
+            measure(Spec(str(bundle.path), backend, precision, arguments.tile, arguments.threads, shape))
+            for shape in tqdm(arguments.shape, disable=None, unit="size")
+        ]
+        seams = [] if arguments.no_seams else measure_seams(bundle, threads=arguments.threads)
     data = {
         "tile": arguments.tile,
         "threads": arguments.threads,
-        "load_average": {"before": loads[0], "after": loads[1]},
+        "load_average": load,
         "points": [asdict(point) for point in points],
         "fits": fits(points),
         "seams": seams,
     }
     report = Report.new("scaling", data, bundle)
-    markdown = to_markdown(report)
-    print(markdown)
-    paths = save(report, arguments.output, f"scaling-{bundle.manifest.name}", markdown)
-    print(f"wrote {' and '.join(map(str, paths))}")
+    publish(report, to_markdown(report), arguments.output)
 
 
 def measure(spec: Spec) -> Point:
     """Restores a pair in a process of its own.
 
     Raises:
-        BenchmarkError: The process failed; the message has its last words.
+        BenchmarkError: The process failed; the message has its last line.
     """
-    with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
-        value, ended = run_spec("benchmarks.scaling", asdict(spec), Path(folder))
-    if value is None:
+    try:
+        with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
+            value = run_spec("benchmarks.scaling", spec, Path(folder))
+    except BenchmarkError as error:
         raise BenchmarkError(
-            f"expected a restored image of {_size(spec.shape)} px, got a process that {ended}; choose a smaller "
-            "--tile or --shape"
-        )
+            f"expected a restored image of {size_text(spec.shape)} px, got none: {error}; choose a smaller --tile or "
+            "--shape"
+        ) from error
     return Point(**{**value, "shape": (value["shape"][0], value["shape"][1])})
 
 
 def measure_here(spec: Spec) -> Point:
-    """Restores a pair in this process, which has done nothing else."""
+    """Restores a pair in this process, which did nothing else before."""
     from benchmarks.harness.machine import peak_memory, reset_peak_memory, resident_memory
     from ldp_runtime.deblurrer import Deblurrer
 
@@ -195,37 +185,14 @@ def measure_here(spec: Spec) -> Point:
     )
 
 
-def sample_pair(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Both views of the sample, ``(h, w, 3)`` uint8, repeated or cut to a shape.
-
-    Repeated, not reflected, along x: that would turn the disparity around.
-    """
-    import numpy as np
-
-    from ldp_runtime.images.photo import read_photo
-    from ldp_runtime.stages.geometry import reflect_indices
-
-    views = []
-    for name in ("left", "right"):
-        pixels = read_photo(SAMPLE / f"{name}.png").pixels
-        rows = reflect_indices(pixels.shape[0], max(shape[0], pixels.shape[0]))[: shape[0]]
-        view = np.empty((*shape, 3), dtype=pixels.dtype)
-        for x in range(0, shape[1], pixels.shape[1]):
-            part = view[:, x : x + pixels.shape[1]]
-            np.take(pixels[:, : part.shape[1]], rows, axis=0, out=part, mode="clip")
-        views.append(view)
-    return views[0], views[1]
-
-
 def fits(points: Sequence[Point]) -> dict[str, dict[str, float] | None]:
     """Lines through seconds and through working bytes over megapixels; None with fewer than two sizes.
 
-    Where two sizes or more are in tiles, the working memory is fitted over those: in one piece it grows by design.
+    Where two sizes or more are in tiles, working memory is fitted over those: in one piece it grows by design.
 
     Returns:
-        For ``seconds`` and ``working``: ``a`` and ``b`` of ``a + b * megapixels``, and the share by which the value at
-        the largest size and that at the smallest differ from a proportional law (``seconds``) or from each other
-        (``working``).
+        For ``seconds`` and ``working``: ``a`` and ``b`` of ``a + b * megapixels``, and ``spread``: the largest over
+        the smallest, less 1, of seconds per megapixel or of working bytes.
     """
     import numpy as np
 
@@ -253,17 +220,17 @@ def measure_seams(
     tile: int = SEAM_TILE,
     threads: int | None = None,
 ) -> list[dict[str, Any]]:
-    """How far the sample in tiles is from the sample in one piece, in FP32 by ONNX Runtime.
+    """The difference between the sample in tiles and in one piece, in FP32 by ONNX Runtime.
 
     Args:
-        bundle: The bundle; a network that sees everything has other differences than seams.
-        halos: Px at a seam, on each side, that neighbours share at least.
+        bundle: The bundle; a network with global attention differs by more than seams.
+        halos: Least px that neighbours share on each side of a seam.
         shape: Size of the sample, repeated or cut, in px.
         tile: Longest side of a tile in px, where the halo allows it.
         threads: CPU threads; None is the backend's own choice.
 
     Returns:
-        For each halo the tile's size, how many there are, and the largest and the root-mean-square difference of the
+        For each halo the tiles' size and number, and the largest and the root-mean-square difference of the
         restored image before it is rounded, in units of 1/255.
     """
     import numpy as np
@@ -316,31 +283,28 @@ def to_markdown(report: Report) -> str:
         report: Of kind "scaling".
     """
     data = report.data
-    name = report.bundle.name if report.bundle else "the bundle"
     points = data["points"]
     rows = []
     for point in points:
         pixels = point["shape"][0] * point["shape"][1]
         rows.append(
             [
-                _size(point["shape"]),
+                size_text(point["shape"]),
                 f"{pixels / 1e6:.1f}",
                 point["tiles"],
                 significant(point["seconds"]),
                 significant(point["seconds"] / pixels * 1e9),
-                f"{point['images'] / 2**20:.0f}",
-                f"{point['working'] / 2**20:.0f}",
-                f"{point['peak'] / 2**20:.0f}",
+                *(mebibytes(point[key]) for key in ("images", "working", "peak")),
             ]
         )
-    header = ["px", "megapixels", "tiles", "seconds", "ns a px", "images MiB", "working MiB", "peak MiB"]
+    header = ["px", "megapixels", "tiles", "seconds", "ns per px", "images MiB", "working MiB", "peak MiB"]
     ran = ", ".join(dict.fromkeys(f"{point['backend']} {point['precision']}" for point in points))
-    parts = [f"# Scaling of {name}", f"{ran}, tiles: {data['tile']}.", markdown_table(header, rows)]
+    parts = [f"# Scaling of {report.name}", f"{ran}, tiles: {data['tile']}.", markdown_table(header, rows)]
     seconds, working = data["fits"]["seconds"], data["fits"]["working"]
     if seconds is not None and working is not None:
         parts.append(
-            f"Fitted: {seconds['a']:.2f} s + {seconds['b']:.3f} s a megapixel, the time a px being the same to within "
-            f"{100 * seconds['spread']:.0f} %; {working['a'] / 2**20:.0f} MiB + {working['b'] / 2**20:.2f} MiB a "
+            f"Fitted: {seconds['a']:.2f} s + {seconds['b']:.3f} s per megapixel, with the same time per px to within "
+            f"{100 * seconds['spread']:.0f} %; {working['a'] / 2**20:.0f} MiB + {working['b'] / 2**20:.2f} MiB per "
             f"megapixel of working memory, the same to within {100 * working['spread']:.0f} %."
         )
     if data["seams"]:
@@ -357,28 +321,16 @@ def to_markdown(report: Report) -> str:
         parts.append(markdown_table(["halo px", "tiles", "largest", "RMS"], table))
     loads = load_text(data["load_average"])
     parts.append(
-        "Each size is restored once, in a process of its own. Working memory is the peak beyond the images and what "
-        f"the process took with the bundle loaded. Load average before and after: {loads}."
+        "Each size is restored once, in a process of its own. Working memory is the peak beyond the images and "
+        f"the loaded bundle. Load average before and after: {loads}."
     )
     return "\n\n".join(parts)
 
 
-def main(argv: list[str]) -> None:
-    """Reads a ``Spec``, writes a ``Point``."""
-    from benchmarks.harness.results import write_text
-    from ldp_runtime.errors import LDPError
-
-    value = json.loads(Path(argv[0]).read_text())
-    try:
-        point = measure_here(Spec(**{**value, "shape": (value["shape"][0], value["shape"][1])}))
-    except LDPError as error:
-        raise SystemExit(str(error)) from error
-    write_text(Path(argv[1]), json.dumps(asdict(point)))
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
+def answer(fields: dict[str, Any]) -> dict[str, Any]:
+    """Measures a ``Spec`` in this process; gives the fields of a ``Point``."""
+    return asdict(measure_here(Spec(**{**fields, "shape": tuple(fields["shape"])})))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    answer_spec(answer)

@@ -1,7 +1,7 @@
-"""How ``ldp serve`` bears load on loopback: sustained, too much, slow clients, half-open connections, broken forms.
+"""``ldp serve`` under load on loopback: sustained, overload, slow clients, half-open connections, malformed forms.
 
-The service runs in a process of its own, with its usual limits save for a shorter queue; the clients are threads of
-this one, on the same CPU. Its memory and open files are read before and after each part.
+The service runs in a process of its own, with its usual limits except for a shorter queue; the clients are threads of
+this one, on the same CPU. Its memory and open files are read after each part.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import REPORTS, BenchmarkError, Report, load_text, markdown_table, save, significant
+from benchmarks.harness import options
+from benchmarks.harness.machine import watch_load
+from benchmarks.harness.results import BenchmarkError, Report, publish
 from benchmarks.harness.serving import Serving, serving
-from benchmarks.latency.bench import parse_shape
+from benchmarks.harness.tables import load_text, markdown_table, mebibytes, significant
 
-HELP = "Loads ldp serve: sustained, overload, slow clients, half-open connections, malformed forms."
 EXAMPLES = """\
 examples:
-  ldp bench service
-  ldp bench service --seconds 60 --concurrency 1 2 4 8 --shape 560x840
-  ldp bench service --bundle my-bundle --mutations 2000
+  python -m benchmarks service
+  python -m benchmarks service --seconds 60 --concurrency 1 2 4 8 --shape 560x840
+  python -m benchmarks service --bundle my-bundle --mutations 2000
 
 Writes service.json and service.md into the output folder.
 """
 
 QUEUE = 4
-"""Pairs that may wait, so that overload is soon there."""
+"""Pairs that may wait: few, so that overload comes soon."""
 
 OVERLOAD = 16
-"""Clients at a time that are too many."""
+"""Concurrent clients of the overload."""
 
-HELD = 40
-"""Connections that slow and half-open clients hold."""
+CONNECTIONS = 40
+"""Connections of slow and half-open clients."""
 
 _BOUNDARY = "ldp-bench-boundary"
 _TIMEOUT = 120.0
@@ -49,27 +50,27 @@ _TIMEOUT = 120.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--bundle", default="ldp-nano", metavar="NAME|DIR", help="default: %(default)s")
-    parser.add_argument("--backend", default="auto", help="what runs the networks (default: %(default)s)")
-    parser.add_argument("--shape", type=parse_shape, default=(256, 384), metavar="HxW", help="px (default: 256x384)")
+    parser.add_argument("--backend", default="auto", help="a backend (default: %(default)s)")
+    parser.add_argument(
+        "--shape", type=options.parse_shape, default=(256, 384), metavar="HxW", help="px (default: 256x384)"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="sustained loads")
     parser.add_argument("--mutations", type=int, default=500, help="malformed forms (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads the service, prints the tables and writes the results."""
     from benchmarks.harness.bundles import open_bundle
-    from benchmarks.harness.machine import load_average
 
     bundle = open_bundle(arguments.bundle, None)
-    head, body = request_of(*sample_files(arguments.shape))
-    options = ("--bundle", bundle.path, "--backend", arguments.backend, "--queue", QUEUE)
+    head, body = make_request(*sample_files(arguments.shape))
     data: dict[str, Any] = {"shape": list(arguments.shape), "seconds": arguments.seconds, "queue": QUEUE}
-    data["load_average"] = {"before": load_average()}
     parts: dict[str, Any] = {}
-    with serving(*options) as service:
+    command = ("--bundle", bundle.path, "--backend", arguments.backend, "--queue", QUEUE)
+    with watch_load() as average, serving(*command) as service:
         data["backend"] = service.printed[1].removeprefix("backend  ")
         load(service, head, body, clients=1, seconds=2.0)  # the first requests grow pools
         memory = [{"after": "start", **footprint(service)}]
@@ -89,17 +90,13 @@ def run(arguments: argparse.Namespace) -> None:
         part("after all, 1 at a time", lambda: load(service, head, body, 1, arguments.seconds))
         code, errors = service.stop()
     data |= {"parts": parts, "memory": memory, "exit_code": code, "stderr_lines": len(errors.splitlines())}
-    data["load_average"]["after"] = load_average()
-    report = Report.new("service", data, bundle)
-    markdown = to_markdown(report)
-    print(markdown)
-    paths = save(report, arguments.output, "service", markdown)
-    print(f"wrote {' and '.join(map(str, paths))}")
+    report = Report.new("service", {**data, "load_average": average}, bundle)
+    publish(report, to_markdown(report), arguments.output, "service")
 
 
 def sample_files(shape: tuple[int, int]) -> tuple[bytes, bytes]:
     """Both views of the sample, repeated or cut to a shape, as PNG."""
-    from benchmarks.scaling import sample_pair
+    from benchmarks.harness.sample import sample_pair
     from ldp_runtime.images.decode import Photo
     from ldp_runtime.images.photo import encode_photo
 
@@ -107,7 +104,7 @@ def sample_files(shape: tuple[int, int]) -> tuple[bytes, bytes]:
     return left, right
 
 
-def request_of(left: bytes, right: bytes) -> tuple[bytes, bytes]:
+def make_request(left: bytes, right: bytes) -> tuple[bytes, bytes]:
     """Head and body of a request that restores a pair."""
     parts = [
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}.png"\r\n\r\n'.encode()
@@ -124,7 +121,7 @@ def request_of(left: bytes, right: bytes) -> tuple[bytes, bytes]:
 
 
 def exchange(service: Serving, head: bytes, body: bytes) -> int:
-    """Sends one request on a connection of its own and reads the whole answer; its status, 0 if it broke off."""
+    """Sends one request on a new connection and reads the whole answer; its status, 0 if the connection ended."""
     try:
         with socket.create_connection(service.address, timeout=_TIMEOUT) as connection:
             connection.sendall(head + body)
@@ -140,7 +137,7 @@ def load(service: Serving, head: bytes, body: bytes, clients: int, seconds: floa
     """Clients that each send one request after the other.
 
     Returns:
-        Answers by status, pairs restored a second, and the latency of restored and of refused pairs in seconds.
+        Answers by status, restored pairs per second, and the latency of restored and of refused pairs in seconds.
     """
     times: dict[int, list[float]] = collections.defaultdict(list)
     lock = threading.Lock()
@@ -160,11 +157,11 @@ def load(service: Serving, head: bytes, body: bytes, clients: int, seconds: floa
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.perf_counter() - begin
+    spent = time.perf_counter() - begin
     return {
         "clients": clients,
         "statuses": {str(status): len(values) for status, values in sorted(times.items())},
-        "restored_a_second": len(times[200]) / took,
+        "restored_a_second": len(times[200]) / spent,
         "restored": quantiles(times[200]),
         "refused": quantiles(times[429]),
     }
@@ -175,16 +172,16 @@ def hold(service: Serving, head: bytes, body: bytes, *, sent: bytes, drip: bytes
 
     Args:
         service: The service.
-        head: Of a good request.
-        body: Of a good request.
-        sent: What each connection sends at once.
-        drip: What it sends each second from then on; empty for nothing.
+        head: Head of a valid request.
+        body: Its body.
+        sent: Bytes that each connection sends at once.
+        drip: Bytes that it sends every second afterwards; empty for none.
 
     Returns:
-        How the good request went meanwhile, how many connections the service ended, with which statuses, and after
-        how many seconds the last.
+        Status and seconds of the valid request meanwhile, the number of connections that the service ended by status,
+        and the seconds after which the last one ended.
     """
-    connections = [socket.create_connection(service.address, timeout=_TIMEOUT) for _ in range(HELD)]
+    connections = [socket.create_connection(service.address, timeout=_TIMEOUT) for _ in range(CONNECTIONS)]
     begin = time.perf_counter()
     statuses: collections.Counter[str] = collections.Counter()
     last = 0.0
@@ -204,14 +201,20 @@ def hold(service: Serving, head: bytes, body: bytes, *, sent: bytes, drip: bytes
                     left.remove(connection)
                     last = time.perf_counter() - begin
             time.sleep(1.0)
-        return {"connections": HELD, "good": good, "ended": dict(statuses), "left": len(left), "last_seconds": last}
+        return {
+            "connections": CONNECTIONS,
+            "good": good,
+            "ended": dict(statuses),
+            "left": len(left),
+            "last_seconds": last,
+        }
     finally:
         for connection in connections:
             connection.close()
 
 
 def _ended(connection: socket.socket, drip: bytes) -> str | None:
-    """The status that the service answered with, "closed" if it just closed, or None while it is open."""
+    """The status of the answer, "closed" if there was none, or None while the connection is open."""
     try:
         answer = connection.recv(65536)
         return answer[9:12].decode() if answer else "closed"
@@ -225,8 +228,8 @@ def _ended(connection: socket.socket, drip: bytes) -> str | None:
 
 
 def malformed(service: Serving, body: bytes, count: int, seed: int) -> dict[str, Any]:
-    """Sends forms that a good one was broken into; the answers by status."""
-    small = body if len(body) < 4096 else body[:1500] + body[-1500:]  # a broken picture within a good form
+    """Sends mutations of a valid form; the answers by status."""
+    small = body if len(body) < 4096 else body[:1500] + body[-1500:]  # a damaged picture within a valid form
     statuses: collections.Counter[str] = collections.Counter()
     for mutated in mutations(small, count, random.Random(seed)):
         head = (
@@ -240,7 +243,7 @@ def malformed(service: Serving, body: bytes, count: int, seed: int) -> dict[str,
 
 
 def mutations(body: bytes, count: int, rng: random.Random) -> Iterator[bytes]:
-    """Forms with bytes changed, cut, repeated and exchanged, and with broken boundaries and headers."""
+    """Forms with bytes changed, cut, repeated and exchanged, and with damaged boundaries and headers."""
     tokens = [
         b"\r\n",
         b"--",
@@ -283,7 +286,7 @@ def footprint(service: Serving) -> dict[str, int | None]:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, 95th percentile and maximum; None of nothing."""
+    """Median, 95th percentile and maximum; None for no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -321,11 +324,11 @@ def to_markdown(report: Report) -> str:
     texts = [
         "# ldp serve under load",
         f"Pairs of {width} x {height} px in, images out, on loopback; one worker, a queue of {data['queue']}, "
-        f"{data['seconds']:g} s a load; clients on the same CPU. {data['backend']}.",
+        f"{data['seconds']:g} s per load; clients on the same CPU. {data['backend']}.",
         markdown_table(header, rows),
-        "Clients that hold a connection, and a good request meanwhile:",
+        "Clients that hold a connection, and a valid request meanwhile:",
         markdown_table(
-            ["clients", "connections", "ended by the service", "left", "last after s", "good request", "its s"],
+            ["clients", "connections", "ended by the service", "left", "last after s", "valid request", "its s"],
             [
                 [
                     name,
@@ -344,10 +347,7 @@ def to_markdown(report: Report) -> str:
         + ".",
         markdown_table(
             ["after", "resident MiB", "open files"],
-            [
-                [each["after"], None if each["resident"] is None else f"{each['resident'] / 2**20:.0f}", each["files"]]
-                for each in data["memory"]
-            ],
+            [[each["after"], mebibytes(each["resident"]), each["files"]] for each in data["memory"]],
         ),
     ]
     average = load_text(data["load_average"])

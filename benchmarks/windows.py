@@ -8,30 +8,21 @@ quality is that of the held-out sample, where the bundle has trained weights.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from benchmarks.harness.processes import run_spec
-from benchmarks.harness.results import (
-    REPORTS,
-    BenchmarkError,
-    Report,
-    load_text,
-    markdown_table,
-    save,
-    significant,
-    write_text,
-)
-from benchmarks.latency.bench import CONFIG_NAMES, DEFAULT_SHAPE, parse_shape
+from benchmarks.harness import options
+from benchmarks.harness.machine import watch_load
+from benchmarks.harness.processes import answer_spec, run_spec
+from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.harness.tables import load_text, markdown_table, significant, size_text
 from ldp_runtime.cache import ENV_CACHE
 
 if TYPE_CHECKING:
@@ -40,27 +31,26 @@ if TYPE_CHECKING:
     from ldp_runtime.bundle.bundle import Bundle
     from ldp_runtime.deblurrer import Deblurrer
 
-HELP = "Measures what the windows of CLIP cost, and what they do to the blur map."
 EXAMPLES = """\
 examples:
-  ldp bench windows
-  ldp bench windows --config small
-  ldp bench windows --window 128 --overlap 0 16 32 --shape 560x840
+  python -m benchmarks windows
+  python -m benchmarks windows --config small
+  python -m benchmarks windows --window 128 --overlap 0 16 32 --shape 560x840
 
 Writes windows-NAME.json and windows-NAME.md into the output folder. With random
 weights there is a cost and no quality.
 """
 
 OVERLAPS = (0.125, 0.25, 0.5)
-"""Shares of a window that neighbours share at least, beside none, if nothing else is said; in whole patches."""
+"""Default least overlaps as shares of a window, in whole patches; none is measured as well."""
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
-"""Windows if nothing else is said, as multiples of the bundle's own."""
+"""Default windows, as multiples of the bundle's own."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a process measures.
+    """The work of a process.
 
     Attributes:
         bundles: Folders of bundles whose windows are of one size.
@@ -79,15 +69,15 @@ class Spec:
 
 @dataclass
 class Row:
-    """What a choice of windows costs and gives.
+    """Cost and quality of one choice of windows.
 
     Attributes:
         window: Side of a window in px.
-        overlap: What neighbours share at least, in px.
-        windows: How many windows the pair is cut into.
-        seconds: Of the blur map of the pair, one a round.
-        backend: What ran.
-        precision: In which precision.
+        overlap: Least px that neighbours share.
+        windows: Number of windows of the pair.
+        seconds: Of the blur map of the pair, one per round.
+        backend: Its name.
+        precision: Its precision.
         quality: Focus setting of the sample -> ``ldp_export.evaluation.evaluate.blur_map_figures``, and ``gain_db`` of
             the restored image over the center view; empty with random weights.
     """
@@ -103,10 +93,8 @@ class Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle to measure (default: ldp-nano)")
-    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network in place of a bundle")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for other windows")
+    options.add_bundle(parser)
+    options.add_checkpoint(parser)
     parser.add_argument(
         "--window",
         nargs="+",
@@ -121,67 +109,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="what windows share (default: nothing, and an eighth, a quarter and half of each window)",
     )
-    parser.add_argument("--backend", default="auto", metavar="NAME[:PRECISION]", help="what runs (default: auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's own choice)")
+    options.add_backend(parser)
+    options.add_threads(parser)
     parser.add_argument(
-        "--shape", type=parse_shape, default=DEFAULT_SHAPE, metavar="HxW", help="size of the pair (default: 1120x1680)"
+        "--shape",
+        type=options.parse_shape,
+        default=options.DEFAULT_SHAPE,
+        metavar="HxW",
+        help="size of the pair (default: 1120x1680)",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table and writes the results."""
     from benchmarks.harness.bundles import open_bundle, reference_model
-    from benchmarks.harness.machine import load_average
 
-    if arguments.rounds < 1:
-        raise BenchmarkError(f"expected --rounds of at least 1, got {arguments.rounds}")
+    options.check_positive(arguments, "rounds")
     bundle = open_bundle(arguments.bundle, arguments.config)
     clip = bundle.manifest.require_clip()
     chosen = choices(clip.window, clip.overlap, clip.patch, arguments.window, arguments.overlap)
     encoder = reference_model(bundle, arguments.checkpoint).clip.encoder
-    loads = [load_average()]
-    rows = measure(
-        bundle,
-        encoder,
-        chosen,
-        backend=arguments.backend,
-        threads=arguments.threads,
-        shape=arguments.shape,
-        rounds=arguments.rounds,
-    )
-    loads.append(load_average())
+    with watch_load() as load:
+        rows = measure(
+            bundle,
+            encoder,
+            chosen,
+            backend=arguments.backend,
+            threads=arguments.threads,
+            shape=arguments.shape,
+            rounds=arguments.rounds,
+        )
     data = {
         "shape": list(arguments.shape),
         "threads": arguments.threads,
         "own": {"window": clip.window, "overlap": clip.overlap},
         "patch": clip.patch,
         "architecture": clip.architecture,
-        "load_average": {"before": loads[0], "after": loads[1]},
+        "load_average": load,
         "rows": [asdict(row) for row in rows],
     }
     report = Report.new("windows", data, bundle)
-    markdown = to_markdown(report)
-    print(markdown)
-    paths = save(report, arguments.output, f"windows-{bundle.manifest.name}", markdown)
-    print(f"wrote {' and '.join(map(str, paths))}")
+    publish(report, to_markdown(report), arguments.output)
 
 
 def choices(
     window: int, overlap: int, patch: int, windows: Sequence[int] | None, overlaps: Sequence[int] | None
 ) -> list[Windows]:
-    """What is measured: the bundle's own windows and others, the smallest first.
+    """The choices to measure: the bundle's own windows and others, the smallest first.
 
     Args:
         window: Side of the bundle's own windows in px.
-        overlap: What those share.
+        overlap: Their overlap in px.
         patch: Side of CLIP's patch in px.
-        windows: Sides of windows; None is multiples of the bundle's own.
-        overlaps: What they share; None is parts of a window.
+        windows: Sides of windows in px; None is ``SCALES``.
+        overlaps: Their overlaps in px; None is ``OVERLAPS``.
 
     Raises:
-        LDPError: There are no such windows.
+        LDPError: A choice is not possible.
     """
     from ldp_export.checkpoint import Windows, choose_windows
 
@@ -201,7 +187,7 @@ def measure(
     *,
     backend: str = "auto",
     threads: int | None = None,
-    shape: tuple[int, int] = DEFAULT_SHAPE,
+    shape: tuple[int, int] = options.DEFAULT_SHAPE,
     rounds: int = 1,
 ) -> list[Row]:
     """Measures every choice; those with windows of one size in a process of their own.
@@ -216,7 +202,7 @@ def measure(
         rounds: Timed runs of each.
 
     Raises:
-        BenchmarkError: A process failed; the message has its last words.
+        BenchmarkError: A process failed; the message has its last line.
     """
     from tqdm import tqdm
 
@@ -227,28 +213,29 @@ def measure(
             scratch = Path(name)
             folders = [write_variant(bundle, encoder, choice, scratch) for choice in own]
             spec = Spec([str(folder) for folder in folders], backend, threads, shape, rounds)
-            # What is compiled for one measurement has no place in the user's cache.
+            # Graphs compiled for one measurement do not belong in the user's cache.
             environment = {ENV_CACHE: str(scratch / "cache")}
-            values, ended = run_spec("benchmarks.windows", asdict(spec), scratch, environment)
-        if values is None:
-            raise BenchmarkError(
-                f"expected blur maps with windows of {window} px, got a process that {ended}; choose a smaller "
-                "--window or --shape"
-            )
+            try:
+                values = run_spec("benchmarks.windows", spec, scratch, environment)
+            except BenchmarkError as error:
+                raise BenchmarkError(
+                    f"expected blur maps with windows of {window} px, got none: {error}; choose a smaller --window or "
+                    "--shape"
+                ) from error
         rows += [Row(**value) for value in values]
     return rows
 
 
 def measure_here(spec: Spec) -> list[Row]:
-    """Measures the bundles of one process, in rounds: what slows the machine down slows all of them."""
-    from benchmarks.scaling import sample_pair
+    """Measures the bundles of one process in rounds, so that other load on the machine affects all alike."""
+    from benchmarks.harness.sample import sample_pair
     from ldp_runtime.bundle.bundle import Bundle
     from ldp_runtime.deblurrer import Deblurrer
     from ldp_runtime.stages.geometry import WindowGrid
 
-    name, _, precision = spec.backend.partition(":")
+    name, precision = options.split_backend(spec.backend)
     opened = [
-        Deblurrer(Bundle.load(Path(folder)), backend=name, precision=precision or "auto", threads=spec.threads)
+        Deblurrer(Bundle.load(Path(folder)), backend=name, precision=precision, threads=spec.threads)
         for folder in spec.bundles
     ]
     pair = sample_pair(spec.shape)
@@ -273,10 +260,10 @@ def measure_here(spec: Spec) -> list[Row]:
 
 
 def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: Path) -> Path:
-    """A bundle with other windows, in a folder of ``scratch``, where those with windows of one size share the graph.
+    """A bundle with other windows in a folder of ``scratch``; those with windows of one size share the graph.
 
     Args:
-        bundle: The bundle, of which the FP32 graphs are taken.
+        bundle: The bundle with the FP32 graphs.
         encoder: Its encoder.
         choice: The windows.
         scratch: A folder.
@@ -346,40 +333,33 @@ def to_markdown(report: Report) -> str:
         cells = [f"{row['window']}, {row['overlap']}{mark}", row["windows"], significant(seconds)]
         cells.append(significant(seconds / base))
         for name in focus:
-            of = row["quality"][name]
-            cells += [f"{of['balanced_accuracy']:.4f}", f"{of['spearman']:.4f}", f"{of['gain_db']:.2f}"]
+            figures = row["quality"][name]
+            cells += [f"{figures[key]:.4f}" for key in ("balanced_accuracy", "spearman")]
+            cells.append(f"{figures['gain_db']:.2f}")
         table.append(cells)
-    h, w = data["shape"]
-    name = report.bundle.name if report.bundle else "the bundle"
     loads = load_text(data["load_average"])
     ran = ", ".join(dict.fromkeys(f"{row['backend']} {row['precision']}" for row in rows))
-    said = (
-        "Quality is of the held-out sample at its two focus settings; the windows that an encoder was trained on have "
-        "the advantage of it."
+    note = (
+        "Quality is of the held-out sample at its two focus settings; the encoder was trained on windows of "
+        "one size, which favours them."
         if focus
         else "The weights are random, so that there is no quality to measure."
     )
     return "\n\n".join(
         [
-            f"# Windows of CLIP, {name}",
-            f"{data['architecture']}, patches of {data['patch']} px. Seconds are of the blur map of a pair of {h}x{w} "
-            f"px by {ran}, medians of {len(rows[0]['seconds'])}; load average before and after: {loads}. {said}",
+            f"# Windows of CLIP, {report.name}",
+            f"{data['architecture']}, patches of {data['patch']} px. Seconds are of the blur map of a pair of "
+            f"{size_text(data['shape'])} px by {ran}, medians of {len(rows[0]['seconds'])}; load average before and "
+            f"after: {loads}. {note}",
             markdown_table(header, table),
         ]
     )
 
 
-def main(argv: list[str]) -> None:
-    """Reads a ``Spec``, writes ``Row``s."""
-    from ldp_runtime.errors import LDPError
-
-    value = json.loads(Path(argv[0]).read_text())
-    try:
-        rows = measure_here(Spec(**{**value, "shape": tuple(value["shape"])}))
-    except LDPError as error:
-        raise SystemExit(str(error)) from error
-    write_text(Path(argv[1]), json.dumps([asdict(row) for row in rows]))
+def answer(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Measures a ``Spec`` in this process; gives the fields of its ``Row``s."""
+    return [asdict(row) for row in measure_here(Spec(**{**fields, "shape": tuple(fields["shape"])}))]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    answer_spec(answer)

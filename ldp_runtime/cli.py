@@ -18,7 +18,6 @@ COMMANDS = (
     "info",
     "selftest",
     "trust",
-    "bench",
 )
 
 

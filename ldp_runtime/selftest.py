@@ -42,7 +42,7 @@ BF16_LIMIT_DB = 45.0
 """Least PSNR to the kept values in bf16, whose features have three bits less than FP16's."""
 
 QUANTIZED_LIMIT_DB = 35.0
-"""Least PSNR to the kept values in INT8 and FP8: finds broken graphs; for quality see ``ldp bench parity``."""
+"""Least PSNR to the kept values in INT8 and FP8: finds broken graphs; for quality see the benchmark parity."""
 
 BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1, "int8": 0.2, "fp8": 0.2}
 """Largest difference of the blur map, by precision."""

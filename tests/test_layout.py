@@ -24,19 +24,11 @@ NO_MODULE = ("tests/ldp_runtime/test_no_torch.py",)
 """Test files that are named after no module or folder: they test a promise of all of them."""
 
 KNOWN = {
-    "benchmarks.capacity has more than 500 lines",
-    "benchmarks.latency.bench has more than 500 lines",
-    "benchmarks.peers.bench has more than 500 lines",
-    "benchmarks.roofline.bench has more than 500 lines",
-    "circle of wings: benchmarks.harness, benchmarks.latency, benchmarks.peers, benchmarks.roofline, "
-    "benchmarks.torch_chain",
     "tests/ldp_export/bundling/test_graph_forms.py mirrors nothing",
     "tests/ldp_export/clip/test_clip.py mirrors nothing",
     "tests/ldp_export/data/test_datasets.py mirrors nothing",
     "tests/ldp_export/test_variants.py mirrors nothing",
     "tests/ldp_export/triton/test_server.py mirrors nothing",
-    "tests/ldp_runtime/test_bench.py mirrors nothing",
-    "the median of benchmarks is not under 150 lines",
 }
 """Today's faults. One that is fixed has to leave this list."""
 

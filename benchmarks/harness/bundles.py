@@ -1,8 +1,8 @@
-"""What is measured: bundles by name or folder, bundles with random weights of the paper's sizes, and the same in torch.
+"""Bundles to measure: by name or folder, or with random weights of the paper's sizes; and their modules in torch.
 
 No trained weights of the paper's networks are public in this form, and time does not depend on the weights' values. So
 ``small`` and ``large`` are measured with random weights and a random CLIP of the paper's architecture; such a bundle is
-exported once and kept in LDP's cache, under a key made of the exporter's sources.
+exported once and kept in LDP's cache, under a key made from the exporter's sources.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.harness import ROOT
 from benchmarks.harness.results import BenchmarkError
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.find import find_bundle
@@ -29,15 +31,14 @@ CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
 CLIP_PATCH = 32
 """Side of its patch in px."""
 
-ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = "checkpoints"
 
 
 def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool) -> None:
-    """Exports the deblurring graph of a network to a file of the cache, which appears whole or not at all.
+    """Exports the deblurring graph of a network to a file of the cache, in one step.
 
     Args:
-        network: As for ``ldp_export.bundling.onnx_graphs.deblur_graph``, as are ``multiple`` and ``half``.
+        network: See ``ldp_export.bundling.onnx_graphs.deblur_graph``, also for ``multiple`` and ``half``.
         multiple: H and W are multiples of this many px.
         path: The ONNX file.
         half: FP16 inside.
@@ -53,11 +54,11 @@ def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool) ->
 
 
 def open_bundle(bundle: str | None, config: str | None) -> Bundle:
-    """The bundle that a benchmark is asked for.
+    """The bundle of ``--bundle`` or ``--config``.
 
     Args:
-        bundle: A name or a folder; None with a ``config``.
-        config: A name of ``ldp_export.network.CONFIGS`` for random weights; None with a ``bundle``.
+        bundle: A name or folder; ldp-nano if None.
+        config: A name of ``ldp_export.network.CONFIGS`` for random weights in place of ``bundle``.
 
     Raises:
         LDPError: The bundle is missing or damaged, or random weights cannot be exported.
@@ -74,11 +75,7 @@ def random_bundle(config: str) -> Path:
     Raises:
         LDPError: There is no such config, no cache folder, or the export failed.
     """
-    folder = cache_folder("benchmarks", exporter_key())
-    if folder is None:
-        raise BenchmarkError(
-            "expected a folder that the exported bundle can be kept in, got none; set LDP_CACHE to one"
-        )
+    folder = export_folder(exporter_key())
     path = folder / f"ldp-{config}-random"
     if not (path / MANIFEST_FILE).is_file():
         from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
@@ -99,11 +96,10 @@ def reference_model(bundle: Bundle, checkpoint: Path | None = None) -> ExportMod
 
     Args:
         bundle: The bundle.
-        checkpoint: Its checkpoint's folder; None looks beside the bundle and in the repository for
-            ``checkpoints/NAME``, and draws random weights anew.
+        checkpoint: Its checkpoint's folder; if None, ``find_checkpoint``, or random weights from the same seed.
 
     Raises:
-        LDPError: There is no checkpoint, or it is that of another network.
+        LDPError: There is no checkpoint, or its network is another.
     """
     from ldp_export.checkpoint import Checkpoint
     from ldp_export.model import model_from_checkpoint, random_model
@@ -145,18 +141,35 @@ def find_checkpoint(bundle: Bundle) -> Path | None:
 
 
 def has_reference(bundle: Bundle, checkpoint: Path | None = None) -> bool:
-    """Whether ``reference_model`` has something to load, without loading it."""
+    """Whether ``reference_model`` finds weights, without loading them."""
     manifest = bundle.manifest
     random = manifest.training.get("weights") == "random" and manifest.require_clip().weights == "random"
     return checkpoint is not None or random or find_checkpoint(bundle) is not None
 
 
+def export_folder(*parts: str) -> Path:
+    """A folder of LDP's cache for exported graphs.
+
+    Raises:
+        BenchmarkError: There is no cache.
+    """
+    folder = cache_folder("benchmarks", *parts)
+    if folder is None:
+        raise BenchmarkError("expected a cache folder for exported graphs, got none; set LDP_CACHE to one")
+    return folder
+
+
 def exporter_key() -> str:
-    """Changes with anything that could change an exported bundle."""
-    digest = hashlib.sha256()
+    """A key that changes with the exporter's sources, and so with anything that could change an exported bundle."""
     package = ROOT / "ldp_export"
-    sources = [*(package / "network").glob("*.py"), *(package / "clip").glob("*.py")]
-    sources += [package / name for name in ("onnx_export.py", "checkpoint.py", "parity.py", "blur_map.py")]
-    for path in sorted(sources):
+    names = ("checkpoint.py", "blur_map.py", "model.py", "bundling/onnx_graphs.py", "bundling/parity.py")
+    wings = (path for wing in ("network", "clip") for path in (package / wing).glob("*.py"))
+    return sources_key([*wings, *(package / name for name in names)])
+
+
+def sources_key(paths: Iterable[Path]) -> str:
+    """A key that changes with the content of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

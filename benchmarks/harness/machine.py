@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, memory, graphics card, system, versions, and the state of the source."""
+"""The machine of a measurement: processor, memory, GPU, system, versions, and the state of the source."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import ROOT
 
 PACKAGES = (
     "numpy",
@@ -28,22 +31,40 @@ PACKAGES = (
     "onnxscript",
     "scikit-image",
 )
-"""The packages whose versions matter to a figure; those that are not installed are left out."""
+"""Packages whose versions matter to a figure."""
 
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
-"""The instruction sets that matter to the backends."""
+"""Instruction sets that matter to the backends."""
 
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Those that multiply in bf16; without any it is emulated, and slow."""
+"""Those that multiply in bf16; without any of them bf16 is emulated, and slow."""
 
 _PROC = Path("/proc")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 
+@dataclass(frozen=True)
+class Commit:
+    """The state of the source.
+
+    Attributes:
+        hash: 40 hexadecimal digits; None outside of a git checkout.
+        dirty: Tracked files differ from that commit.
+    """
+
+    hash: str | None
+    dirty: bool
+
+    def __str__(self) -> str:
+        if self.hash is None:
+            return "unknown commit"
+        return f"{self.hash[:12]}{' with changes' if self.dirty else ''}"
+
+
 @lru_cache(maxsize=1)
 def describe() -> dict[str, Any]:
-    """The machine, as plain JSON values; what the system does not tell is None.
+    """The machine, as plain JSON values; None where the system does not say.
 
     Returns:
         ``summary`` (one line), ``cpu`` (``name``, ``cores``, ``threads``, ``usable``, ``features``, ``caches``),
@@ -65,13 +86,12 @@ def describe() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def commit() -> Commit:
-    """The state of the source that this module belongs to; of no commit where git does not know it."""
-    folder = Path(__file__).resolve().parents[1]
-    head = _run("git", "-C", str(folder), "rev-parse", "HEAD")
+    """The state of the repository; its hash is None outside of a git checkout."""
+    head = _run("git", "-C", str(ROOT), "rev-parse", "HEAD")
     if head is None:
         return Commit(None, False)
     # Reports are what a benchmark writes: they do not make the source differ.
-    changed = _run("git", "-C", str(folder.parent), "status", "--porcelain", "--untracked-files=no", "--", ".")
+    changed = _run("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     lines = [line for line in (changed or "").splitlines() if not line[3:].startswith("benchmarks/reports/")]
     return Commit(head.strip(), bool(lines))
 
@@ -106,7 +126,7 @@ def gpu_memory_used() -> int | None:
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
     for line in _read(_PROC / "self" / "status").splitlines():
-        if line.startswith("VmHWM:"):  # getrusage would carry over the peak of the process that started this one
+        if line.startswith("VmHWM:"):  # getrusage includes the peak of the parent process
             return int(line.split()[1]) * 1024
     import resource
 
@@ -123,17 +143,25 @@ def resident_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Makes ``peak_memory`` count from now on, where the system can."""
+    """Starts ``peak_memory`` anew, where the system can."""
     with contextlib.suppress(OSError):
         (_PROC / "self" / "clear_refs").write_text("5")
 
 
 def load_average() -> float | None:
-    """Processes that wanted a CPU, on average over the last minute; None where the system does not say."""
+    """Runnable processes, on average over the last minute; None where the system does not say."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
+
+
+@contextlib.contextmanager
+def watch_load() -> Iterator[dict[str, float | None]]:
+    """Load averages ``before`` and ``after`` the block."""
+    load = {"before": load_average(), "after": None}
+    yield load
+    load["after"] = load_average()
 
 
 def parse_cpuinfo(text: str) -> tuple[str | None, int | None, set[str]]:
@@ -143,7 +171,7 @@ def parse_cpuinfo(text: str) -> tuple[str | None, int | None, set[str]]:
         text: The file's text.
 
     Returns:
-        The model's name; the number of distinct cores; the flags. None where the text does not say.
+        The model's name and the number of distinct cores, None where the text does not say; the flags.
     """
     name, flags, cores = None, set[str](), set[tuple[str, str]]()
     package = ""
@@ -209,27 +237,9 @@ def _read(path: Path) -> str:
 
 
 def _run(*command: str) -> str | None:
-    """What a program prints; None where it is missing or fails."""
+    """Standard output of a program; None where it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The state of the source.
-
-    Attributes:
-        hash: 40 hexadecimal digits; None outside of a git checkout.
-        dirty: Tracked files differ from that commit.
-    """
-
-    hash: str | None
-    dirty: bool
-
-    def __str__(self) -> str:
-        if self.hash is None:
-            return "unknown commit"
-        return f"{self.hash[:12]}{' with changes' if self.dirty else ''}"

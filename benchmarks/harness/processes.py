@@ -1,4 +1,4 @@
-"""Runs a module of the benchmarks in a process of its own."""
+"""Runs a module of the benchmarks in a process of its own, so that start-up and peak memory are its own too."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.bundles import ROOT
+from benchmarks.harness import ROOT
+from benchmarks.harness.results import BenchmarkError, write_text
+from ldp_runtime.errors import LDPError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Runs ``python -m MODULE ARGUMENTS`` with this interpreter; its output is thrown away.
+    """Runs ``python -m MODULE ARGUMENTS`` with this interpreter; its standard output is dropped.
 
     Args:
         module: Name of the module.
-        arguments: What it is given.
-        environment: Variables beside this process's own.
+        arguments: Its arguments.
+        environment: Variables on top of this process's own.
 
     Returns:
-        Its exit code, and the last line that it wrote to standard error, or "no message".
+        Its exit code, and its last line on standard error, or "no message".
     """
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+        env={**os.environ, **(environment or {}), "PYTHONPATH": python_path()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,24 +43,49 @@ def run_module(module: str, *arguments: str, environment: Mapping[str, str] | No
     return done.returncode, lines[-1] if lines else "no message"
 
 
-def run_spec(
-    module: str, spec: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
-) -> tuple[Any, str]:
-    """Runs a module that reads a JSON file and writes another, the two being its arguments.
+def python_path() -> str:
+    """``PYTHONPATH`` for a child process: the repository first."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def run_spec(module: str, spec: DataclassInstance, folder: Path, environment: Mapping[str, str] | None = None) -> Any:
+    """Runs a module whose ``main`` is ``answer_spec``.
 
     Args:
         module: Name of the module.
-        spec: What it reads.
-        folder: Where both files go.
+        spec: What it measures.
+        folder: Where the files of the exchange go.
         environment: As for ``run_module``.
 
     Returns:
-        What it wrote, or None and how it ended, as in "ended with 1: no message".
+        What it measured, as JSON values.
+
+    Raises:
+        BenchmarkError: It raised an ``LDPError``, whose text this has, or it ended otherwise.
     """
-    files = folder / "spec.json", folder / "result.json"
-    files[0].write_text(json.dumps(spec))
+    files = folder / "spec.json", folder / "answer.json"
+    files[0].write_text(json.dumps(asdict(spec)))
     files[1].unlink(missing_ok=True)
     code, message = run_module(module, *map(str, files), environment=environment)
     if code != 0 or not files[1].is_file():
-        return None, f"ended with {code}: {message}"
-    return json.loads(files[1].read_text()), ""
+        raise BenchmarkError(f"the process ended with {code}: {message}")
+    answer = json.loads(files[1].read_text())
+    if "error" in answer:
+        raise BenchmarkError(answer["error"])
+    return answer["result"]
+
+
+def answer_spec(measure: Callable[[dict[str, Any]], Any]) -> None:
+    """Measures what ``run_spec`` asks of this process.
+
+    Args:
+        measure: From the fields of the spec to JSON values.
+    """
+    source, target = map(Path, sys.argv[1:3])
+    try:
+        answer = {"result": measure(json.loads(source.read_text()))}
+    except LDPError as error:
+        answer = {"error": str(error)}
+    except MemoryError:
+        answer = {"error": "out of memory"}
+    write_text(target, json.dumps(answer))

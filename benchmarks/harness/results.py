@@ -1,18 +1,19 @@
-"""The form that every benchmark's result has: one JSON file, and the Markdown tables that are made of it.
+"""The form of every benchmark's result: one JSON file, and the Markdown tables made of it.
 
-A result says which machine, which commit and which bundle its figures come from. NaN and infinity have no place in one:
-a figure that does not exist is None.
+A result says which machine, commit and bundle its figures come from. It holds no NaN and no infinity: a figure that
+does not exist is None.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from benchmarks.harness.machine import Commit
 from ldp_runtime.errors import LDPError
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "ldp-benchmark"
 SCHEMA_VERSION = 1
-REPORTS = Path(__file__).resolve().parents[1] / "reports"
-"""Where results go if nothing else is said."""
-
-_FIX = "run the benchmark again"
-
-T = TypeVar("T")
 
 
 class BenchmarkError(LDPError):
@@ -50,13 +45,26 @@ class BundleId:
     trained: bool
 
     @classmethod
-    def of(cls, bundle: Bundle) -> BundleId:
-        """That of a loaded bundle."""
+    def from_bundle(cls, bundle: Bundle) -> BundleId:
+        """The identity of a loaded bundle."""
         manifest = bundle.manifest
         return cls(manifest.name, bundle.content, manifest.training.get("weights") != "random")
 
     def __str__(self) -> str:
         return f"{self.name} ({'trained' if self.trained else 'random weights'}, content {self.content[:12]})"
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON of a report."""
+
+    schema: Literal["ldp-benchmark"]
+    schema_version: Literal[1]
+    kind: str
+    machine: dict[str, Any]
+    created: str
+    commit: Commit
+    bundle: BundleId | None
+    data: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Report:
 
     Attributes:
         kind: Which benchmark, such as "latency" or "engine_build".
-        machine: What ``machine.describe`` says of the machine that it ran on.
+        machine: The machine that it ran on, as ``machine.describe`` gives it.
         created: When, ISO 8601 in UTC.
         commit: State of the source.
         bundle: The bundle, or None where the benchmark needs none.
@@ -84,14 +92,19 @@ class Report:
         """A report of this machine, this commit and this moment.
 
         Args:
-            kind: As for the attribute.
-            data: As for the attribute.
-            bundle: What was measured, if it is one bundle.
+            kind: See the attribute.
+            data: See the attribute.
+            bundle: The bundle that was measured, if it is one.
         """
         from benchmarks.harness.machine import commit, describe
 
         created = datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
-        return cls(kind, describe(), created, commit(), None if bundle is None else BundleId.of(bundle), data)
+        return cls(kind, describe(), created, commit(), None if bundle is None else BundleId.from_bundle(bundle), data)
+
+    @property
+    def name(self) -> str:
+        """The bundle's name for titles."""
+        return self.bundle.name if self.bundle else "the bundle"
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -108,28 +121,14 @@ class Report:
         Raises:
             BenchmarkError: A field is missing, unknown or of the wrong type; the message names it.
         """
-        fields = _fields(value, where, ("schema", "schema_version", *cls.__dataclass_fields__))
-        if (fields["schema"], fields["schema_version"]) != (SCHEMA, SCHEMA_VERSION):
+        try:
+            file = msgspec.convert(value, _File)
+        except msgspec.ValidationError as error:
             raise BenchmarkError(
-                f"{where}: expected {SCHEMA} of version {SCHEMA_VERSION}, got {fields['schema']!r} of "
-                f"{fields['schema_version']!r}; {_FIX}"
-            )
-        commit = _fields(fields["commit"], f"{where}, commit", Commit.__dataclass_fields__)
-        bundle = fields["bundle"]
-        if bundle is not None:
-            bundle = _fields(bundle, f"{where}, bundle", BundleId.__dataclass_fields__)
-            bundle = BundleId(*(_typed(bundle, key, kind, where) for key, kind in _BUNDLE_TYPES.items()))
-        return cls(
-            kind=_typed(fields, "kind", str, where),
-            machine=_typed(fields, "machine", dict, where),
-            created=_typed(fields, "created", str, where),
-            commit=Commit(
-                None if commit["hash"] is None else _typed(commit, "hash", str, where),
-                _typed(commit, "dirty", bool, where),
-            ),
-            bundle=bundle,
-            data=_typed(fields, "data", dict, where),
-        )
+                f"{where}: expected {SCHEMA} of version {SCHEMA_VERSION}, got another form: {error}; run the benchmark "
+                "again"
+            ) from error
+        return cls(file.kind, file.machine, file.created, file.commit, file.bundle, file.data)
 
     def write(self, path: Path) -> None:
         """Writes the report as JSON, in one step; folders are made.
@@ -147,7 +146,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Reads what ``write`` wrote.
+        """Reads a file that ``write`` wrote.
 
         Raises:
             BenchmarkError: The file is missing, no JSON, or no report.
@@ -155,7 +154,9 @@ class Report:
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise BenchmarkError(f"{path}: expected the JSON of a benchmark, got {error}; {_FIX}") from error
+            raise BenchmarkError(
+                f"{path}: expected the JSON of a benchmark, got {error}; run the benchmark again"
+            ) from error
         return cls.from_json(value, str(path))
 
     def provenance(self) -> str:
@@ -165,14 +166,21 @@ class Report:
         return "; ".join(parts)
 
 
-def save(report: Report, folder: Path, name: str, markdown: str) -> tuple[Path, Path]:
+def publish(report: Report, markdown: str, folder: Path, name: str | None = None) -> None:
+    """Prints the tables of a report and saves it; see ``save``."""
+    print(markdown)
+    paths = save(report, markdown, folder, name)
+    print(f"wrote {' and '.join(map(str, paths))}")
+
+
+def save(report: Report, markdown: str, folder: Path, name: str | None = None) -> tuple[Path, Path]:
     """Writes ``folder/name.json`` and ``folder/name.md``.
 
     Args:
-        report: What to write.
-        folder: Where; made if missing.
-        name: The files' stem.
-        markdown: The tables of the report, below a title of their own; a line on the provenance is added.
+        report: The report.
+        markdown: Its tables, below a title; the file gets a line on the provenance as well.
+        folder: The output folder; made if missing.
+        name: The files' stem; the report's kind and bundle if None.
 
     Returns:
         The two paths.
@@ -180,6 +188,7 @@ def save(report: Report, folder: Path, name: str, markdown: str) -> tuple[Path, 
     Raises:
         BenchmarkError: A file cannot be written.
     """
+    name = name or (f"{report.kind}-{report.bundle.name}" if report.bundle else report.kind)
     paths = folder / f"{name}.json", folder / f"{name}.md"
     report.write(paths[0])
     write_text(paths[1], f"{markdown.rstrip()}\n\n{report.provenance()}.\n")
@@ -197,62 +206,3 @@ def write_text(path: Path, text: str) -> None:
         write_whole({path: text.encode()})
     except OSError as error:
         raise BenchmarkError(cannot_write(path, error)) from error
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], align: str | None = None) -> str:
-    """A Markdown table; None becomes a dash.
-
-    Args:
-        header: Names of the columns.
-        rows: One cell a column; texts and numbers that are formatted already.
-        align: One letter a column, "l" or "r"; the first column left and the others right if None.
-
-    Raises:
-        ValueError: A row or ``align`` has another length than the header.
-    """
-    align = align or "l" + "r" * (len(header) - 1)
-    if len(align) != len(header) or set(align) - {"l", "r"}:
-        raise ValueError(f"expected {len(header)} letters of l and r, got {align!r}")
-
-    def line(cells: Sequence[object]) -> str:
-        if len(cells) != len(header):
-            raise ValueError(f"expected {len(header)} cells, got {len(cells)}: {cells}")
-        texts = ("–" if cell is None else str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
-        return f"| {' | '.join(texts)} |"
-
-    marks = ["---" if letter == "l" else "---:" for letter in align]
-    return "\n".join([line(header), f"| {' | '.join(marks)} |", *map(line, rows)])
-
-
-def significant(value: float | None, digits: int = 3) -> str | None:
-    """A number with so many significant digits and no exponent: 0.0123, 1.23, 1234; None stays None."""
-    if value is None or not math.isfinite(value):
-        return None
-    if value == 0:
-        return "0"
-    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.999 has that of 10
-    decimals = digits - 1 - exponent
-    return f"{round(value, decimals):.{max(decimals, 0)}f}"
-
-
-def load_text(load_average: Mapping[str, float | None]) -> str:
-    """Load averages, in their order, for people: "0.52 and 1.38"; None, where the system tells none, is "unknown"."""
-    return " and ".join("unknown" if value is None else f"{value:.2f}" for value in load_average.values())
-
-
-_BUNDLE_TYPES: dict[str, type] = {"name": str, "content": str, "trained": bool}
-
-
-def _fields(value: object, where: str, names: Iterable[str]) -> dict[str, Any]:
-    expected = set(names)
-    if not isinstance(value, dict) or value.keys() != expected:
-        got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise BenchmarkError(f"{where}: expected the fields {', '.join(sorted(expected))}, got {got}; {_FIX}")
-    return value
-
-
-def _typed(fields: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
-    value = fields[key]
-    if not isinstance(value, kind):
-        raise BenchmarkError(f"{where}: expected {key} as {kind.__name__}, got {value!r}; {_FIX}")
-    return value

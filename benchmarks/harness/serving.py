@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from benchmarks.harness.bundles import ROOT
+from benchmarks.harness.processes import python_path
 from benchmarks.harness.results import BenchmarkError
 
 
@@ -22,9 +22,9 @@ class Serving:
 
     Attributes:
         process: Its process.
-        url: Where it serves, without the slash at the end.
-        printed: The lines that it printed until it served.
-        errors: The file that its stderr goes to.
+        url: Its address, without the slash at the end.
+        printed: The lines that it printed until it was ready.
+        errors: The file with its stderr.
     """
 
     process: subprocess.Popen[str]
@@ -34,12 +34,12 @@ class Serving:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Its address and port."""
+        """Host and port."""
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         return host, int(port)
 
     def stop(self, sig: int = signal.SIGTERM, *, timeout: float = 120) -> tuple[int, str]:
-        """Sends a signal and waits; returns the exit code and what it wrote to stderr."""
+        """Sends a signal and waits; returns the exit code and its stderr."""
         self.process.send_signal(sig)
         code = self.process.wait(timeout)
         self.errors.seek(0)
@@ -51,19 +51,18 @@ def serving(*arguments: object) -> Iterator[Serving]:
     """Runs ``ldp serve --port 0`` with these arguments until the block ends.
 
     Raises:
-        BenchmarkError: It ended before it served; the message has its last line.
+        BenchmarkError: It ended before it was ready; the message has its last line.
     """
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "ldp_runtime", "serve", "--port", "0", "--quiet", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
         try:
-            printed = _until_it_serves(process)
+            printed = _read_until_ready(process)
             if not printed or not printed[-1].startswith("serving"):
                 errors.seek(0)
                 lines = errors.read().strip().splitlines()
@@ -74,7 +73,7 @@ def serving(*arguments: object) -> Iterator[Serving]:
             process.communicate()
 
 
-def _until_it_serves(process: subprocess.Popen[str]) -> list[str]:
+def _read_until_ready(process: subprocess.Popen[str]) -> list[str]:
     printed: list[str] = []
     for line in process.stdout or ():
         printed.append(line.rstrip("\n"))

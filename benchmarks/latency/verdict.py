@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from benchmarks.harness.results import Report
+from benchmarks.latency.contenders import TORCH
 from ldp_export.evaluation.paper import INFERENCE_DEVICE, load
 
 PAPER_ROWS = {"small": "Ours (Small)", "large": "Ours (Large)"}
-"""Name of a network's config -> what the paper's tables call it."""
+"""Name of a network's config -> its row in the paper's tables."""
 
 ASSUMED_SHAPE = (1120, 1680)
 """Height and width of the images of DPD-blur. The paper states neither the size nor the precision of its times."""
@@ -22,13 +22,13 @@ _CAVEAT = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a measurement says about the paper's time.
+    """A measurement beside the paper's time.
 
     Attributes:
-        applies: The comparison may be made.
+        applies: The comparison is valid.
         faster: Our median is at most the paper's time; None where the comparison does not apply.
         ratio: Our median over the paper's time; None where the comparison does not apply.
-        text: The same in words.
+        text: The comparison in words, or why there is none.
     """
 
     applies: bool
@@ -40,15 +40,15 @@ class Verdict:
 def verdict(
     network: str, shape: tuple[int, int], seconds: float | None, on: str, what: str, *, own_gpu_path: bool
 ) -> Verdict:
-    """Compares with the paper, where that can be done.
+    """Compares a time with the paper's, where that is valid.
 
     Args:
         network: Name of the network's config.
         shape: Height and width of the image in px.
         seconds: Median of our time; None where there is none.
-        on: Name of the device that it was measured on, as its driver or the system gives it.
+        on: Name of the measured device, from its driver or the system.
         what: Which time it is, for the text: "on the device, without copies".
-        own_gpu_path: The time is that of a backend on the GPU; else that of a CPU.
+        own_gpu_path: A backend ran on the GPU; else on a CPU.
     """
     if network not in PAPER_ROWS:
         return _none(f"the comparison with the paper does not apply to {network}: the paper times small and large")
@@ -73,14 +73,32 @@ def verdict(
 
 
 def is_paper_gpu(name: str) -> bool:
-    """Whether a driver's name of a card is that of the desktop card which the paper used."""
+    """Whether a driver's name of a GPU is that of the paper's desktop GPU."""
     words = name.upper().replace("GEFORCE", "").replace("NVIDIA", "").split()
     return words == INFERENCE_DEVICE.split()
 
 
-def as_json(of: Verdict) -> Mapping[str, Any]:
-    """A verdict as plain JSON values."""
-    return {"applies": of.applies, "faster": of.faster, "ratio": of.ratio, "text": of.text}
+def verdicts(report: Report) -> list[Verdict]:
+    """Compares a report with the paper: a verdict per GPU backend and time, or one that says why there is none.
+
+    Args:
+        report: Of kind "latency".
+    """
+    network, gpus = str(report.data["network"]), report.machine["gpus"]
+    found = []
+    for series in report.data["series"]:
+        shape = (int(series["shape"][0]), int(series["shape"][1]))
+        own = [c for c in series["configurations"] if c["gpu"] and c["error"] is None and c["backend"] not in TORCH]
+        for configuration in own:
+            on = gpus[0]["name"] if gpus else configuration["runs_on"]
+            for what, key in (("on the device, without copies", "device"), ("with both copies", "device_and_copies")):
+                value = configuration[key] and configuration[key]["median"]
+                what = f"{what}, by {configuration['name']}"
+                found.append(verdict(network, shape, value, on, what, own_gpu_path=True))
+        if not own:
+            on = str(report.machine["cpu"]["name"])
+            found.append(verdict(network, shape, None, on, "", own_gpu_path=False))
+    return found
 
 
 def _none(text: str) -> Verdict:

@@ -1,92 +1,42 @@
-"""One measurement of a peer in a process of its own, so that peak memory is honest.
+"""One block of a peer in a process of its own, so that its peak memory is its own too.
 
-``benchmarks.peers.bench`` starts it as ``python -m benchmarks.peers.worker SPEC RESULT``, both JSON files. The result
-is a ``latency_worker.Block``, as for ours: a run goes from both views in memory to the restored image in memory.
+``benchmarks.peers.bench`` runs this module by ``run_spec``. Peers are timed as ours, by ``benchmarks.latency.worker``.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from benchmarks.latency.worker import Block
+from benchmarks.harness.processes import answer_spec
+from benchmarks.latency.worker import ONNXRUNTIME_ON_GPU, Opened, Timing, measure, torch_device
+from benchmarks.peers import PEERS
 
 Views = NDArray[Any]
+Network = Callable[[Views], Views]
 
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """What to measure.
+    """A peer to time.
 
     Attributes:
+        timing: How; the backend may be "torch", the precision is that of the graph or of torch's weights.
         peer: A name of ``PEERS``.
-        backend: "torch", or a name of ``ldp_runtime.registry.SESSION_BACKENDS``.
-        precision: Precision of the graph, or of torch's weights.
-        graph: The peer's exported graph for a backend; unused by torch.
-        left: File of the left view.
-        right: File of the right view.
-        threads: CPU threads, or None for the backend's own choice.
-        seconds: Runs are counted for at least so long.
-        most: At most so many runs are counted.
-        spawned: ``time.time()`` when the process was asked for.
+        graph: Its exported graph for a backend; unused by torch.
     """
 
+    timing: Timing
     peer: str
-    backend: str
-    precision: str
     graph: str
-    left: str
-    right: str
-    threads: int | None
-    seconds: float
-    most: int
-    spawned: float
 
 
-def measure(spec: PeerSpec) -> Block:
-    """Measures one peer in this process.
-
-    Raises:
-        LDPError: The backend or the images do not work.
-    """
-    from benchmarks.harness.machine import gpu_memory_used, peak_memory
-    from benchmarks.latency.worker import FIRST_COUNTS, ONNXRUNTIME_ON_GPU, Block
-    from benchmarks.peers import PEERS
-    from ldp_runtime.images.photo import read_photo
-
-    begin = time.perf_counter()
-    left, right = (read_photo(path).pixels for path in (spec.left, spec.right))
-    files = {"read": time.perf_counter() - begin}
-    imported = time.time()
-    network, device, gpu = _open_torch(spec) if spec.backend == "torch" else _open_backend(spec)
-    gpu = gpu or spec.backend in ONNXRUNTIME_ON_GPU
-    multiple = PEERS[spec.peer].multiple
-    loaded = time.time()
-    restore(network, left, right, multiple)
-    first = time.time()
-    counts = spec.backend == "torch" and not gpu and first - loaded >= FIRST_COUNTS
-    seconds: list[float] = [first - loaded] if counts else []
-    gc.collect()
-    while len(seconds) < spec.most and (not seconds or sum(seconds) < spec.seconds):
-        begin = time.perf_counter()
-        restore(network, left, right, multiple)
-        seconds.append(time.perf_counter() - begin)
-    start_up = {"process": imported - spec.spawned, "load": loaded - imported, "first": first - loaded}
-    used = gpu_memory_used() if gpu else None
-    return Block(seconds, {}, files, start_up, peak_memory(), used, device, gpu=gpu, events=False)
-
-
-def restore(network: Callable[[Views], Views], left: Views, right: Views, multiple: int) -> Views:
+def restore(network: Network, left: Views, right: Views, multiple: int) -> Views:
     """Restores a pair with a peer, with the runtime's own padding and rounding.
 
     Args:
@@ -108,54 +58,59 @@ def restore(network: Callable[[Views], Views], left: Views, right: Views, multip
     return image
 
 
-def main(argv: list[str]) -> None:
-    """Reads a ``PeerSpec``, writes a ``Block``; a user's error becomes ``{"error": text}``."""
-    from benchmarks.harness.results import write_text
-    from ldp_runtime.errors import LDPError
+def open_peer(spec: PeerSpec) -> Opened:
+    """Loads a peer.
 
-    spec = PeerSpec(**json.loads(Path(argv[0]).read_text()))
-    try:
-        result: dict[str, Any] = asdict(measure(spec))
-    except LDPError as error:
-        result = {"error": str(error)}
-    except MemoryError:
-        result = {"error": "out of memory"}
-    write_text(Path(argv[1]), json.dumps(result))
+    Raises:
+        LDPError: The backend does not work.
+    """
+    timing, multiple = spec.timing, PEERS[spec.peer].multiple
+    in_torch = timing.backend == "torch"
+    network, device, gpu = _open_torch(spec) if in_torch else _open_graph(spec)
+
+    def run(left: Views, right: Views) -> tuple[Views, Mapping[str, float]]:
+        return restore(network, left, right, multiple), {}
+
+    return Opened(run, device, gpu, events=False, lazy=not in_torch)
 
 
-def _open_torch(spec: PeerSpec) -> tuple[Callable[[Views], Views], str, bool]:
+def _open_torch(spec: PeerSpec) -> tuple[Network, str, bool]:
     import torch
 
-    from benchmarks.peers import PEERS
-    from benchmarks.torch_chain import DTYPES, device
+    from ldp_export.evaluation.reference import DTYPES
 
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
-    where = device()
-    module = PEERS[spec.peer].build().eval().to(where, DTYPES[spec.precision])
+    where, description = torch_device(spec.timing.threads)
+    dtype = DTYPES[spec.timing.precision]
+    module = PEERS[spec.peer].build().eval().to(where, dtype)
 
     def network(pair: Views) -> Views:
         with torch.inference_mode():
-            restored: Views = module(torch.from_numpy(pair).to(where, DTYPES[spec.precision])).float().cpu().numpy()
+            restored: Views = module(torch.from_numpy(pair).to(where, dtype)).float().cpu().numpy()
         return restored
 
-    name = torch.cuda.get_device_name() if where == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return network, f"torch {torch.__version__}, {name}", where == "cuda"
+    return network, description, where == "cuda"
 
 
-def _open_backend(spec: PeerSpec) -> tuple[Callable[[Views], Views], str, bool]:
+def _open_graph(spec: PeerSpec) -> tuple[Network, str, bool]:
     from ldp_runtime.registry import SESSION_BACKENDS
 
-    backend = SESSION_BACKENDS[spec.backend]
+    timing = spec.timing
+    backend = SESSION_BACKENDS[timing.backend]
     backend.available()
-    session = backend.open(Path(spec.graph), spec.precision, spec.threads)
-    blank = np.zeros((1, 1, 1, 1), np.float32)  # the graph has the form of ours; a peer takes no blur map
+    session = backend.open(Path(spec.graph), timing.precision, timing.threads)
+    blank = np.zeros((1, 1, 1, 1), np.float32)  # the graph has the form of ours; a peer reads no blur map
 
     def network(pair: Views) -> Views:
         return session.run({"pair": pair, "blur_logits": blank})["restored"]
 
-    return network, backend.describe(), False
+    return network, backend.describe(), timing.backend in ONNXRUNTIME_ON_GPU
+
+
+def answer(fields: dict[str, Any]) -> dict[str, Any]:
+    """Measures a ``PeerSpec``; gives the fields of a ``Block``."""
+    spec = PeerSpec(**{**fields, "timing": Timing(**fields["timing"])})
+    return asdict(measure(spec.timing, lambda: open_peer(spec)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    answer_spec(answer)

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG that stands inside a page: no scripts, no fonts, nothing fetched."""
+"""The report's plots, as SVG for a page: no scripts, no fonts, nothing fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.results import BenchmarkError, Report
-from benchmarks.latency.bench import STAGES
+from benchmarks.harness.tables import size_text
+from benchmarks.latency.tables import STAGES
 from ldp_export.evaluation.paper import INFERENCE_DEVICE, OURS, load, load_table
 
 if TYPE_CHECKING:
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 _QUOTED = "#7a7a7a"
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222", "#ee9955")
-_LEAST_SPAN_DB = 0.2  # of an axis of PSNR: thousandths of a dB are no difference
+_LEAST_SPAN_DB = 0.2  # of an axis of PSNR, so that thousandths of a dB do not look like a difference
 _LABELS_ABOVE = 3  # px between a point and its name
 
 
 def quality_and_time(latency: Sequence[Report], parity: Sequence[Report]) -> str:
-    """PSNR against time, as the paper's Fig. 1: what the paper prints on the left, what was measured on the right.
+    """PSNR against time, as the paper's Fig. 1: quoted from the paper on the left, measured on the right.
 
-    The two are not on one scale: the data differ, and so do the machines.
+    The two sides have scales of their own: data and machines differ.
 
     Args:
         latency: Reports of kind "latency".
@@ -63,7 +64,7 @@ def quality_and_time(latency: Sequence[Report], parity: Sequence[Report]) -> str
                     fmt="o",
                     capsize=2,
                     color=_COLOURS[drawn % len(_COLOURS)],
-                    label=f"{report.bundle.name}, {entry['name']}, {_size(series)}",
+                    label=f"{report.bundle.name}, {entry['name']}, {size_text(series['shape'])} px",
                 )
                 drawn += 1
     measured.set(title="Measured here: the motorcycle sample", xlabel="seconds (bar: p5 to p95)", ylabel="PSNR, dB")
@@ -79,12 +80,12 @@ def quality_and_time(latency: Sequence[Report], parity: Sequence[Report]) -> str
 
 
 def stage_bars(report: Report, series: Mapping[str, Any], key: str) -> str:
-    """Medians by stage, stacked, a bar a configuration.
+    """Medians by stage, stacked, one bar per configuration.
 
     Args:
         report: Of kind "latency".
         series: One of its series.
-        key: Makes the figure's identifiers its own.
+        key: Unique in the page.
     """
     entries = [entry for entry in series["configurations"] if entry["error"] is None]
     names = [entry["name"] for entry in entries]
@@ -96,19 +97,19 @@ def stage_bars(report: Report, series: Mapping[str, Any], key: str) -> str:
         widths = [entry["stages"].get(stage, 0.0) for entry in entries]
         axes.barh(names, widths, left=left, color=colour, label=stage.replace("_", " "))
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    bundle = report.bundle.name if report.bundle else ""
-    axes.set(title=f"{bundle}, {_size(series)}: medians by stage", xlabel="seconds")
+    bundle = report.name
+    axes.set(title=f"{bundle}, {size_text(series['shape'])} px: medians by stage", xlabel="seconds")
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", fontsize=8, ncols=len(stages))
     return to_svg(figure, f"stages-{key}")
 
 
 def latency_scaling(report: Report, key: str) -> str:
-    """Time and peak memory against the number of pixels, a line a configuration.
+    """Time and peak memory against the number of pixels, one line per configuration.
 
     Args:
         report: Of kind "latency", of several shapes.
-        key: Makes the figure's identifiers its own.
+        key: Unique in the page.
     """
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for series in report.data["series"]:
@@ -116,38 +117,38 @@ def latency_scaling(report: Report, key: str) -> str:
             if entry["error"] is None:
                 point = (_megapixels(series["shape"]), entry["seconds"]["median"], entry["host_bytes"] / 2**20)
                 lines.setdefault(entry["name"], []).append(point)
-    return _scaling(report.bundle.name if report.bundle else "", lines, f"scaling-{key}")
+    return _scaling(report.name, lines, f"scaling-{key}")
 
 
 def peers_scaling(report: Report, key: str) -> list[str]:
-    """Time and peak memory against the number of pixels, a line a network, a figure a backend and precision.
+    """Time and peak memory against the number of pixels: a line per network, a figure per backend and precision.
 
     Args:
         report: Of kind "peers".
-        key: Makes the figures' identifiers their own.
+        key: Unique in the page.
     """
     titles = {network["who"]: network["title"] for network in report.data["networks"]}
-    of_backend: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    by_backend: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for row in report.data["rows"]:
         if row["seconds"] is not None:
-            lines = of_backend.setdefault(f"{row['backend']} {row['precision']}", {})
+            lines = by_backend.setdefault(f"{row['backend']} {row['precision']}", {})
             point = (_megapixels(row["size"]), row["seconds"], row["host_bytes"] / 2**20)
             lines.setdefault(titles[row["who"]], []).append(point)
-    return [_scaling(name, lines, f"scaling-{key}-{i}") for i, (name, lines) in enumerate(of_backend.items())]
+    return [_scaling(name, lines, f"scaling-{key}-{i}") for i, (name, lines) in enumerate(by_backend.items())]
 
 
 def size_scaling(report: Report, key: str) -> str:
-    """Time and working memory against the number of pixels, a line a backend and precision.
+    """Time and working memory against the number of pixels, one line per backend and precision.
 
     Args:
         report: Of kind "scaling", of several sizes.
-        key: Makes the figure's identifiers its own.
+        key: Unique in the page.
     """
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for point in report.data["points"]:
         measured = (_megapixels(point["shape"]), point["seconds"], point["working"] / 2**20)
         lines.setdefault(f"{point['backend']} {point['precision']}", []).append(measured)
-    name = report.bundle.name if report.bundle else ""
+    name = report.name
     return _scaling(name, lines, f"scaling-{key}", memory_title="working memory")
 
 
@@ -156,32 +157,15 @@ def to_svg(figure: Figure, key: str) -> str:
 
     Args:
         figure: The figure.
-        key: Unique in the page: the figure's identifiers are made of it, so that no two figures share one.
+        key: Unique in the page: a prefix of the figure's identifiers, so that no two figures share one.
     """
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return inline_svg(buffer.getvalue(), key)
-
-
-def inline_svg(text: str, key: str) -> str:
-    """What stands in a page of an SVG file: the element alone, its identifiers marked with a key.
-
-    Args:
-        text: The file.
-        key: Unique in the page; letters, digits and hyphens.
-
-    Raises:
-        BenchmarkError: It is no SVG, or it would run or fetch something.
-    """
-    found = re.search(r"<svg\b.*</svg>", text, re.DOTALL)
-    if found is None:
-        raise BenchmarkError("expected an SVG file, got something else; draw the figure again")
-    element = re.sub(r"<metadata>.*?</metadata>", "", found.group(), flags=re.DOTALL)
-    if re.search(r"<script|<foreignObject|<image|\son\w+=|href=\"(?!#)|url\((?!#)|@import", element):
-        raise BenchmarkError("expected an SVG file that needs nothing else, got one that refers to other files")
+    text = buffer.getvalue()
+    element = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :].rstrip(), flags=re.DOTALL)
     element = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', element)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", element)
 
@@ -216,7 +200,7 @@ def _figure(size: tuple[float, float]) -> Figure:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise BenchmarkError(
-            f"the report needs the package {error.name}, which is not installed; in the repository run "
+            f"expected the package {error.name} for the report, got none; in the repository run "
             "pip install -e '.[bench]'"
         ) from error
     return Figure(figsize=size, layout="constrained")
@@ -227,7 +211,7 @@ def _name(axes: Any, text: str, x: float, y: float) -> None:
 
 
 def _plain_log(axis: Any) -> None:
-    """Numbers of people, 1, 2, 5, 10, on a logarithmic axis."""
+    """Plain numbers, 1, 2, 5, 10, on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -237,7 +221,3 @@ def _plain_log(axis: Any) -> None:
 
 def _megapixels(size: Sequence[int]) -> float:
     return size[0] * size[1] / 1e6
-
-
-def _size(series: Mapping[str, Any]) -> str:
-    return f"{series['shape'][0]}x{series['shape'][1]} px"

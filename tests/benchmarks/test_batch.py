@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import batch
@@ -9,11 +7,9 @@ from benchmarks.batch import Round, measure, to_markdown
 from benchmarks.harness.machine import Commit
 from benchmarks.harness.results import BenchmarkError, Report
 from ldp_runtime.bundle.bundle import Bundle
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
-def test_loop_and_batch_restore_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Bundle.load(make_tiny_bundle(tmp_path))
+def test_loop_and_batch_restore_all_pairs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"threads": 1, "io_threads": 1, "pairs": 3, "shape": (40, 60), "rounds": 2}
     rounds, ran = measure(bundle, "onnxruntime", "fp32", **options)  # type: ignore[arg-type]
     assert ran == "onnxruntime fp32"
@@ -26,7 +22,7 @@ def test_loop_and_batch_restore_all_pairs(tmp_path: Path, monkeypatch: pytest.Mo
         measure(bundle, "onnxruntime", "fp32", **options)  # type: ignore[arg-type]
 
 
-def test_a_pair_that_fails_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_that_fails_ends_the_benchmark(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from ldp_runtime.errors import NumericsError
     from ldp_runtime.host import HostChain
 
@@ -34,7 +30,6 @@ def test_a_pair_that_fails_ends_the_benchmark(tmp_path: Path, monkeypatch: pytes
         raise NumericsError("NaN appeared")
 
     monkeypatch.setattr(HostChain, "_run", fail)
-    bundle = Bundle.load(make_tiny_bundle(tmp_path))
     with pytest.raises(BenchmarkError, match="NaN appeared"):
         measure(bundle, "onnxruntime", "fp32", threads=1, io_threads=1, pairs=1, shape=(40, 60), rounds=1)
 

@@ -35,7 +35,7 @@ def test_kills_are_shared_in_the_ratio_of_the_shares() -> None:
 
 def test_the_page_says_what_went_well_and_what_did_not(data: dict[str, Any]) -> None:
     page = to_markdown(report(data))
-    assert "3 kills (SIGKILL) at random moments of a command's work, of which 2 got before it was done" in page
+    assert "3 kills (SIGKILL) at random moments of a command's work, of which 2 were before it was done" in page
     assert "Nothing was lost, half-written or left behind." in page
     assert "| ldp deblur | 3 | 2 | 3 | 12 | 1 | 0 |" in page
     assert "## Problems" not in page

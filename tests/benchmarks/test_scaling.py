@@ -4,22 +4,14 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks import scaling
 from benchmarks.harness.results import BenchmarkError, Report
-from benchmarks.scaling import Point, Spec, fits, measure, measure_seams, sample_pair, to_markdown
+from benchmarks.scaling import Point, Spec, fits, measure, measure_seams, to_markdown
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.images.photo import read_photo
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 MEBI = 2**20
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(make_tiny_bundle(tmp_path_factory.mktemp("bundles")))
 
 
 def spec(bundle: Bundle, shape: tuple[int, int], tile: int | str = "auto") -> Spec:
@@ -28,17 +20,6 @@ def spec(bundle: Bundle, shape: tuple[int, int], tile: int | str = "auto") -> Sp
 
 def point(shape: tuple[int, int], seconds: float, working: int) -> Point:
     return Point(shape, seconds, {"deblur": seconds}, 2, 3 * MEBI, 9 * MEBI, working, "openvino", "bf16")
-
-
-def test_the_sample_is_cut_or_repeated_and_never_mirrored_along_x() -> None:
-    sample = read_photo(Path("samples/motorcycle/left.png")).pixels
-    h, w = sample.shape[:2]
-    np.testing.assert_array_equal(sample_pair((20, 30))[0], sample[:20, :30])
-    left, right = sample_pair((h + 5, 2 * w + 7))
-    assert left.shape == right.shape == (h + 5, 2 * w + 7, 3)
-    np.testing.assert_array_equal(left[:h, w : 2 * w], sample)
-    np.testing.assert_array_equal(left[:h, 2 * w :], sample[:, :7])
-    np.testing.assert_array_equal(left[h:, :w], sample[h - 2 : h - 7 : -1])
 
 
 def test_a_line_is_fitted_to_time_and_memory() -> None:
@@ -54,16 +35,14 @@ def test_a_line_is_fitted_to_time_and_memory() -> None:
 
 
 def test_working_memory_does_not_grow_with_the_image(bundle: Bundle) -> None:
-    small, large = (measure(spec(bundle, shape, tile=512)) for shape in ((2400, 800), (4800, 800)))
+    small, large = (measure(spec(bundle, shape, tile=512)) for shape in ((1200, 800), (2400, 800)))
     assert large.images == 2 * small.images
     assert (small.tiles, large.tiles) > (1, 1)
-    assert large.working < small.working + 12 * MEBI  # FP32 copies of the pair would differ by 44 MiB
+    assert large.working < small.working + 12 * MEBI  # FP32 copies of the pair would differ by 22 MiB
 
 
 def test_a_size_that_does_not_work_says_why(bundle: Bundle) -> None:
-    with pytest.raises(
-        BenchmarkError, match=r"100x200 px, got a process that ended with 1: .*at least 256 px.*, got 9"
-    ):
+    with pytest.raises(BenchmarkError, match=r"100x200 px, got none: .*at least 256 px.*, got 9"):
         measure(replace(spec(bundle, (100, 200)), tile=9))
 
 

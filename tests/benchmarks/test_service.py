@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import service
+from benchmarks.__main__ import main
 from benchmarks.harness.results import Report
-from ldp_runtime.cli import main
+from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.service.settings import Settings
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
 def test_mutations_differ_from_the_form_and_are_repeatable() -> None:
-    _, body = service.request_of(b"left", b"right")
+    _, body = service.make_request(b"left", b"right")
     forms = list(service.mutations(body, 50, random.Random(1)))
     assert forms == list(service.mutations(body, 50, random.Random(1)))
     assert sum(form != body for form in forms) > 45
@@ -26,17 +26,16 @@ def test_quantiles() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_load_on_a_tiny_bundle(tmp_path: Path) -> None:
-    bundle = make_tiny_bundle(tmp_path)
-    arguments = ["--bundle", str(bundle), "--backend", "onnxruntime", "--seconds", "1", "--mutations", "40"]
-    assert main(["bench", "service", *arguments, "--concurrency", "1", "2", "-o", str(tmp_path)]) == 0
+def test_the_whole_load_on_a_tiny_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ["--bundle", str(bundle.path), "--backend", "onnxruntime", "--seconds", "1", "--mutations", "40"]
+    assert main(["service", *arguments, "--concurrency", "1", "2", "-o", str(tmp_path)]) == 0
     report = Report.read(tmp_path / "service.json")
     parts = report.data["parts"]
     for name in ("slow heads", "half-open"):
         assert parts[name]["good"]["status"] == 200, name
-        assert parts[name]["ended"] == {"closed": service.HELD}, name
+        assert parts[name]["ended"] == {"closed": service.CONNECTIONS}, name
     uploads = Settings().uploads  # as many are read, the others are refused at once
-    assert parts["slow bodies"]["ended"] == {"408": uploads, "429": service.HELD - uploads}
+    assert parts["slow bodies"]["ended"] == {"408": uploads, "429": service.CONNECTIONS - uploads}
     for name, part in parts.items():
         if "statuses" in part and name != "malformed":
             assert part["statuses"].keys() <= {"200", "429"}, name

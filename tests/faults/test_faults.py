@@ -1,4 +1,4 @@
-"""Kills, full disks and Ctrl-C in real commands; ``ldp bench reliability`` does more of them."""
+"""Kills, full disks and Ctrl-C in real commands; the benchmark reliability has more of them."""
 
 from __future__ import annotations
 

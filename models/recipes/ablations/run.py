@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks.harness.results import REPORTS, Report, markdown_table, save, write_text
+from benchmarks.harness import REPORTS
+from benchmarks.harness.results import Report, save, write_text
+from benchmarks.harness.tables import markdown_table
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import PROMPTS
 from ldp_export.data import PairDataset, PairSample, open_dataset
@@ -302,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 scores = runs[-1]["figures"]
                 print(f"{row} seed {seed}: {scores['psnr']:.3f} dB, SSIM {scores['ssim']:.4f}", flush=True)
             report = report_of(runs, prompts, options)
-            save(report, args.output, "ablations", markdown(report))
+            save(report, markdown(report), args.output)
     except LDPError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

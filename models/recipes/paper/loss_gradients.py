@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness.results import REPORTS, Report, markdown_table, save, significant
+from benchmarks.harness import REPORTS
+from benchmarks.harness.results import Report, publish
+from benchmarks.harness.tables import markdown_table, significant
 from ldp_export.blur_map import center_view, upsample_map
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.data import open_dataset
@@ -177,9 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint = Checkpoint.open(args.checkpoint)
         data = analyse(checkpoint, held_out_batch(checkpoint, args.scenes, args.crops))
         report = Report.new("loss_gradients", {"checkpoint": args.checkpoint.name, **data})
-        text = markdown(report)
-        print(text)
-        save(report, args.output, "loss_gradients", text)
+        publish(report, markdown(report), args.output)
     except LDPError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

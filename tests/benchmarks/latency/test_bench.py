@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,16 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.machine import Commit
+from benchmarks.harness.options import DEFAULT_SHAPE
 from benchmarks.harness.results import BenchmarkError, BundleId, Report
+from benchmarks.harness.sample import pair_files, write_pair
 from benchmarks.latency import bench as latency
-from benchmarks.latency import worker as latency_worker
-from benchmarks.latency.bench import Contender, find_contenders, measure, parse_shape, to_markdown, verdicts
-from benchmarks.latency.worker import Block, Spec
-from ldp_runtime import Deblurrer
+from benchmarks.latency.bench import measure
+from benchmarks.latency.contenders import Contender
+from benchmarks.latency.tables import to_markdown
+from benchmarks.latency.verdict import verdicts
+from benchmarks.latency.worker import Block
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.errors import BackendError
-from ldp_runtime.images.photo import read_photo
-from ldp_runtime.registry import BACKENDS
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 SHAPE = (64, 96)
 ORT, TORCH, LAST = (
@@ -30,11 +27,6 @@ ORT, TORCH, LAST = (
     Contender("torch", "fp32"),
     Contender("torch-channels-last", "fp32"),
 )
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(make_tiny_bundle(tmp_path_factory.mktemp("bundles")))
 
 
 def block(seconds: list[float], *, events: bool = False, host_bytes: int = 2**20) -> Block:
@@ -73,7 +65,7 @@ def fake_blocks(monkeypatch: pytest.MonkeyPatch) -> FakeBlocks:
                 track.blocks.append(got)
 
         monkeypatch.setattr(latency, "_add_block", add)
-        monkeypatch.setattr(latency, "_write_pair", lambda *_: None)
+        monkeypatch.setattr(latency, "write_pair", lambda *_: None)
         return asked
 
     return install
@@ -85,45 +77,6 @@ def report_of(data: dict[str, Any], gpus: tuple[str, ...] = ()) -> Report:
 
 
 # --- what is timed ------------------------------------------------------------------------------------------------
-
-
-def test_shapes() -> None:
-    assert parse_shape("1120x1680") == (1120, 1680)
-    for text in ("1120", "0x5", "axb", "1x2x3", "-1x2"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected HEIGHTxWIDTH"):
-            parse_shape(text)
-
-
-def test_all_is_every_backend_here_in_each_of_its_precisions(bundle: Bundle) -> None:
-    contenders, left_out = find_contenders(["all"], bundle, None)
-    wanted = [Contender(name, p) for name in ("openvino", "onnxruntime") for p in BACKENDS[name].precisions]
-    wanted.remove(Contender("openvino", "int8"))  # the bundle has no INT8 graphs
-    wanted.remove(Contender("onnxruntime", "int8"))
-    assert [c for c in contenders if c.backend in ("openvino", "onnxruntime")] == wanted
-    assert {c.backend for c in contenders} | set(left_out) == {*BACKENDS, *latency.TORCH} - {latency.ANY_TENSORRT}
-    assert "models/checkpoints has none" in left_out["torch"]
-
-
-def test_backends_by_name(bundle: Bundle) -> None:
-    contenders, left_out = find_contenders(["onnxruntime:fp16", "openvino:fp32", "onnxruntime"], bundle, None)
-    assert [c.name for c in contenders] == ["onnxruntime fp16", "openvino fp32", "onnxruntime fp32"]
-    assert left_out == {}
-    contenders, _ = find_contenders(["openvino:auto", "onnxruntime:auto"], bundle, None)
-    chosen = [f"{name} {BACKENDS[name].resolve('auto')}" for name in ("openvino", "onnxruntime")]
-    assert [c.name for c in contenders] == chosen
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ("nonsense", "expected a backend, one of all, openvino"),
-        ("onnxruntime:bf16", "one of fp32, fp16, got 'bf16'"),
-        ("torch", "needs the weights of tiny as a checkpoint"),
-    ],
-)
-def test_a_backend_that_cannot_be_timed_is_an_error_when_asked_for(bundle: Bundle, asked: str, words: str) -> None:
-    with pytest.raises(BackendError, match=words):
-        find_contenders([asked], bundle, None)
 
 
 # --- rounds -------------------------------------------------------------------------------------------------------
@@ -201,7 +154,7 @@ def test_images_are_compared_with_torchs(
 
     def add(track: Any, bundle: Bundle, folder: Path, *_: object) -> None:
         track.blocks.append(block([1.0]))
-        np.save(latency._restored(folder, track.contender.name, track.shape), images[track.contender.name])
+        np.save(latency._restored(folder, track.contender, track.shape), images[track.contender.name])
 
     monkeypatch.setattr(latency, "_add_block", add)
     found = measure(bundle, [ORT, TORCH, LAST], [SHAPE], repeats=1)["series"][0]["configurations"]
@@ -217,7 +170,7 @@ def test_images_are_compared_with_torchs(
 
 def gpu_data(bundle: Bundle, fake_blocks: FakeBlocks, network: str) -> dict[str, Any]:
     fake_blocks(lambda contender, _: block([0.04] * 3, events=contender.backend == "tensorrt-rtx"))
-    data = measure(bundle, [Contender("tensorrt-rtx", "fp16"), ORT], [latency.DEFAULT_SHAPE], repeats=3)
+    data = measure(bundle, [Contender("tensorrt-rtx", "fp16"), ORT], [DEFAULT_SHAPE], repeats=3)
     return {**data, "network": network, "left_out": {}}
 
 
@@ -235,86 +188,24 @@ def test_device_times_with_and_without_copies(bundle: Bundle, fake_blocks: FakeB
 def test_the_verdict_is_given_on_the_papers_card_alone(bundle: Bundle, fake_blocks: FakeBlocks) -> None:
     data = gpu_data(bundle, fake_blocks, "small")
     found = verdicts(report_of(data, ("NVIDIA GeForce RTX 4090",)))
-    assert [v["applies"] for v in found] == [True, True]
-    assert [v["ratio"] for v in found] == pytest.approx([0.03 / 0.042, 0.04 / 0.042])
-    assert "without copies, by tensorrt-rtx fp16" in found[0]["text"]
+    assert [v.applies for v in found] == [True, True]
+    assert [v.ratio for v in found] == pytest.approx([0.03 / 0.042, 0.04 / 0.042])
+    assert "without copies, by tensorrt-rtx fp16" in found[0].text
     (other, _) = verdicts(report_of(data, ("NVIDIA H100",)))
-    assert not other["applies"]
-    assert "NVIDIA H100" in other["text"]
+    assert not other.applies
+    assert "NVIDIA H100" in other.text
 
 
 def test_on_a_cpu_the_comparison_does_not_apply(bundle: Bundle, fake_blocks: FakeBlocks) -> None:
     fake_blocks(lambda *_: block([1.0]))
     data = {**measure(bundle, [ORT], [SHAPE], repeats=1), "network": "small", "left_out": {}}
     (found,) = verdicts(report_of(data))
-    assert not found["applies"]
-    assert "does not apply on a CPU (Some CPU)" in found["text"]
-    assert found["text"] in to_markdown(report_of(data))
+    assert not found.applies
+    assert "does not apply on a CPU (Some CPU)" in found.text
+    assert found.text in to_markdown(report_of(data))
 
 
 # --- workers ------------------------------------------------------------------------------------------------------
-
-
-def spec(bundle: Bundle, folder: Path, **changes: object) -> Spec:
-    latency._write_pair(folder, SHAPE)
-    values = {
-        "bundle": str(bundle.path),
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "left": str(folder / "left-64x96.png"),
-        "right": str(folder / "right-64x96.png"),
-        "threads": 1,
-        "checkpoint": None,
-        "warm_up": 0.0,
-        "seconds": 1e6,
-        "most": 3,
-        "restored": str(folder / "restored.npy"),
-        "spawned": time.time(),
-    }
-    return Spec(**(values | changes))  # type: ignore[arg-type]
-
-
-def test_a_block_holds_every_run_and_stage(bundle: Bundle, tmp_path: Path) -> None:
-    asked = spec(bundle, tmp_path)
-    found = latency_worker.measure(asked)
-    assert len(found.seconds) == 3
-    assert set(found.stages) == {"prepare", "clip", "blur_logits", "deblur", "finish"}
-    assert {len(values) for values in found.stages.values()} == {3}
-    assert set(found.files) == {"read", "write"}
-    assert set(found.start_up) == {"process", "load", "first"}
-    assert found.host_bytes > 2**20
-    assert not found.gpu
-    left, right = (read_photo(path).pixels for path in (asked.left, asked.right))
-    assert left.shape == (*SHAPE, 3)
-    expected = Deblurrer(bundle, backend="onnxruntime", precision="fp32", threads=1)(left, right).restored
-    np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), expected)
-
-
-@pytest.mark.parametrize(("lazy", "limit", "counted"), [(False, 0.0, 1), (False, 60.0, 0), (True, 0.0, 0)])
-def test_a_long_first_run_of_torch_is_counted(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lazy: bool, limit: float, counted: int
-) -> None:
-    calls: list[float] = []
-
-    def run(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        calls.append(0.5 + len(calls))
-        return left, {"deblur": calls[-1]}
-
-    monkeypatch.setattr(latency_worker, "FIRST_COUNTS", limit)
-    monkeypatch.setattr(
-        latency_worker, "_open", lambda _: latency_worker._Opened(run, "a CPU", gpu=False, events=False, lazy=lazy)
-    )
-    got = latency_worker.measure(spec(bundle, tmp_path, warm_up=0.0, seconds=0.0, most=1))
-    assert len(got.seconds) == 1
-    assert got.stages == {"deblur": [0.5 if counted else 1.5]}
-    assert len(calls) == 2 - counted
-
-
-def test_a_worker_tells_of_an_error_in_its_result(bundle: Bundle, tmp_path: Path) -> None:
-    files = tmp_path / "spec.json", tmp_path / "block.json"
-    files[0].write_text(json.dumps(vars(spec(bundle, tmp_path, precision="bf17"))))
-    latency_worker.main([str(file) for file in files])
-    assert "bf17" in json.loads(files[1].read_text())["error"]
 
 
 def test_the_command_measures_in_processes_and_writes_its_result(
@@ -336,9 +227,9 @@ def test_the_command_measures_in_processes_and_writes_its_result(
     assert to_markdown(report) in capsys.readouterr().out
 
 
-def test_a_process_that_dies_is_a_failure_with_its_last_words(bundle: Bundle, tmp_path: Path) -> None:
-    latency._write_pair(tmp_path, SHAPE)
-    (tmp_path / f"left-{latency._size(SHAPE)}.png").write_bytes(b"")
+def test_a_worker_that_fails_is_the_error_of_its_track(bundle: Bundle, tmp_path: Path) -> None:
+    write_pair(tmp_path, SHAPE)
+    pair_files(tmp_path, SHAPE)[0].write_bytes(b"")
     track = latency._Track(Contender("onnxruntime", "fp32"), SHAPE)
     latency._add_block(track, bundle, tmp_path, False, 1, None)
     assert track.blocks == []

@@ -179,6 +179,7 @@ def test_nano_agrees_with_torchs_counter(precision: str) -> None:
     assert cost.tensors[cost.outputs[0]].shape == (1, 3, 64, 96)
 
 
+@pytest.mark.slow
 def test_a_small_like_network_agrees_with_torchs_counter(tmp_path: Path) -> None:
     network = randomise(LDPNet(TINY))
     path = tmp_path / "deblur.onnx"

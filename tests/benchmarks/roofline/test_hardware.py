@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks.harness.machine import BF16_FEATURES, describe
-from benchmarks.roofline.bench import unverified
 from benchmarks.roofline.hardware import FILE, STATUSES, Device, figures, gpus, measure_cpu, sources
+from benchmarks.roofline.tables import unverified
 
 DATA = json.loads(FILE.read_text(encoding="utf-8"))
 WANTED = {"RTX 3060", "RTX 3090", "RTX 4090", "RTX 5090", "A100 SXM 80GB", "H100 SXM"}

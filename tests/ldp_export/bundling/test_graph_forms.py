@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from benchmarks.graph_report import count_nodes, needless_nodes, read_report
+from benchmarks.engines.graph_report import count_nodes, needless_nodes, read_report
 from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
 from ldp_export.bundling.quantize_graphs import _layer_nodes
 from ldp_export.network import CONFIGS, LDPNet

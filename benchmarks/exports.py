@@ -1,7 +1,6 @@
-"""``ldp bench exports``: what other benchmarks measure, exported into the cache, several graphs at a time.
+"""Exports the graphs of the other benchmarks into the cache, several at a time.
 
-An export is the work of one thread for minutes. Whoever measures afterwards finds the graphs in LDP's cache, where they
-stay until a source of the exporter changes.
+An export keeps one thread busy for minutes. The graphs stay in LDP's cache until a source of the exporter changes.
 """
 
 from __future__ import annotations
@@ -14,26 +13,25 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from benchmarks.harness.bundles import CLIP_PATCH, random_bundle
+from benchmarks.harness.options import CONFIG_NAMES, check_positive
 from benchmarks.harness.processes import run_module
 from benchmarks.harness.results import BenchmarkError
-from benchmarks.latency.bench import CONFIG_NAMES
 from benchmarks.peers import PEERS
-from benchmarks.peers.bench import DEFAULT_BACKENDS, choose_backends, export_peer
-from benchmarks.roofline.bench import design_variants, export_variant
+from benchmarks.peers.bench import DEFAULT_BACKENDS, choose_backends
+from benchmarks.peers.export import export_peer
+from benchmarks.roofline.variants import design_variants, export_variant
 
-HELP = "Exports what the other benchmarks measure, several graphs at a time."
 EXAMPLES = """\
 examples:
-  ldp bench exports --variants
-  ldp bench exports --config small large --peer nafnet --jobs 4
+  python -m benchmarks exports --variants
+  python -m benchmarks exports --config small large --peer nafnet --jobs 4
 
 Nothing is exported twice: the graphs stay in LDP's cache until the exporter
-changes. The other benchmarks export what they lack by themselves, one after
-the other.
+changes. The other benchmarks export missing graphs themselves, one by one.
 """
 
 _JOB_MEMORY = 4 * 2**30
-"""Bytes that an export takes at most, about."""
+"""About the most bytes of an export."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Job:
     Attributes:
         kind: "config", "peer" or "variant".
         name: Name of the network.
-        detail: Of a peer its precision; of a variant, which of ``roofline.design_variants``.
+        detail: The precision of a peer; the name of a variant in ``design_variants``.
     """
 
     kind: str
@@ -55,7 +53,7 @@ class Job:
         return ", ".join(filter(None, [title, self.detail]))
 
     def run(self) -> None:
-        """Exports it in this process, or finds it in the cache."""
+        """Exports it in this process, unless the cache has it."""
         if self.kind == "config":
             random_bundle(self.name)
         elif self.kind == "peer":
@@ -73,13 +71,13 @@ def jobs_for(
     *,
     variants: bool = False,
 ) -> list[Job]:
-    """What there is to export, the longest first.
+    """The exports, the longest first.
 
     Args:
         configs: Names of networks for random weights.
         peers: Names of ``PEERS``.
-        backends: What runs the peers, as for ``ldp bench peers``.
-        variants: Also the variants of the configs' designs, for ``ldp bench roofline``.
+        backends: Backends of the peers, see ``choose_backends``.
+        variants: Also the variants of the configs, for the benchmark roofline.
     """
     precisions = dict.fromkeys(["fp32", *("fp16" for _, p in choose_backends(backends) if p == "fp16")])
     found = [Job("config", name) for name in configs]
@@ -96,13 +94,13 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> dict[Job, float]:
 
     Args:
         jobs: The exports.
-        at_once: So many at a time.
+        at_once: How many at a time.
 
     Returns:
         Seconds of each.
 
     Raises:
-        BenchmarkError: One failed; the message has its last words. Those that had not begun are left out.
+        BenchmarkError: One failed; the message has its last line. Those that had not begun are cancelled.
     """
     from tqdm import tqdm
 
@@ -120,16 +118,13 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> dict[Job, float]:
 
 def _run_process(job: Job) -> float:
     begin = time.monotonic()
-    code, message = run_module("benchmarks.harness.exports", job.kind, job.name, job.detail)
+    code, message = run_module("benchmarks.exports", job.kind, job.name, job.detail)
     if code != 0:
         raise BenchmarkError(
             f"expected {job} to be exported, got a process that ended with {code}: {message}; fix the exporter, or "
-            "leave it out"
+            "skip it"
         )
     return time.monotonic() - begin
-
-
-# --- the command --------------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,16 +133,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", nargs="*", choices=CONFIG_NAMES, default=["small"], help="random weights (default: small)"
     )
     parser.add_argument("--peer", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="which (default: all)")
-    parser.add_argument("--variants", action="store_true", help="also the variants that ldp bench roofline compares")
-    parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: as many as cores and memory allow)")
+    parser.add_argument("--variants", action="store_true", help="also the designs that the benchmark roofline compares")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="exports at a time (default: as many as cores and memory allow)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Exports, and tells how long each took."""
+    """Exports, and prints the seconds of each."""
     from benchmarks.harness.machine import describe
 
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise BenchmarkError(f"expected at least 1 job, got {arguments.jobs}")
+    check_positive(arguments, "jobs")
     machine = describe()
     room = (machine["memory_bytes"] or _JOB_MEMORY) // _JOB_MEMORY
     at_once = arguments.jobs or max(min(machine["cpu"]["usable"], room), 1)

@@ -6,20 +6,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import capacity
-from benchmarks.capacity import DAY, FORMATS, PAPER, PHOTO, Coding, measured_rates, plan, rate_at, read_measured
+from benchmarks.__main__ import main
+from benchmarks.capacity import bench as capacity
+from benchmarks.capacity.bench import PHOTO, plan
+from benchmarks.capacity.files import FORMATS, PAPER, Coding
+from benchmarks.capacity.rates import measured_rates, rate_at, read_measured
+from benchmarks.capacity.tables import DAY
 from benchmarks.harness.results import BenchmarkError, BundleId, Report
-from benchmarks.roofline.bench import build_chain, floor
-from ldp_runtime import cli
+from benchmarks.roofline.chain import build_chain, floor
 from ldp_runtime.bundle.bundle import Bundle
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 CODINGS = [Coding(kind, bits, 0.25 * bits / 8, 0.5 * bits / 8, 1e6) for kind, bits in FORMATS]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(make_tiny_bundle(tmp_path_factory.mktemp("bundles")))
 
 
 def report(kind: str, data: dict[str, Any], bundle: Bundle, usable: int = 4) -> Report:
@@ -61,7 +58,7 @@ def test_a_rate_is_measured_or_fitted_or_that_of_the_nearest_size(bundle: Bundle
     fitted = rate_at(both, PHOTO)
     assert (fitted.seconds, fitted.cores, fitted.basis) == (13.0, 2, "line through 2 sizes")
     small = rate_at(both, (560, 840))
-    assert (small.seconds, small.basis) == (0.5, "that of 1120x1680, by the px")
+    assert (small.seconds, small.basis) == (0.5, "from 1120x1680, by pixels")
     large = rate_at(both, (16000, 9000))
     assert large.seconds == pytest.approx(2 * 37.0)
     assert rate_at({"latency": latency(bundle, threads=3)}, PHOTO).cores == 3
@@ -70,7 +67,7 @@ def test_a_rate_is_measured_or_fitted_or_that_of_the_nearest_size(bundle: Bundle
 
 def test_a_line_that_starts_below_zero_is_not_believed(bundle: Bundle) -> None:
     line = {"scaling": scaling(bundle, (4000, 4000), (8000, 9000), a=-13.0, b=0.5)}
-    assert rate_at(line, (5000, 5000)).basis == "that of 4000x4000, by the px"
+    assert rate_at(line, (5000, 5000)).basis == "from 4000x4000, by pixels"
 
 
 def test_results_that_are_missing_or_of_another_bundle(bundle: Bundle, tmp_path: Path) -> None:
@@ -80,7 +77,7 @@ def test_results_that_are_missing_or_of_another_bundle(bundle: Bundle, tmp_path:
     made.write(tmp_path / "latency-tiny.json")
     assert read_measured(tmp_path, bundle) == {"latency": made}
     dataclasses.replace(made, bundle=BundleId("tiny", "0" * 64, True)).write(tmp_path / "latency-tiny.json")
-    with pytest.raises(BenchmarkError, match="run ldp bench latency again"):
+    with pytest.raises(BenchmarkError, match="run the benchmark latency again"):
         read_measured(tmp_path, bundle)
     only_torch = report("scaling", {"threads": None, "points": [], "fits": {"seconds": None}}, bundle)
     with pytest.raises(BenchmarkError, match="ran on the CPU"):
@@ -116,12 +113,12 @@ def capacity_gpus() -> Any:
     return gpus()
 
 
-def test_the_page_tells_the_figures(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_has_the_figures(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "sample_shape", lambda: (500, 1000))
     measured = {"latency": latency(bundle)}
     data = plan(bundle, measured, CODINGS, 1_000_000, host_cores=8, network=10.0)
     text = capacity.to_markdown(Report.new("capacity", data, bundle))
-    assert text.startswith("# Capacity: 1 000 000 pairs a day with tiny")
+    assert text.startswith("# Capacity: 1 000 000 pairs per day with tiny")
     assert "| 1120x1680 | 1.88 | 2.00 | median of openvino fp32 | 0.125 | 93 | 2222 |" in text
     assert "predicted floor" in text
     assert "RTX 4090" in text
@@ -133,24 +130,15 @@ def test_the_page_tells_the_figures(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     assert "**GPU** with RTX 3060, RTX 3090" in capacity.to_markdown(Report.new("capacity", data, bundle))
 
 
-def test_files_are_really_timed() -> None:
-    codings = capacity.measure_coding((96, 128))
-    assert [(coding.format, coding.bits) for coding in codings] == [*FORMATS]
-    assert all(coding.read >= 0 and coding.write >= 0 for coding in codings)
-    sizes = {coding.name: coding.nbytes for coding in codings}
-    assert sizes["JPEG 8 bits"] < sizes["PNG 8 bits"] < sizes["PNG 16 bits"] < 6.6e6
-    assert sizes["PNG 16 bits"] > 3e6  # the low bits do not compress
-
-
 def test_the_command(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(capacity, "measure_coding", lambda: CODINGS)
     latency(bundle).write(tmp_path / "latency-tiny.json")
-    command = ["bench", "capacity", "--bundle", str(bundle.path), "-o", str(tmp_path)]
-    assert cli.main(command) == 0
+    command = ["capacity", "--bundle", str(bundle.path), "-o", str(tmp_path)]
+    assert main(command) == 0
     assert "# Capacity" in capsys.readouterr().out
     assert Report.read(tmp_path / "capacity-tiny.json").data["pairs_a_day"] == 1_000_000
     assert (tmp_path / "capacity-tiny.md").is_file()
-    assert cli.main([*command, "--network", "0"]) == 2
+    assert main([*command, "--network", "0"]) == 2
     assert "expected --network above 0" in capsys.readouterr().err

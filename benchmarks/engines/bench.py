@@ -1,7 +1,7 @@
-"""Builds TensorRT engines and measures what it takes: time, sizes, memory, and what TensorRT made of the graphs.
+"""Builds TensorRT engines and measures time, sizes, memory, and the layers that TensorRT fuses.
 
-No GPU is needed: TensorRT-RTX compiles for GPUs that are not there and says which layers it made. How fast an engine
-runs is not told here.
+No GPU is needed: TensorRT-RTX compiles for GPUs that are absent and reports their layers. The speed of an engine is not
+measured here.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import options
 from benchmarks.harness.bundles import random_bundle
-from benchmarks.harness.results import REPORTS, Report, markdown_table, save
+from benchmarks.harness.results import Report, publish
+from benchmarks.harness.tables import markdown_table
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, Profile
 from ldp_runtime.bundle.manifest import GRAPHS
 
-HELP = "Builds engines of bundles and measures time, size, memory and what was fused."
 EXAMPLES = """\
 examples:
-  python -m benchmarks.engine_build
-  python -m benchmarks.engine_build --bundle ldp-nano --config small --config large --shape 1120x1680
-  python -m benchmarks.engine_build --bundle ldp-nano --before older/ldp-nano
+  python -m benchmarks engines
+  python -m benchmarks engines --bundle ldp-nano --config small --config large --shape 1120x1680
+  python -m benchmarks engines --bundle ldp-nano --before older/ldp-nano
 
 --config exports a bundle with random weights and a random ViT-B/32, once, into
 LDP's cache; neither sizes nor times depend on the weights' values. Each engine
 is built twice: for time and size, and for TensorRT's report of its layers.
-Nothing is written into the bundles.
+Nothing is written into the bundles. Writes engine_build.json and engine_build.md.
 """
 NAME = "engine_build"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph as it goes into TensorRT.
+    """A graph before TensorRT.
 
     Attributes:
         bundle: Name of its bundle.
@@ -45,7 +46,7 @@ class Graph:
         nodes: Its nodes.
         casts: Of these, casts.
         transposes: Of these, transpositions.
-        needless: Of these, those that it could do without, ``graph_report.needless_nodes``.
+        needless: ``graph_report.needless_nodes`` among them.
         bytes: Size of its files.
     """
 
@@ -60,23 +61,23 @@ class Graph:
 
 @dataclass(frozen=True)
 class Build:
-    """An engine that was built.
+    """A build of an engine.
 
     Attributes:
         bundle: Name of its bundle.
         kind: "clip" or "deblur".
         targets: Architectures of its GPUs.
-        sizes: Padded sizes of pairs that it takes.
-        fixed: It takes one size alone.
-        wall_s: Seconds that the build took.
+        sizes: Padded sizes of its pairs.
+        fixed: It accepts a single size.
+        wall_s: Seconds of the build.
         cpu_s: Seconds of processor time, of all threads.
         bytes: Size of the engine.
         activation_bytes: GPU memory beside weights, inputs and outputs, at the largest shapes.
         parsed_layers: Layers of the network as parsed.
         layers: Layers of the engine.
         attentions: Layers that compute a whole attention.
-        moved_bytes: Bytes that the engine's layers read and write, weights aside; for one size alone.
-        warnings: What TensorRT warned of.
+        moved_bytes: Bytes that the engine's layers read and write, without weights; for a single size only.
+        warnings: Warnings of TensorRT.
     """
 
     bundle: str
@@ -96,18 +97,18 @@ class Build:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See ``ldp_runtime.command.Command``."""
+    """Declares the options."""
     parser.add_argument("--bundle", action="append", metavar="BUNDLE", help="a bundle (default: ldp-nano)")
     parser.add_argument("--config", action="append", metavar="NAME", help="a config with random weights, such as small")
     parser.add_argument("--before", action="append", metavar="BUNDLE", help="a bundle with older graphs, to compare")
     parser.add_argument("--shape", default="1120x1680", metavar="HxW", help="the one size (default: 1120x1680)")
     parser.add_argument("--flavour", default="rtx", choices=tuple(FLAVOURS), help="which TensorRT (default: rtx)")
     parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for (default: as ldp-export engine)")
-    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="folder of the report")
+    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """See ``ldp_runtime.command.Command``."""
+    """Builds, prints the tables and writes the results."""
     from ldp_export.bundling.engine import SizeRange, parse_size
     from ldp_export.bundling.tensorrt_builder import TensorRT
 
@@ -143,13 +144,12 @@ def run(arguments: argparse.Namespace) -> None:
             ],
         }
     report = Report.new(NAME, data, bundles[0] if len(bundles) == 1 else None)
-    for path in save(report, arguments.output, NAME, markdown(data)):
-        print(path)
+    publish(report, markdown(data), arguments.output, NAME)
 
 
 def measure_graphs(bundle: Bundle) -> list[Graph]:
-    """What the FP16 graphs of a bundle hold."""
-    from benchmarks.graph_report import count_nodes, needless_nodes
+    """Counts the nodes of a bundle's FP16 graphs."""
+    from benchmarks.engines.graph_report import count_nodes, needless_nodes
 
     measured = []
     for kind in GRAPHS:
@@ -179,7 +179,7 @@ def measure_builds(bundle: Bundle, tensorrt: Any, sizes: Any, targets: tuple[str
         sizes: An ``engine.SizeRange``.
         targets: Architectures of the GPUs.
     """
-    from benchmarks.graph_report import read_report
+    from benchmarks.engines.graph_report import read_report
     from ldp_export.bundling.engine import profiles
 
     for kind, profile in profiles(bundle.manifest, sizes).items():
@@ -221,10 +221,10 @@ def markdown(data: dict[str, Any]) -> str:
     parts = [
         "# Engine builds",
         "",
-        f"{data['tensorrt']}, with no GPU. Times are of one build each, on a machine that does other work too: compare "
+        f"{data['tensorrt']}, with no GPU. Times are of one build each, on a machine with other load: compare "
         "processor time (all threads). Memory is what a run needs beside weights, inputs and outputs, at the largest "
         "shapes, as TensorRT plans it. Bytes moved are the inputs and outputs of the engine's layers, each read or "
-        "written once, weights aside, as TensorRT reports the layers. Nothing here was run on a GPU.",
+        "written once, without weights, as TensorRT reports the layers. Nothing here ran on a GPU.",
         "",
         _build_table(data["builds"]),
         "",
@@ -239,7 +239,7 @@ def markdown(data: dict[str, Any]) -> str:
             "",
             "## Before",
             "",
-            "The same of bundles with older graphs.",
+            "Bundles with older graphs.",
             "",
             _graph_table(data["before"]["graphs"]),
             "",
@@ -277,22 +277,3 @@ def _graph_table(graphs: list[dict[str, Any]]) -> str:
         for g in graphs
     ]
     return markdown_table(header, rows, "llrrrrr")
-
-
-def _main() -> int:
-    from ldp_runtime.command import run as run_command
-
-    def parser() -> argparse.ArgumentParser:
-        form = argparse.RawDescriptionHelpFormatter
-        made = argparse.ArgumentParser(
-            prog="benchmarks.engine_build", description=HELP, epilog=EXAMPLES, formatter_class=form
-        )
-        add_arguments(made)
-        made.set_defaults(command=run)
-        return made
-
-    return run_command("benchmarks.engine_build", parser, None)
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from benchmarks.harness import exports
-from benchmarks.harness.exports import Job, jobs_for, run_jobs
+from benchmarks import exports
+from benchmarks.__main__ import main
+from benchmarks.exports import Job, jobs_for, run_jobs
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.peers import PEERS
-from benchmarks.roofline.bench import design_variants
+from benchmarks.roofline.variants import design_variants
 from ldp_export.network import CONFIGS
-from ldp_runtime.cli import main
 
 
 def test_the_longest_come_first() -> None:
@@ -39,19 +39,20 @@ def test_two_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_jobs(jobs, 2) == dict.fromkeys(jobs, 1.0)
 
 
-def test_an_export_that_fails_ends_the_rest_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_process, begun = exports._run_process, []
+def test_an_export_that_fails_ends_the_rest_with_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
 
-    def note(job: Job) -> float:
-        begun.append(job.name)
-        return run_process(job)
+    def fail(module: str, *job: str) -> tuple[int, str]:
+        begun.append((module, *job))
+        return 1, "KeyError: 'tiny'"
 
-    monkeypatch.setattr(exports, "_run_process", note)
-    with pytest.raises(BenchmarkError, match=r"expected ldp-tiny-random to be exported, .*'tiny'"):
+    monkeypatch.setattr(exports, "run_module", fail)
+    with pytest.raises(BenchmarkError, match=r"expected ldp-tiny-random to be exported, .* 1: KeyError: 'tiny'"):
         run_jobs([Job("config", "tiny"), *(Job("config", f"other-{i}") for i in range(20))], 1)
+    assert begun[0] == ("benchmarks.exports", "config", "tiny", "")
     assert len(begun) < 5
 
 
 def test_the_command_checks_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "exports", "--config", "--peer", "--jobs", "0"]) == 2
-    assert "expected at least 1 job, got 0" in capsys.readouterr().err
+    assert main(["exports", "--config", "--peer", "--jobs", "0"]) == 2
+    assert "expected --jobs above 0, got 0" in capsys.readouterr().err

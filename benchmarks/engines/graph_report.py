@@ -1,4 +1,4 @@
-"""Counts what an ONNX graph and the engine built from it hold: nodes, needless ones, fused layers, bytes moved."""
+"""Counts in ONNX graphs and in the engines built from them: nodes, needless ones, fused layers, bytes moved."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 def count_nodes(graph: Path) -> Counter[str]:
-    """How many nodes of each kind a graph has."""
+    """The number of nodes of each kind."""
     return Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
 
 
 def needless_nodes(graph: Path) -> list[str]:
-    """Nodes that a graph could do without, as ``"KIND of KIND: name"`` or ``"KIND: name"``.
+    """Nodes that do nothing, as ``"KIND of KIND: name"`` or ``"KIND: name"``.
 
-    These are nodes that pass their input on (a cast to the type that it has, a transposition that moves nothing), and
-    casts and transpositions of what another one of their kind alone made.
+    They pass their input on (a cast to the same type, a transposition that moves nothing), or they are casts and
+    transpositions of the result of another one of their kind that nothing else reads.
 
     Args:
         graph: An ONNX file.
@@ -61,10 +61,10 @@ def needless_nodes(graph: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of an engine: what the GPU runs at one go.
+    """A layer of an engine: one launch of the GPU.
 
     Attributes:
-        name: TensorRT's name of it, which tells what was fused.
+        name: TensorRT's name, which lists the fused nodes.
         type: Its kind.
         bytes: Sizes of the inputs that the network computed and of the outputs, each read or written once; None where
             they depend on the input's size.
@@ -77,7 +77,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What TensorRT says of an engine that it built.
+    """TensorRT's report of a build.
 
     Attributes:
         layers: Its layers, in order.
@@ -123,7 +123,7 @@ def _moved(inputs: str, outputs: str) -> int | None:
 
 
 def _sizes(tensors: str) -> Iterator[int | None]:
-    """Bytes of each tensor, one that is listed twice once."""
+    """Bytes of each tensor, without repetition."""
     for _, dimensions, dtype in dict.fromkeys(match.groups() for match in _TENSOR.finditer(tensors)):
         sides = [int(side) for side in dimensions.split(",") if side.strip()]
         yield None if min(sides, default=0) < 0 or dtype not in _BYTES else math.prod(sides) * _BYTES[dtype]

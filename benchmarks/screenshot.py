@@ -1,29 +1,38 @@
-"""The picture of the page in the README: ``python -m benchmarks.harness.page_screenshot`` writes ``docs/page.png``.
-
-It serves the sample pair with ldp-nano and drives a Chromium of the system by playwright.
-"""
+"""The picture of the page in the docs: the sample pair, restored by ldp-nano in a Chromium of the system."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 from pathlib import Path
 
-from benchmarks.harness.bundles import ROOT
+from benchmarks.harness import ROOT, SAMPLE
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.harness.serving import serving
 
-_SAMPLE = ROOT / "samples" / "motorcycle"
+EXAMPLES = """\
+examples:
+  python -m benchmarks screenshot
+  python -m benchmarks screenshot --dark -o build/page-dark.png
+"""
+
 _COLOURS = 256
-"""Of the picture: a palette, dithered, keeps it small."""
+"""Colours of the palette, dithered, which keeps the file small."""
 
 
-def main() -> None:
-    """Takes the screenshot."""
-    parser = argparse.ArgumentParser(description="Takes a screenshot of the page of ldp serve.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "page.png", metavar="PATH")
-    parser.add_argument("--dark", action="store_true", help="the page as a dark desktop shows it")
-    arguments = parser.parse_args()
+    parser.add_argument("--dark", action="store_true", help="the page of a dark desktop")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Takes the screenshot.
+
+    Raises:
+        BenchmarkError: There is no Chromium.
+    """
     executable = shutil.which("chromium")
     if executable is None:
         raise BenchmarkError("expected the program chromium, got none; install Debian's package chromium")
@@ -33,9 +42,7 @@ def main() -> None:
 
 
 def take(url: str, executable: str, output: Path, *, dark: bool) -> None:
-    """Restores the sample in a browser, with a share of the blur map over it, and keeps what it shows."""
-    import io
-
+    """Restores the sample in a browser and saves a picture of the whole page."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
@@ -50,7 +57,7 @@ def take(url: str, executable: str, output: Path, *, dark: bool) -> None:
         page.set_default_timeout(300_000)
         page.goto(url)
         for name in ("left", "right"):
-            page.locator(f"#{name}").set_input_files(_SAMPLE / f"{name}.png")
+            page.locator(f"#{name}").set_input_files(SAMPLE / f"{name}.png")
         page.get_by_role("button", name="Restore").click()
         page.get_by_text("Done.").wait_for()
         page.locator("h1").click()  # no focus ring
@@ -58,7 +65,3 @@ def take(url: str, executable: str, output: Path, *, dark: bool) -> None:
         browser.close()
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
     picture.quantize(palette=picture.quantize(_COLOURS), dither=Image.Dither.FLOYDSTEINBERG).save(output, optimize=True)
-
-
-if __name__ == "__main__":
-    main()

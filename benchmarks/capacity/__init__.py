@@ -1,0 +1,1 @@
+"""A million pairs a day: what they take, and what runs out first."""

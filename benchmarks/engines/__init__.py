@@ -1,0 +1,1 @@
+"""Builds of TensorRT engines, and what graphs and engines hold."""

@@ -1,0 +1,71 @@
+"""Options that benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.harness import REPORTS
+from benchmarks.harness.results import BenchmarkError
+
+CONFIG_NAMES = ("nano", "small", "large")
+
+DEFAULT_SHAPE = (1120, 1680)
+"""Height and width in px of the paper's test pairs (Section 4.1)."""
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--bundle`` and ``--config``, for ``bundles.open_bundle``."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle (default: ldp-nano)")
+    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network instead of a bundle")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--checkpoint``, for ``bundles.reference_model``."""
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for torch")
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--backend``, for ``split_backend``."""
+    parser.add_argument("--backend", default="auto", metavar="NAME[:PRECISION]", help="what runs (default: auto)")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--threads``."""
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: each backend's own choice)")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--output``."""
+    parser.add_argument("-o", "--output", type=Path, default=REPORTS, metavar="DIR", help="where the results go")
+
+
+def split_backend(text: str) -> tuple[str, str]:
+    """Backend and precision of ``NAME[:PRECISION]``; the precision is "auto" by default."""
+    name, _, precision = text.partition(":")
+    return name, precision or "auto"
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Height and width in px of "1120x1680".
+
+    Raises:
+        argparse.ArgumentTypeError: It has another form.
+    """
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px such as 1120x1680, got {text!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses options that are zero or negative; None is fine.
+
+    Raises:
+        BenchmarkError: One is; the message names it.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise BenchmarkError(f"expected --{name.replace('_', '-')} above 0, got {value:g}")

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import argparse
+import math
+
+import pytest
+
+from benchmarks.harness.options import check_positive, parse_shape, split_backend
+from benchmarks.harness.results import BenchmarkError
+
+
+def test_shapes() -> None:
+    assert parse_shape("1120x1680") == (1120, 1680)
+    for text in ("1120", "0x5", "axb", "1x2x3", "-1x2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected HEIGHTxWIDTH"):
+            parse_shape(text)
+
+
+def test_only_positive_numbers_pass() -> None:
+    check_positive(argparse.Namespace(rounds=1, io_threads=None), "rounds", "io_threads")
+    for value in (0, -1, math.nan):
+        with pytest.raises(BenchmarkError, match="expected --io-threads above 0, got"):
+            check_positive(argparse.Namespace(io_threads=value), "io_threads")
+
+
+def test_a_backend_may_have_a_precision() -> None:
+    assert split_backend("auto") == ("auto", "auto")
+    assert split_backend("onnxruntime:fp16") == ("onnxruntime", "fp16")

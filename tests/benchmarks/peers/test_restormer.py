@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import torch
+
+from benchmarks.peers.restormer import TransposedAttention
+from ldp_export.network.randomise import randomise
+
+
+def test_transposed_attention_as_its_equation() -> None:
+    layer = randomise(TransposedAttention(8, 2), 1)
+    x = torch.randn(2, 8, 5, 6)
+    with torch.no_grad():
+        q, k, v = (t.reshape(2, 2, 4, 30) for t in layer.depthwise(layer.project_in(x)).chunk(3, dim=1))
+        expected = torch.empty(2, 2, 4, 30)
+        for b in range(2):
+            for h in range(2):
+                rows = [row / row.norm() for row in q[b, h]], [row / row.norm() for row in k[b, h]]
+                logits = torch.stack([torch.stack([a @ c for c in rows[1]]) for a in rows[0]]) * layer.temperature[h]
+                expected[b, h] = torch.softmax(logits, dim=1) @ v[b, h]
+        expected = layer.project_out(expected.reshape(2, 8, 5, 6))
+        torch.testing.assert_close(layer(x), expected)

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.roofline.chain import Chain, build_chain
+from ldp_runtime.bundle.bundle import Bundle
+
+NANO = Path(__file__).resolve().parents[3] / "models" / "ldp-nano"
+
+
+@pytest.fixture(scope="session")
+def nano_bundle() -> Bundle:
+    return Bundle.load(NANO)
+
+
+@pytest.fixture(scope="session")
+def chain(nano_bundle: Bundle) -> Chain:
+    """Of a photo of 100 x 150 px."""
+    return build_chain(nano_bundle, (100, 150), "fp16")
