@@ -1,4 +1,4 @@
-"""The Markdown pages: links and anchors lead somewhere; commands, options, paths and tests exist."""
+"""The Markdown pages: links and anchors lead somewhere; commands, options and paths exist."""
 
 from __future__ import annotations
 
@@ -57,14 +57,6 @@ def anchors(page: str) -> set[str]:
     """The anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@cache
-def names_of_tests() -> set[str]:
-    """The names of all test functions and test files."""
-    paths = list((ROOT / "tests").rglob("test_*.py"))
-    functions = (re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8")) for path in paths)
-    return {path.name for path in paths}.union(*functions)
 
 
 def shell_commands(page: str) -> Iterator[list[str]]:
@@ -152,7 +144,7 @@ def test_commands_in_code_blocks_are_real(page: str) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # it names what is gone
 def test_code_in_the_text_names_what_exists(page: str) -> None:
-    """Commands with their options, targets of make, files and tests; words in capitals are placeholders."""
+    """Commands with their options, targets of make, and files; words in capitals are placeholders."""
     wrong = []
     for span in spans(page):
         words = span.split()
@@ -165,8 +157,6 @@ def test_code_in_the_text_names_what_exists(page: str) -> None:
         elif re.fullmatch(rf"(?:{FOLDERS})/[\w./*-]+", span) and "NAME" not in span:
             if not list(ROOT.glob(span.rstrip("/"))):
                 wrong.append(span)
-        elif re.fullmatch(r"[\w/]*test_\w+(?:\.py)?", span) and Path(span).name not in names_of_tests():
-            wrong.append(span)
     assert not wrong
 
 
