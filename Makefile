@@ -60,7 +60,7 @@ bench-short: $(ALL) ## parity of ldp-nano, whose gates can fail, and a short lat
 reliability: $(ALL) ## kills, fills and interrupts the commands, fifty kills and more: benchmarks/reports
 	$(BIN)/python -m benchmarks reliability
 
-screenshot: $(ALL) ## docs/page.png, the page of ldp serve in Chromium
+screenshot: $(ALL) ## take the docs' picture of the page of ldp serve: docs/page.png
 	$(BIN)/python -m benchmarks screenshot
 
 bench: $(ALL) ## latency, parity, rooflines, peers and scaling: benchmarks/reports, build/report.html

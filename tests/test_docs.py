@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import importlib
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import _parser as benchmarks_parser
 from ldp_export.cli import COMMANDS as EXPORT_COMMANDS
 from ldp_runtime.cli import COMMANDS as RUNTIME_COMMANDS
 from ldp_runtime.command import make_parser
@@ -29,11 +32,25 @@ PAGES = sorted(
 README_LINES = 170
 FOLDERS = "benchmarks|docs|examples|ldp_export|ldp_runtime|models|samples|tests"
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-COMMANDS = {"ldp": RUNTIME_COMMANDS, "ldp-export": EXPORT_COMMANDS}
-PARSERS = {
-    "ldp": make_parser("ldp", "", "ldp_runtime.commands", RUNTIME_COMMANDS),
-    "ldp-export": make_parser("ldp-export", "", "ldp_export.commands", EXPORT_COMMANDS),
-}
+COMMANDS = {"ldp": RUNTIME_COMMANDS, "ldp-export": EXPORT_COMMANDS, "python -m benchmarks": BENCHMARKS}
+
+
+@cache
+def parser(program: str, command: str) -> argparse.ArgumentParser:
+    """The parser of a program, with the options of a command."""
+    if program == "python -m benchmarks":
+        return benchmarks_parser(command)
+    package = {"ldp": "ldp_runtime", "ldp-export": "ldp_export"}[program]
+    return make_parser(program, "", f"{package}.commands", COMMANDS[program])
+
+
+def program_of(words: list[str]) -> tuple[str, list[str]]:
+    """The program of a command, and its arguments; the program is empty where it is none of ours."""
+    line = " ".join(words)
+    if line.startswith("torchrun"):
+        line = "ldp-export " + line.partition("-m ldp_export ")[2]
+    program = max((name for name in COMMANDS if f"{line} ".startswith(f"{name} ")), key=len, default="")
+    return program, line[len(program) :].split()
 
 
 def prose(page: str) -> str:
@@ -72,37 +89,31 @@ def shell_commands(page: str) -> Iterator[list[str]]:
             words = words[end + 1 :]
 
 
-def usage_error(program: str, arguments: list[str]) -> str:
-    """What the program's parser says against these arguments; nothing where it takes them."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
-            PARSERS[program].parse_args(arguments)
-    except SystemExit as stop:
-        return stderr.getvalue() if stop.code else ""
-    return ""
+def answer(program: str, arguments: list[str]) -> tuple[str, str]:
+    """What the program's parser writes to stdout and stderr for these arguments: help, an error, or nothing."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), contextlib.suppress(SystemExit):
+        parser(program, arguments[0]).parse_args(arguments)
+    return stdout.getvalue(), stderr.getvalue()
 
 
-def help_text(words: list[str]) -> str:
-    """The help of the command that begins with these words; empty where there is none."""
-    arguments = list(itertools.takewhile(lambda word: not word.startswith("-"), words[1:]))
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        PARSERS[words[0]].parse_args([*arguments, "--help"])
-    return stdout.getvalue()
+def help_text(program: str, arguments: list[str]) -> str:
+    """The help of the command that begins with these arguments; empty where there is none."""
+    command = itertools.takewhile(lambda word: not word.startswith("-"), arguments)
+    return answer(program, [*command, "--help"])[0]
 
 
 def has_target(name: str) -> bool:
     return re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
-@pytest.mark.parametrize("program", PARSERS)
+@pytest.mark.parametrize("program", COMMANDS)
 def test_examples_in_help_are_real(program: str) -> None:
     for command in COMMANDS[program]:
-        text = help_text([program, command]).replace("\\\n", " ")
+        text = help_text(program, [command]).replace("\\\n", " ")
         examples = re.findall(rf"^  {program} ([^|>$\n]*)$", text, re.MULTILINE)
-        assert examples
-        assert not any(usage_error(program, shlex.split(example)) for example in examples)
+        assert examples, command
+        assert not any(answer(program, shlex.split(example))[1] for example in examples)
 
 
 def test_the_readme_is_short() -> None:
@@ -128,11 +139,9 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 def test_commands_in_code_blocks_are_real(page: str) -> None:
     wrong = []
     for words in shell_commands(page):
-        if words[0] == "torchrun":
-            words = words[words.index("-m") + 1 :]
-            words[0] = words[0].replace("_", "-")
-        if words[0] in PARSERS:
-            wrong.append(usage_error(words[0], words[1:]))
+        program, arguments = program_of(words)
+        if program:
+            wrong.append(answer(program, arguments)[1])
         elif words[0] == "make" and not has_target(words[1]):
             wrong.append(f"make has no target {words[1]}")
         elif words[:2] == ["python", "-m"] and importlib.util.find_spec(words[2]) is None:
@@ -148,15 +157,18 @@ def test_code_in_the_text_names_what_exists(page: str) -> None:
     wrong = []
     for span in spans(page):
         words = span.split()
-        if words[0] in PARSERS and len(words) > 1 and not words[1].isupper():
-            options = [word for word in words if word.startswith("--")]
-            if not help_text(words) or any(option not in help_text(words) for option in options):
-                wrong.append(span)
-        elif words[0] == "make" and len(words) > 1 and not has_target(words[1]):
+        program, arguments = program_of(words)
+        if program and arguments and not arguments[0].isupper():
+            text = help_text(program, arguments)
+            real = text and all(word in text for word in arguments if word.startswith("--"))
+        elif words[0] == "make" and len(words) > 1:
+            real = has_target(words[1])
+        elif re.fullmatch(rf"(?!.*NAME)(?:{FOLDERS})/[\w./*-]+", span):
+            real = any(ROOT.glob(span.rstrip("/")))
+        else:
+            continue
+        if not real:
             wrong.append(span)
-        elif re.fullmatch(rf"(?:{FOLDERS})/[\w./*-]+", span) and "NAME" not in span:
-            if not list(ROOT.glob(span.rstrip("/"))):
-                wrong.append(span)
     assert not wrong
 
 
