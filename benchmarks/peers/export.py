@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import ROOT
 from benchmarks.harness.bundles import export_folder, exporter_key, keep_deblur_graph, sources_key
 from benchmarks.peers import Peer
+from ldp_runtime.stages.geometry import padding_multiple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MULTIPLE = 16
 """H and W of any graph of the exporter are multiples of this many px."""
 
 _FILTER_GAIN = 0.3
@@ -37,7 +36,7 @@ def export_peer(peer: Peer, *, half: bool) -> Path:
     if not path.is_file():
         print(f"export: {peer.title}, {'fp16' if half else 'fp32'}", file=sys.stderr)
         network: Any = as_deblur_network(random_network(peer))
-        keep_deblur_graph(network, math.lcm(MULTIPLE, peer.multiple), path, half=half)
+        keep_deblur_graph(network, padding_multiple(peer.multiple), path, half=half)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.tables import size_text
 from benchmarks.harness.timing import ratio, summarise
 from benchmarks.peers import Peer
-from benchmarks.peers.export import MULTIPLE, export_peer
+from benchmarks.peers.export import export_peer
 from benchmarks.roofline.chain import walk_graphs
 from benchmarks.roofline.flops import graph_cost
 from ldp_runtime.bundle.bundle import Bundle
@@ -123,7 +123,7 @@ def _scaling(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 def _network(peer: Peer, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     from ldp_export.evaluation.paper import load_table
-    from ldp_runtime.stages.geometry import Padding
+    from ldp_runtime.stages.geometry import Padding, padding_multiple
 
     quoted = None
     if peer.quoted:
@@ -133,7 +133,7 @@ def _network(peer: Peer, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     graph = export_peer(peer, half=False)
     flops = {}
     for size in sizes:
-        H, W = Padding(math.lcm(MULTIPLE, peer.multiple)).padded_size(*size)
+        H, W = Padding(padding_multiple(peer.multiple)).padded_size(*size)
         cost = graph_cost(graph, {"pair": (1, 6, H, W), "blur_logits": (1, 1, 1, 1)})
         flops[size_text(size)] = cost.contraction_flops
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from benchmarks.roofline.flops import graph_cost
 from benchmarks.roofline.fusion import fuse
 from benchmarks.roofline.hardware import Device
 from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.stages.geometry import padding_multiple
 
 if TYPE_CHECKING:
     from ldp_export.network import LDPConfig
@@ -71,7 +71,7 @@ def variant_floors(chain: Chain, manifest: Manifest, device: Device) -> list[dic
     h, w = chain.size
     patch = manifest.require_clip().patch
     for what, variant in tqdm(design_variants(config).items(), "variants", disable=None, file=sys.stderr):
-        multiple = math.lcm(16, variant.multiple, patch)
+        multiple = padding_multiple(variant.multiple, patch)
         H, W = (-(-side // multiple) * multiple for side in (h, w))
         path = export_variant(variant, patch)
         graph = graph_cost(path, {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // patch, W // patch)})
@@ -94,7 +94,7 @@ def export_variant(config: LDPConfig, patch: int) -> Path:
         from ldp_export.network import LDPNet
         from ldp_export.network.randomise import randomise
 
-        keep_deblur_graph(randomise(LDPNet(config)), math.lcm(16, config.multiple, patch), path, half=True)
+        keep_deblur_graph(randomise(LDPNet(config)), padding_multiple(config.multiple, patch), path, half=True)
     return path
 
 
