@@ -72,13 +72,15 @@ def convert(value: Any, kind: type[T], path: Path = ()) -> T:
     """
     try:
         return msgspec.convert(value, kind)
+    except UnicodeEncodeError:
+        raise UnfitError(dotted(path) or "a string", ": expected Unicode, got a lone surrogate") from None
     except msgspec.ValidationError as error:
         message = str(error)
 
     def fails() -> bool:
         try:
             msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             return str(error) == message
         return False
 

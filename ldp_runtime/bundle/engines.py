@@ -50,7 +50,7 @@ class ShapeRange(Struct, frozen=True, forbid_unknown_fields=True):
 
     def holds(self, shape: Shape) -> bool:
         """Whether an input of this shape fits."""
-        return len(shape) == len(self.min) and all(
+        return len(shape) == len(self.min) == len(self.max) and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
 

@@ -8,6 +8,7 @@ repeated fields, so ``json`` parses the text with hooks; it has no limit of dept
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -142,14 +143,14 @@ def _check_tree(value: Any, path: Path = (), free: bool = False) -> None:
         raise RecursionError
     if isinstance(value, dict):
         for name, item in value.items():
-            if not free:
-                _check_tree(name, path)
+            _check_tree(name, path, free)
             _check_tree(item, (*path, name), free or (not path and name in _FREE))
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _check_tree(item, (*path, i), free)
-    elif isinstance(value, str) and not free and not value.isprintable():
-        raise UnfitError.from_value(dotted(path), "printable characters", value)
+    elif isinstance(value, str):
+        if not value.isprintable() and (not free or re.search("[\ud800-\udfff]", value)):
+            raise UnfitError.from_value(dotted(path), "printable characters", value)
     elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
         raise UnfitError.from_value(dotted(path), "a finite number", value)
 

@@ -10,7 +10,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["ldp_runtime.bundle", "json"]):
+with atheris.instrument_imports(include=["ldp_runtime.bundle", "ldp_runtime.structs", "json"]):
     from ldp_runtime.bundle.onnx_files import read_graph
     from ldp_runtime.bundle.schema import manifest_from_json, parse_manifest
     from ldp_runtime.errors import LDPError

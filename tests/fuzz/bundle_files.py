@@ -84,7 +84,7 @@ def mutate_manifest(random: Random, data: bytes) -> bytes:
         case _:
             value = holder[last]
             if isinstance(value, (int, float)):
-                holder[last] = random.choice((-value, value + 1, value * 2**20, value / 2, number(random)))
+                holder[last] = random.choice((-value, value + 1, value * 2**20, min(value, 2**60) / 2, number(random)))
             elif isinstance(value, str):
                 text = change_bytes(random, value.encode("utf-8", "replace")).decode("utf-8", "replace")
                 holder[last] = text[: random.randint(0, 80)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ldp_runtime.bundle.fields import MAX_FILES
 from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
 from ldp_runtime.bundle.schema import MAX_MANIFEST_BYTES, manifest_from_json, parse_manifest
 from ldp_runtime.errors import BundleError
+from tests.fuzz.bundle_files import mutate_manifest
 from tests.ldp_runtime.tiny_bundle import tiny_manifest
 
 FIX = "export the bundle again with ldp-export onnx"
@@ -187,6 +189,7 @@ def test_every_file_that_is_needed_is_listed(file: str, name: str) -> None:
         (set_sizes([0]), "profile.pair.opt[0]': expected an integer >= 1"),
         (set_sizes([4]), "profile.pair.opt': expected sizes from those of min"),
         (set_sizes([1, 1]), "expected sizes from those of min"),
+        (set_at("engines", 0, "profile", "pair", "max", value=[3, 3]), "expected sizes from those of min"),
         (set_engine("key", "abc"), "field 'engines[0].key': expected 64 hexadecimal digits"),
         (set_engine("file", "x.engine"), "field 'engines[0].file': expected a file in engines/"),
         (set_engine("file", "engines/../../x"), "field 'engines[0].file': expected a file in engines/"),
@@ -364,6 +367,7 @@ def test_a_deep_manifest_is_refused(opening: str, closing: str) -> None:
         ('"config": "tiny"', '"window": "all"', "field 'network.window': expected an integer or null"),
         ('"name": "tiny"', '"name": "tiny\\u001b[2J"', "field 'name': expected printable characters"),
         ('"name": "tiny"', '"name": "\\ud800"', "field 'name': expected printable characters"),
+        ('"training": {}', '"training": {"a": "\\ud800"}', "field 'training.a': expected printable characters"),
         ('"name": "tiny"', '"\\u001b[2J": 1', "field '': expected printable characters"),
         ('"fp32": "clip.onnx"', '"fp32": "clip.xml"', "expected a file whose name ends in .onnx"),
     ],
@@ -372,3 +376,17 @@ def test_hostile_values_are_refused(before: str, after: str, problem: str) -> No
     text = json.dumps(tiny())
     assert before in text
     assert problem in error_of(lambda: parse(text.replace(before, after, 1)))
+
+
+def test_any_change_is_read_or_refused_in_one_line() -> None:
+    for seed in range(300):
+        random = Random(seed)
+        data = json.dumps(tiny(clip=seed % 3 != 0, patches=seed % 3 == 1)).encode()
+        for _ in range(random.randint(1, 3)):
+            data = mutate_manifest(random, data)
+        try:
+            manifest = parse(data)
+        except BundleError as error:
+            assert str(error).isprintable()
+        else:
+            assert manifest_from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
