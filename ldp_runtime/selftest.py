@@ -1,8 +1,8 @@
 """The self-test: does this installation compute what the bundle was exported to compute?
 
-A bundle keeps a small pair and what its FP32 graphs make of it in ``selftest.npz``. Each backend restores the pair in
-each of its precisions, through the whole pipeline, and is held to those values. In a bundle without the file the
-backends are held to each other.
+A bundle has a small pair and its restoration by the FP32 graphs in ``selftest.npz``. Each backend restores the pair in
+each of its precisions, through the whole chain, and is compared with these values. In a bundle without the file the
+backends are compared with each other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BLUR_LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.1, "int8": 0.2, "fp8": 0.2
 MAX_SAMPLE_BYTES = 64 << 20
 """Most bytes of ``selftest.npz``, packed and unpacked."""
 
-_FIX = "export the bundle again, or write the sample anew with ldp-export selftest"
+_FIX = "export the bundle again, or write the sample again with ldp-export selftest"
 _SHAPE = (96, 128)
 _TO_16_BITS = 257  # 255 becomes 65535
 _PEAK = 65535
@@ -58,7 +58,7 @@ _PEAK = 65535
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A pair, and what shall become of it.
+    """A pair and its expected restoration.
 
     Attributes:
         left: ``(h, w, 3)`` uint16 RGB.
@@ -87,9 +87,10 @@ class Outcome:
     Attributes:
         backend: Its name.
         precision: The precision.
-        verdict: ``"pass"``, ``"FAIL"`` or ``"reference"``, which the others are held to for want of kept values.
+        verdict: ``"pass"``, ``"FAIL"`` or ``"reference"``, which the others are compared with where the
+            bundle has no sample.
         reason: Why it failed; empty if it did not.
-        open_seconds: Seconds until the graphs were ready; None where it did not come to that.
+        open_seconds: Seconds until the graphs were ready; None if they never were.
         run_seconds: Seconds of the pair after that.
         max_difference: Largest difference of the restored image, of a full scale of 1.
         mean_difference: Mean of the absolute differences.
@@ -154,7 +155,7 @@ def run_selftest(bundle: Bundle, only: str | None = None) -> SelfTest:
                 absent[f"{backend.name} in {precision}"] = str(error)  # no engines, or none that are trusted
                 continue
             outcome = Outcome(backend.name, precision, "FAIL", str(error))
-        except Exception as error:  # a broken library may raise anything, and the others shall be tested too
+        except Exception as error:  # a broken library may raise anything, and the others are tested too
             outcome = Outcome(backend.name, precision, "FAIL", f"{type(error).__name__}: {one_line(error)}")
         outcomes.append(outcome)
     if not outcomes:
@@ -243,7 +244,7 @@ def _runs(bundle: Bundle, only: str | None, absent: dict[str, str]) -> Iterator[
 
 
 def _test(bundle: Bundle, backend: Backend, precision: str, sample: Sample | None) -> tuple[Outcome, Sample]:
-    """One run; without a sample it makes the one that the others are held to."""
+    """One run; without a sample its result becomes the reference of the others."""
     deblurrer = Deblurrer(bundle, backend=backend.name, precision=precision)
     left, right = (sample.left, sample.right) if sample is not None else sample_pair()
     opened = deblurrer(left, right).timings.get("open")  # the first run also compiles, on a GPU
@@ -262,7 +263,7 @@ def _shapes(made: Result | Sample) -> str:
 
 
 def _judged(run: Outcome, result: Result, sample: Sample, parity: Mapping[str, Any]) -> Outcome:
-    """A run held to the sample."""
+    """A run compared with the sample."""
     expected, got = (_shapes(made) for made in (sample, result))
     if got != expected:
         return replace(run, verdict="FAIL", reason=f"expected image and blur logits {expected}, got {got}")
@@ -295,7 +296,7 @@ def _judged(run: Outcome, result: Result, sample: Sample, parity: Mapping[str, A
 
 
 def _gate(parity: Mapping[str, Any], name: str, default: float) -> float:
-    """The limit of a gate that the bundle passed when it was exported."""
+    """The limit of a gate that the bundle passed at export."""
     for gate in parity.get("gates", ()):
         if gate.get("name") == name:
             return float(gate["limit"])

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-HELP = "Trains the deblurring network; a killed run goes on where it stood."
+HELP = "Trains the deblurring network; a killed run resumes."
 
 EXAMPLES = """\
 examples:
@@ -14,7 +14,7 @@ examples:
   ldp-export train models/recipes/ldp_nano/deblur.yaml -o runs/deblur --hours 2 --set batch=32
   torchrun --nproc-per-node 2 -m ldp_export train models/recipes/paper/small.yaml -o runs/small
 
-DIR gets checkpoint/, which `ldp-export onnx` takes, the log train.log.jsonl,
+DIR gets checkpoint/, the input of `ldp-export onnx`, the log train.log.jsonl,
 TensorBoard's files and the state train.state.pt. Started again with the same
 DIR, a run resumes. --set takes a dotted key of the configuration and YAML, such
 as stages.0.steps=1000; --hours gives all stages together that much time, in the

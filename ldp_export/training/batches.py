@@ -1,6 +1,6 @@
-"""Crops and batches: pure functions of seed, step and place in the batch, whatever process computes them.
+"""Crops and batches: pure functions of seed, step and place in the batch, in any process.
 
-A killed run that resumes, and a run of two processes in place of one, therefore see the very same crops.
+A resumed run, and a run of several processes, therefore see the same crops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ldp_export.training.config import TrainingError
 from ldp_runtime.errors import one_line
 
 _ORDER, _CROP, _HELD_OUT = range(3)
-"""What a random stream is for; it goes into the stream's seed."""
+"""Purpose of a random stream; part of its seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,7 @@ class Crop:
     def mirrored(self) -> Crop:
         """The scene in a mirror, left and right exchanged.
 
-        What the left half of the lens saw the right half now sees: the views swap, and the sign of the disparity stays
-        right.
+        The halves of the lens swap, so the views swap, and the sign of the disparity stays correct.
         """
         return Crop(self.right[:, ::-1], self.left[:, ::-1], self.target[:, ::-1], self.logits[:, ::-1])
 
@@ -60,7 +59,7 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a step computes on.
+    """The input of a step.
 
     Attributes:
         pair: ``(B, 6, s, s)`` float32 in [0, 1], channels last in memory: left RGB, right RGB.
@@ -73,7 +72,7 @@ class Batch:
     target: Tensor
 
     def pin_memory(self) -> Batch:
-        """The batch in memory that a GPU can copy from by itself; torch's loader calls this."""
+        """The batch in pinned memory; torch's loader calls this."""
         return Batch(self.pair.pin_memory(), self.logits.pin_memory(), self.target.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
@@ -87,12 +86,12 @@ class CropSource:
     def __init__(
         self, datasets: Sequence[PairDataset], logits: Sequence[NDArray[np.float32]], patch: int, crop: int
     ) -> None:
-        """Keeps what it needs; pairs are decoded when a crop is asked for.
+        """Pairs are decoded when a crop is read.
 
         Args:
             datasets: The pairs.
-            logits: Of each pair of each data set, over the pair padded bottom and right, a value a p x p px.
-            patch: p, side in px of what one logit stands for.
+            logits: Of each pair of each data set, over the pair padded bottom and right, one value per p x p px.
+            patch: p, side in px of the square of one logit.
             crop: Side of a crop in px, a multiple of p.
         """
         self._places = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
@@ -126,7 +125,7 @@ class CropSource:
 class Batches(Dataset[Batch]):
     """The batches of a run, by step and part.
 
-    Item ``step * parts + part`` is this process's part of a step. Pairs come in an order drawn anew for each epoch.
+    Item ``step * parts + part`` is this process's part of a step. The order of the pairs is drawn for each epoch.
     """
 
     def __init__(
@@ -141,15 +140,15 @@ class Batches(Dataset[Batch]):
         flip: bool = True,
         permute_channels: bool = False,
     ) -> None:
-        """Fixes what the batches depend on.
+        """The batches depend on nothing else.
 
         Args:
             source: The crops.
             seed: Seed of the run.
             batch: Crops of one step over all processes, a multiple of ``parts * world``.
-            parts: In how many parts a process computes its share.
-            rank: Which process this is.
-            world: How many there are.
+            parts: Number of parts of a process's share.
+            rank: Number of this process.
+            world: Number of processes.
             flip: Flip at random.
             permute_channels: Permute the channels of half of the crops.
         """
@@ -195,7 +194,7 @@ def stream(batches: Batches, first: int, *, workers: int, pinned: bool) -> Itera
         batches: The batches.
         first: The item to begin with.
         workers: Processes that prepare them; 0 prepares them here.
-        pinned: In memory that a GPU copies from by itself.
+        pinned: In pinned memory.
 
     Raises:
         TrainingError: A process that prepares batches was killed.
@@ -213,7 +212,7 @@ def stream(batches: Batches, first: int, *, workers: int, pinned: bool) -> Itera
 
 
 def held_out_crops(source: CropSource, count: int) -> list[Crop]:
-    """The crops of validation, spread evenly over the pairs; the same ones every time."""
+    """The crops of validation, spread evenly over the pairs; always the same."""
     return [source.crop(i * len(source) // count, np.random.default_rng((0, _HELD_OUT, i, 0))) for i in range(count)]
 
 

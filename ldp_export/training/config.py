@@ -35,7 +35,7 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         dataset: Name of the data set, as ``ldp-export data list`` prints it.
-        folder: Where it lies; relative to the folder in which the command runs.
+        folder: Its folder, relative to the folder in which the command runs.
         split: "train", "val" or "test".
     """
 
@@ -45,7 +45,7 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ValidationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the restoration is measured on while training goes on.
+    """What the restoration is measured on during training.
 
     Attributes:
         data: Data sets; the crops are spread over all of their pairs.
@@ -61,7 +61,7 @@ class ValidationConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StageConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """One stage: its losses and its own schedule, which falls as half a cosine from ``lr`` to ``final_lr``.
+    """One stage: its losses and its schedule, half a cosine from ``lr`` to ``final_lr``.
 
     Attributes:
         steps: How long it is, in optimiser steps; or
@@ -93,9 +93,9 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         stages: The stages, first to last.
         data: What is trained on, each pair once an epoch.
         network: "nano", "small", "large", or a mapping of ``LDPConfig``'s keys, in which ``base`` may name one of the
-            three to start from; None takes that of ``init``.
+            three to start from; None means that of ``init``.
         init: Folder of a checkpoint whose weights training starts from.
-        clip: Folder of a checkpoint with CLIP and its calibration; None takes those of ``init``.
+        clip: Folder of a checkpoint with CLIP and its calibration; None means those of ``init``.
         validation: See ``ValidationConfig``; None validates nothing.
         ensemble: The prompts of the blur logits: "ens2", another name of Table 5's, or the number of a prompt.
         seed: Seed of weights and batches.
@@ -190,7 +190,7 @@ def check_config(values: object) -> TrainConfig:
         for misfit in _misfits(config):
             raise UnfitError.from_value(*misfit)
     except UnfitError as unfit:
-        key = re.sub(r"\[(\d+)\]", r".\1", unfit.field)  # as --set takes it
+        key = re.sub(r"\[(\d+)\]", r".\1", unfit.field)  # the form of --set
         raise TrainingError(f"{key}{unfit.problem}") from None
     config.network_config()
     return config

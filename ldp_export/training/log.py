@@ -1,4 +1,4 @@
-"""What a run tells: a line of JSON for each record, TensorBoard's curves and pictures, and provenance."""
+"""The log of a run: one line of JSON per record, TensorBoard's curves and pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunLog:
     """The log of a run, written by one process."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Opens the log and drops what it says of steps that will be repeated.
+        """Opens the log and drops records of steps that will be repeated.
 
         Args:
             folder: Of the run.
@@ -59,12 +59,12 @@ class RunLog:
         self._writer.add_image(f"crop {number}: center, restored, target, blur map", panels, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the rest."""
         self._writer.close()
 
 
 def _step_of(line: str) -> float:
-    """The step that a line of the log tells of; none is after that of a line which a full disk cut short."""
+    """The step of a line of the log; infinite where a full disk cut the line short."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

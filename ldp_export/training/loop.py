@@ -1,4 +1,4 @@
-"""The training loop: stages, losses over steps, and when to log, validate, save and stop.
+"""The training loop: stages, losses over steps, logging, validating, saving and stopping.
 
 Everything that a step depends on is in the saved state or is a pure function of seed and step, so that a run killed at
 any step and started again ends, on the same machine and CPU, with the very weights of one that was never killed.
@@ -29,11 +29,11 @@ from ldp_export.training.saving import BEST_FOLDER, CHECKPOINT_FOLDER, STAGES_FO
 from ldp_export.training.validation import validate
 
 _CLOCK_STEPS = 10
-"""Several processes agree on the time and on stopping once in so many steps."""
+"""Several processes agree on the time and on stopping every so many steps."""
 
 
 def train(config: TrainConfig, output: Path) -> Path:
-    """Trains, or goes on with what ``output`` holds.
+    """Trains, or resumes the run in ``output``.
 
     Under torchrun this runs in every process.
 
@@ -79,13 +79,13 @@ class _Run:
 
     def train(self) -> Path:
         config, progress = self._config, self._progress
-        with self._stop_signals():  # around the workers too: Ctrl-C reaches them as well, and shall not end them
+        with self._stop_signals():  # around the workers too: Ctrl-C reaches them, and must not end them
             first, pinned = progress.step * config.accumulate, self._fabric.device.type == "cuda"
             batches = stream(self._batches, first, workers=config.workers, pinned=pinned)
             while progress.stage < len(config.stages):
                 self._train_stage(config.stages[progress.stage], batches)
                 progress.end_stage()
-                self._learner.forget_moments()
+                self._learner.clear_moments()
                 self._folder.write_checkpoint(f"{STAGES_FOLDER}/{progress.stage}", progress, self._learner.averaged())
                 self._folder.save(progress)
         if self._log is not None:
@@ -203,7 +203,7 @@ class _Run:
         numbers = (signal.SIGINT, signal.SIGTERM)
         try:
             before = {number: signal.signal(number, stop) for number in numbers}
-        except ValueError:  # not in the main thread: whoever runs us handles signals
+        except ValueError:  # not in the main thread: the caller handles signals
             before = {}
         try:
             yield

@@ -43,10 +43,10 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True):
         denominator: What the center view is compared with in the denominator of Eq. 12: "target", as the paper's text
             says, or "restored", as its equation prints.
         floor: What that denominator is at least.
-        deviation_window: Side in px, odd, of the square over which the denominator's deviation is averaged; 1 takes
-            each pixel's own, as Eq. 12 has it. See ``blur_weighting``.
-        blur_aware_form: "softplus" of the unnormalised blur map, which is zero where nothing is blurred as Eq. 13
-            wants, or "raw", the map itself, which has no lower bound.
+        deviation_window: Side in px, odd, of the square over which the denominator's deviation is averaged; 1 means
+            each pixel's own, as in Eq. 12. See ``blur_weighting``.
+        blur_aware_form: "softplus" of the unnormalised blur map, which is zero where nothing is blurred, as in Eq. 13,
+            or "raw", the map itself, which has no lower bound.
     """
 
     charbonnier: _Weight = 1.0
@@ -82,10 +82,10 @@ def blur_weighting(
 ) -> Tensor:
     """Eq. 12: the restoration's squared error relative to the center view's, weighted by the blur map.
 
-    Pixel by pixel, what a pixel can lose most is where its target happens to equal the center view: in flat parts, and
-    where the profile of a blurred edge crosses the sharp one. Such pixels have a weight of up to ``1 / floor`` and
-    nothing to restore. A larger floor takes it from them; a window, which averages the deviation over a pixel's
-    neighbours, from the crossings alone.
+    Per pixel, the loss is largest where the target happens to equal the center view: in flat parts, and where the
+    profile of a blurred edge crosses the sharp one. Such pixels have a weight of up to ``1 / floor`` and
+    nothing to restore. A larger floor lowers the weight of both; a window, which averages the deviation over a
+    pixel's neighbours, that of the crossings alone.
 
     Args:
         restored: ``(B, 3, H, W)``.
@@ -94,8 +94,8 @@ def blur_weighting(
         blur_map: ``(B, 1, H, W)`` in [0, 1], larger where the pair is more blurred.
         denominator: Whose deviation from the center view divides, see ``LossConfig``.
         floor: What the deviation is at least.
-        deviation_window: Side in px, odd, of the square that the deviation is averaged over; at borders over the part
-            that lies inside.
+        deviation_window: Side in px, odd, of the square that the deviation is averaged over; at borders over the
+            part inside.
 
     Returns:
         The mean over pixels, a scalar.
@@ -180,7 +180,7 @@ class BlurAwareMap(nn.Module):
         """Blur logits of images.
 
         Args:
-            image: ``(B, 3, H, W)``, full scale 1, sides as ``check_size`` wants them.
+            image: ``(B, 3, H, W)``, full scale 1, with sides that ``check_size`` accepts.
 
         Returns:
             ``(B, 1, H / patch, W / patch)`` float32 in +-10, larger where it is more blurred.

@@ -65,7 +65,7 @@ class WeightAverage:
 
         Args:
             model: The model.
-            decay: What of the average each step keeps, in [0, 1).
+            decay: Decay per step, in [0, 1).
         """
         self._model, self._decay = model, decay
         self._parameters = list(model.parameters())
@@ -73,14 +73,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes the parameters in, after ``step`` steps."""
+        """Adds the parameters to the average, after ``step`` steps."""
         keep = min(self._decay, 1 - 1 / (step + 1))
         for average, parameter in zip(self._average, self._parameters, strict=True):
             average.lerp_(parameter, 1 - keep)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within the block the parameters are the average; what the block makes of them becomes the average."""
+        """Within the block the parameters are the average; changes there change the average."""
         self._swap()
         try:
             yield
@@ -142,16 +142,16 @@ class Learner:
         return losses
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, whole and on the CPU; every process must ask."""
+        """The averaged weights, whole and on the CPU; every process must call this."""
         with self.average.swapped_in():
             return cast(dict[str, Tensor], gathered(self.model.state_dict()))
 
-    def forget_moments(self) -> None:
-        """Starts the optimiser anew, as each stage does."""
+    def clear_moments(self) -> None:
+        """Clears the optimiser's moments, as at the end of each stage."""
         self._optimizer.optimizer.state.clear()
 
     def state(self) -> dict[str, Any]:
-        """What ``load_state`` goes on from, whole and on the CPU; every process must ask."""
+        """The state for ``load_state``, whole and on the CPU; every process must call this."""
         return {
             "net": gathered(self.model.state_dict()),
             "optimizer": gathered(self._optimizer.optimizer.state_dict()),
@@ -160,7 +160,7 @@ class Learner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Continues from a state."""
         with self.average.swapped_in():
             self._load_weights(state["ema"])
         self._load_weights(state["net"])

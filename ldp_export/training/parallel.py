@@ -23,7 +23,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class KeepInputs(MixedPrecision):
-    """Autocast that leaves inputs alone: rounded to 8 bits of mantissa, the pair would band the restored image."""
+    """Autocast that does not round the inputs: a pair with 8 bits of mantissa gives a restored image with banding."""
 
     def convert_input(self, data: Any) -> Any:
         """The inputs as they are."""
@@ -50,7 +50,7 @@ def open_fabric(config: TrainConfig) -> Fabric:
     precision: Precision = Precision()
     if device == "cpu" and config.precision == "bf16" and not cpu_has_bf16():
         print(
-            "ldp-export: warning: this CPU has no bf16 arithmetic, and emulating it takes many times as long; set "
+            "ldp-export: warning: this CPU has no bf16 arithmetic, and emulating it is many times slower; set "
             "precision to fp32",
             file=sys.stderr,
         )
@@ -62,7 +62,7 @@ def open_fabric(config: TrainConfig) -> Fabric:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU computes in bf16 itself; where torch emulates it, training took 14 times as long as in FP32."""
+    """Whether the CPU computes in bf16 itself; where torch emulates it, training is 14 times slower than in FP32."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -72,14 +72,14 @@ def shards(fabric: Fabric) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Drops the whole weights that a forward pass may have left behind, which would hide a change of the shards."""
+    """Drops the gathered weights of a forward pass, which would hide a change of the shards."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, made whole; every process must ask."""
+    """A tensor that may be sharded, made whole; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -89,7 +89,7 @@ def all_reduced(fabric: Fabric, tensor: Tensor, operation: str) -> Tensor:
 
 
 def gathered(values: Any) -> Any:
-    """Nested dictionaries and lists with copies of their tensors, whole and on the CPU; every process must ask."""
+    """Nested dictionaries and lists with whole copies of their tensors on the CPU; every process must call this."""
     if isinstance(values, dict):
         return {key: gathered(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -98,7 +98,7 @@ def gathered(values: Any) -> Any:
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``gathered`` for one tensor: sharded as ``like`` is, or as it came if ``like`` is whole."""
+    """The inverse of ``gathered`` for one tensor: sharded as ``like`` is, or unchanged if ``like`` is whole."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

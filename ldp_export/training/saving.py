@@ -1,4 +1,4 @@
-"""Where a run stands, and what it leaves: the state that it resumes from, and checkpoints with their provenance."""
+"""Checkpointing: the state that a run resumes from, and checkpoints with their provenance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _COUNTERS = frozenset({"step", "stage", "stage_step", "seconds", "stage_seconds"
 
 @dataclass
 class Progress:
-    """Where a run stands: steps, stages that are done, and both for the stage at hand; lengths of stages, changes."""
+    """Steps, stages and seconds so far, those of the current stage, finished stages, and changed settings."""
 
     step: int = 0
     stage: int = 0
@@ -52,7 +52,7 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)
 
     def end_stage(self) -> None:
-        """Goes on to the next stage."""
+        """Moves on to the next stage."""
         self.history.append({"steps": self.stage_step, "seconds": round(self.stage_seconds, 1)})
         self.stage += 1
         self.stage_step, self.stage_seconds = 0, 0.0
@@ -62,7 +62,7 @@ class RunFolder:
     """The folder of a run; every process makes one, and rank 0 writes."""
 
     def __init__(self, path: Path, config: TrainConfig, inputs: Inputs, learner: Learner) -> None:
-        """Keeps what checkpoints say of the run."""
+        """Keeps what checkpoints record."""
         self.path, self.state_file = path, path / STATE_FILE
         self._config, self._inputs, self._learner = config, inputs, learner
         self._writes = learner.fabric.global_rank == 0
@@ -70,7 +70,7 @@ class RunFolder:
     def save(self, progress: Progress) -> None:
         """Writes checkpoint and state, each in one step.
 
-        The state comes last: a run that is killed between the two does the last steps again, and writes both.
+        The state comes last: a run that is killed between the two repeats the last steps and writes both.
 
         Raises:
             LDPError: The folder cannot be written.
@@ -80,7 +80,7 @@ class RunFolder:
         state |= {**{name: getattr(progress, name) for name in _COUNTERS}, "record": json.dumps(record)}
         self.write_checkpoint(CHECKPOINT_FOLDER, progress, state["ema"])
         if self._writes:
-            buffer = io.BytesIO()  # torch, when it writes to a file, does not hand on the system's error
+            buffer = io.BytesIO()  # torch, when it writes to a file, hides the system's error
             torch.save(state, buffer)
             try:
                 write_whole({self.state_file: buffer.getvalue()})
@@ -89,7 +89,7 @@ class RunFolder:
         self._learner.fabric.barrier()
 
     def load(self) -> Progress:
-        """Goes on where the run stood; a new one where there is no state.
+        """The progress of a saved run, whose weights are loaded; that of a new run where there is no state.
 
         Raises:
             TrainingError: The state is damaged, or that of another run.
@@ -140,7 +140,7 @@ class RunFolder:
         self._learner.fabric.barrier()
 
     def _provenance(self, progress: Progress) -> dict[str, Any]:
-        """What ``training.json`` says."""
+        """The content of ``training.json``."""
         config, inputs, fabric = self._config, self._inputs, self._learner.fabric
         earlier = {} if inputs.start is None else inputs.start.training()
         clip = inputs.clip_folder.training().get("clip")

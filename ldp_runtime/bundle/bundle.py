@@ -1,7 +1,6 @@
 """The bundle: a folder with graphs, text embeddings and the manifest ``bundle.json`` that hashes them.
 
-Loading verifies everything before anything is used. The writing side is here too, for the exporter, so that
-one module knows the schema.
+Loading verifies everything before anything is used. The exporter writes bundles with the functions here.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ class Bundle:
     """A verified bundle.
 
     Attributes:
-        path: Its folder, absolute: graphs are opened later, from wherever the process is by then.
+        path: Its folder, absolute: graphs are opened later, when the working folder may be another.
         manifest: Its manifest.
         text_embeddings: ``(prompts, embed_dim)`` float32, one row per prompt; None where the network reads
             no blur map.
-        weights: Graph file -> the files besides it that it keeps weights in, by their names in the manifest.
+        weights: Graph file -> the files with its external weights, by their names in the manifest.
         states: File -> its state when it was verified, see ``_state``.
     """
 
@@ -75,7 +74,7 @@ class Bundle:
 
     @classmethod
     def load(cls, bundle: str | os.PathLike[str] = "ldp-nano") -> Bundle:
-        """Finds a bundle and verifies it: the manifest, the hash and size of every file, and what the files hold.
+        """Finds a bundle and verifies it: the manifest, the size and hash of every file, and their content.
 
         No byte of a file is parsed before its hash has been checked, and each file is opened once for both.
 
@@ -83,7 +82,7 @@ class Bundle:
             bundle: A name or a folder, as for ``find_bundle``.
 
         Raises:
-            BundleError: The bundle is missing, damaged, of an unknown schema, or holds what it may not.
+            BundleError: The bundle is missing or damaged, its schema is unknown, or its content is not allowed.
         """
         folder = find_bundle(bundle)
         manifest = read_manifest(folder)
@@ -108,7 +107,7 @@ class Bundle:
             precision: A name of ``GRAPH_PRECISIONS``.
 
         Raises:
-            BundleError: The bundle has no such graph, or it is no longer the one that was verified.
+            BundleError: The bundle has no such graph, or it changed since it was verified.
         """
         name = self._graph_file(kind, precision)
         for part in self.weights[name]:
@@ -122,7 +121,7 @@ class Bundle:
             name: A name of the manifest's ``files``.
 
         Raises:
-            BundleError: It was replaced or written to since.
+            BundleError: It changed since.
         """
         path = self.path / name
         try:
@@ -146,7 +145,7 @@ class Bundle:
         return files[precision]
 
     def graph_hash(self, kind: str, precision: str = "fp32") -> str:
-        """SHA-256 over a graph and the files that it keeps weights in, from the hashes of the manifest.
+        """SHA-256 over the manifest's hashes of a graph and of the files with its external weights.
 
         Args:
             kind: ``"clip"`` or ``"deblur"``.
@@ -169,7 +168,7 @@ class Bundle:
         shapes: Mapping[str, Shape],
         precision: str = ENGINE_PRECISION,
     ) -> EngineEntry:
-        """The engine to run; one made from another graph than the bundle has now never comes.
+        """The engine to run; engines of another graph than the bundle's current one are ignored.
 
         Args:
             kind: ``"clip"`` or ``"deblur"``.
@@ -180,8 +179,8 @@ class Bundle:
             precision: A name of ``engines.ENGINE_PRECISIONS``.
 
         Raises:
-            BackendError: There is none; the message says what there is and how to build one.
-            BundleError: The bundle has no graph that engines of this precision are built from.
+            BackendError: There is none; the message lists the others and says how to build one.
+            BundleError: The bundle has no graph to build engines of this precision from.
         """
         graph = self.graph_hash(kind, ENGINE_PRECISIONS[precision])
         alike = [e for e in self.manifest.engines if (e.kind, e.precision) == (kind, precision)]
@@ -198,7 +197,7 @@ class Bundle:
         )
 
     def read_engine(self, entry: EngineEntry) -> bytes:
-        """The bytes of an engine, which are those that were built.
+        """The verified bytes of an engine.
 
         Args:
             entry: One of the manifest's ``engines``.
@@ -225,16 +224,16 @@ class Bundle:
 
     @property
     def content(self) -> str:
-        """SHA-256 over the hashes of all files: equal for equal content, wherever the bundle lies."""
+        """SHA-256 over the hashes of all files: equal for equal content in any folder."""
         lines = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(self.manifest.files.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks ``bundle.json`` alone; the files that it lists are not touched.
+    """Reads and checks ``bundle.json`` alone; the listed files are not opened.
 
     Raises:
-        BundleError: It is missing, no JSON, or wrong in a field.
+        BundleError: It is missing or no JSON, or a field is wrong.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -246,13 +245,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] = ()) -> Manifest:
-    """Hashes the bundle's files and writes ``bundle.json`` last and in one step.
+    """Hashes the bundle's files and writes ``bundle.json`` last, in one step.
 
-    Hashed are the graphs, the files that they keep weights in, the text embeddings and ``extra_files``; the
-    ``files`` that ``manifest`` came with are replaced.
+    These are the graphs, their external weights, the text embeddings and ``extra_files``; they replace the ``files``
+    of ``manifest``.
 
     Args:
-        folder: The bundle's folder, which holds the files already.
+        folder: The bundle's folder with the files.
         manifest: What to write.
         extra_files: More files to list, relative to the folder with forward slashes.
 
@@ -305,7 +304,7 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[io.BufferedReader]:
-    """Opens a file of the bundle whose size and hash have been checked; what is read there is what was hashed."""
+    """Opens a file of the bundle and checks its size and hash; the caller reads the same open file."""
     path = _inside(folder, name)
     try:
         with _opened(path) as file:
@@ -322,7 +321,7 @@ def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[io.Buffered
 
 
 def _opened(path: Path) -> io.BufferedReader:
-    """Opens a regular file for reading, and does not wait for whoever writes to a pipe.
+    """Opens a regular file for reading, without waiting for the writer of a pipe.
 
     Raises:
         OSError: It cannot be opened, or is no regular file.
@@ -335,12 +334,12 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """What differs when a file was replaced or written to."""
+    """Changes when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The path of a file of the bundle, which must exist and, links followed, lie inside the folder."""
+    """The path of a file of the bundle; it must exist and, with links resolved, be inside the folder."""
     path = folder / name
     try:
         if not path.is_file():
@@ -371,7 +370,7 @@ def _read_graph(path: Path, file: io.BufferedReader, manifest: Manifest) -> Grap
 def _weights(
     folder: Path, graph: str, content: GraphFile, files: Mapping[str, FileEntry] | None = None
 ) -> dict[str, ExternalData]:
-    """Names inside the bundle of the files that a graph keeps weights in; with ``files``, those must list them."""
+    """A graph's external weights by the names of their files in the bundle; ``files``, if given, must list them."""
     names = {}
     for data in content.external:
         name = str(PurePosixPath(graph).parent / data.location)

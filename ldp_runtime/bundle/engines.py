@@ -1,7 +1,7 @@
-"""Engines in a bundle: what describes one, which key it is stored under, and which one suits a GPU and a size.
+"""Engines in a bundle: their manifest entries, their keys, and which one fits a GPU and a size.
 
-An engine is a graph that TensorRT compiled for some GPUs and a range of shapes. Its key hashes all that it was made
-from, so that one whose graph, TensorRT, targets or shapes are no longer those asked for is never loaded.
+An engine is a graph that TensorRT compiled for some GPUs and a range of shapes. Its key is a hash of everything that it
+was built from: an engine of another graph, TensorRT, target or shape is never loaded.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ldp_runtime.bundle.fields import MAX_BUNDLE_BYTES, Architecture, EngineName
 from ldp_runtime.structs import one_of
 
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
-"""The two TensorRTs: the one for RTX GPUs, which builds with no GPU, and the enterprise one, which needs the GPU."""
+"""The two TensorRTs: the one for RTX GPUs, which builds without a GPU, and the enterprise one, which needs the GPU."""
 
 ENGINE_PRECISIONS = {"fp16": "fp16", "int8": "int8-fp16", "fp8": "fp8-fp16"}
-"""Precision of an engine -> that of the graphs it is built from."""
+"""Precision of an engine -> precision of the graph it is built from."""
 
 LEAST_ARCHITECTURE = {"fp8": 89}
-"""Precision of an engine -> the least compute capability that has its arithmetic, where not all have it."""
+"""Precision of an engine -> the lowest compute capability that supports it; other precisions run on all."""
 
 ENGINE_PRECISION = "fp16"
-"""The precision of engines where none is asked for."""
+"""Default precision of engines."""
 
 _KEY_FORMAT = 3
-"""Rises when engines are built in another way from the same parts."""
+"""Raised when the same parts give another engine."""
 
 Shape = tuple[int, ...]
 _Sizes = Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**31)], ...], Meta(min_length=1, max_length=8)]
 
 
 class ShapeRange(Struct, frozen=True, forbid_unknown_fields=True):
-    """The shapes that an engine takes for an input, each axis from ``min`` to ``max``; it is tuned for ``opt``."""
+    """The shapes of an input that an engine accepts, each axis from ``min`` to ``max``; it is tuned for ``opt``."""
 
     min: _Sizes
     opt: _Sizes
@@ -176,10 +176,10 @@ def clip_shapes(batch: int, window: int) -> dict[str, Shape]:
 
 
 def nearest(entries: Iterable[EngineEntry], shapes: Mapping[str, Shape]) -> EngineEntry | None:
-    """The entry to take for inputs of these shapes: a fixed one first, then the one tuned for the nearest size.
+    """The best entry for inputs of these shapes: a fixed one first, then the one tuned for the nearest size.
 
     Args:
-        entries: What there is.
+        entries: The candidates.
         shapes: The shape of each input.
 
     Returns:

@@ -38,7 +38,7 @@ MANIFEST_FILE = "bundle.json"
 TEXT_EMBEDDINGS_FILE = "text_embeddings.npy"
 
 SELFTEST_FILE = "selftest.npz"
-"""Optional: a pair and what shall become of it, see ``ldp_runtime.selftest``."""
+"""Optional: a pair and its expected restoration, see ``ldp_runtime.selftest``."""
 
 PROMPTS = 8
 
@@ -56,7 +56,7 @@ NETWORK_INPUTS = ("logits", "map")
 
 
 class ClipSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the runtime must know of the CLIP image encoder.
+    """The CLIP image encoder.
 
     Attributes:
         architecture: Name of the open_clip model.
@@ -67,7 +67,7 @@ class ClipSpec(Struct, frozen=True, forbid_unknown_fields=True):
         std: Standard deviation of R, G, B, divided by.
         embed_dim: Length of a feature.
         quick_gelu: The encoder was exported with QuickGELU, as OpenAI's weights need.
-        weights: Where the weights came from.
+        weights: Origin of the weights.
     """
 
     architecture: Text
@@ -98,13 +98,13 @@ class Prompt(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BlurMapSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the blur map is estimated and in which form the deblur graph takes it.
+    """How the blur map is estimated, and the form in which the deblur graph reads it.
 
     A manifest without the field ``blur_map`` has these defaults, the paper's.
 
     Attributes:
-        method: One of ``BLUR_METHODS``. "dense": a value a token, from CLIP's dense features of windows (Eq. 4 to 6).
-            "patch": a value a patch of the image, from CLIP's pooled feature, as the authors' released code has it
+        method: One of ``BLUR_METHODS``. "dense": one value per token, from CLIP's dense features of windows (Eq. 4-6).
+            "patch": one value per patch of the image, from CLIP's pooled feature, as the authors' released code has it
             (``patch_blur_map``); then ``clip.window`` is the side of the image that CLIP sees of a patch.
         network_input: One of ``NETWORK_INPUTS``. "logits": ``blur_logits (1, 1, any, any)``, unnormalised. "map":
             ``blur_map (1, 1, H, W)`` in [0, 1], at the size of the padded pair.

@@ -1,7 +1,7 @@
-"""What an ONNX file holds, read from the protobuf and checked before any library parses it: the runtime needs no onnx.
+"""Checks an untrusted ONNX file, read from the protobuf, before any library parses it; the runtime needs no onnx.
 
-The parsers of the backends are large and native, and some take more than a graph: operators of plugins, control flow,
-weights at an address in memory. A file reaches them only if it is made of what ``ldp-export`` writes.
+The backends' parsers are large and native, and some accept more than a plain graph: operators of plugins, control flow,
+weights at an address in memory. A file reaches them only if it consists of what ``ldp-export`` writes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MAX_ELEMENTS = 2**31 - 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_FIELD = 2**29 - 1
 
-# What onnx.proto has, as far as it is allowed here: message -> {field number: kind}. "one" comes at most once, "many"
-# as often as it likes; the name of a message is looked into, once for the graph and an attribute's tensor.
+# What onnx.proto has, as far as it is allowed here: message -> {field number: kind}. "one" occurs at most once, "many"
+# any number of times; other kinds are messages that are checked too, at most one graph and one tensor per attribute.
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {
         **dict.fromkeys((1, 2, 3, 4, 5, 6), "one"),
@@ -100,7 +100,7 @@ Buffer = bytes | mmap.mmap
 
 @dataclass(frozen=True)
 class ExternalData:
-    """Where the bytes of a tensor lie outside of the graph's file.
+    """Where the bytes of a tensor are, outside of the graph's file.
 
     Attributes:
         location: As written in the graph: a path relative to the graph's folder.
@@ -115,7 +115,7 @@ class ExternalData:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """What ``read_graph`` found in an ONNX file.
+    """The content of an ONNX file as far as a bundle checks it.
 
     Attributes:
         opset: Version of the operator set.
@@ -133,7 +133,7 @@ def read_graph(data: Buffer) -> GraphFile:
         data: The content of the file.
 
     Returns:
-        What has to be known of it.
+        Its opset, and its weights outside of the file.
 
     Raises:
         ValueError: It is no ONNX graph, or holds what is not allowed in one; the message says what.
@@ -145,7 +145,7 @@ def read_graph(data: Buffer) -> GraphFile:
 
 @dataclass
 class _Message:
-    """The fields of a message: number -> the values that got, numbers or spans ``(first byte, one past the last)``."""
+    """The fields of a message by number: their values, or spans ``(first byte, one past the last)``."""
 
     numbers: dict[int, list[int]] = field(default_factory=dict)
     spans: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
@@ -228,7 +228,7 @@ class _Reader:
                 yield length
 
     def _values(self, tensor: _Message, at: int) -> int:
-        """How many values a tensor has in the field of its type, packed or one by one."""
+        """The number of values in the field of a tensor's type, packed or one by one."""
         spans = tensor.spans.get(at, [])
         loose = len(tensor.numbers.get(at, []))
         kind = _VALUE_FIELDS[at]

@@ -1,6 +1,6 @@
-"""Which engines this machine trusts. An engine is native code, and its hash in the bundle proves integrity, not origin.
+"""Which engines this machine trusts: an engine is native code, and its hash in the bundle proves integrity, not origin.
 
-A record a hash lies in the user's configuration, outside every bundle, so that a bundle cannot vouch for itself.
+There is one record per hash in the user's configuration, outside every bundle: a bundle cannot vouch for itself.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _HEX = frozenset("0123456789abcdef")
 
 
 def trust(sha256s: Iterable[str], reason: str) -> None:
-    """Trusts files by their hashes from now on; those trusted already stay so.
+    """Records files as trusted, by their hashes; earlier records stay.
 
     Args:
         sha256s: SHA-256 of each file, 64 hexadecimal digits in lower case.
-        reason: Why, for people, such as ``"built here"``.
+        reason: Why, such as ``"built here"``; only people read it.
 
     Raises:
         BackendError: The record cannot be written.
-        ValueError: That is no such hash.
+        ValueError: A hash has another form.
     """
     hashes = [_checked(sha256) for sha256 in sha256s]
     folder = trust_folder()
@@ -51,8 +51,8 @@ def is_trusted(sha256: str) -> bool:
         sha256: 64 hexadecimal digits in lower case.
 
     Raises:
-        BackendError: Others could write to the record, so that it proves nothing.
-        ValueError: That is no such hash.
+        BackendError: Others can write to the record: it proves nothing.
+        ValueError: A hash has another form.
     """
     folder = trust_folder()
     trusted = (folder / _checked(sha256)).is_file()
@@ -67,7 +67,7 @@ def is_trusted(sha256: str) -> bool:
 
 
 def trust_folder() -> Path:
-    """Where the records lie: below ``$LDP_CONFIG``, else the system's usual place for the user's configuration.
+    """The folder of the records: below ``$LDP_CONFIG``, else in the system's folder for user configuration.
 
     Raises:
         BackendError: The user has no home folder.
