@@ -18,8 +18,9 @@ examples:
   ldp-export triton my-bundle -o repository --variant tensorrt
 
 Clients call the model ldp (8 bits) or ldp_uint16 (16 bits) with LEFT and RIGHT
-(n, h, w, 3), and get RESTORED (n, h, w, 3) and BLUR_MAP (n, h, w). The README
-in the repository says how to start the server; client.py there is an example.
+(n, h, w, 3), and get RESTORED (n, h, w, 3) and BLUR_MAP (n, h, w), if the
+network reads one. The README in the repository says how to start the server;
+client.py there is an example.
 
 --variant python serves everything in Triton's Python backend, on the CPU or
 GPU; --backend and --threads are for it. With onnxruntime and tensorrt the two

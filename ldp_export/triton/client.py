@@ -17,8 +17,14 @@ MODELS = {"uint8": "ldp", "uint16": "ldp_uint16"}
 
 
 def restore(
-    url: str, left: np.ndarray, right: np.ndarray, *, axis: str = "horizontal", grpc: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+    url: str,
+    left: np.ndarray,
+    right: np.ndarray,
+    *,
+    axis: str = "horizontal",
+    grpc: bool = False,
+    blur_map: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Sends one pair and waits for its images.
 
     Args:
@@ -27,9 +33,11 @@ def restore(
         right: The other view, likewise.
         axis: Direction of the disparity, ``"horizontal"`` or ``"vertical"``.
         grpc: ``url`` speaks gRPC.
+        blur_map: Ask for the blur map too; some networks have none.
 
     Returns:
-        The restored image ``(h, w, 3)`` in the dtype of the views, and the blur map ``(h, w)`` float32 in [0, 1].
+        The restored image ``(h, w, 3)`` in the dtype of the views, and the blur map ``(h, w)`` float32 in [0, 1] or
+        None.
 
     Raises:
         tritonclient.utils.InferenceServerException: The server refused the pair or cannot be reached.
@@ -40,11 +48,12 @@ def restore(
         batch = np.ascontiguousarray(view)[None]  # (1, h, w, 3)
         inputs.append(protocol.InferInput(name, list(batch.shape), batch.dtype.name.upper()))
         inputs[-1].set_data_from_numpy(batch)
-    outputs = [protocol.InferRequestedOutput(name) for name in ("RESTORED", "BLUR_MAP")]
+    names = ("RESTORED", "BLUR_MAP") if blur_map else ("RESTORED",)
+    outputs = [protocol.InferRequestedOutput(name) for name in names]
     client = protocol.InferenceServerClient(url) if grpc else protocol.InferenceServerClient(url, network_timeout=600)
     with client:
         result = client.infer(MODELS[view.dtype.name], inputs, outputs=outputs, parameters={"axis": axis})
-    return result.as_numpy("RESTORED")[0], result.as_numpy("BLUR_MAP")[0]
+    return result.as_numpy("RESTORED")[0], result.as_numpy("BLUR_MAP")[0] if blur_map else None
 
 
 def read(path: str) -> np.ndarray:
@@ -80,13 +89,12 @@ def main() -> None:
 
     url = arguments.url or ("localhost:8001" if arguments.grpc else "localhost:8000")
     try:
-        restored, blur_map = restore(
-            url, read(arguments.left), read(arguments.right), axis=arguments.axis, grpc=arguments.grpc
-        )
+        left, right, wanted = read(arguments.left), read(arguments.right), arguments.blur_map is not None
+        restored, blur_map = restore(url, left, right, axis=arguments.axis, grpc=arguments.grpc, blur_map=wanted)
     except (InferenceServerException, OSError) as error:
         sys.exit(f"{url}: {error}")
     write(arguments.output, restored)
-    if arguments.blur_map:
+    if blur_map is not None:
         write(arguments.blur_map, np.rint(255 * blur_map).astype(np.uint8))
 
 

@@ -7,7 +7,6 @@ import math
 from ldp_export.triton.serving import TritonError
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, EngineEntry, architecture_number
-from ldp_runtime.bundle.manifest import GRAPHS
 from ldp_runtime.bundle.trust import is_trusted
 
 _FLAVOUR = "tensorrt"
@@ -35,7 +34,7 @@ def served_engines(bundle: Bundle) -> dict[str, dict[str, EngineEntry]]:
         and (bundle.path / entry.file).is_file()
     ]
     version = max((entry.version for entry in usable), key=_version_numbers, default=None)
-    found: dict[str, dict[str, EngineEntry]] = {kind: {} for kind in GRAPHS}
+    found: dict[str, dict[str, EngineEntry]] = {kind: {} for kind in bundle.manifest.graphs}
     for entry in sorted(usable, key=lambda entry: [math.prod(shapes.max) for shapes in entry.profile.values()]):
         if entry.version == version:
             found[entry.kind] |= dict.fromkeys(entry.targets, entry)
@@ -43,7 +42,7 @@ def served_engines(bundle: Bundle) -> dict[str, dict[str, EngineEntry]]:
     if not both:
         have = "; ".join(map(str, bundle.manifest.engines)) or "none"
         raise TritonError(
-            f"expected engines of both graphs by {FLAVOURS[_FLAVOUR]} in bundle {bundle.manifest.name!r}, got {have}; "
+            f"expected engines of every graph by {FLAVOURS[_FLAVOUR]} in bundle {bundle.manifest.name!r}, got {have}; "
             + fix
         )
     chosen = {kind: {arch: engines[arch] for arch in both} for kind, engines in found.items()}

@@ -13,7 +13,6 @@ from ldp_export.triton.serving import Serving, TritonError
 from ldp_runtime.backends.base import graph_precision
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, architecture_number
-from ldp_runtime.bundle.manifest import GRAPHS
 from ldp_runtime.registry import SESSION_BACKENDS
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH
 from ldp_runtime.stages.tiles import AUTO, OFF, check_tile
@@ -39,8 +38,10 @@ class Graph:
     files: dict[str, str]
 
 
-def model_config(name: str, bits: int, serving: Serving, graphs: Mapping[str, Graph], tile: int | str) -> Config:
-    """The config of a model that clients call."""
+def model_config(
+    name: str, bits: int, serving: Serving, graphs: Mapping[str, Graph], tile: int | str, *, blur_map: bool
+) -> Config:
+    """The config of a model that clients call; ``blur_map`` is an output of it."""
     image = {"data_type": _IMAGE_TYPES[bits], "dims": [-1, -1, 3]}
     parameters = {"precision": _precision(serving), "tile": str(tile)}
     if serving.variant == "python":
@@ -54,7 +55,7 @@ def model_config(name: str, bits: int, serving: Serving, graphs: Mapping[str, Gr
         "input": [{"name": view, **image, "allow_ragged_batch": True} for view in (LEFT, RIGHT)],
         "output": [
             {"name": RESTORED, **image},
-            {"name": BLUR_MAP, "data_type": Word("TYPE_FP32"), "dims": [-1, -1]},
+            *([{"name": BLUR_MAP, "data_type": Word("TYPE_FP32"), "dims": [-1, -1]}] if blur_map else []),
         ],
         "dynamic_batching": {
             "max_queue_delay_microseconds": serving.max_delay,
@@ -78,12 +79,12 @@ def find_graphs(bundle: Bundle, serving: Serving) -> dict[str, Graph]:
         LDPError: The bundle has no graphs of that precision, or no engines of them.
     """
     precision = graph_precision(_precision(serving))
-    for kind in GRAPHS:
+    for kind in bundle.manifest.graphs:
         bundle.graph(kind, precision)
     if serving.variant == "python":
         return {}
     found = {}
-    for kind in GRAPHS:
+    for kind in bundle.manifest.graphs:
         session = SESSION_BACKENDS["onnxruntime"].open(bundle.graph(kind, precision), precision)
         served = ServedGraph(f"ldp_{kind}", session.inputs, session.outputs)
         if serving.variant == "tensorrt":

@@ -22,8 +22,7 @@ Clients call `{first}`:
 | --- | --- | --- |
 | input `LEFT`, `RIGHT` | (n, h, w, 3) RGB, n pairs of one size | {bits} |
 | output `RESTORED` | (n, h, w, 3) | that of the views |
-| output `BLUR_MAP` | (n, h, w), in [0, 1], 1 is blurred | FP32 |
-
+{blur_map}
 The parameter `axis` of a request is `horizontal` or, for sensors that split top and bottom, `vertical`. What is wrong
 with a pair comes back as the error of its request.
 
@@ -51,7 +50,7 @@ python serve.py --http-port=8000 --grpc-port=8001 --metrics-port=8002
 
 ```sh
 pip install numpy opencv-python-headless 'tritonclient[grpc,http]'
-python client.py left.png right.png -o sharp.png --blur-map blur.png                       # HTTP, port 8000
+python client.py left.png right.png -o sharp.png                                           # HTTP, port 8000
 python client.py left.png right.png -o sharp.png --grpc --url localhost:8001
 ```
 
@@ -63,9 +62,10 @@ python client.py left.png right.png -o sharp.png --grpc --url localhost:8001
   further ones are refused at once.
 * `parameters`: precision and tiles, and for the variant `python` backend and threads, as for `ldp deblur`.
 """
+_BLUR_MAP = "| output `BLUR_MAP` | (n, h, w), in [0, 1], 1 is blurred | FP32 |\n"
 _INSTANCES = {
     "python": "Each holds the graphs in memory; on a CPU give each its share of the threads (`--threads`).",
-    "graphs": "They share `ldp_clip`, where windows of several pairs go together in a batch, and `ldp_deblur`.",
+    "graphs": "They share the models of the graphs; in `ldp_clip` windows of several pairs go together in a batch.",
 }
 
 
@@ -77,6 +77,7 @@ def to_readme(bundle: Bundle, serving: Serving, names: Sequence[str]) -> str:
         bundle=bundle.manifest.name,
         variant=serving.variant,
         what=VARIANTS[serving.variant],
+        blur_map=_BLUR_MAP if bundle.manifest.reads_blur_map else "",
         models="\n".join(f"* `{name}`" for name in names),
         first=serving.models[0],
         bits=" or ".join(f"UINT{bits} for `{MODELS[bits]}`" for bits in dict.fromkeys(serving.bits)),

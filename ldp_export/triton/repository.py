@@ -63,7 +63,7 @@ def write_repository(bundle: Bundle, folder: Path, serving: Serving) -> list[str
         folder.parent.mkdir(parents=True, exist_ok=True)
         with claimed_folder(folder) as staged:
             for name, bits in zip(serving.models, dict.fromkeys(serving.bits), strict=True):
-                config = model_config(name, bits, serving, graphs, tile)
+                config = model_config(name, bits, serving, graphs, tile, blur_map=bundle.manifest.reads_blur_map)
                 _write_model(staged, config, bundle, serving, graphs)
             first = staged / serving.models[0] / VERSION / BUNDLE_FOLDER
             for graph in graphs.values():

@@ -418,6 +418,22 @@ def test_a_batch_of_requests(model: TritonPythonModel, bundle: Bundle) -> None:
     assert "expected an axis, one of horizontal, vertical" in fourth.error().text
 
 
+@pytest.mark.parametrize("variant", ["python", "onnxruntime"])
+def test_a_network_without_a_blur_map(
+    variant: str, tmp_path: Path, config_class: Any, backend_utils: types.SimpleNamespace
+) -> None:
+    bundle = Bundle.load(make_tiny_bundle(tmp_path, clip=False))
+    names = write_repository(bundle, tmp_path / "repository", Serving(variant=variant))
+    assert names == (["ldp"] if variant == "python" else ["ldp", "ldp_deblur"])
+    folder = tmp_path / "repository" / "ldp"
+    assert [output.name for output in read_config(folder, config_class).output] == ["RESTORED"]
+    assert "BLUR_MAP" not in (tmp_path / "repository" / "README.md").read_text()
+    if variant == "python":
+        left, right = views()
+        (answer,) = open_model(folder, config_class).execute([Request(left[None], right[None], wanted=("RESTORED",))])
+        np.testing.assert_array_equal(answer.tensors["RESTORED"][0], Deblurrer(bundle)(left, right).restored)
+
+
 def test_nan_is_an_error_of_the_server(model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan(*_: object, **__: object) -> None:
         raise NumericsError("expected finite numbers, got NaN")
