@@ -41,7 +41,7 @@ def parser(program: str, command: str) -> argparse.ArgumentParser:
     if program == "python -m benchmarks":
         return benchmarks_parser(command)
     package = {"ldp": "ldp_runtime", "ldp-export": "ldp_export"}[program]
-    return make_parser(program, "", f"{package}.commands", COMMANDS[program])
+    return make_parser(program, "", f"{package}.commands", tuple(COMMANDS[program]))
 
 
 def program_of(words: list[str]) -> tuple[str, list[str]]:
