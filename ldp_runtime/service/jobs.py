@@ -25,7 +25,6 @@ class Job(Generic[W, T]):
         work: A function of the worker's own tool and this job; it calls ``check`` between its steps.
         future: Its outcome. It is running once the job can no longer be withdrawn.
         submitted: When it was submitted, by ``time.monotonic``.
-        started: When a worker began it, or None.
         deadline: When its result is useless, by the same clock.
         finished: When it ended, or None.
     """
@@ -35,7 +34,6 @@ class Job(Generic[W, T]):
         self.future: Future[T] = Future()
         self.submitted = time.monotonic()
         self.deadline = self.submitted + time_limit
-        self.started: float | None = None
         self.finished: float | None = None
         self._time_limit = time_limit
         self._abandoned = False
@@ -189,14 +187,15 @@ class JobQueue(Generic[W, T]):
             return
         ready.set_result(None)
         while (job := self._next()) is not None:
+            begin = time.monotonic()
             try:
                 job.check()
                 outcome = job.work(tool, job)
             except BaseException as error:
-                self._end(job)
+                self._end(job, begin)
                 job.future.set_exception(error)
             else:
-                self._end(job)
+                self._end(job, begin)
                 job.future.set_result(outcome)
 
     def _next(self) -> Job[W, T] | None:
@@ -207,13 +206,11 @@ class JobQueue(Generic[W, T]):
                 self._changed.wait()
             job = self._waiting.popleft()
             self._running += 1
-            job.started = time.monotonic()
             job.future.set_running_or_notify_cancel()
             return job
 
-    def _end(self, job: Job[W, T]) -> None:
+    def _end(self, job: Job[W, T], begin: float) -> None:
         job.finished = time.monotonic()
         with self._changed:
             self._running -= 1
-            if job.started is not None:
-                self._seconds += 0.3 * (job.finished - job.started - self._seconds)
+            self._seconds += 0.3 * (job.finished - begin - self._seconds)

@@ -26,8 +26,8 @@ from ldp_runtime.errors import ImageError, LDPError
 from ldp_runtime.images.decode import MAX_PIXELS, Photo
 from ldp_runtime.images.photo import encode_photo, read_photo, write_photo
 from tests.fuzz import bundle_files, image_files
+from tests.fuzz.arrays import LAYOUTS, WRONG, pixels
 from tests.fuzz.mutations import change_bytes
-from tests.fuzz.strategies import LAYOUTS, WRONG, pixels
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 MAX_STEPS = 4

@@ -20,8 +20,8 @@ BACKEND = ["--backend", "onnxruntime", "--precision", "fp32", "--threads", "1"]
 Run = Callable[..., tuple[int, str, str]]
 
 
-def scene(dtype: Any = np.uint8, shift: int = 0, height: int = H, width: int = W) -> np.ndarray:
-    rng = np.random.default_rng(0)
+def scene(dtype: Any = np.uint8, shift: int = 0, height: int = H, width: int = W, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
     coarse = rng.uniform(0.1, 0.9, (-(-height // 8), -(-width // 8), 3))
     image = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
     return np.round(np.roll(image, shift, axis=1) * np.iinfo(dtype).max).astype(dtype)

@@ -8,26 +8,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from ldp_runtime.batch.journal import JOURNAL_FILE
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import write_photo
-
-H, W = 37, 51
-BACKEND = ("--backend", "onnxruntime", "--precision", "fp32", "--threads", "1")
+from tests.ldp_runtime.conftest import BACKEND, H, W, scene
 
 
 def make_pairs(folder: Path, count: int, *, height: int = H, width: int = W) -> Path:
     """Writes pairs ``00/pair_L.png``, ``00/pair_R.png`` and so on, all different."""
     for i in range(count):
-        rng = np.random.default_rng(i)
-        coarse = rng.uniform(0.1, 0.9, (-(-height // 8), -(-width // 8), 3))
-        scene = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
         for view, shift in (("L", 1), ("R", -1)):
             path = folder / f"{i:02}" / f"pair_{view}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_photo(path, Photo(np.round(255 * np.roll(scene, shift, axis=1)).astype(np.uint8)))
+            write_photo(path, Photo(scene(shift=shift, height=height, width=width, seed=i)))
     return folder
 
 

@@ -22,7 +22,8 @@ from ldp_runtime.errors import BackendError, NumericsError
 from ldp_runtime.host import HostChain
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import read_photo, write_photo
-from tests.ldp_runtime.batch.folders import H, W, command, make_pairs, outputs, start, wait_for
+from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start, wait_for
+from tests.ldp_runtime.conftest import H, W
 
 PAIRS = 4
 Run = Callable[..., tuple[int, str, str]]

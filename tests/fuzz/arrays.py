@@ -1,13 +1,11 @@
-"""Hypothesis strategies for pairs of views, right and wrong ones, in every layout that NumPy knows."""
+"""Views in every memory layout that NumPy knows, and arrays that are no views."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
@@ -33,28 +31,6 @@ def pixels(height: int, width: int, dtype: Any, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, top, (height, width, 3), dtype, endpoint=True)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A pair in odd layouts, and the same pixels as plain arrays."""
-
-    left: np.ndarray
-    right: np.ndarray
-    plain: tuple[np.ndarray, np.ndarray]
-    axis: str
-
-
-@st.composite
-def pairs(draw: st.DrawFn) -> Pair:
-    """Pairs that have to be restored, 1 x 1 px and up."""
-    h, w = draw(st.integers(1, 48)), draw(st.integers(1, 48))
-    dtype = draw(st.sampled_from([np.uint8, np.uint16]))
-    seed = draw(st.integers(0, 2**32 - 1))
-    plain = pixels(h, w, dtype, seed), pixels(h, w, dtype, seed + 1)
-    layouts = st.sampled_from(sorted(LAYOUTS))
-    left, right = (LAYOUTS[draw(layouts)](view) for view in plain)
-    return Pair(left, right, plain, draw(st.sampled_from(["horizontal", "vertical"])))
-
-
 WRONG: dict[str, Layout] = {
     "float in [0, 1]": lambda view: view / np.float64(255),
     "NaN": lambda view: np.full(view.shape, np.nan, np.float32),
@@ -78,13 +54,4 @@ WRONG: dict[str, Layout] = {
     "another size": lambda view: np.pad(view, ((0, 1), (0, 0), (0, 0))),
     "another depth": lambda view: view.astype(np.uint16 if view.dtype == np.uint8 else np.uint8),
 }
-"""Name -> what is no view, or does not fit the other one."""
-
-
-@st.composite
-def wrong_pairs(draw: st.DrawFn) -> tuple[Any, Any]:
-    """Pairs that have to be refused."""
-    h, w = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    view = pixels(h, w, draw(st.sampled_from([np.uint8, np.uint16])), draw(st.integers(0, 2**32 - 1)))
-    spoilt = WRONG[draw(st.sampled_from(sorted(WRONG)))](view)
-    return (view, spoilt) if draw(st.booleans()) else (spoilt, view)
+"""Name -> an array that is no view, or that does not fit the other one."""
