@@ -177,8 +177,8 @@ class Journal:
         self._append_line({"done": record.to_json()})
         self._records[record.name] = record
 
-    def sweep(self, jobs: Iterable[Job]) -> int:
-        """Removes the temporary files of killed runs, and returns how many there were.
+    def remove_leftovers(self, jobs: Iterable[Job]) -> None:
+        """Removes the temporary files of killed runs.
 
         Raises:
             OutputError: One cannot be removed.
@@ -188,17 +188,14 @@ class Journal:
             for path in job.outputs:
                 real = Path(os.path.realpath(path))
                 expected.setdefault(real.parent, set()).add(temporary_stem(real.name))
-        removed = 0
         for folder, names in expected.items():
             try:
                 for path in list(folder.iterdir()) if folder.is_dir() else ():
                     match = _TEMPORARY.fullmatch(path.name)
                     if match is not None and match["name"] in names:
                         path.unlink(missing_ok=True)
-                        removed += 1
             except OSError as error:
                 raise OutputError(f"{folder} cannot be tidied: {error.strerror or error}; fix its rights") from error
-        return removed
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

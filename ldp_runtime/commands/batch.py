@@ -143,7 +143,7 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
     end: LDPError | KeyboardInterrupt | None = None
     with plan.journal as journal:
         check_writable(log)
-        journal.sweep(plan.jobs)
+        journal.remove_leftovers(plan.jobs)
         journal.claim(plan.todo)
         tally = Tally(len(plan.jobs), len(plan.jobs) - len(plan.todo))
         outcomes = _outcomes(plan, bundle, arguments)
@@ -157,7 +157,7 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
         finally:
             outcomes.close()
             progress.close()
-        journal.sweep(plan.jobs)
+        journal.remove_leftovers(plan.jobs)
     fields = {
         "version": __version__,
         "bundle": bundle.manifest.name,

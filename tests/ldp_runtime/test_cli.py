@@ -131,7 +131,7 @@ def test_a_backend_that_does_not_load_is_passed_over_with_a_warning(
         assert out.is_file()
 
 
-def test_without_any_backend_each_reason_is_told(
+def test_without_any_backend_each_reason_is_printed(
     pair: tuple[str, str],
     tmp_path: Path,
     bundle: Path,

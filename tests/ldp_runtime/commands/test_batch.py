@@ -485,7 +485,7 @@ def test_kill_9(unbroken: tuple[Path, dict[str, bytes]], bundle: Path, out: Path
     assert outputs(out) == expected  # no temporary file either
 
 
-def test_what_a_killed_run_left_is_swept(run: Run, out: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(run: Run, out: Path) -> None:
     (out / "00").mkdir(parents=True)
     stale = out / "00" / ".pair.png.12345.tmp"
     others = [out / "00" / name for name in (".other.png.12345.tmp", ".pair.png.tmp", "pair.png.1.tmp")]
