@@ -13,7 +13,7 @@ from tests.fuzz.cases import ERROR, FINDINGS, KINDS, RESULT, Case, draw, run_cas
 from tests.fuzz.harness import quiet, run_cases
 
 SEED = 20_261_125
-CASES = 40
+CASES = 25
 
 
 @pytest.fixture(autouse=True)

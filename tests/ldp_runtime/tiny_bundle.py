@@ -8,6 +8,7 @@ probability of blur, so that both inputs and both views matter.
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ldp_runtime.bundle.bundle import write_manifest
+from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
 from ldp_runtime.bundle.manifest import TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest, Prompt
 from ldp_runtime.stages.geometry import Padding
 
@@ -87,6 +89,26 @@ def tiny_manifest(name: str = "tiny", *, clip: bool = True) -> Manifest:
 def rewrite(path: Path, **changes: object) -> None:
     """Writes the tiny bundle's manifest again with some fields of ``tiny_manifest`` changed."""
     write_manifest(path, msgspec.structs.replace(tiny_manifest(path.name), **changes))
+
+
+def make_engine(path: Path, content: bytes, name: str = "a", **changes: Any) -> EngineEntry:
+    """Writes an engine's file into a bundle and returns its entry, whose key is that of no graph."""
+    file = path / "engines" / f"{name}.engine"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    fields: dict[str, Any] = {
+        "kind": "deblur",
+        "flavour": "rtx",
+        "version": "1.7",
+        "targets": ("sm_89",),
+        "precision": "fp16",
+        "profile": {"pair": ShapeRange(*[(1, 6, 64, 64)] * 3)},
+        "key": "0" * 64,
+        "file": f"engines/{name}.engine",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size": len(content),
+    }
+    return EngineEntry(**{**fields, **changes})
 
 
 class Graph:

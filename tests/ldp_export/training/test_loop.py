@@ -261,9 +261,9 @@ def test_accumulation_changes_nothing(config: TrainConfig, finished: Path, tmp_p
 
 
 def test_hours_end_a_stage(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second by a clock that goes on by 20 ms whenever it is read, however slow the machine is."""
+    """A second by a clock that goes on by 30 ms whenever it is read, however slow the machine is."""
     clock = itertools.count()
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0.02 * next(clock)))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0.03 * next(clock)))
     config = msgspec.structs.replace(config, validation=None, precision="bf16").with_hours(1 / 3600)
     train(config, tmp_path)
     deblur = Checkpoint.open(tmp_path / "checkpoint").training()["deblur"]

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,12 @@ from onnx import TensorProto
 
 from ldp_runtime.bundle import bundle as bundle_module
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, sha256_file, write_manifest
-from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
 from ldp_runtime.bundle.manifest import MANIFEST_FILE, FileEntry
 from ldp_runtime.errors import BundleError
-from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle, rewrite, tiny_manifest
+from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_engine, make_tiny_bundle, rewrite, tiny_manifest
 
 FIX_FILES = "get the bundle again or export it again with ldp-export onnx"
 FIX_MANIFEST = "export the bundle again with ldp-export onnx"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture
-def bundle(pristine: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle to spoil."""
-    return shutil.copytree(pristine, tmp_path / "tiny")
 
 
 def error_of(action: Callable[[], object]) -> str:
@@ -152,16 +139,6 @@ def test_a_link_out_of_the_bundle_is_refused_and_one_inside_is_not(bundle: Path,
     Bundle.load(bundle)
 
 
-def set_at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
-    def change(manifest: dict[str, Any]) -> None:
-        inner: Any = manifest
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("array", "got"),
     [
@@ -250,7 +227,7 @@ def test_weights_beyond_the_end_of_their_file_are_refused(bundle: Path) -> None:
     rewrite(bundle)
     os.truncate(bundle / "deblur.onnx.data", 10)
     entry = {"size": 10, "sha256": sha256_file(bundle / "deblur.onnx.data")}
-    edit(bundle, set_at("files", "deblur.onnx.data", value=entry))
+    edit(bundle, lambda value: value["files"].update({"deblur.onnx.data": entry}))
     assert "expected weights within the 10 bytes of 'deblur.onnx.data', got bytes " in error_of(
         lambda: Bundle.load(bundle)
     )
@@ -322,7 +299,7 @@ def test_a_loaded_bundle_does_not_depend_on_the_working_folder(
 def relist(bundle: Path, name: str) -> None:
     """Puts the true size and hash of a file into the manifest, as whoever forges a bundle would."""
     entry = {"size": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)}
-    edit(bundle, set_at("files", name, value=entry))
+    edit(bundle, lambda value: value["files"].update({name: entry}))
 
 
 def test_what_is_no_file_is_not_waited_for(bundle: Path, tmp_path: Path) -> None:
@@ -392,19 +369,13 @@ def test_embeddings_whose_header_claims_much_take_no_memory(bundle: Path) -> Non
 
 
 def test_a_graph_of_another_opset_than_the_manifest_says(bundle: Path) -> None:
-    edit(bundle, set_at("opset", value=19))
+    edit(bundle, lambda value: value.update(opset=19))
     assert "expected opset 19, as the manifest says, got 20" in error_of(lambda: Bundle.load(bundle))
 
 
 def test_an_engine_is_read_no_further_than_its_size(bundle: Path) -> None:
-    (bundle / "engines").mkdir()
-    path = bundle / "engines" / "a.engine"
-    path.write_bytes(b"plan")
-    shapes = ShapeRange((1, 6, 64, 64), (1, 6, 64, 64), (1, 6, 64, 64))
-    digest = sha256_file(path)
-    entry = EngineEntry(
-        "deblur", "rtx", "1", ("sm_89",), "fp16", {"pair": shapes}, "0" * 64, "engines/a.engine", digest, 4
-    )
+    entry = make_engine(bundle, b"plan")
+    path = bundle / entry.file
     rewrite(bundle, engines=(entry,))
     loaded = Bundle.load(bundle)
     assert loaded.read_engine(entry) == b"plan"

@@ -31,25 +31,15 @@ TARGETS = ("sm_86", "sm_89")
 SMALL, MIDDLE, LARGE = (64, 64), (128, 192), (256, 384)
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture
-def folder(pristine: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(pristine, tmp_path / "tiny")
-
-
 def profile(*sizes: tuple[int, int]) -> dict[str, ShapeRange]:
     """The deblur graph's, from the smallest to the largest of three sizes, or of one."""
     low, opt, high = (deblur_shapes(*size, PATCH) for size in (sizes if len(sizes) == 3 else sizes * 3))
     return {name: ShapeRange(low[name], opt[name], high[name]) for name in low}
 
 
-def add_engine(folder: Path, content: bytes = b"plan", **changes: Any) -> EngineEntry:
+def add_engine(bundle: Path, content: bytes = b"plan", **changes: Any) -> EngineEntry:
     """Puts an engine of the deblur graph into a bundle; its key is right for what the entry says."""
-    bundle = Bundle.load(folder)
+    loaded = Bundle.load(bundle)
     parts = {
         "kind": "deblur",
         "flavour": "rtx",
@@ -59,34 +49,34 @@ def add_engine(folder: Path, content: bytes = b"plan", **changes: Any) -> Engine
         "profile": profile(SMALL, MIDDLE, LARGE),
         **changes,
     }
-    key = engine_key(bundle.graph_hash(parts["kind"], "fp16"), **parts)
+    key = engine_key(loaded.graph_hash(parts["kind"], "fp16"), **parts)
     file = f"engines/{key[:8]}.engine"
-    (folder / "engines").mkdir(exist_ok=True)
-    (folder / file).write_bytes(content)
+    (bundle / "engines").mkdir(exist_ok=True)
+    (bundle / file).write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
     entry = EngineEntry(**parts, key=key, file=file, sha256=sha256, size=len(content))
-    manifest = read_manifest(folder)
-    save_manifest(folder, msgspec.structs.replace(manifest, engines=(*manifest.engines, entry)))
+    manifest = read_manifest(bundle)
+    save_manifest(bundle, msgspec.structs.replace(manifest, engines=(*manifest.engines, entry)))
     return entry
 
 
-def find(folder: Path, size: tuple[int, int] = MIDDLE, **changes: Any) -> EngineEntry:
+def find(bundle: Path, size: tuple[int, int] = MIDDLE, **changes: Any) -> EngineEntry:
     asked: dict[str, Any] = {"flavour": "rtx", "version": VERSION, "arch": "sm_89", **changes}
-    return Bundle.load(folder).find_engine("deblur", shapes=deblur_shapes(*size, PATCH), **asked)
+    return Bundle.load(bundle).find_engine("deblur", shapes=deblur_shapes(*size, PATCH), **asked)
 
 
 # --- lookup
 
 
-def test_an_engine_is_found_and_read(folder: Path) -> None:
-    entry = add_engine(folder)
-    bundle = Bundle.load(folder)
-    assert bundle.manifest.engines == (entry,)
-    assert manifest_from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
+def test_an_engine_is_found_and_read(bundle: Path) -> None:
+    entry = add_engine(bundle)
+    loaded = Bundle.load(bundle)
+    assert loaded.manifest.engines == (entry,)
+    assert manifest_from_json(json.loads(json.dumps(loaded.manifest.to_json()))) == loaded.manifest
     for size in (SMALL, MIDDLE, LARGE, (64, 384)):
-        assert find(folder, size) == entry
-    assert find(folder, arch="sm_86") == entry
-    assert bundle.read_engine(entry) == b"plan"
+        assert find(bundle, size) == entry
+    assert find(bundle, arch="sm_86") == entry
+    assert loaded.read_engine(entry) == b"plan"
 
 
 @pytest.mark.parametrize(
@@ -101,23 +91,23 @@ def test_an_engine_is_found_and_read(folder: Path) -> None:
         {"size": (64, 416)},
     ],
 )
-def test_an_engine_of_something_else_is_not_taken(folder: Path, asked: dict[str, Any]) -> None:
-    add_engine(folder)
+def test_an_engine_of_something_else_is_not_taken(bundle: Path, asked: dict[str, Any]) -> None:
+    add_engine(bundle)
     with pytest.raises(BackendError) as caught:
-        find(folder, **asked)
+        find(bundle, **asked)
     message = str(caught.value)
     assert "\n" not in message
     assert "deblur by TensorRT-RTX 1.7.1 for sm_86, sm_89: pair 1x6x64x64 to 1x6x256x384" in message
-    assert f"build one with ldp-export engine {folder}" in message
+    assert f"build one with ldp-export engine {bundle}" in message
 
 
-def test_an_engine_of_another_graph_is_not_taken(folder: Path, tmp_path: Path) -> None:
-    entry = add_engine(folder)
-    shutil.copy(make_tiny_bundle(tmp_path / "other", seed=1) / "deblur.fp16.onnx", folder / "deblur.fp16.onnx")
-    rewrite(folder, engines=(entry,))
-    assert Bundle.load(folder).manifest.engines == (entry,)
+def test_an_engine_of_another_graph_is_not_taken(bundle: Path, tmp_path: Path) -> None:
+    entry = add_engine(bundle)
+    shutil.copy(make_tiny_bundle(tmp_path / "other", seed=1) / "deblur.fp16.onnx", bundle / "deblur.fp16.onnx")
+    rewrite(bundle, engines=(entry,))
+    assert Bundle.load(bundle).manifest.engines == (entry,)
     with pytest.raises(BackendError, match="got no engine of its graph"):
-        find(folder)
+        find(bundle)
 
 
 @pytest.mark.parametrize(
@@ -130,42 +120,42 @@ def test_an_engine_of_another_graph_is_not_taken(folder: Path, tmp_path: Path) -
         {"precision": "int8"},
     ],
 )
-def test_a_manifest_cannot_claim_another_origin(folder: Path, change: dict[str, Any]) -> None:
-    entry = msgspec.structs.replace(add_engine(folder), **change)
-    save_manifest(folder, msgspec.structs.replace(read_manifest(folder), engines=(entry,)))
+def test_a_manifest_cannot_claim_another_origin(bundle: Path, change: dict[str, Any]) -> None:
+    entry = msgspec.structs.replace(add_engine(bundle), **change)
+    save_manifest(bundle, msgspec.structs.replace(read_manifest(bundle), engines=(entry,)))
     with pytest.raises(BackendError):
-        find(folder, version=entry.version, flavour=entry.flavour, arch=entry.targets[-1])
+        find(bundle, version=entry.version, flavour=entry.flavour, arch=entry.targets[-1])
 
 
-def test_a_fixed_size_comes_first_and_else_the_nearest(folder: Path) -> None:
-    wide = add_engine(folder, profile=profile(SMALL, SMALL, (1024, 1024)))
-    tuned = add_engine(folder, profile=profile(SMALL, LARGE, (1024, 1024)))
-    fixed = add_engine(folder, profile=profile(MIDDLE))
-    assert find(folder, MIDDLE) == fixed
-    assert find(folder, LARGE) == tuned
-    assert find(folder, (64, 96)) == wide
+def test_a_fixed_size_comes_first_and_else_the_nearest(bundle: Path) -> None:
+    wide = add_engine(bundle, profile=profile(SMALL, SMALL, (1024, 1024)))
+    tuned = add_engine(bundle, profile=profile(SMALL, LARGE, (1024, 1024)))
+    fixed = add_engine(bundle, profile=profile(MIDDLE))
+    assert find(bundle, MIDDLE) == fixed
+    assert find(bundle, LARGE) == tuned
+    assert find(bundle, (64, 96)) == wide
     assert nearest([fixed], deblur_shapes(*LARGE, PATCH)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"plan!", b"plam", None])
-def test_a_damaged_engine_is_refused(folder: Path, content: bytes | None) -> None:
-    entry = add_engine(folder)
-    path = folder / entry.file
+def test_a_damaged_engine_is_refused(bundle: Path, content: bytes | None) -> None:
+    entry = add_engine(bundle)
+    path = bundle / entry.file
     if content is None:
         path.unlink()
     else:
         path.write_bytes(content)
-    bundle = Bundle.load(folder)  # the rest of the bundle is whole
+    loaded = Bundle.load(bundle)  # the rest of the bundle is whole
     with pytest.raises(BundleError, match="build it again with ldp-export engine"):
-        bundle.read_engine(entry)
+        loaded.read_engine(entry)
 
 
-def test_a_link_out_of_the_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
-    entry = add_engine(folder)
-    (folder / entry.file).rename(tmp_path / "plan")
-    (folder / entry.file).symlink_to(tmp_path / "plan")
+def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    entry = add_engine(bundle)
+    (bundle / entry.file).rename(tmp_path / "plan")
+    (bundle / entry.file).symlink_to(tmp_path / "plan")
     with pytest.raises(BundleError, match="a link to elsewhere"):
-        Bundle.load(folder).read_engine(entry)
+        Bundle.load(bundle).read_engine(entry)
 
 
 # --- keys and shapes

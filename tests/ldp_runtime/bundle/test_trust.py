@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
 from ldp_runtime.bundle.trust import is_trusted, trust, trust_folder
 from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
+from tests.ldp_runtime.tiny_bundle import make_engine, make_tiny_bundle, rewrite
 
 A, B = "a" * 64, "b" * 64
 
@@ -27,26 +25,8 @@ def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bundle(tmp_path: Path) -> Path:
     """A bundle with two engines, one of them not here."""
     path = make_tiny_bundle(tmp_path)
-    (path / "engines").mkdir()
-    shapes = ShapeRange((1, 6, 64, 64), (1, 6, 64, 64), (1, 6, 64, 64))
-    entries = []
-    for i, content in enumerate((b"first", b"second")):
-        digest = hashlib.sha256(content).hexdigest()
-        entries.append(
-            EngineEntry(
-                "deblur",
-                "rtx",
-                "1.7",
-                ("sm_89",),
-                "fp16",
-                {"pair": shapes},
-                f"{i}" * 64,
-                f"engines/{i}.engine",
-                digest,
-                len(content),
-            )
-        )
-    (path / "engines/0.engine").write_bytes(b"first")
+    entries = [make_engine(path, content, name) for name, content in (("0", b"first"), ("1", b"second"))]
+    (path / "engines/1.engine").unlink()
     rewrite(path, engines=tuple(entries))
     return path
 
