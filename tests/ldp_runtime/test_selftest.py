@@ -184,3 +184,15 @@ def test_a_sample_that_was_replaced_after_it_was_verified_is_refused(own: Path) 
     (own / SELFTEST_FILE).write_bytes((own / SELFTEST_FILE).read_bytes())
     with pytest.raises(BundleError, match="expected the file that was verified"):
         read_sample(bundle)
+
+
+def test_a_bundle_without_a_blur_map(tmp_path: Path) -> None:
+    path = make_tiny_bundle(tmp_path, clip=False)
+    add_sample(path)
+    sample = read_sample(Bundle.load(path))
+    assert sample is not None
+    assert sample.blur_logits is None
+    test = run_selftest(Bundle.load(path))
+    assert test.kept
+    assert {outcome.verdict for outcome in test.outcomes} == {"pass"}
+    assert {outcome.blur_difference for outcome in test.outcomes} == {None}
