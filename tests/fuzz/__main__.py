@@ -17,7 +17,7 @@ from benchmarks.harness import machine
 from tests.fuzz.cases import ERROR, FINDINGS, KINDS, RESULT, draw
 from tests.fuzz.harness import LIMIT, is_finding, run_cases, save
 
-PACKAGES = ("numpy", "pillow", "opencv-python-headless", "tifffile", "onnxruntime", "openvino")
+PACKAGES = ("numpy", "pillow", "opencv-python-headless", "tifffile", "msgspec", "onnxruntime", "openvino")
 
 EXAMPLES = """\
 examples:
