@@ -1,9 +1,9 @@
 """Random layered scenes from photographs, rendered as DP pairs: what ldp-nano is trained on.
 
 Each scene is 256 x 256 px: a background with a slanted or undulating CoC and up to five nearer objects of random
-shape, all cut from photographs (or drawn), rendered with a half-aperture PSF drawn anew, then noise and JPEG
-compression drawn anew. Shards of 64 scenes are files ``scenes-NNNN.npz``; a shard depends on its number, the seed and
-the photographs alone, so rendering resumes, and several processes share the work. The Middlebury motorcycle scene and
+shape, all cut from photographs or drawn, seen through an aperture (``apertures``) by a camera (``cameras``), both
+drawn anew. Shards of 64 scenes are files ``scenes-NNNN.npz``; a shard depends on its number, the seed and the
+photographs alone, so rendering resumes, and several processes share the work. The Middlebury motorcycle scene and
 ``ldp_export.simulation.rays`` are never used here: they are the test.
 """
 
@@ -14,44 +14,36 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
+from ldp_export.simulation.apertures import random_aperture, render_wrapped
+from ldp_export.simulation.cameras import random_camera
+from ldp_export.simulation.drawings import random_drawing
 from ldp_export.simulation.shards import SHARD_PATTERN, scenes_in_shard
-from ldp_export.simulation.simulate import (
-    FloatArray,
-    HalfAperturePSF,
-    Layer,
-    SensorNoise,
-    SimulationError,
-    linear_to_srgb,
-    quantise,
-    render_views,
-    srgb_to_linear,
-)
+from ldp_export.simulation.simulate import FloatArray, Layer, SimulationError, linear_to_srgb, srgb_to_linear
 from ldp_runtime.files import cannot_write, replacing
 
 SIDE = 256
-MARGIN = 16
+MARGIN = 32
 FRAME = SIDE + 2 * MARGIN
 SCENES_A_SHARD = 64
-SEED = 20261122
+SEED = 20261128
 """Of the scenes that ldp-nano was trained on."""
 
-MAX_RADIUS = 7.0
+MAX_RADIUS = 20.0
 LARGEST_PHOTO = 3000
 SKIMAGE = "skimage:"
 """Begins the names of photographs that come with scikit-image."""
 
-_SUFFIXES = (".jpg", ".png")
+_SUFFIXES = (".jpg", ".png", ".webp")
 
 Pixels = NDArray[np.uint8]
 
@@ -79,7 +71,7 @@ def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels
 
     Args:
         folder: Where they are, at any depth.
-        names: The end of each photograph's path, or ``skimage:NAME``; None takes all JPEG and PNG files, by path.
+        names: The end of each photograph's path, or ``skimage:NAME``; None takes all JPEG, PNG and WebP files, by path.
 
     Raises:
         SimulationError: One is not found or cannot be decoded, or there are none.
@@ -87,7 +79,9 @@ def load_photos(folder: Path, names: Sequence[str] | None = None) -> list[Pixels
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     if names is None:
         if not files:
-            raise SimulationError(f"expected photographs (*.jpg, *.png) in {folder}, got none; check the folder")
+            raise SimulationError(
+                f"expected photographs (*.jpg, *.png, *.webp) in {folder}, got none; check the folder"
+            )
         return [_read_photo(path) for path in files]
     return [_skimage_photo(name) if name.startswith(SKIMAGE) else _find_photo(files, name, folder) for name in names]
 
@@ -120,47 +114,8 @@ def _skimage_photo(name: str) -> Pixels:
     return np.ascontiguousarray(np.dstack([image] * 3) if image.ndim == 2 else image)
 
 
-@dataclass(frozen=True)
-class VariedPSF(HalfAperturePSF):
-    """A half-aperture PSF with more variety: stretched, and with a dim or bright rim (spherical aberration)."""
-
-    stretch: float = 1.0
-    rim: float = 0.0
-
-    def views(self, radius: float) -> tuple[FloatArray, FloatArray]:
-        """As in ``HalfAperturePSF``."""
-        left, right = super().views(radius)
-        if left.size == 1:
-            return left, right
-        half = left.shape[0] // 2
-        y = np.arange(-half, half + 1)[:, None]
-        x = np.arange(-half, half + 1)[None, :]
-        weight = 1 + self.rim * np.clip((x**2 + y**2) / max(radius * radius, 0.5), 0, 1.3).astype(np.float32)
-        shaped = []
-        for kernel in (left, right):
-            weighted: NDArray[Any] = kernel * weight
-            if self.stretch != 1:
-                matrix = np.array([[1, 0, 0], [0, self.stretch, half * (1 - self.stretch)]], dtype=np.float32)
-                weighted = cv2.warpAffine(weighted, matrix, (kernel.shape[1], kernel.shape[0]))
-            shaped.append((weighted / weighted.sum()).astype(np.float32))
-        return shaped[0], shaped[1]
-
-
-def random_psf(rng: np.random.Generator) -> VariedPSF:
-    """Draws edge softness, split softness, crosstalk, stretch and rim."""
-    return VariedPSF(
-        order=float(np.exp(rng.uniform(np.log(2.5), np.log(25)))),
-        softness=float(np.exp(rng.uniform(np.log(0.02), np.log(0.45)))),
-        crosstalk=float(rng.uniform(0, 0.12)),
-        stretch=float(rng.uniform(0.85, 1.0)) if rng.random() < 0.5 else 1.0,
-        rim=float(rng.uniform(-0.5, 0.8)) if rng.random() < 0.6 else 0.0,
-    )
-
-
 def random_texture(rng: np.random.Generator, photos: list[Pixels]) -> FloatArray:
     """A sharp ``(FRAME, FRAME, 3)`` linear-light texture: a reduced crop of a photograph, or something drawn."""
-    if rng.random() < 0.08:
-        return srgb_to_linear(_drawing(rng))
     crop = photos[0]
     for _ in range(6):
         photo = photos[rng.integers(len(photos))]
@@ -174,6 +129,8 @@ def random_texture(rng: np.random.Generator, photos: list[Pixels]) -> FloatArray
         detail = np.abs(np.diff(crop.astype(np.float32).mean(2), axis=1)).mean()
         if detail > 4 or rng.random() < 0.2:
             break
+    if rng.random() < 0.2:
+        crop = random_drawing(rng, FRAME, crop.reshape(-1, 3))
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     linear = srgb_to_linear(crop.astype(np.float32) / np.float32(255))
@@ -183,28 +140,6 @@ def random_texture(rng: np.random.Generator, photos: list[Pixels]) -> FloatArray
     if rng.random() < 0.1:  # specular highlights beyond the sensor's range
         linear = np.where(linear > 0.8, linear * rng.uniform(1, 4), linear)
     return np.ascontiguousarray(linear * gain, dtype=np.float32)
-
-
-def _drawing(rng: np.random.Generator) -> FloatArray:
-    image: FloatArray = np.full((FRAME, FRAME, 3), rng.uniform(0, 1, 3), dtype=np.float32)
-    for _ in range(int(rng.integers(10, 60))):
-        color = tuple(float(c) for c in rng.uniform(0, 1, 3))
-        x0, y0, x1, y1 = (int(c) for c in rng.integers(0, FRAME, 4))
-        kind = rng.integers(4)
-        canvas = (image * 255).astype(np.uint8)
-        color255 = tuple(c * 255 for c in color)
-        if kind == 0:
-            text = "".join(chr(c) for c in rng.integers(33, 126, 8))
-            size, thickness = float(rng.uniform(0.3, 1.2)), int(rng.integers(1, 3))
-            cv2.putText(canvas, text, (x0, y0), int(rng.integers(8)), size, color255, thickness, cv2.LINE_AA)
-        elif kind == 1:
-            cv2.line(canvas, (x0, y0), (x1, y1), color255, int(rng.integers(1, 6)), cv2.LINE_AA)
-        elif kind == 2:
-            cv2.rectangle(canvas, (x0, y0), (x0 + (x1 - x0) // 4, y0 + (y1 - y0) // 4), color255, -1)
-        else:
-            cv2.circle(canvas, (x0, y0), int(rng.integers(1, 24)), color255, -1, cv2.LINE_AA)
-        image = canvas.astype(np.float32) / np.float32(255)
-    return image
 
 
 def random_shape(rng: np.random.Generator) -> FloatArray:
@@ -245,72 +180,63 @@ def smooth_field(rng: np.random.Generator, cells: int) -> FloatArray:
     return (field / max(float(field.std()), 1e-3)).astype(np.float32)
 
 
-def random_limit(rng: np.random.Generator) -> float:
-    """The scene's depth of blur in px: one scene in eight is exactly sharp, one in eight hardly blurred."""
+def random_depths(rng: np.random.Generator) -> tuple[float, float]:
+    """Least and largest CoC radius of a scene in px: one scene in eight is exactly sharp, one in twelve hardly blurred.
+
+    The others are log-uniform up to ``MAX_RADIUS``; in half of them the focal plane lies within the scene, and in the
+    others before it, behind it, or near its front.
+    """
     kind = rng.random()
-    if kind < 0.125:
-        return 0.0
-    return float(rng.uniform(0.0, 0.8) if kind < 0.25 else rng.uniform(1.5, MAX_RADIUS))
+    if kind < 1 / 8:
+        return 0.0, 0.0
+    limit = float(rng.uniform(0.0, 0.8) if kind < 5 / 24 else np.exp(rng.uniform(np.log(1.2), np.log(MAX_RADIUS))))
+    kind, part = rng.random(), float(rng.uniform(0, 0.9))
+    if kind < 0.5:
+        return -limit, limit
+    if kind < 0.75:
+        return part * limit, limit
+    return (-limit, -part * limit) if kind < 0.85 else (-limit / 4, limit)
 
 
 def random_scene(rng: np.random.Generator, photos: list[Pixels]) -> list[Layer]:
-    """Layers far to near, with |CoC radius| up to ``MAX_RADIUS`` px; see ``random_limit``."""
-    limit = random_limit(rng)
-    count = int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.2, 0.2, 0.2, 0.15, 0.15, 0.1]))
-    depths = np.sort(rng.uniform(-limit, limit, count + 1))[::-1]
+    """Layers far to near, with |CoC radius| up to ``MAX_RADIUS`` px; see ``random_depths``."""
+    low, high = random_depths(rng)
+    count = int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.2, 0.25, 0.25, 0.15, 0.1, 0.05]))
+    depths = np.sort(rng.uniform(low, high, count + 1))[::-1]
     y, x = np.mgrid[0:FRAME, 0:FRAME].astype(np.float32) / FRAME - 0.5
     layers = []
     for i, depth in enumerate(depths):
         coc = np.full((FRAME, FRAME), depth, dtype=np.float32)
-        if rng.random() < (0.7 if i == 0 else 0.35):
-            slope = rng.normal(0, limit * (0.9 if i == 0 else 0.3), 2)
+        if rng.random() < (0.6 if i == 0 else 0.25):
+            slope = rng.normal(0, (high - low) * (0.45 if i == 0 else 0.15), 2)
             coc += np.float32(slope[0]) * x + np.float32(slope[1]) * y
-        if rng.random() < 0.15:
-            coc += np.float32(limit * 0.25) * smooth_field(rng, int(rng.integers(2, 5)))
+        if rng.random() < 0.1:
+            coc += np.float32((high - low) * 0.12) * smooth_field(rng, int(rng.integers(2, 5)))
         alpha = np.ones((FRAME, FRAME), dtype=np.float32) if i == 0 else random_shape(rng)
         layers.append(Layer(random_texture(rng, photos), alpha, np.clip(coc, -MAX_RADIUS, MAX_RADIUS)))
     return layers
 
 
-def degrade(rng: np.random.Generator, views: tuple[FloatArray, FloatArray]) -> list[Pixels]:
-    """Linear views to uint8 sRGB, with sensor noise, noise after encoding, and JPEG, each sometimes."""
-    if rng.random() < 0.25:
-        noise = SensorNoise()
-    else:
-        noise = SensorNoise(float(10 ** rng.uniform(-5.5, -3.4)), float(10 ** rng.uniform(-4, -2.6)))
-    late = float(rng.uniform(0, 4 / 255)) if rng.random() < 0.2 else 0.0
-    quality = int(rng.integers(80, 99)) if rng.random() < 0.25 else None
-    degraded = []
-    for view in views:
-        encoded = linear_to_srgb(noise.add(view, rng))
-        if late:
-            encoded = encoded + np.float32(late) * rng.standard_normal(encoded.shape, dtype=np.float32)
-        pixels = np.asarray(quantise(encoded), np.uint8)
-        if quality is not None:
-            _, buffer = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            pixels = np.asarray(cv2.imdecode(buffer, cv2.IMREAD_COLOR), np.uint8)
-        degraded.append(pixels)
-    return degraded
-
-
 def render_scene(rng: np.random.Generator, photos: list[Pixels]) -> dict[str, np.ndarray]:
     """``left``, ``right``, ``target`` ``(256, 256, 3)`` uint8; ``coc``, ``disparity`` ``(256, 256)`` float16 in px."""
     crop = np.s_[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
-    layers, psf = random_scene(rng, photos), random_psf(rng)
+    camera, layers = random_camera(rng), random_scene(rng, photos)
+    if camera.encoded:
+        layers = [replace(layer, color=linear_to_srgb(layer.color)) for layer in layers]
     sharp = layers[0].color
     coc = np.asarray(layers[0].coc)
     for layer in layers[1:]:
         alpha = layer.alpha[..., None]
         sharp = layer.color * alpha + (1 - alpha) * sharp
         coc = np.where(layer.alpha > 0.5, layer.coc, coc)
-    views = render_views(layers, psf)
-    left, right = degrade(rng, (views[0][crop], views[1][crop]))
+    aperture = random_aperture(rng, misaligned=bool(coc.any()))
+    left, right = camera.views(rng, *(view[crop] for view in render_wrapped(layers, aperture)))
     return {
         "left": left,
         "right": right,
-        "target": quantise(linear_to_srgb(sharp[crop])),
+        "target": camera.target(sharp[crop]),
         "coc": coc[crop].astype(np.float16),
-        "disparity": (coc[crop] * psf.disparity(4.0) / 4).astype(np.float16),
+        "disparity": (coc[crop] * aperture.disparity(1.0)).astype(np.float16),
     }
 
 
