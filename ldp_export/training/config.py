@@ -94,7 +94,8 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         data: What is trained on, each pair once an epoch.
         network: "nano", "small", "large", or a mapping of ``LDPConfig``'s keys, in which ``base`` may name one of the
             three to start from; None means that of ``init``.
-        init: Folder of a checkpoint whose weights training starts from.
+        init: Folder of a checkpoint whose weights training starts from. Where ``network`` has more blocks in a level,
+            the added ones come last and begin as the identity.
         clip: Folder of a checkpoint with CLIP and its calibration; None means those of ``init``.
         validation: See ``ValidationConfig``; None validates nothing.
         ensemble: The prompts of the blur logits: "ens2", another name of Table 5's, or the number of a prompt.

@@ -97,13 +97,24 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
 
 
 def _starting_weights(start: Checkpoint, network: LDPNet) -> dict[str, Tensor]:
-    state, expected = start.network().state_dict(), network.state_dict()
-    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in expected.items()}:
+    """The weights of ``init`` for the network, which may have more blocks: these begin as the identity."""
+    given, wanted = start.config(), network.config
+    depths = [(*config.encoder, config.middle, *config.decoder) for config in (given, wanted)]
+    deeper = len(depths[0]) == len(depths[1]) and all(old <= new for old, new in zip(*depths, strict=True))
+    same = deeper and wanted == dataclasses.replace(
+        given,
+        name=wanted.name,
+        ensemble=wanted.ensemble,
+        encoder=wanted.encoder,
+        middle=wanted.middle,
+        decoder=wanted.decoder,
+    )
+    if not same:
         raise TrainingError(
-            f"init: expected weights of the network that is trained, got those of another, {start.config().name}, in "
-            f"{start.path}; leave `network` out, or give another checkpoint"
+            f"init: expected weights of the network that is trained, got those of another, {given.name}, in "
+            f"{start.path}; leave `network` out, add blocks to its levels alone, or give another checkpoint"
         )
-    return state
+    return network.state_dict() | start.network().state_dict()
 
 
 def _open_all(data: Sequence[DataConfig], key: str) -> list[PairDataset]:
