@@ -29,18 +29,12 @@ def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     from ldp_runtime.backends.base import PRECISIONS
     from ldp_runtime.registry import BACKENDS
 
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=("auto", *BACKENDS),
-        help="what runs the networks (default: auto, the fastest that works)",
-    )
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", *PRECISIONS),
-        help="arithmetic of the networks (default: auto, the backend's own)",
-    )
+    for option, names, text, auto in (
+        ("--backend", (*BACKENDS,), "what runs the networks", "the fastest that works"),
+        ("--precision", PRECISIONS, "arithmetic of the networks", "the backend's own"),
+    ):
+        text = f"{text}: auto ({auto}), {', '.join(names)} (default: auto)"
+        parser.add_argument(option, default="auto", choices=("auto", *names), metavar="NAME", help=text)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
 
 
@@ -51,8 +45,8 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
         type=parse_tile,
         default="auto",
         metavar="auto|N|off",
-        help="restore large photos in blended tiles, which bounds memory: of sides of at most N px, in tiles where the "
-        "photo is too large for one piece (auto), or always in one piece (off) (default: %(default)s)",
+        help="restore in blended tiles, which bounds memory: where the photo is too large for one piece (auto), always "
+        "with sides of at most N px, or never (off) (default: %(default)s)",
     )
 
 

@@ -31,9 +31,9 @@ examples:
 
 It listens on 127.0.0.1 alone unless --host names another address. Then clients
 have to send a token (Authorization: Bearer TOKEN): that of --token-file or of
-LDP_TOKEN, or one that is generated and printed. There is no TLS: put a proxy in front for that.
-Routes: / (the page), /v1/deblur, /v1/restorations, /v1/health, /v1/limits,
-/metrics, /openapi.json.
+LDP_TOKEN, or one that is generated and printed. There is no TLS: put a proxy in
+front for that. Routes: / (the page), /v1/deblur, /v1/restorations, /v1/health,
+/v1/limits, /metrics, /openapi.json.
 
 Ctrl-C or SIGTERM stops it: no connection is accepted from then on, pairs that
 wait are answered with 503, and those that are being restored get --grace
