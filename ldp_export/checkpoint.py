@@ -28,6 +28,7 @@ import msgspec
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write, staged_folder, write_files
+from ldp_runtime.structs import UnfitError, convert, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,23 +264,17 @@ def parse_prompts(value: object, where: str) -> tuple[Prompt, ...]:
     """
     from ldp_export.clip.prompts import PROMPTS
 
-    keys = {"text", "format", "offset", "temperature"}
-    if not isinstance(value, list) or len(value) != len(PROMPTS):
-        raise CheckpointError(f"{where}: expected a list of the {len(PROMPTS)} prompts of Table 4; calibrate again")
-    prompts = []
-    for i, (item, expected) in enumerate(zip(value, PROMPTS, strict=True)):
-        if not isinstance(item, dict) or item.keys() != keys:
-            raise CheckpointError(f"{where}: expected prompt {i} to have {', '.join(sorted(keys))}, got {item!r}")
-        if (item["text"], item["format"]) != (expected.text, expected.format):
-            raise CheckpointError(
-                f"{where}: expected prompt {i} to be {expected.text!r} ({expected.format}), got {item['text']!r} "
-                f"({item['format']}); calibrate again"
-            )
-        numbers = [item["offset"], item["temperature"]]
-        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers) or numbers[1] == 0:
-            raise CheckpointError(f"{where}: expected finite numbers and a temperature other than zero, got {item!r}")
-        prompts.append(Prompt(item["text"], item["format"], float(numbers[0]), float(numbers[1])))
-    return tuple(prompts)
+    try:
+        prompts = convert(value, tuple[Prompt, ...])
+    except UnfitError as unfit:
+        raise CheckpointError(f"{where}: prompts{unfit.field}{unfit.problem}; calibrate again") from None
+    texts, expected = ([(prompt.text, prompt.format) for prompt in each] for each in (prompts, PROMPTS))
+    if texts != expected:
+        problem = f"expected the {len(PROMPTS)} prompts of Table 4 in its order, got {shown(texts)}"
+        raise CheckpointError(f"{where}: {problem}; calibrate again")
+    if not all(prompt.temperature for prompt in prompts):
+        raise CheckpointError(f"{where}: expected temperatures other than zero; calibrate again")
+    return prompts
 
 
 # --- files ----------------------------------------------------------------------------------------------------
