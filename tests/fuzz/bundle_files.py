@@ -1,4 +1,4 @@
-"""Changes of a bundle: its manifest by JSON path, graphs by protobuf field, embeddings, and what lies where."""
+"""Changes of a bundle: its manifest by JSON path, graphs by protobuf field, embeddings, files and folders."""
 
 from __future__ import annotations
 
@@ -16,40 +16,10 @@ from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE
 from tests.fuzz.mutations import change_bytes, number, rearrange
 
 VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    0,
-    -1,
-    1,
-    16,
-    33,
-    4096,
-    2**31,
-    2**63,
-    10**400,
-    -0.0,
-    1e-320,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "",
-    "a" * 10_000,
-    "../clip.onnx",
-    "/etc/passwd",
-    "clip.onnx/../../x",
-    "*/_ORT_MEM_ADDR_/*",
-    "a\0b",
-    "\x1b[2J",
-    "\ud800",
-    "clip.xml",
-    "int8",
-    [],
-    {},
-    [[]],
-    [1] * 1000,
-    {"": {}},
-    {"sha256": "0" * 64, "size": 0},
-)
+    None, True, 0, -1, 1, 16, 33, 4096, 2**31, 2**63, 10**400, -0.0, 1e-320, 1e308, float("nan"), float("inf"),
+    "", "a" * 10_000, "../clip.onnx", "/etc/passwd", "clip.onnx/../../x", "*/_ORT_MEM_ADDR_/*", "a\0b", "\x1b[2J",
+    "\ud800", "clip.xml", "int8", [], {}, [[]], [1] * 1000, {"": {}}, {"sha256": "0" * 64, "size": 0},
+)  # fmt: skip
 
 
 # --- the manifest
@@ -122,7 +92,7 @@ class Field:
     value: int | bytes | list[Field]
 
 
-# Where messages lie that are worth to be looked into: message -> {field: the message it holds}.
+# Messages inside messages that are changed too: message -> {field: the message in it}.
 _INNER: dict[str, dict[int, str]] = {
     "model": {7: "graph", 8: "opset"},
     "graph": {1: "node", 5: "tensor", 11: "info", 12: "info"},
@@ -228,17 +198,20 @@ def mutate_graph(random: Random, data: bytes) -> bytes:
         case _ if isinstance(field.value, int):
             field.value = random.choice((number(random, 64), field.value + 1, field.value - 1, field.value ^ 1))
         case _ if isinstance(field.value, bytes):
-            names = (
-                b"Loop",
-                b"If",
-                b"Scan",
-                b"ConstantOfShape",
-                b"Expand",
-                b"Tile",
-                b"Range",
-                b"com.microsoft",
-                b"pair",
-            )
+            names = [
+                name.encode()
+                for name in [
+                    "Loop",
+                    "If",
+                    "Scan",
+                    "ConstantOfShape",
+                    "Expand",
+                    "Tile",
+                    "Range",
+                    "com.microsoft",
+                    "pair",
+                ]
+            ]
             field.value = random.choice(names) if random.random() < 0.4 else change_bytes(random, field.value)
         case _:
             field.value = rearrange(random, field.value)
@@ -301,7 +274,7 @@ def mutate_folder(random: Random, folder: Path) -> None:
 
 
 def relist(folder: Path) -> None:
-    """Makes the hashes and sizes of the manifest true, as whoever forges a bundle would, where it can be read."""
+    """Corrects hashes and sizes in the manifest, as an attacker would, where it can be read."""
     path = folder / MANIFEST_FILE
     if not path.is_file() or path.stat().st_size > 10**7:  # a pipe would never be read to its end
         return
