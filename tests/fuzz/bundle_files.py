@@ -106,6 +106,11 @@ _INNER: dict[str, dict[int, str]] = {
 }
 
 
+_NAMES = (
+    b"Loop", b"If", b"Scan", b"ConstantOfShape", b"Expand", b"Tile", b"Range", b"com.microsoft", b"pair",
+)  # fmt: skip
+
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
@@ -198,21 +203,7 @@ def mutate_graph(random: Random, data: bytes) -> bytes:
         case _ if isinstance(field.value, int):
             field.value = random.choice((number(random, 64), field.value + 1, field.value - 1, field.value ^ 1))
         case _ if isinstance(field.value, bytes):
-            names = [
-                name.encode()
-                for name in [
-                    "Loop",
-                    "If",
-                    "Scan",
-                    "ConstantOfShape",
-                    "Expand",
-                    "Tile",
-                    "Range",
-                    "com.microsoft",
-                    "pair",
-                ]
-            ]
-            field.value = random.choice(names) if random.random() < 0.4 else change_bytes(random, field.value)
+            field.value = random.choice(_NAMES) if random.random() < 0.4 else change_bytes(random, field.value)
         case _:
             field.value = rearrange(random, field.value)
     return serialise(fields)
