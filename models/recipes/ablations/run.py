@@ -1,11 +1,11 @@
-"""The paper's ablations in small, on the simulator's scenes and a CPU: a narrow network, the same steps for every row.
+"""The paper's ablations at small scale, on simulated scenes and a CPU: a narrow network, the same steps for every row.
 
-Table 6: the five priors are trained from scratch with the Charbonnier loss, once a seed. Table 7: networks with and
+Table 6: the five priors are trained from scratch with the Charbonnier loss, once per seed. Table 7: networks with and
 without BPA, from Table 6, are tuned further with each combination of losses. Table 5: no training, the blur maps of the
 committed CLIP with each prompt and ensemble are compared with the scenes' disparity. Scores are of the split that no
-run trains on. What comes out goes to ``ablations.json`` and ``ablations.md``, whichever way it comes out.
+run trains on. The results are in ``ablations.json`` and ``ablations.md``.
 
-A run that ended is not repeated, and one that was interrupted resumes. Run from the repository's root:
+A finished run is not repeated, an interrupted one resumes. Run from the repository's root:
 
     python -m models.recipes.ablations.run --scenes runs/scenes
 """
@@ -100,17 +100,17 @@ class AblationError(LDPError):
 
 @dataclass(frozen=True)
 class Options:
-    """What all runs share.
+    """Settings of all runs.
 
     Attributes:
         scenes: Folder of shards; its first shards are held out.
         checkpoint: CLIP and its calibration.
-        work: Where runs go.
-        steps: Of each run of Table 6.
-        tuning_steps: Of each run of Table 7.
+        work: Folder of the runs.
+        steps: Steps of each run of Table 6.
+        tuning_steps: Steps of each run of Table 7.
         network: The network; ``prior`` is the row's.
         crop: Side of the crops in px.
-        batch: Crops a step.
+        batch: Crops per step.
         threads: CPU threads.
     """
 
@@ -125,7 +125,7 @@ class Options:
     threads: int = 1
 
     def plan(self, row: str, seed: int) -> TrainConfig:
-        """The run of a row of Table 6 or 7, in small; its prior and its losses are those of the row's file."""
+        """The run of a row of Table 6 or 7; prior and losses are those of the row's file."""
         paper = read_config(FOLDER / f"{row}.yaml")
         network = paper.network_config()
         assert network is not None  # every row's file names one
@@ -164,7 +164,7 @@ class Options:
 
 
 def run_row(options: Options, row: str, seed: int) -> dict[str, Any]:
-    """Trains and scores one row with one seed, or reads what that gave before.
+    """Trains and scores one row with one seed, or reads the result of an earlier run.
 
     Raises:
         LDPError: The run's folder holds another run, or training or scoring failed.
@@ -217,10 +217,10 @@ def score_maps(dataset: PairDataset, logits: Sequence[NDArray[np.float32]], patc
 
     Args:
         dataset: Pairs with disparity.
-        logits: Blur logits of each pair, a value a patch.
+        logits: Blur logits of each pair, one value per patch.
         patch: Side of a patch in px.
     """
-    counts = np.zeros((2, 2), np.int64)  # truth, finding
+    counts = np.zeros((2, 2), np.int64)  # truth, prediction
     disagreements = []
     for index, z in enumerate(logits):
         disparity = dataset[index].disparity
@@ -228,8 +228,8 @@ def score_maps(dataset: PairDataset, logits: Sequence[NDArray[np.float32]], patc
         known = np.isfinite(disparity)
         distance = np.abs(disparity[known])
         blur_map = upsample_map(z, disparity.shape, patch)[known]
-        truth, found = distance > SHARP_DISPARITY, blur_map > 0.5
-        np.add.at(counts, (truth.astype(int), found.astype(int)), 1)
+        truth, predicted = distance > SHARP_DISPARITY, blur_map > 0.5
+        np.add.at(counts, (truth.astype(int), predicted.astype(int)), 1)
         if np.ptp(distance) and np.ptp(blur_map):
             disagreements.append(rank_disagreement(blur_map, distance))
     recalls = np.diag(counts) / counts.sum(1)
@@ -249,8 +249,8 @@ def paired(differences: Sequence[float]) -> dict[str, float | None]:
     return {"mean": float(values.mean()), "deviation": deviation, "half_width": half}
 
 
-def report_of(runs: Sequence[Mapping[str, Any]], prompts: Sequence[Mapping[str, Any]], options: Options) -> Report:
-    """The report's figures: every run, without its configuration, which names folders of this machine."""
+def make_report(runs: Sequence[Mapping[str, Any]], prompts: Sequence[Mapping[str, Any]], options: Options) -> Report:
+    """The report: every run, without its configuration, which names folders of this machine."""
     shared = {key: value for key, value in asdict(options).items() if key not in ("scenes", "checkpoint", "work")}
     shared |= {"clip": options.checkpoint.name, "network": options.network.to_dict()}
     shards = len(list(options.scenes.glob(SHARD_PATTERN)))
@@ -263,7 +263,7 @@ def markdown(report: Report) -> str:
     """The tables for people."""
     options, runs = report.data["options"], report.data["runs"]
     parts = [
-        "# Ablations in small",
+        "# Ablations at small scale",
         "",
         "The rows of the paper's Tables 5, 6 and 7 with a narrow network "
         f"(width {options['network']['width']}) on simulated pairs, on a CPU. The paper's rows are its small network "
@@ -286,10 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--side-seeds",
         type=int,
         nargs="+",
-        help="those of them that the rows beside the main comparison are run with (default: all)",
+        help="seeds of the rows beside the main comparison (default: all)",
     )
-    parser.add_argument("--steps", type=int, default=1500, help="of each run of Table 6")
-    parser.add_argument("--tuning-steps", type=int, default=400, help="of each run of Table 7")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of each run of Table 6")
+    parser.add_argument("--tuning-steps", type=int, default=400, help="steps of each run of Table 7")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--tables", type=int, nargs="+", choices=(5, 6, 7), default=[5, 6, 7])
     args = parser.parse_args(argv)
@@ -297,13 +297,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prompts = score_prompts(options) if 5 in args.tables else []
         runs = []
-        for seed in args.seeds:  # seed by seed: after the first all rows can be compared
+        for seed in args.seeds:  # seed by seed: all rows are comparable after the first
             main_only = args.side_seeds is not None and seed not in args.side_seeds
             for row in _rows_of(args.tables, main_only):
                 runs.append(run_row(options, row, seed))
                 scores = runs[-1]["figures"]
                 print(f"{row} seed {seed}: {scores['psnr']:.3f} dB, SSIM {scores['ssim']:.4f}", flush=True)
-            report = report_of(runs, prompts, options)
+            report = make_report(runs, prompts, options)
             save(report, markdown(report), args.output)
     except LDPError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Motorcycle:
-    """The scene that nothing here was trained or calibrated on, in both focus settings; see ``PairDataset``."""
+    """The held-out scene in both focus settings; nothing was trained or calibrated on it. A ``PairDataset``."""
 
     name, split = "motorcycle", "test"
 
@@ -337,7 +337,7 @@ class _Motorcycle:
 
 
 def _rows_of(tables: Sequence[int], main_only: bool) -> list[str]:
-    """The rows to run; those of Table 7 go on from Table 6's."""
+    """The rows to run; those of Table 7 start from Table 6's."""
     rows = [*(TABLE6 if {6, 7} & set(tables) else ()), *(TABLE7 if 7 in tables else ())]
     return [row for row in rows if not main_only or row in MAIN]
 
@@ -375,7 +375,7 @@ def _difference(runs: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mappin
 def _rows(
     runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], bases: Mapping[str, str], paper: Mapping[str, float]
 ) -> list[list[str | None]]:
-    """A line of a table a row of the ablation: label, figures, differences, the paper's difference."""
+    """One line of a table per row of the ablation: label, figures, differences, the paper's difference."""
     lines: list[list[str | None]] = []
     for row, label in labels.items():
         own = _by_row(runs, row)
@@ -415,10 +415,10 @@ def _table6(runs: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> li
     alike = [load_table(7).find(bpa, "char").values["psnr"] for bpa in ("yes", "no")]
     return [
         "",
-        "## Table 6: what the network makes of the blur map",
+        "## Table 6: how the network uses the blur map",
         "",
         f"Each row: {options['steps']} steps of {options['batch']} crops of {options['crop']} px from scratch, the "
-        f"Charbonnier loss, {min(seconds):.0f} to {max(seconds):.0f} s a run. {_reading(runs)}",
+        f"Charbonnier loss, {min(seconds):.0f} to {max(seconds):.0f} s per run. {_reading(runs)}",
         f"The center view scores {runs[0]['figures']['center_psnr']:.3f} dB. Differences are to NAFNet. The paper's "
         "NAFNet was trained with the Charbonnier loss and its BPA block with all losses; with the Charbonnier loss for "
         f"both its Table 7 has a difference of {alike[0] - alike[1]:+.2f} dB.",
@@ -438,7 +438,7 @@ def _table7(runs: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> li
         "",
         "## Table 7: the losses",
         "",
-        f"Each row goes on from Table 6's network of its seed for {options['tuning_steps']} steps with the losses of "
+        f"Each row starts from Table 6's network of its seed for {options['tuning_steps']} steps with the losses of "
         f"the paper's second stage and their weights (char: Charbonnier, bal: blur-aware, bwl: blur-weighting, total: "
         f"all three). {_reading(runs)} Differences are to the Charbonnier loss alone.",
         "",

@@ -1,8 +1,8 @@
-"""What each loss of the second stage asks of the network: size and direction of its gradient beside Charbonnier's.
+"""Gradients of the losses of the second stage: size and direction beside Charbonnier's.
 
-Computed on crops of held-out scenes with the weights of a checkpoint, with respect to the restored image and to the
-network's parameters. The cosine to the gradient of the squared error tells whether a loss raises PSNR or works against
-it. Run from the repository's root:
+They are computed on crops of held-out scenes with the weights of a checkpoint, with respect to the restored image and
+to the network's parameters. The cosine to the gradient of the squared error shows whether a loss raises or lowers PSNR.
+Run from the repository's root:
 
     python -m models.recipes.paper.loss_gradients --scenes runs/scenes
 """
@@ -60,13 +60,13 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
 
     Args:
         checkpoint: Network, CLIP and calibration.
-        batch: What they are computed on.
+        batch: Crops with their blur logits.
 
     Returns:
-        ``rows``, one a loss; ``psnr_db`` of the center view and the restoration; the ``blur_aware`` loss of the center
-        view and of the target, below which the restoration should not go; and of the pixels whose target deviates
-        from the center view by less than the floor: their ``share`` of all, of those that the blur map calls blurred
-        too, and their part of the squared error and of the blur-weighting loss.
+        ``rows``, one per loss; ``psnr_db`` of the center view and the restoration; the ``blur_aware`` loss of the
+        center view and of the target, the least that a restoration should reach; and ``small_deviation``, of the
+        pixels whose target deviates from the center view by less than the floor: their ``share`` of all pixels, the
+        share of those that the blur map calls blurred, their part of the squared error and of the blur-weighting loss.
     """
     clip, network = checkpoint.clip(), checkpoint.network()
     patch = clip.encoder.patch
@@ -94,19 +94,19 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
         },
     }
     parameters = list(network.parameters())
-    of_image = {name: torch.autograd.grad(loss, restored, retain_graph=True)[0] for name, loss in losses.items()}
-    of_weights = {name: _flat(loss, parameters) for name, loss in losses.items()}
+    image_gradients = {name: torch.autograd.grad(loss, restored, retain_graph=True)[0] for name, loss in losses.items()}
+    weight_gradients = {name: _flat(loss, parameters) for name, loss in losses.items()}
     rows = []
     for name, loss in losses.items():
-        energy = of_image[name].square().sum(1).flatten().sort(descending=True).values
+        energy = image_gradients[name].square().sum(1).flatten().sort(descending=True).values
         rows.append(
             {
                 "loss": name,
                 "value": loss.item(),
-                "times_charbonnier": (of_weights[name].norm() / of_weights[CHARBONNIER].norm()).item(),
-                "cosine_to_charbonnier": _cosine(of_weights[name], of_weights[CHARBONNIER]),
-                "cosine_to_squared_error": _cosine(of_weights[name], of_weights[SQUARED_ERROR]),
-                "image_cosine_to_squared_error": _cosine(of_image[name], of_image[SQUARED_ERROR]),
+                "times_charbonnier": (weight_gradients[name].norm() / weight_gradients[CHARBONNIER].norm()).item(),
+                "cosine_to_charbonnier": _cosine(weight_gradients[name], weight_gradients[CHARBONNIER]),
+                "cosine_to_squared_error": _cosine(weight_gradients[name], weight_gradients[SQUARED_ERROR]),
+                "image_cosine_to_squared_error": _cosine(image_gradients[name], image_gradients[SQUARED_ERROR]),
                 "densest_percent": (energy[: int(_DENSEST * len(energy))].sum() / energy.sum()).item(),
             }
         )
@@ -115,7 +115,7 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
     weighted = error / deviation.clamp_min(FLOOR) * blur_map[:, 0]
     small = deviation < FLOOR
     with torch.no_grad():
-        of_images = {
+        blur_aware_values = {
             name: blur_aware(blurred(image)).item() for name, image in (("center", center), ("target", target))
         }
     return {
@@ -123,7 +123,7 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
         "crop": CROP,
         "psnr_db": {"center": _psnr(center, target), "restored": _psnr(restored.detach().clamp(0, 1), target)},
         "rows": rows,
-        "blur_aware": of_images,
+        "blur_aware": blur_aware_values,
         "small_deviation": {
             "share": small.float().mean().item(),
             "blurred_share": (small & (blur_map[:, 0] > 0.5)).float().mean().item(),
@@ -134,11 +134,11 @@ def analyse(checkpoint: Checkpoint, batch: Batch) -> dict[str, Any]:
 
 
 def markdown(report: Report) -> str:
-    """The table for people."""
+    """The page."""
     data = report.data
     small = data["small_deviation"]
     header = ["loss", "value", "gradient, times Charbonnier's", "cosine to Charbonnier's", "cosine to squared error's"]
-    header += ["the same, of the image", "share of the 1 % of pixels with most"]
+    header += ["the same, of the image", "share of the top 1 % of pixels"]
     rows = [
         [
             row["loss"],
@@ -155,11 +155,11 @@ def markdown(report: Report) -> str:
             "# Gradients of the losses",
             f"{data['checkpoint']} on {data['crops']} crops of {data['crop']} px of held-out scenes; the center view "
             f"has {data['psnr_db']['center']:.2f} dB, the restoration {data['psnr_db']['restored']:.2f} dB. Losses "
-            "are without their weights; gradients are with respect to the network's parameters where nothing else is "
-            "said. Written by `models/recipes/paper/loss_gradients.py`.",
+            "are without their weights; gradients are with respect to the network's parameters unless stated "
+            "otherwise. Written by `models/recipes/paper/loss_gradients.py`.",
             markdown_table(header, rows),
             f"Pixels whose target deviates from the center view by less than {FLOOR:g} are {small['share']:.0%} of "
-            f"all, and {small['blurred_share']:.0%} of all are such pixels that the blur map calls blurred. They have "
+            f"all, and {small['blurred_share']:.0%} of all are such pixels where the blur map says blurred. They have "
             f"{small['of_squared_error']:.0%} of the squared error and {small['of_blur_weighting']:.0%} of the "
             f"blur-weighting loss. The blur-aware loss is {significant(data['blur_aware']['center'])} for the center "
             f"view and {significant(data['blur_aware']['target'])} for the target.",
@@ -171,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="folder of shards, see ldp-export data render")
-    parser.add_argument("--checkpoint", type=Path, default=Path("models/checkpoints/ldp-nano"), help="what to analyse")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("models/checkpoints/ldp-nano"), help="the network and its CLIP"
+    )
     parser.add_argument("--crops", type=int, default=32, help="crops of the batch (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     args = parser.parse_args(argv)
@@ -198,7 +200,9 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 def _psnr(image: Tensor, target: Tensor) -> float:
     errors = (image - target).square().mean((1, 2, 3))
-    return float((-10 * torch.log10(errors + 1e-8)).mean())  # equal crops count 80 dB, as in training's validation
+    return float(
+        (-10 * torch.log10(errors + 1e-8)).mean()
+    )  # equal crops count as 80 dB, as in the validation of the training
 
 
 if __name__ == "__main__":
