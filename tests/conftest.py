@@ -2,8 +2,31 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from ldp_runtime import Deblurrer
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle; no test changes it."""
+    from tests.ldp_runtime.tiny_bundle import make_tiny_bundle  # needs onnx, which the tests on a GPU may lack
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def bundle(pristine: Path) -> Path:
+    """The same; some folders have another bundle of this name."""
+    return pristine
+
+
+@pytest.fixture(scope="session")
+def deblurrer(pristine: Path) -> Deblurrer:
+    """A deblurrer with the tiny bundle, in one thread of ONNX Runtime in FP32."""
+    return Deblurrer.from_bundle(pristine, backend="onnxruntime", precision="fp32", threads=1)
 
 
 @pytest.fixture

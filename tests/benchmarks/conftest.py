@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ldp_runtime.bundle.bundle import Bundle
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(pristine: Path) -> Bundle:
     """The tiny bundle; no test changes it."""
-    return Bundle.load(make_tiny_bundle(tmp_path_factory.mktemp("bundles")))
+    return Bundle.load(pristine)

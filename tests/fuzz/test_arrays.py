@@ -10,13 +10,6 @@ import pytest
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import ImageError
 from tests.fuzz.arrays import LAYOUTS, WRONG, pixels
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
-
-
-@pytest.fixture(scope="module")
-def deblurrer(tmp_path_factory: pytest.TempPathFactory) -> Deblurrer:
-    bundle = make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
-    return Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

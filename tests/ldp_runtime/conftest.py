@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_runtime import Deblurrer
 from ldp_runtime.cli import main
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import write_photo
@@ -28,18 +27,8 @@ def scene(dtype: Any = np.uint8, shift: int = 0, height: int = H, width: int = W
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(scope="session")
 def bundle_without_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_bundle(tmp_path_factory.mktemp("bundles"), "mapless", clip=False)
-
-
-@pytest.fixture(scope="session")
-def deblurrer(bundle: Path) -> Deblurrer:
-    return Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
 
 
 @pytest.fixture

@@ -18,16 +18,11 @@ from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.registry import AUTO_ORDER, BACKENDS, select
 from ldp_runtime.tensors import TensorSpec
-from tests.ldp_runtime.tiny_bundle import EMBED_DIM, PATCH, WINDOW, deblur_graph, make_tiny_bundle
+from tests.ldp_runtime.tiny_bundle import EMBED_DIM, PATCH, WINDOW, deblur_graph
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
 HAS_BF16 = "bf16" in BACKENDS["openvino"].precisions
 HAS_FP16 = "FP16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(autouse=True)

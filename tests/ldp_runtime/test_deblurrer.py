@@ -24,6 +24,7 @@ from ldp_runtime.result import Result
 from ldp_runtime.stages import pixels as stages
 from ldp_runtime.stages.blur_map import alpha
 from ldp_runtime.stages.tiles import TileError
+from tests.ldp_runtime.helpers import a_pair, assert_same
 from tests.ldp_runtime.tiny_bundle import (
     MEAN,
     OVERLAP,
@@ -38,11 +39,6 @@ from tests.ldp_runtime.tiny_bundle import (
 from tests.ldp_runtime.whole import prepare, to_image
 
 FIX_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +57,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
 
 
-def a_pair(h: int, w: int, dtype: type = np.uint8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    left, right = rng.integers(0, np.iinfo(dtype).max, (2, h, w, 3), dtype=dtype, endpoint=True)
-    return left, right
-
-
 def session_of(deblurrer: Deblurrer, kind: str) -> Session:
     """The session in which a deblurrer on the host runs a graph."""
     deblurrer.start(*a_pair(1, 1)).cancel()
     assert isinstance(deblurrer._chain, HostChain)
     return deblurrer._chain._session(kind)
-
-
-def assert_same(a: Result, b: Result) -> None:
-    np.testing.assert_array_equal(a.restored, b.restored)
-    np.testing.assert_array_equal(a.blur_map, b.blur_map)
-    np.testing.assert_array_equal(a.blur_logits, b.blur_logits)
 
 
 # --- the whole pipeline against a slow transcription of the design

@@ -47,11 +47,6 @@ def own_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
-
-
 @pytest.fixture
 def tiny(pristine: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, whose engines build in a moment."""

@@ -30,7 +30,7 @@ from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.geometry import Padding
-from tests.ldp_runtime.tiny_bundle import PATCH, make_tiny_bundle, rewrite
+from tests.ldp_runtime.tiny_bundle import PATCH, rewrite
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
@@ -40,11 +40,6 @@ needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installe
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture

@@ -36,11 +36,6 @@ VERSION = "10.16.1.11"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(make_tiny_bundle(tmp_path_factory.mktemp("bundles")))
-
-
-@pytest.fixture(scope="module")
 def config_class() -> Any:
     """The message class of Triton's published schema of a model's config."""
     file = json_format.ParseDict(json.loads(SCHEMA.read_text())["descriptor"], descriptor_pb2.FileDescriptorProto())

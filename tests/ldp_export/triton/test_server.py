@@ -30,7 +30,6 @@ from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import read_photo, write_photo
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -147,11 +146,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(make_tiny_bundle(tmp_path_factory.mktemp("bundles")))
 
 
 def check(answer: dict[str, object], clients: int, requests: int) -> None:

@@ -19,14 +19,10 @@ from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsEr
 from ldp_runtime.result import Result
 from tests.ldp_runtime.cuda import host_device
 from tests.ldp_runtime.cuda.host_device import HostBackend, HostDevice, HostStream, on_device
+from tests.ldp_runtime.helpers import a_pair, assert_same
 from tests.ldp_runtime.tiny_bundle import Graph, clip_graph, deblur_graph, make_tiny_bundle, rewrite
 
 SIZES = [(50, 100), (33, 65), (1, 1), (1, 40), (40, 1), (2, 3), (64, 64)]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture
@@ -48,12 +44,6 @@ def on_cpu(bundle: Path, precision: str = "fp32") -> Deblurrer:
     return Deblurrer.from_bundle(bundle, backend="onnxruntime", precision=precision, threads=1)
 
 
-def a_pair(h: int, w: int, dtype: type = np.uint8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    left, right = rng.integers(0, np.iinfo(dtype).max, (2, h, w, 3), dtype=dtype, endpoint=True)
-    return left, right
-
-
 def assert_close(got: Result, expected: Result, levels: int = 1, share: float = 0.01) -> None:
     """Equal to within rounding: a level apart at most, and that seldom; the map to within FP32 rounding."""
     assert (got.restored.shape, got.restored.dtype) == (expected.restored.shape, expected.restored.dtype)
@@ -62,12 +52,6 @@ def assert_close(got: Result, expected: Result, levels: int = 1, share: float = 
     assert np.count_nonzero(apart) <= max(2, share * apart.size)
     np.testing.assert_allclose(got.blur_map, expected.blur_map, rtol=0, atol=1e-6)
     np.testing.assert_allclose(got.blur_logits, expected.blur_logits, rtol=0, atol=2e-6)
-
-
-def assert_same(a: Result, b: Result) -> None:
-    np.testing.assert_array_equal(a.restored, b.restored)
-    np.testing.assert_array_equal(a.blur_map, b.blur_map)
-    np.testing.assert_array_equal(a.blur_logits, b.blur_logits)
 
 
 # --- numbers

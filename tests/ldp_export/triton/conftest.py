@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ldp_runtime.bundle.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(pristine: Path) -> Bundle:
+    """The tiny bundle; no test changes it."""
+    return Bundle.load(pristine)

@@ -1,0 +1,19 @@
+"""Pairs of noise, and equality of results."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldp_runtime.result import Result
+
+
+def a_pair(h: int, w: int, dtype: type = np.uint8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    left, right = rng.integers(0, np.iinfo(dtype).max, (2, h, w, 3), dtype=dtype, endpoint=True)
+    return left, right
+
+
+def assert_same(a: Result, b: Result) -> None:
+    np.testing.assert_array_equal(a.restored, b.restored)
+    np.testing.assert_array_equal(a.blur_map, b.blur_map)
+    np.testing.assert_array_equal(a.blur_logits, b.blur_logits)
