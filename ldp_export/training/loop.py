@@ -96,7 +96,7 @@ class _Run:
         config, progress = self._config, self._progress
         every = config.validation.every if config.validation else 0
         start, before = time.monotonic() - progress.stage_seconds, progress.seconds - progress.stage_seconds
-        losses = _Losses()
+        losses: list[dict[str, Tensor]] = []
         lap, lap_step = time.monotonic(), progress.step
         bar = tqdm(
             total=stage.steps,
@@ -118,7 +118,7 @@ class _Run:
                 if share >= 1:
                     break
                 rate = learning_rate(stage, progress.stage_step, share)
-                losses.add(self._learner.step(stage, batches, rate))
+                losses.append(self._learner.step(stage, batches, rate))
                 progress.step += 1
                 progress.stage_step += 1
                 self._learner.average.update(progress.step)
@@ -130,7 +130,7 @@ class _Run:
                     speed = (progress.step - lap_step) * config.batch / (time.monotonic() - lap)
                     self._record({**values, "lr": rate, "patches_s": speed, "seconds": progress.seconds}, "training")
                     bar.set_postfix(done=f"{share:.1%}", loss=f"{values['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
-                    losses = _Losses()
+                    losses = []
                 if validates:
                     self._validate()
                 if saves:
@@ -154,13 +154,14 @@ class _Run:
         seconds, stopping = all_reduced(self._fabric, own, "sum").tolist()
         return seconds, stopping > 0
 
-    def _means(self, losses: _Losses) -> dict[str, float]:
+    def _means(self, losses: list[dict[str, Tensor]]) -> dict[str, float]:
         """The mean of each loss over steps and processes.
 
         Raises:
             TrainingError: The loss became NaN or Inf.
         """
-        values = {name: float(all_reduced(self._fabric, mean, "mean")) for name, mean in losses.means().items()}
+        means = {name: sum(step[name] for step in losses) / len(losses) for name in (losses[0] if losses else ())}
+        values = {name: float(all_reduced(self._fabric, torch.as_tensor(mean), "mean")) for name, mean in means.items()}
         if not math.isfinite(values.get("loss", 0.0)):
             saved = self._folder.state_file.is_file()
             state = f"the state in {self._folder.path} is from before" if saved else "nothing was saved"
@@ -170,7 +171,7 @@ class _Run:
             )
         return values
 
-    def _save(self, losses: _Losses) -> None:
+    def _save(self, losses: list[dict[str, Tensor]]) -> None:
         self._means(losses)  # nothing is saved where the loss is NaN or Inf
         self._folder.save(self._progress)
 
@@ -210,18 +211,3 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class _Losses:
-    """Accumulates the losses of some steps, on the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in losses.items()}
-        self._count += 1
-
-    def means(self) -> dict[str, Tensor]:
-        return {name: value / self._count for name, value in self._sums.items()}

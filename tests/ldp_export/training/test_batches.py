@@ -8,15 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ldp_export.checkpoint import Checkpoint, Windows
 from ldp_export.data import PairSample
-from ldp_export.evaluation.reference import BlurEstimator
-from ldp_export.frame_logits import CHUNK, chunk_logits, chunks
 from ldp_export.simulation.simulate import simulate_pair
 from ldp_export.training.batches import Batches, Crop, CropSource, collate, held_out_crops
 from ldp_export.training.config import TrainingError
-from ldp_runtime.deblurrer import Deblurrer
-from ldp_runtime.stages.blur_map import upsample_map
 
 MODELS = Path(__file__).parents[3] / "models"
 PATCH = 4
@@ -161,49 +156,3 @@ def test_pairs_that_cannot_be_trained_on() -> None:
         _source(Pairs(1), 32).crop(0, np.random.default_rng(0))
     with pytest.raises(TrainingError, match="with a target, got pair-0"):
         _source(Pairs(1, target=False)).crop(0, np.random.default_rng(0))
-
-
-def test_blur_logits_are_those_of_the_runtime() -> None:
-    deblurrer = Deblurrer.from_bundle(MODELS / "ldp-nano", backend="onnxruntime", precision="fp32", threads=1)
-    manifest = deblurrer.bundle.manifest
-    rng = np.random.default_rng(0)
-    left, right = (rng.integers(0, 256, (140, 165, 3)).astype(np.uint8) for _ in range(2))
-    clip = Checkpoint.open(MODELS / "checkpoints" / "ldp-nano").clip()
-    windows = Windows(manifest.clip.window, manifest.clip.overlap)
-    estimator = BlurEstimator(clip, manifest.prompts, windows, manifest.padding.multiple)
-    logits = estimator(PairSample("pair", left, right))
-    assert logits.shape == (10, 12)  # of 160 x 192 px
-    expected = deblurrer.blur_map(left, right).blur_map
-    np.testing.assert_allclose(upsample_map(logits, (140, 165), estimator.patch), expected, atol=2e-4)
-
-
-def test_the_cache_is_keyed_by_content(tmp_path: Path) -> None:
-    class Counting:
-        key, calls = b"clip", 0
-
-        def __call__(self, sample: PairSample) -> NDArray[np.float32]:
-            self.calls += 1
-            return np.full((2, 3), sample.left[0, 0, 2], np.float32)
-
-    def ask(pairs: Pairs) -> tuple[list[NDArray[np.float32]], int]:
-        estimator = Counting()
-        logits = chunk_logits(pairs, range(1, 3), estimator, tmp_path)  # type: ignore[arg-type]
-        return logits, estimator.calls
-
-    first, calls = ask(Pairs(3))
-    assert calls == 2
-    assert [z[0, 0] for z in first] == [1, 2]
-    again, calls = ask(Pairs(3))
-    assert calls == 0
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert ask(Pairs(3, dtype=np.uint16))[1] == 2  # other pixels
-    (file,) = [
-        path
-        for path in tmp_path.iterdir()
-        if path.stat().st_mtime_ns == min(p.stat().st_mtime_ns for p in tmp_path.iterdir())
-    ]
-    file.write_bytes(b"damaged")
-    assert ask(Pairs(3))[1] == 2
-    Counting.key = b"another clip"
-    assert ask(Pairs(3))[1] == 2
-    assert [len(chunk) for chunk in chunks(2 * CHUNK + 1)] == [CHUNK, CHUNK, 1]
