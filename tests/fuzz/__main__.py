@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import machine
 from tests.fuzz.cases import ERROR, FINDINGS, KINDS, RESULT, draw
-from tests.fuzz.harness import LIMIT, is_finding, run_cases, save
+from tests.fuzz.harness import LIMIT, run_cases, save
 
 PACKAGES = ("numpy", "pillow", "opencv-python-headless", "tifffile", "msgspec", "onnxruntime", "openvino")
 
@@ -66,7 +66,7 @@ def main() -> int:
         try:
             for case, outcome in run_cases(cases, arguments.jobs, arguments.limit):
                 counts[case.kind][outcome.detail if outcome.end == ERROR else outcome.end] += 1
-                if is_finding(outcome):
+                if outcome.end in FINDINGS:
                     place = save(arguments.output, case, outcome)
                     fields = {"kind": case.kind, "seed": case.seed, "end": outcome.end, "folder": place.name}
                     findings.append(fields)

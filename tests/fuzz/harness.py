@@ -9,22 +9,18 @@ import os
 import resource
 import shutil
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import cv2
 
-from tests.fuzz.cases import FINDINGS, Case, Outcome, run_case
+from tests.fuzz.cases import Case, Outcome, run_case
 
 LIMIT = 60.0
 """Seconds after which a case counts as a hang; the slowest take well below one on an idle core."""
-
-START_LIMIT = 300.0
-"""Seconds that a worker may take to start."""
 
 ADDRESS_SPACE = 6 << 30
 """Bytes of addresses that a worker may have: a case that needs more ends in an error, and spares the machine."""
@@ -50,99 +46,72 @@ def _work(connection: Connection, scratch: str) -> None:
 
 
 class Worker:
-    """A process that runs one case at a time."""
+    """A process that runs one case at a time; a dead one is replaced."""
 
     def __init__(self) -> None:
-        """Starts it."""
+        """Starts the process."""
+        self._start()
+
+    def _start(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="ldp-fuzz-worker-")
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._scratch.name), daemon=True)
         self._process.start()
         theirs.close()
-        self._case: Case | None = None
-        self._end = time.monotonic() + START_LIMIT
-        self._limit = 0.0
+        self._connection.recv()  # it is ready
 
-    def start(self, case: Case, limit: float) -> None:
-        """Hands it a case, which counts as a hang after ``limit`` seconds from when the process is ready."""
-        self._case, self._limit = case, limit
-        self._end = max(self._end, time.monotonic() + limit)
-        self.connection.send(case)
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until the case counts as a hang."""
-        return max(0.0, self._end - time.monotonic())
-
-    def outcome(self, heard: bool) -> tuple[Case, Outcome] | None:
-        """The outcome of the case, if it has ended or run out of time; the process may be dead afterwards.
-
-        Args:
-            heard: There is something to receive.
-        """
-        case = self._case
-        assert case is not None
-        if heard:
-            try:
-                outcome: Outcome | None = self.connection.recv()
-            except EOFError:
-                self._process.join()
-                return case, Outcome("crash", f"the process ended with {self._process.exitcode}")
-            if outcome is not None:
-                return case, outcome
-            self._end = time.monotonic() + self._limit  # the process is ready
-        elif self.seconds_left == 0.0:
-            return case, Outcome("hang", "no end within the limit")
-        return None
+    def run(self, case: Case, limit: float) -> Outcome:
+        """Runs a case; it is a hang after ``limit`` seconds."""
+        self._connection.send(case)
+        try:
+            if self._connection.poll(limit):
+                outcome: Outcome = self._connection.recv()
+                return outcome
+            outcome = Outcome("hang", "no end within the limit")
+        except EOFError:
+            self._process.join()
+            outcome = Outcome("crash", f"the process ended with {self._process.exitcode}")
+        self.stop()
+        self._start()
+        return outcome
 
     def stop(self) -> None:
         """Ends the process and removes its files."""
         self._process.kill()
         self._process.join()
-        self.connection.close()
+        self._connection.close()
         self._scratch.cleanup()
 
 
-def run_cases(cases: Iterator[Case], jobs: int = 1, limit: float = LIMIT) -> Iterator[tuple[Case, Outcome]]:
+def run_cases(cases: Iterable[Case], jobs: int = 1, limit: float = LIMIT) -> Iterator[tuple[Case, Outcome]]:
     """Runs cases in ``jobs`` processes.
 
     Args:
-        cases: What to run.
+        cases: The cases.
         jobs: Processes at a time.
         limit: Seconds after which a case counts as a hang.
 
     Yields:
-        Each case with its outcome, as they end.
+        Each case with its outcome, in order.
     """
-    idle: list[Worker] = []
-    busy: dict[Any, Worker] = {}
-    try:
-        for case in cases:
-            worker = idle.pop() if idle else Worker()
-            worker.start(case, limit)
-            busy[worker.connection] = worker
-            while len(busy) >= jobs:
-                yield from _ended(busy, idle)
-        while busy:
-            yield from _ended(busy, idle)
-    finally:
-        for worker in [*idle, *busy.values()]:
-            worker.stop()
+    workers = [Worker() for _ in range(jobs)]
+    idle = list(workers)
 
-
-def _ended(busy: dict[Any, Worker], idle: list[Worker]) -> Iterator[tuple[Case, Outcome]]:
-    """Waits until something happens, and gives the cases that have ended or run out of time."""
-    heard = wait(list(busy), timeout=min(worker.seconds_left for worker in busy.values()))
-    for connection, worker in list(busy.items()):
-        if (ended := worker.outcome(connection in heard)) is None:
-            continue
-        del busy[connection]
-        if ended[1].end in ("crash", "hang"):
-            worker.stop()
-        else:
+    def run(case: Case) -> tuple[Case, Outcome]:
+        worker = idle.pop()
+        try:
+            return case, worker.run(case, limit)
+        finally:
             idle.append(worker)
-        yield ended
+
+    threads = ThreadPoolExecutor(jobs)
+    try:
+        yield from threads.map(run, cases)
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.stop()
 
 
 def save(folder: Path, case: Case, outcome: Outcome) -> Path:
@@ -154,11 +123,6 @@ def save(folder: Path, case: Case, outcome: Outcome) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     (place / "finding.txt").write_text(f"{case}\n{outcome.end}\n{outcome.detail}\n", encoding="utf-8", errors="replace")
     return place
-
-
-def is_finding(outcome: Outcome) -> bool:
-    """Whether that is a bug."""
-    return outcome.end in FINDINGS
 
 
 def corpus(arguments: list[str], files: list[bytes]) -> list[str]:
