@@ -17,21 +17,23 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import OutputError, tries_file
 from ldp_runtime.batch.work import (
     Done,
+    Failure,
     Outcome,
     PairError,
     failure,
     finish,
     make_deblurrer,
-    outcome_from_json,
-    outcome_to_json,
     read,
     start,
     write,
@@ -104,12 +106,18 @@ def share_out(nodes: Sequence[dict[str, float]], settings: Settings, *, workers:
     return Share(count, cpus, 1 if gpus else 0, threads)
 
 
+class Stopped(Struct, tag=True):
+    """A worker that cannot continue, and why."""
+
+    error: str
+
+
 class Worker:
     """An actor that holds the model. Ray calls it from several threads; one at a time restores."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Opens the bundle; an error is reported with the first pair, since Ray would create the actor again."""
-        self._settings = Settings(**settings)
+        self._settings = settings
         self._compute = threading.Lock()
         self._turns, self._free = threading.Lock(), threading.Semaphore(_CALLS)
         self._fault: str | None = None
@@ -120,26 +128,26 @@ class Worker:
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Restores a pair: a job as JSON in, its outcome as JSON out."""
-        return {"outcome": json.dumps(self._outcome(_job(row["job"])))}
+        return {"outcome": json.dumps(msgspec.to_builtins(self._outcome(_job(row["job"]))))}
 
-    def _outcome(self, job: Job) -> dict[str, Any]:
+    def _outcome(self, job: Job) -> Outcome | Stopped:
         if self._fault is not None:
-            return {"stop": self._fault}
+            return Stopped(self._fault)
         mark = tries_file(job)
         try:
             with self._turn(alone=_tries(mark) > 0):
                 if _tries(mark) >= TRIES:
                     text = f"{TRIES} workers died over it; check that the pair fits into a worker's memory"
-                    return outcome_to_json(failure(job, text))
+                    return failure(job, text)
                 _try_again(mark)
                 try:
-                    return outcome_to_json(self._restored(job))
+                    return self._restored(job)
                 finally:
                     mark.unlink(missing_ok=True)
         except PairError as error:
-            return outcome_to_json(error.failure)
+            return error.failure
         except OutputError as error:
-            return {"stop": str(error)}
+            return Stopped(str(error))
 
     def _restored(self, job: Job) -> Done:
         pair = read(job, self._settings)
@@ -189,17 +197,17 @@ def run_ray(jobs: Sequence[Job], settings: Settings, address: str, *, workers: i
         # A block is a pair. Ray Data restarts an actor that died, with the blocks that it had.
         outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
             Worker,
-            fn_constructor_args=(asdict(settings),),
+            fn_constructor_args=(settings,),
             compute=workforce,
             num_cpus=share.cpus,
             num_gpus=share.gpus or None,
         )
         try:
             for row in outcomes.iter_rows():
-                value = json.loads(row["outcome"])
-                if "stop" in value:
-                    raise ClusterError(f"a worker cannot continue: {value['stop']}")
-                yield outcome_from_json(value)
+                outcome = msgspec.convert(json.loads(row["outcome"]), Done | Failure | Stopped)
+                if isinstance(outcome, Stopped):
+                    raise ClusterError(f"a worker cannot continue: {outcome.error}")
+                yield outcome
         except ray.exceptions.RayError as error:
             raise ClusterError(f"the cluster failed ({one_line(error)}); check its machines") from error
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+import msgspec
+from msgspec import Struct
 
 from ldp_runtime.batch.jobs import Job
 from ldp_runtime.bundle.bundle import sha256_file
@@ -30,8 +32,7 @@ class OutputError(LDPError):
     """The output folder cannot be used, so every pair would fail."""
 
 
-@dataclass(frozen=True)
-class FileFacts:
+class FileFacts(Struct, frozen=True):
     """A file as it was when it was read or written.
 
     Attributes:
@@ -51,8 +52,7 @@ class FileFacts:
         return cls(status.st_size, status.st_mtime_ns, sha256_file(path))
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(Struct, frozen=True):
     """A finished pair.
 
     Attributes:
@@ -68,23 +68,15 @@ class Record:
     settings: str
     left: FileFacts
     right: FileFacts
-    outputs: Mapping[str, FileFacts]
-    made: Mapping[str, Any]
+    outputs: dict[str, FileFacts]
+    made: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Record:
-        """The inverse of ``to_json``.
+class _Line(Struct, omit_defaults=True):
+    """A line of the journal: a finished pair, or outputs that runs may write."""
 
-        Raises:
-            AttributeError, KeyError, TypeError, ValueError: It is no record.
-        """
-        facts = {name: FileFacts(**value[name]) for name in ("left", "right")}
-        outputs = {name: FileFacts(**entry) for name, entry in value["outputs"].items()}
-        return cls(name=value["name"], settings=value["settings"], outputs=outputs, made=value["made"], **facts)
+    done: Record | None = None
+    ours: list[str] = []
 
 
 class Journal:
@@ -165,7 +157,7 @@ class Journal:
         """
         new = sorted({self._relative(path) for job in jobs for path in job.outputs} - self._ours)
         if new:
-            self._append_line({"ours": new})
+            self._append_line(_Line(ours=new))
             self._ours.update(new)
 
     def add(self, record: Record) -> None:
@@ -174,7 +166,7 @@ class Journal:
         Raises:
             OutputError: The journal cannot be written.
         """
-        self._append_line({"done": record.to_json()})
+        self._append_line(_Line(record))
         self._records[record.name] = record
 
     def remove_leftovers(self, jobs: Iterable[Job]) -> None:
@@ -213,17 +205,16 @@ class Journal:
         self._torn = bool(content) and not content.endswith(b"\n")
         for line in content.splitlines():
             try:
-                value = json.loads(line)
-                if "ours" in value:
-                    self._ours.update(value["ours"])
-                elif "done" in value:
-                    record = Record.from_json(value["done"])
-                    self._records[record.name] = record
-            except (ValueError, TypeError, KeyError, AttributeError):
+                entry = msgspec.convert(json.loads(line), _Line)
+            except (ValueError, msgspec.ValidationError):
                 continue
+            self._ours.update(entry.ours)
+            if entry.done is not None:
+                self._records[entry.done.name] = entry.done
 
-    def _append_line(self, value: object) -> None:
-        self._append(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+    def _append_line(self, line: _Line) -> None:
+        # Names that are no Unicode pass through json, not through msgspec's own encoder.
+        self._append(json.dumps(msgspec.to_builtins(line), separators=(",", ":")).encode() + b"\n")
 
     def _append(self, content: bytes) -> None:
         if self._file is None:

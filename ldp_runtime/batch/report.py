@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import structs
+
 from ldp_runtime.batch.work import Done, Failure, Outcome
 
 LINE_SECONDS = 30.0
@@ -91,7 +93,7 @@ class Tally:
             "ran": self.ran,
             "stages": {name: round(value, 3) for name, value in self.stages.items()},
             "warnings": self.warnings,
-            "failures": [vars(failure) for failure in self.failures],
+            "failures": [structs.asdict(failure) for failure in self.failures],
         }
 
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from msgspec import Struct
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import FileFacts, OutputError, Record
@@ -29,8 +30,7 @@ from ldp_runtime.result import PendingResult, Result
 from ldp_runtime.stages.tiles import ran_out_of_memory
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Struct, frozen=True, tag=True):
     """A pair that could not be restored.
 
     Attributes:
@@ -50,8 +50,7 @@ class Failure:
     traceback: str | None = None
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(Struct, frozen=True, tag=True):
     """A pair that was restored.
 
     Attributes:
@@ -227,17 +226,3 @@ def _root(job: Job) -> Path:
 def _facts(path: Path, content: bytes) -> FileFacts:
     status = os.stat(path)
     return FileFacts(status.st_size, status.st_mtime_ns, hashlib.sha256(content).hexdigest())
-
-
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain JSON values, to be sent between machines."""
-    if isinstance(outcome, Failure):
-        return {"failure": vars(outcome)}
-    return {"done": outcome.record.to_json(), "warnings": list(outcome.warnings)}
-
-
-def outcome_from_json(value: dict[str, Any]) -> Outcome:
-    """The inverse of ``outcome_to_json``."""
-    if "failure" in value:
-        return Failure(**value["failure"])
-    return Done(Record.from_json(value["done"]), tuple(value["warnings"]))

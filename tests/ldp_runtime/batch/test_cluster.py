@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,20 +70,20 @@ def test_a_worker_gives_a_pair_up_that_others_died_over(tmp_path: Path) -> None:
     bundle = Bundle.load(make_tiny_bundle(tmp_path))
     pairs = find_pairs(make_pairs(tmp_path / "in", 1), tmp_path / "out").pairs
     (job,) = make_jobs(pairs, tmp_path / "out", image_format=None, map_format=None)
-    fields = {**asdict(settings("onnxruntime", 1)), "bundle": str(bundle.path), "content": bundle.content}
+    own = replace(settings("onnxruntime", 1), bundle=str(bundle.path), content=bundle.content)
     row = {"job": json.dumps({name: value and str(value) for name, value in vars(job).items()})}
     mark = tries_file(job)
     mark.parent.mkdir(parents=True)
     for tries in range(TRIES + 1):
         mark.write_bytes(b"." * tries)
-        outcome = json.loads(Worker(fields)(row)["outcome"])
+        outcome = json.loads(Worker(own)(row)["outcome"])
         if tries < TRIES:
-            assert outcome["done"]["name"] == "00/pair.png"
+            assert outcome["record"]["name"] == "00/pair.png"
             assert set(outputs(tmp_path / "out")) == {"00/pair.png"}
         else:
-            assert f"{TRIES} workers died over it" in outcome["failure"]["error"]
-    fault = json.loads(Worker({**fields, "content": "another"})(row)["outcome"])
-    assert "put the same bundle on every machine" in fault["stop"]
+            assert f"{TRIES} workers died over it" in outcome["error"]
+    fault = json.loads(Worker(replace(own, content="another"))(row)["outcome"])
+    assert "put the same bundle on every machine" in fault["error"]
 
 
 @pytest.mark.slow
