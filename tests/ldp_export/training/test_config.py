@@ -11,23 +11,6 @@ from ldp_export.training import TrainingError, read_config
 from ldp_export.training.config import changes
 
 RECIPES = Path(__file__).parents[3] / "models" / "recipes"
-VALID = """\
-name: a
-network: {base: small, name: other, bpa: []}
-clip: folder
-data: [{dataset: simulated, folder: scenes}]
-stages:
-  - {steps: 10, lr: 2e-4}
-  - {hours: 0.5, losses: {charbonnier: 1, blur_aware: 0.1}}
-betas: [0.9, 0.95]
-"""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "run.yaml"
-    path.write_text(VALID)
-    return path
 
 
 def test_a_configuration_is_read_and_goes_round(path: Path) -> None:

@@ -7,23 +7,6 @@ import pytest
 from ldp_export.network import CONFIGS
 from ldp_export.training import TrainingError, read_config
 
-VALID = """\
-name: a
-network: small
-clip: folder
-data: [{dataset: simulated, folder: scenes}]
-stages:
-  - {steps: 10, lr: 2e-4}
-  - {hours: 0.5, losses: {charbonnier: 1, blur_aware: 0.1}}
-"""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "run.yaml"
-    path.write_text(VALID)
-    return path
-
 
 def test_overrides(path: Path) -> None:
     config = read_config(path, ["stages.0.steps=20", "stages.1.losses.blur_weighting=0.2", "network=nano", "ema=0.9"])

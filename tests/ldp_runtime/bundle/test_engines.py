@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -24,7 +23,7 @@ from ldp_runtime.bundle.engines import (
 from ldp_runtime.bundle.schema import manifest_from_json
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, clip_batch
-from tests.ldp_runtime.tiny_bundle import PATCH, make_tiny_bundle, rewrite
+from tests.ldp_runtime.tiny_bundle import PATCH, make_engine, make_tiny_bundle, rewrite
 
 VERSION = "1.7.1"
 TARGETS = ("sm_86", "sm_89")
@@ -37,24 +36,21 @@ def profile(*sizes: tuple[int, int]) -> dict[str, ShapeRange]:
     return {name: ShapeRange(low[name], opt[name], high[name]) for name in low}
 
 
+PARTS: dict[str, Any] = {
+    "kind": "deblur",
+    "flavour": "rtx",
+    "version": VERSION,
+    "targets": TARGETS,
+    "precision": "fp16",
+    "profile": profile(SMALL, MIDDLE, LARGE),
+}
+
+
 def add_engine(bundle: Path, content: bytes = b"plan", **changes: Any) -> EngineEntry:
     """Puts an engine of the deblur graph into a bundle; its key is right for what the entry says."""
-    loaded = Bundle.load(bundle)
-    parts = {
-        "kind": "deblur",
-        "flavour": "rtx",
-        "version": VERSION,
-        "targets": TARGETS,
-        "precision": "fp16",
-        "profile": profile(SMALL, MIDDLE, LARGE),
-        **changes,
-    }
-    key = engine_key(loaded.graph_hash(parts["kind"], "fp16"), **parts)
-    file = f"engines/{key[:8]}.engine"
-    (bundle / "engines").mkdir(exist_ok=True)
-    (bundle / file).write_bytes(content)
-    sha256 = hashlib.sha256(content).hexdigest()
-    entry = EngineEntry(**parts, key=key, file=file, sha256=sha256, size=len(content))
+    parts = {**PARTS, **changes}
+    key = engine_key(Bundle.load(bundle).graph_hash(parts["kind"], "fp16"), **parts)
+    entry = make_engine(bundle, content, key[:8], **parts, key=key)
     manifest = read_manifest(bundle)
     save_manifest(bundle, msgspec.structs.replace(manifest, engines=(*manifest.engines, entry)))
     return entry
@@ -162,15 +158,7 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> No
 
 
 def test_the_key_depends_on_everything_but_order() -> None:
-    base: dict[str, Any] = {
-        "graph": "a" * 64,
-        "kind": "deblur",
-        "flavour": "rtx",
-        "version": VERSION,
-        "targets": TARGETS,
-        "precision": "fp16",
-        "profile": profile(SMALL, MIDDLE, LARGE),
-    }
+    base = {"graph": "a" * 64, **PARTS}
     key = engine_key(**base)
     assert engine_key(**{**base, "targets": TARGETS[::-1]}) == key
     assert engine_key(**{**base, "profile": dict(reversed(base["profile"].items()))}) == key
