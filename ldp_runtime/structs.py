@@ -12,7 +12,7 @@ import msgspec.inspect
 from msgspec import Meta
 
 T = TypeVar("T")
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """Keys and indices that lead to a value."""
 
 _NOUNS = {
@@ -59,7 +59,7 @@ def one_of(names: Iterable[str]) -> Meta:
     return matches(rf"\A(?:{'|'.join(map(re.escape, names))})\Z", f"one of {', '.join(names)}")
 
 
-def convert(value: Any, kind: type[T], path: Path = ()) -> T:
+def convert(value: Any, kind: type[T], path: FieldPath = ()) -> T:
     """A parsed value as a type that ``msgspec`` knows.
 
     Args:
@@ -86,7 +86,7 @@ def convert(value: Any, kind: type[T], path: Path = ()) -> T:
 
     match = re.fullmatch(r"(.*?)(?: - at `(key` in `)?(\$[^`]*)`)?", message, re.DOTALL)
     text, of_key, place = match.groups(default="") if match else (message, "", "")
-    inner: Path = ()
+    inner: FieldPath = ()
     got = value
     try:
         for name, index in re.findall(r"\.(\w+)|\[([^]]*)\]", place):
@@ -102,7 +102,7 @@ def convert(value: Any, kind: type[T], path: Path = ()) -> T:
     raise UnfitError.from_value(dotted((*path, *inner)), _expectation(text), got)
 
 
-def dotted(path: Path) -> str:
+def dotted(path: FieldPath) -> str:
     """A path as text, such as ``prompts[2].format``."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
@@ -130,7 +130,7 @@ def _wrong_key(mapping: dict[str, Any], fails: Callable[[], bool]) -> str:
     return names[0]
 
 
-def _fields(kind: type, path: Path) -> list[str]:
+def _fields(kind: type, path: FieldPath) -> list[str]:
     """The fields of the struct at a path within a type."""
     info: Any = msgspec.inspect.type_info(kind)
     for step in (*path, None):

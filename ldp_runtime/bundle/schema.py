@@ -33,7 +33,7 @@ from ldp_runtime.bundle.manifest import (
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import DP_AWARE, FORMATS
 from ldp_runtime.stages.geometry import PADDING_MODE, padding_multiple
-from ldp_runtime.structs import Path, UnfitError, convert, dotted, shown
+from ldp_runtime.structs import FieldPath, UnfitError, convert, dotted, shown
 
 MAX_MANIFEST_BYTES = 4 << 20
 """Largest ``bundle.json``; a larger one is not parsed."""
@@ -132,7 +132,7 @@ def manifest_from_json(value: Any, where: str = MANIFEST_FILE) -> Manifest:
     return manifest
 
 
-def _check_tree(value: Any, path: Path = (), free: bool = False) -> None:
+def _check_tree(value: Any, path: FieldPath = (), free: bool = False) -> None:
     """Checks the depth of all values, that numbers are finite, and that a terminal obeys no text.
 
     Raises:
