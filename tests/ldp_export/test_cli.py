@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
-from ldp_export import cli
 from ldp_export.cli import main
 from ldp_export.commands import onnx, sample
 from ldp_export.network import CONFIGS
@@ -17,6 +14,7 @@ from ldp_export.simulation import samples
 from ldp_export.simulation.maps import fill_depth_holes, read_map
 from ldp_export.simulation.simulate import SimulatedPair, SimulationError, ThinLens, coc_from_disparity, simulate_pair
 from ldp_runtime.images.photo import read_photo, write_pixels
+from tests.processes import output
 
 H, W = 24, 40
 LENS = ["--focal-length", "50", "--f-number", "1.8", "--focus-distance", "1500", "--pixel-pitch", "20"]
@@ -52,16 +50,12 @@ def test_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFi
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = (
+    output(
         "import sys; from ldp_export.cli import main; code = main(['simulate', '--help']); "
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'onnx', 'scipy', 'cv2', 'onnxruntime')))"
     )
-    root = Path(cli.__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    run = subprocess.run([sys.executable, "-m", "ldp_export", "--version"], cwd=root, capture_output=True, check=False)
-    assert run.returncode == 0
-    assert run.stdout.startswith(b"ldp-export ")
+    version = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('ldp_export', run_name='__main__')"
+    assert output(version).startswith("ldp-export ")
 
 
 def test_choices_are_those_of_the_code() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ def scene(dtype: Any = np.uint8, shift: int = 0, height: int = H, width: int = W
     coarse = rng.uniform(0.1, 0.9, (-(-height // 8), -(-width // 8), 3))
     image = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
     return np.round(np.roll(image, shift, axis=1) * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests compile does not enter the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

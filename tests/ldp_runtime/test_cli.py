@@ -21,6 +21,7 @@ from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import encode_photo, read_photo
 from tests.ldp_runtime.conftest import BACKEND, Run, scene
 from tests.ldp_runtime.images.pictures import pillow
+from tests.processes import python
 
 
 @pytest.mark.parametrize(
@@ -90,8 +91,7 @@ def test_a_process_says_one_line_about_a_damaged_file(tmp_path: Path, pair: tupl
         (tmp_path / name).write_bytes(tiff)
     views = [str(tmp_path / "l.tif"), str(tmp_path / "r.tif")]
     commands.append(["deblur", *views, "-o", out, "--bundle", str(bundle), *BACKEND, "-q"])
-    code = f"from ldp_runtime.cli import main; print(*[main(argv) for argv in {commands!r}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = python(f"from ldp_runtime.cli import main; print(*[main(argv) for argv in {commands!r}])")
     assert done.stdout == "2 2 2 2 0\n"
     lines = done.stderr.splitlines()
     assert len(lines) == len(damaged)

@@ -15,8 +15,7 @@ import pytest
 import ldp_runtime
 from ldp_runtime.images.photo import read_photo, write_pixels
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import ROOT, output, python
 
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys
@@ -32,30 +31,7 @@ assert "torch" not in sys.modules and "ldp_export" not in sys.modules
 print(*names)
 """
 
-BLOCK = """
-import sys
-
 BLOCKED = ("torch", "torchvision", "open_clip", "onnx", "scipy", "skimage", "ldp_export")
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Block())
-"""
-
-
-def python(code: str, executable: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        timeout=300,
-    )
 
 
 def modules() -> set[str]:
@@ -67,13 +43,11 @@ def modules() -> set[str]:
 
 
 def test_every_module_imports_where_torch_is_blocked() -> None:
-    done = python(BLOCK + IMPORT_ALL)
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == modules()
+    assert set(output(IMPORT_ALL, blocked=BLOCKED).split()) == modules()
 
 
 def test_the_block_blocks() -> None:
-    done = python(BLOCK + "import torch")
+    done = python("import torch", blocked=BLOCKED)
     assert done.returncode == 1
     assert "ImportError: torch is blocked" in done.stderr
 
@@ -87,9 +61,20 @@ for arguments in ["--version"], ["--help"], *([name, "--help"] for name in COMMA
 heavy = {"cv2", "fastapi", "openvino", "onnxruntime", "PIL", "tifffile", "torch", "uvicorn"}
 print("loaded:", *sorted(heavy & set(sys.modules)))
 """
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "loaded:"
+    assert output(code).splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize(
+    ("imports", "absent"),
+    [
+        ("ldp_runtime", "numpy"),
+        ("ldp_runtime.images.photo", "ldp_runtime.backends"),
+        ("ldp_runtime.deblurrer, ldp_runtime.backends, ldp_runtime.bundle.bundle", "cv2 onnx onnxruntime openvino"),
+    ],
+)
+def test_imports_load_nothing_that_takes_time(imports: str, absent: str) -> None:
+    code = f"import sys, {imports}; print(*set({absent.split()}) & set(sys.modules), ldp_runtime.Deblurrer.__name__)"
+    assert output(code) == "Deblurrer\n"
 
 
 @pytest.fixture(scope="session")
@@ -118,11 +103,10 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.bare_venv
 def test_every_module_imports_in_a_bare_venv(bare_python: str) -> None:
-    assert "No module named 'torch'" in python("import torch", bare_python).stderr
-    done = python(IMPORT_ALL, bare_python)
-    assert done.returncode == 0, done.stderr
+    assert "No module named 'torch'" in python("import torch", executable=bare_python).stderr
+    found = output(IMPORT_ALL, executable=bare_python).split()
     # What the command serve imports needs the extra of that name.
-    assert set(done.stdout.split()) == {name for name in modules() if not name.startswith("ldp_runtime.service.")}
+    assert set(found) == {name for name in modules() if not name.startswith("ldp_runtime.service.")}
 
 
 @pytest.mark.slow
@@ -135,7 +119,6 @@ def test_a_pair_is_restored_in_a_bare_venv(bare_python: str, tmp_path: Path) -> 
     arguments = ["deblur", "left.png", "right.png", "-o", "out.tif", "--compare", "c.jpg", "--bundle", "tiny"]
     code = f"import os, sys; from ldp_runtime.cli import main; os.chdir({str(tmp_path)!r}); "
     code += f"sys.exit(main({arguments!r}))"
-    done = python(code, bare_python, LDP_BUNDLES=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    output(code, executable=bare_python, LDP_BUNDLES=str(tmp_path))
     restored = read_photo(tmp_path / "out.tif").pixels
     assert (restored.shape, restored.dtype) == ((20, 30, 3), np.uint16)

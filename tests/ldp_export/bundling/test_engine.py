@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from ldp_runtime.cuda import device
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, Padding
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
+from tests.processes import output
 
 ROOT = Path(__file__).resolve().parents[3]
 NANO = ROOT / "models" / "ldp-nano"
@@ -472,7 +472,7 @@ GARBAGE = """
 import gc
 import sys
 from pathlib import Path
-from ldp_export.bundling import engine
+from ldp_export.bundling import tensorrt_builder as engine
 from ldp_runtime.bundle.engines import ShapeRange
 
 make_log, kept = engine._log, []
@@ -503,42 +503,21 @@ assert kept and gc.isenabled()
 @needs_rtx
 def test_a_builder_that_is_garbage_does_not_hold_up_the_next(tmp_path: Path) -> None:
     path = save(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])])
-    subprocess.run([sys.executable, "-c", GARBAGE, str(path)], timeout=120, check=True)
+    output(GARBAGE, str(path))
 
 
 # --- the command without torch
 
-NO_TORCH = """
-import sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "scipy", "skimage"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Block())
-from ldp_export.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
 
 @needs_rtx
 def test_the_command_needs_no_torch(tiny: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH, "engine", str(tiny), "--shape", "64x96", "--arch", "sm_86"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "LDP_CONFIG": str(tmp_path / "own")},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    blocked = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "scipy", "skimage")
+    code = "import sys; from ldp_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ("engine", str(tiny), "--shape", "64x96", "--arch", "sm_86")
+    output(code, *arguments, blocked=blocked, LDP_CONFIG=str(tmp_path / "own"))
     assert len(Bundle.load(tiny).manifest.engines) == 2
 
 
 def test_the_module_imports_neither_torch_nor_tensorrt() -> None:
     heavy = "{'torch', 'onnx', 'tensorrt_rtx', 'tensorrt'}"
-    code = f"import ldp_export.bundling.engine, sys; print(*{heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert output(f"import ldp_export.bundling.engine, sys; print(*{heavy} & set(sys.modules))") == "\n"

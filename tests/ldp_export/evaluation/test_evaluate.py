@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +23,7 @@ from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import center_view, psnr
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+from tests.processes import output
 
 H, W = 64, 96
 
@@ -188,9 +187,8 @@ def test_the_command_scores_a_real_bundle(
 
 
 def test_evaluation_imports_no_torch() -> None:
-    code = "import sys, ldp_export.evaluation.evaluate, ldp_export.simulation.samples; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=Path(module.__file__).parents[2], check=False).returncode == 0
+    output(
+        "import sys, ldp_export.evaluation.evaluate, ldp_export.simulation.samples; sys.exit('torch' in sys.modules)"
     )
 
 

@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from ldp_runtime.images.quality import psnr, ssim
 from ldp_runtime.result import Result
 from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, make_dpd_blur, make_dpd_disp, make_scenes, noise
 from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
+from tests.processes import output
 
 H, W = 32, 48
 
@@ -163,9 +162,7 @@ def test_contact_sheets_hold_so_many_rows(tmp_path: Path) -> None:
 
 
 def test_scoring_imports_no_torch() -> None:
-    code = "import sys, ldp_export.evaluation.score, ldp_export.data; sys.exit('torch' in sys.modules)"
-    folder = Path(module.__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0
+    output("import sys, ldp_export.evaluation.score, ldp_export.data; sys.exit('torch' in sys.modules)")
 
 
 # --- checkpoints and the command ------------------------------------------------------------------------------
@@ -202,14 +199,6 @@ def test_the_command_scores_a_checkpoint(checkpoint: Path, tmp_path: Path, capsy
 def test_scoring_a_checkpoint_needs_nothing_of_the_extra_train(checkpoint: Path, tmp_path: Path) -> None:
     scenes = make_scenes(tmp_path / "scenes", shards=1)
     code = f"""
-import sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("lightning_fabric", "lightning", "tensorboard"):
-            raise ImportError(f"{{name}} is blocked")
-
-sys.meta_path.insert(0, Block())
 from ldp_export.cli import main
 code = main(["evaluate", {str(checkpoint)!r}, "--data", "simulated={scenes}", "-o", {str(tmp_path / "out")!r}])
 try:
@@ -218,13 +207,9 @@ except ImportError as error:
     print(error)
 sys.exit(code)
 """
-    folder = Path(module.__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    printed = output(code, blocked=("lightning_fabric", "lightning", "tensorboard"))
     assert (tmp_path / "out" / "simulated-val.csv").is_file()
-    assert done.stdout.splitlines()[-1] == "lightning_fabric is blocked", "the block blocks"
+    assert printed.splitlines()[-1] == "lightning_fabric is blocked", "the block blocks"
 
 
 def test_options_that_do_not_fit(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

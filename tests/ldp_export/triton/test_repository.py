@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -30,6 +28,7 @@ from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.tiles import TileError
 from ldp_runtime.triton import ServedGraph, ServedGraphs, TritonPythonModel, make_deblurrer, restore
 from tests.ldp_runtime.tiny_bundle import PATCH, WINDOW, make_tiny_bundle
+from tests.processes import output
 
 SCHEMA = Path(__file__).with_name("triton_model_config.json")
 VERSION = "10.16.1.11"
@@ -270,13 +269,8 @@ def test_a_wrong_tile_or_a_full_disk_leaves_nothing(
 
 
 def test_writing_a_repository_needs_no_torch(bundle: Bundle, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from ldp_export.cli import main\n"
-        f"sys.exit(main(['triton', {str(bundle.path)!r}, '-o', {str(tmp_path / 'repository')!r}]))"
-    )
-    root = Path(__file__).resolve().parents[3]
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(root)})
+    code = "import sys; from ldp_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    output(code, "triton", str(bundle.path), "-o", str(tmp_path / "repository"), blocked=["torch"])
 
 
 # --- the model, in a stand-in of the backend's module --------------------------------------------------------------

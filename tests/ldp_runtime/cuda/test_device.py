@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from ldp_runtime.cuda import device as module
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
 from ldp_runtime.cuda.device import NoGpuError, open_device
 from ldp_runtime.errors import BackendError
+from tests.processes import output
 
 # Class of device.py, and what an expression in it holds -> the module and class whose members it uses.
 OWNERS = {
@@ -107,7 +106,7 @@ def test_what_is_missing_is_said() -> None:
 
 
 def test_without_a_driver_neither_cuda_core_nor_tensorrt_is_loaded() -> None:
-    code = """
+    output("""
 import sys
 from ldp_runtime.registry import select
 from ldp_runtime.cuda import device
@@ -121,8 +120,7 @@ except device.NoGpuError as error:
     assert "CUDA needs" in str(error), error
 else:
     raise SystemExit("a GPU without a driver")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+""")
 
 
 def test_errors_of_cuda_become_ours() -> None:
