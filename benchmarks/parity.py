@@ -151,7 +151,7 @@ def measure(
     Args:
         pairs: The pairs.
         reference: ``REFERENCE``, ready to run.
-        contenders: What to compare.
+        contenders: The contenders.
         restore: Opens a contender; an ``LDPError`` of it or of its runs is a failure of that contender.
 
     Returns:

@@ -177,14 +177,14 @@ def read_others(folder: Path) -> dict[str, str]:
         if service.is_file():
             parts = Report.read(service).data["parts"]
             statuses, overload = parts["malformed"]["statuses"], parts["overload"]
-            held = [parts[name] for name in ("slow heads", "slow bodies", "half-open")]
+            slow = [parts[name] for name in ("slow heads", "slow bodies", "half-open")]
             found["service"] = (
                 f"The service: of {parts['malformed']['forms']} malformed forms "
                 f"{sum(count for status, count in statuses.items() if status >= '500')} were answered with 5xx; "
                 f"{overload['clients']} clients on a queue for fewer were served {overload['statuses'].get('200', 0)} "
                 f"times and refused with 429 {overload['statuses'].get('429', 0)} times; of "
-                f"{sum(part['connections'] for part in held)} slow or half-open connections "
-                f"{sum(part['left'] for part in held)} were left"
+                f"{sum(part['connections'] for part in slow)} slow or half-open connections "
+                f"{sum(part['left'] for part in slow)} were left"
             )
     except (KeyError, TypeError, ValueError) as error:
         raise BenchmarkError(

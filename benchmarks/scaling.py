@@ -70,7 +70,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Point:
-    """What a process measured.
+    """The result of a process.
 
     Attributes:
         shape: Height and width in px.
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     options.add_bundle(parser)
     options.add_backend(parser)
-    parser.add_argument("--tile", type=parse_tile, default="auto", metavar="auto|N|off", help="as for ldp deblur")
+    parser.add_argument("--tile", type=parse_tile, default="auto", metavar="auto|N|off", help="see ldp deblur")
     options.add_threads(parser)
     parser.add_argument(
         "--shape",
@@ -328,7 +328,7 @@ def to_markdown(report: Report) -> str:
 
 
 def answer(fields: dict[str, Any]) -> dict[str, Any]:
-    """Measures a ``Spec`` in this process; gives the fields of a ``Point``."""
+    """Measures a ``Spec`` in this process; returns the fields of a ``Point``."""
     return asdict(measure_here(Spec(**{**fields, "shape": tuple(fields["shape"])})))
 
 

@@ -307,7 +307,7 @@ def to_markdown(report: Report) -> str:
     parts = data["parts"]
     height, width = data["shape"]
     loads = [(name, part) for name, part in parts.items() if "restored_a_second" in part]
-    held = [(name, part) for name, part in parts.items() if "connections" in part]
+    slow = [(name, part) for name, part in parts.items() if "connections" in part]
     rows = [
         [
             name,
@@ -339,7 +339,7 @@ def to_markdown(report: Report) -> str:
                     part["good"]["status"],
                     significant(part["good"]["seconds"]),
                 ]
-                for name, part in held
+                for name, part in slow
             ],
         ),
         f"{parts['malformed']['forms']} malformed forms were answered with "

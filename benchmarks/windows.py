@@ -357,7 +357,7 @@ def to_markdown(report: Report) -> str:
 
 
 def answer(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measures a ``Spec`` in this process; gives the fields of its ``Row``s."""
+    """Measures a ``Spec`` in this process; returns the fields of its ``Row``s."""
     return [asdict(row) for row in measure_here(Spec(**{**fields, "shape": tuple(fields["shape"])}))]
 
 

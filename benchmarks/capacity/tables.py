@@ -90,7 +90,7 @@ def to_markdown(report: Report) -> str:
             gpu_rows,
         ),
         "No GPU was used: a floor is the least time of the chain at the vendor's peak rates, so more GPUs are needed. "
-        f" Cores to feed one GPU at its floor are for {size_text(PAPER)} px: measured times of files over the "
+        f"Cores to feed one GPU at its floor are for {size_text(PAPER)} px: measured times of files over the "
         "floor, so an upper bound.",
         "## The first bottleneck",
         *bottlenecks(data),

@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, processes, machine, sample, timing, results and their tables."""
+"""The common parts of all benchmarks: options, processes, machine, sample, timing, results and their tables."""
 
 from pathlib import Path
 

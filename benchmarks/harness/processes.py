@@ -53,12 +53,12 @@ def run_spec(module: str, spec: DataclassInstance, folder: Path, environment: Ma
 
     Args:
         module: Name of the module.
-        spec: What it measures.
+        spec: Its spec.
         folder: Where the files of the exchange go.
-        environment: As for ``run_module``.
+        environment: See ``run_module``.
 
     Returns:
-        What it measured, as JSON values.
+        Its result, as JSON values.
 
     Raises:
         BenchmarkError: It raised an ``LDPError``, whose text this has, or it ended otherwise.

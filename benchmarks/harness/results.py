@@ -1,4 +1,4 @@
-"""The form of every benchmark's result: one JSON file, and the Markdown tables made of it.
+"""The form of every benchmark's result: one JSON file, and the Markdown tables made from it.
 
 A result says which machine, commit and bundle its figures come from. It holds no NaN and no infinity: a figure that
 does not exist is None.
@@ -73,7 +73,7 @@ class Report:
 
     Attributes:
         kind: Which benchmark, such as "latency" or "engine_build".
-        machine: The machine that it ran on, as ``machine.describe`` gives it.
+        machine: The machine that it ran on, see ``machine.describe``.
         created: When, ISO 8601 in UTC.
         commit: State of the source.
         bundle: The bundle, or None where the benchmark needs none.

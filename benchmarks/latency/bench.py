@@ -129,7 +129,7 @@ def measure(
 
     Args:
         bundle: The bundle.
-        contenders: What to time.
+        contenders: The contenders.
         shapes: Heights and widths in px.
         threads: CPU threads; None is each backend's own choice.
         checkpoint: The checkpoint's folder for torch, or None to look for it.

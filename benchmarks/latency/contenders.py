@@ -1,4 +1,4 @@
-"""What is compared: backends of the runtime and torch, by name and precision."""
+"""The contenders: backends of the runtime and torch, by name and precision."""
 
 from __future__ import annotations
 

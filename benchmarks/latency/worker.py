@@ -80,7 +80,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Block:
-    """What a process measured.
+    """The result of a process.
 
     Attributes:
         seconds: Wall time of each counted run, from views in memory to the restored image in memory.
@@ -133,7 +133,7 @@ def measure(timing: Timing, open_network: Callable[[], Opened]) -> Block:
 
     Args:
         timing: How.
-        open_network: Loads what is timed.
+        open_network: Loads the network.
 
     Raises:
         LDPError: The bundle, the backend or the images do not work.
@@ -246,7 +246,7 @@ def _open_torch(spec: Spec) -> Opened:
 
 
 def answer(fields: dict[str, Any]) -> dict[str, Any]:
-    """Measures a ``Spec``; gives the fields of a ``Block``."""
+    """Measures a ``Spec``; returns the fields of a ``Block``."""
     spec = Spec(**{**fields, "timing": Timing(**fields["timing"])})
     return asdict(measure(spec.timing, lambda: _open(spec)))
 

@@ -1,13 +1,14 @@
-"""Networks that a user would take in place of LDP, written anew from their papers, to compare time and memory.
+"""Alternatives to LDP, implemented from their papers, to compare time and memory.
 
-The weights are random: nothing here restores an image, and time does not depend on the weights. What accuracy their
-papers or the LDP paper report is quoted where it is shown. Every network takes a pair ``(B, 6, H, W)`` in [0, 1] and
-returns the restored image ``(B, 3, H, W)``, not clamped.
+The weights are random: nothing here restores an image, and time does not depend on the weights. Accuracy is quoted from
+papers, and labelled so. Every network maps a pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``,
+not clamped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -21,21 +22,21 @@ class Peer:
     """A network beside ours.
 
     Attributes:
-        name: What the user calls it.
+        name: Its name in options, and that of its module.
         title: Its name in print.
-        build: Makes the module; imports torch.
+        network: Name of its class.
         multiple: H and W are multiples of this many px.
-        parameters: The cited number of parameters of the network as its paper has it.
-        decimals: How many digits of millions the citation gives: 17.1 M has one.
-        source: Document and place that number comes from, and what differs here.
-        checked: What the layers here were compared with, from which the number follows; empty if nothing was at hand.
+        parameters: The cited number of parameters of the paper's network.
+        decimals: Decimals of the citation in millions: 17.1 M has one.
+        source: Document and place of that number, and the differences here.
+        checked: The source of the layers here, which confirms the number; empty if there was none.
         quoted: Its row in the LDP paper's Table 1, or None.
         quoted_ablation: Its row in the LDP paper's Table 6, or None.
     """
 
     name: str
     title: str
-    build: Callable[[], nn.Module]
+    network: str
     multiple: int
     parameters: float
     decimals: int
@@ -44,29 +45,11 @@ class Peer:
     quoted: str | None
     quoted_ablation: str | None = None
 
-
-def _nafnet() -> nn.Module:
-    from benchmarks.peers.nafnet import NAFNet
-
-    return NAFNet()
-
-
-def _restormer() -> nn.Module:
-    from benchmarks.peers.restormer import Restormer
-
-    return Restormer()
-
-
-def _dpdnet() -> nn.Module:
-    from benchmarks.peers.dpdnet import DPDNet
-
-    return DPDNet()
-
-
-def _ifan() -> nn.Module:
-    from benchmarks.peers.ifan import IFAN
-
-    return IFAN()
+    def build(self) -> nn.Module:
+        """The network; imports torch."""
+        module = importlib.import_module(f"benchmarks.peers.{self.name}")
+        network: nn.Module = getattr(module, self.network)()
+        return network
 
 
 PEERS: Mapping[str, Peer] = MappingProxyType(
@@ -76,7 +59,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
             Peer(
                 "nafnet",
                 "NAFNet, width 32",
-                _nafnet,
+                "NAFNet",
                 16,
                 17.1e6,
                 1,
@@ -90,7 +73,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
             Peer(
                 "restormer",
                 "Restormer, dual-pixel",
-                _restormer,
+                "Restormer",
                 8,
                 26.1e6,
                 1,
@@ -103,7 +86,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
             Peer(
                 "dpdnet",
                 "DPDNet",
-                _dpdnet,
+                "DPDNet",
                 16,
                 31.04e6,
                 2,
@@ -115,7 +98,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
             Peer(
                 "ifan",
                 "IFAN, dual-pixel",
-                _ifan,
+                "IFAN",
                 8,
                 10.48e6,
                 2,

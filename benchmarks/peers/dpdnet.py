@@ -1,6 +1,6 @@
 """DPDNet (Abuolaim and Brown, "Defocus Deblurring Using Dual-Pixel Data", ECCV 2020).
 
-A U-Net on both views: two 3x3 convolutions with ReLU a scale (64 to 1024 channels), max pooling down, nearest
+A U-Net on both views: two 3x3 convolutions with ReLU per scale (64 to 1024 channels), max pooling down, nearest
 upsampling and a 2x2 convolution up, skips by concatenation, and a sigmoid at the end. The dropout of training does
 nothing here.
 """

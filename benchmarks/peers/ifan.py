@@ -3,7 +3,7 @@
 The model for pairs of the paper's supplement: the filter encoder sees both views, the deblurring path the centre view.
 A disparity map is estimated on the way, and from it and the encoder's features every position at 1/8 gets, for each
 channel, 17 pairs of separable filters of 3 taps and biases; iterative adaptive convolution (Eq. 2) applies them one
-after the other to the features of the centre view. What only training needs (reblurring, warping) is left out.
+after the other to the features of the centre view. The parts for training only (reblurring, warping) are omitted.
 """
 
 from __future__ import annotations

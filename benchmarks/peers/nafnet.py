@@ -52,7 +52,7 @@ class NAFNet(nn.Module):
     """The network; H and W are multiples of 16.
 
     Args:
-        channels: Of the input: 6 for a pair, 3 for the paper's own.
+        channels: Channels of the input: 6 for a pair, 3 in the paper.
     """
 
     multiple = 16

@@ -107,7 +107,7 @@ def _open_graph(spec: PeerSpec) -> tuple[Network, str, bool]:
 
 
 def answer(fields: dict[str, Any]) -> dict[str, Any]:
-    """Measures a ``PeerSpec``; gives the fields of a ``Block``."""
+    """Measures a ``PeerSpec``; returns the fields of a ``Block``."""
     spec = PeerSpec(**{**fields, "timing": Timing(**fields["timing"])})
     return asdict(measure(spec.timing, lambda: open_peer(spec)))
 

@@ -110,7 +110,7 @@ def _results(folder: Path) -> list[Path]:
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError):
-            return True  # reading it says what is wrong
+            return True  # reading it gives the error
         return not isinstance(value, dict) or "schema" in value
 
     return [path for path in sorted(folder.glob("*.json")) if is_result(path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,11 +46,16 @@ def update_docs(path: Path, reports: Sequence[tuple[Path, Report]]) -> list[str]
             raise BenchmarkError(
                 f"{path}: expected results of {name}, got those of {have}; measure them first, or fix the marker"
             )
-        body = "\n\n".join(f"{_table_of(file, report)}\n\n{report.provenance()}." for file, report in own)
+        body = "\n\n".join(f"{_table_of(file, report)}\n\n{_wrapped(report.provenance())}" for file, report in own)
         return f"<!-- bench:{name} -->\n\n{body}\n\n<!-- /bench:{name} -->"
 
     write_text(path, _MARK.sub(table, text))
     return names
+
+
+def _wrapped(text: str) -> str:
+    """A sentence in lines of the docs."""
+    return textwrap.fill(f"{text}.", 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _table_of(path: Path, report: Report) -> str:

@@ -19,7 +19,7 @@ from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 
-_ADDRESS = 1 << 20  # stands for any aligned device address: nothing is run
+_ADDRESS = 1 << 20  # any aligned device address: nothing is run
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Step:
         return self.repeats * device.seconds(self.matrix_flops, self.vector_flops, nbytes)
 
     def bound(self, device: Device) -> str:
-        """What limits it: "matrix", "vector" or "memory"."""
+        """Its bottleneck: "matrix", "vector" or "memory"."""
         times = {
             "memory": self.nbytes() / device.bandwidth,
             "matrix": self.matrix_flops / device.matrix,

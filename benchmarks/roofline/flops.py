@@ -1,10 +1,10 @@
-"""What an ONNX graph costs at one size of its inputs: the shape of every tensor, FLOPs and minimum bytes of every node.
+"""The cost of an ONNX graph at one size of its inputs: shapes of tensors, FLOPs and minimum bytes of nodes.
 
 Shapes are exact, not symbolic: values that depend on shapes alone (Shape, Range, the mask of keys outside the map) are
-computed while walking the graph, with ONNX's own shape inference and reference evaluator. What so becomes a constant
-costs nothing, as in an engine that is built for that size; nor do nodes whose inputs are all weights.
+computed while walking the graph, with ONNX's own shape inference and reference evaluator. Such constants
+cost nothing, as in an engine that is built for that size; nor do nodes whose inputs are all weights.
 
-How FLOPs are counted; a multiply-add is two:
+FLOPs, where a multiply-add is two:
 
 * matrix FLOPs: convolutions and matrix products, those that tensor cores can do. They are what torch's
   ``FlopCounterMode`` counts, and a test holds the two sums together within 1 %;
@@ -15,7 +15,7 @@ How FLOPs are counted; a multiply-add is two:
 * copies, casts, reshapes and permutations have none.
 
 The minimum bytes of a node are each input read once and each output written once, in the types of the graph. Views
-(Reshape and the like) move nothing; a Slice or Gather reads only what it gives.
+(Reshape and the like) move nothing; a Slice or Gather reads as much as it writes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from onnx.shape_inference import infer_node_outputs
 from benchmarks.harness.results import BenchmarkError
 
 SOFTMAX_FLOPS = 4
-"""An element: maximum, difference and exponential, sum, quotient."""
+"""Per element: maximum, difference and exponential, sum, quotient."""
 
 NORM_FLOPS = 7
-"""An element: mean, difference, square, its mean, times the reciprocal root, scale, shift."""
+"""Per element: mean, difference, square, its mean, times the reciprocal root, scale, shift."""
 
 RESIZE_FLOPS = 7
-"""An element, bilinear: four products and three sums; nearest has none."""
+"""Per element, bilinear: four products and three sums; nearest has none."""
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """The same bytes under another shape."""
@@ -51,7 +51,7 @@ PERMUTATIONS = frozenset({"Transpose", "Slice", "Split", "Gather", "DepthToSpace
 """Every element of the result is one of the input: an index map that a reader or a writer can follow."""
 
 COPIES = frozenset({"Concat", "Pad", "Tile"})
-"""New tensors that are put together of others."""
+"""New tensors, assembled from others."""
 
 POINTWISE = frozenset(
     {"Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Equal", "Erf", "Exp", "Gelu", "Greater", "GreaterOrEqual"}
@@ -66,7 +66,7 @@ NORMS = frozenset({"Softmax", "LayerNormalization"})
 MATRIX = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
 _KNOWN = VIEWS | PERMUTATIONS | COPIES | POINTWISE | REDUCTIONS | POOLS | NORMS | MATRIX | {"Resize"}
-_READ_WHAT_THEY_GIVE = frozenset({"Slice", "Gather", "Expand"})
+_READ_AS_MUCH_AS_THEY_WRITE = frozenset({"Slice", "Gather", "Expand"})
 _MAX_VALUE = 2**23
 """Elements up to which values that depend on shapes alone are computed."""
 
@@ -313,7 +313,7 @@ class _Walk:
         read = sum(tensors[name].nbytes for name in dict.fromkeys(inputs) if not self._is_parameter(node, name))
         if node.op_type in VIEWS:
             read = written = 0
-        elif node.op_type in _READ_WHAT_THEY_GIVE:
+        elif node.op_type in _READ_AS_MUCH_AS_THEY_WRITE:
             read = min(read, written)
         cost = NodeCost(node.name, node.op_type, inputs, outputs, attributes, 0, 0, read, written)
         flops = contraction_flops(cost, tensors)

@@ -63,11 +63,11 @@ def figures() -> dict[str, dict[str, float]]:
 
 
 STATUSES = ("quoted", "derived", "unverified")
-"""How far a source was checked; ``hardware.json`` says what each means."""
+"""How far a source was checked; ``hardware.json`` explains each."""
 
 
 def sources() -> list[dict[str, str]]:
-    """Rows of where figures come from: ``device``, ``figures``, ``document``, ``where``, ``status``, ``check``."""
+    """Sources of the figures, rows of ``device``, ``figures``, ``document``, ``where``, ``status``, ``check``."""
     data = json.loads(FILE.read_text(encoding="utf-8"))
     rows = []
     for name, entries in data["devices"].items():
@@ -95,9 +95,9 @@ def gpus(accumulate: str = "fp16") -> list[Device]:
 
 
 def measure_cpu() -> list[Device]:
-    """This CPU: a matrix product and a copy, the best of a few runs each, on the threads that the libraries take.
+    """This CPU: a matrix product and a copy, the best of a few runs each, on the libraries' own choice of threads.
 
-    The rates are what a good library reaches here, not a vendor's peak, so that floors made of them can be beaten.
+    The rates are those of good libraries, not a vendor's peak, so a chain can be faster than a floor from them.
     Without torch there is no bf16, nor on a CPU without instructions for it, where torch emulates it.
     """
     source = np.ones(_COPY_BYTES // 4, np.float32)

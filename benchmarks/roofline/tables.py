@@ -28,8 +28,8 @@ def markdown(data: Mapping[str, Any]) -> str:
     parts = [
         f"# Roofline, {h} x {w} px",
         f"Padded to {H} x {W} px; {data['windows']} CLIP windows in {data['batches']} batches. No GPU was used: every "
-        f"figure for one is a **{PREDICTED}**, from the graphs and the peak rates in `roofline/{FILE.name}` of the "
-        "benchmarks. The rules of counting and fusing are in `flops.py` and `fusion.py` beside it.",
+        f"figure for one is a **{PREDICTED}**, from the graphs and the peak rates in "
+        f"`benchmarks/roofline/{FILE.name}`. The rules of counting and fusing are in `flops.py` and `fusion.py` there.",
         "## Devices",
         markdown_table(
             ["device", "figure", "precision", *_DEVICE_COLUMNS.values(), "bound by memory"],

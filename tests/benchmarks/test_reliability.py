@@ -49,11 +49,11 @@ def test_the_page_says_what_went_well_and_what_did_not(data: dict[str, Any]) -> 
 def test_counts_of_other_reports_are_taken_in(data: dict[str, Any], tmp_path: Path) -> None:
     assert read_others(tmp_path) == {}
     (tmp_path / "fuzz.json").write_text(json.dumps({"cases": 300, "findings": []}))
-    held = {"connections": 5, "left": 0}
+    slow = {"connections": 5, "left": 0}
     parts = {
         "malformed": {"forms": 9, "statuses": {"400": 6, "422": 2, "500": 1}},
         "overload": {"clients": 16, "statuses": {"200": 4, "429": 50}},
-        **dict.fromkeys(("slow heads", "slow bodies", "half-open"), held),
+        **dict.fromkeys(("slow heads", "slow bodies", "half-open"), slow),
     }
     report({"parts": parts}, "service").write(tmp_path / "service.json")
     data["others"] = read_others(tmp_path)

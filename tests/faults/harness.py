@@ -1,4 +1,4 @@
-"""Provokes faults in real commands: kills, full disks, interrupts; and looks at what they leave.
+"""Provokes faults in real commands: kills, full disks, interrupts; and checks the files that they leave.
 
 A command runs in a process that is forked from a server which has imported the libraries already, so that a moment of a
 run is a moment of its work and not of its imports. A kill comes at a random time, or at the n-th file operation in the
@@ -66,8 +66,8 @@ class Ending:
 
     Attributes:
         code: Its exit code; -9 for a kill.
-        stderr: What it said, on stdout too.
-        seconds: How long it took.
+        stderr: Its output, with stdout.
+        seconds: Its duration.
         operations: File operations in the output folder; None where it was killed.
     """
 
@@ -79,15 +79,15 @@ class Ending:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command, and what it may leave behind.
+    """A command, and the checks of its outputs.
 
     Attributes:
         name: For people.
         program: "ldp" or "ldp-export".
         arguments: The arguments, by the output folder.
-        problems: What is wrong with what lies in the output folder; partly written is wrong, absent is not.
-        complete: What lacks of it after a run that succeeded.
-        prepare: Puts there what an earlier run has left.
+        problems: The faults in the output folder; a partly written file is one, a missing file is not.
+        complete: The faults after a run that succeeded, missing files among them.
+        prepare: Writes the outputs of an earlier run.
     """
 
     name: str
@@ -105,8 +105,8 @@ def files_scenario(
 
     Args:
         name: For people.
-        program: As for the attribute.
-        arguments: As for the attribute.
+        program: See ``Scenario``.
+        arguments: See ``Scenario``.
         reference: Path in the output folder -> content of each file.
     """
 
@@ -137,7 +137,7 @@ _OLD = b"old"
 
 
 def _contents(out: Path) -> dict[str, bytes]:
-    """What lies in a folder, by its path there, less temporary files and folders."""
+    """The files of a folder by their path there, without temporary files and folders."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")
@@ -171,8 +171,8 @@ class Server:
         start = time.monotonic()
         process.start()
         writer.close()
-        told: list[bytes] = []
-        listener = threading.Thread(target=_listen, args=(reader.fileno(), told), daemon=True)
+        received: list[bytes] = []
+        listener = threading.Thread(target=_listen, args=(reader.fileno(), received), daemon=True)
         listener.start()
         if fault.seconds is not None:
             process.join(fault.seconds)
@@ -186,28 +186,28 @@ class Server:
         seconds = time.monotonic() - start
         listener.join()
         reader.close()
-        output, _, operations = b"".join(told).decode(errors="replace").partition("\0")
+        output, _, operations = b"".join(received).decode(errors="replace").partition("\0")
         return Ending(process.exitcode, output, seconds, int(operations) if operations else None)
 
 
-def _listen(handle: int, told: list[bytes]) -> None:
+def _listen(handle: int, received: list[bytes]) -> None:
     while content := os.read(handle, 2**16):
-        told.append(content)
+        received.append(content)
 
 
 def kill_and_recover(server: Server, scenario: Scenario, out: Path, fault: Fault, *, old: bool) -> dict[str, Any]:
-    """Kills a command, looks at what it left, runs it again and looks again.
+    """Kills a command, checks its outputs, runs it again and checks again.
 
     Args:
         server: Runs it.
         scenario: The command.
         out: A new folder for it.
         fault: The kill.
-        old: Outputs of an earlier run are there.
+        old: Outputs of an earlier run exist.
 
     Returns:
         ``killed``: it was still running; ``temporary``: temporary files that it left; ``problems``: a line for each
-        thing that is not as it should be.
+        fault.
     """
     out.mkdir(parents=True)
     if old:
@@ -231,7 +231,7 @@ def kill_and_recover(server: Server, scenario: Scenario, out: Path, fault: Fault
 
 
 def full_disk(server: Server, scenario: Scenario, out: Path, size: int, *, old: bool) -> dict[str, Any]:
-    """Runs a command on a disk that takes no file over ``size`` bytes; arguments as for ``kill_and_recover``."""
+    """Runs a command on a disk that refuses files over ``size`` bytes; see ``kill_and_recover``."""
     out.mkdir(parents=True)
     if old:
         scenario.prepare(out)
@@ -246,7 +246,7 @@ def full_disk(server: Server, scenario: Scenario, out: Path, size: int, *, old: 
 
 
 def interrupt(server: Server, scenario: Scenario, out: Path, operation: int) -> dict[str, Any]:
-    """Sends Ctrl-C at a file operation; arguments as for ``kill_and_recover``."""
+    """Sends Ctrl-C at a file operation; see ``kill_and_recover``."""
     ending = server.run(scenario, out, Fault("interrupt", operation=operation))
     problems = list(scenario.problems(out)) + [f"{path.name} was left" for path in temporaries(out)]
     if ending.code != 130:
@@ -257,7 +257,7 @@ def interrupt(server: Server, scenario: Scenario, out: Path, operation: int) -> 
 
 
 def error_problems(ending: Ending) -> list[str]:
-    """What is wrong with how a command that failed says so: one line, exit code 2, no traceback."""
+    """Checks that a command failed properly: one line, exit code 2, no traceback; the faults."""
     problems = []
     if ending.code != 2:
         problems.append(f"expected exit code 2, got {ending.code}: {last_line(ending.stderr)}")
@@ -280,7 +280,7 @@ def temporaries(out: Path) -> list[Path]:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """The last non-empty line."""
     return next((line for line in reversed(text.replace("\r", "\n").splitlines()) if line.strip()), "")
 
 
@@ -308,7 +308,7 @@ def _command(program: str, arguments: list[str], out: str, output: Connection, f
     os.dup2(output.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background may ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
     count = _watch(out, fault)
     if fault.largest_file is not None:  # Python ignores SIGXFSZ: a write beyond it fails with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, resource.RLIM_INFINITY))
@@ -325,7 +325,7 @@ def _command(program: str, arguments: list[str], out: str, output: Connection, f
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os.write(output.fileno(), f"\0{count[0]}".encode())
-    os._exit(code)  # what other libraries do at the end is not ours to test
+    os._exit(code)  # the exit handlers of other libraries are not tested
 
 
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
@@ -375,7 +375,7 @@ def runtime_scenarios(work: Path, bundle: Path) -> list[Scenario]:
 
 
 def data_scenarios(work: Path) -> list[Scenario]:
-    """``ldp-export simulate`` and ``data render``; ``work`` is a folder for what they read."""
+    """``ldp-export simulate`` and ``data render``; ``work`` is a folder for their inputs."""
     from ldp_runtime.images.photo import write_pixels
 
     rng = np.random.default_rng(1)
@@ -426,7 +426,7 @@ def export_scenario(checkpoint: Path) -> Scenario:
     from ldp_runtime.bundle.manifest import MANIFEST_FILE
     from ldp_runtime.errors import LDPError
 
-    notes = "notes of mine"
+    notes = "my notes"
 
     def problems(out: Path) -> list[str]:
         folder = out / "bundle"
@@ -438,7 +438,7 @@ def export_scenario(checkpoint: Path) -> Scenario:
                 found.append(str(error))
         elif folder.exists() and not (out / ".bundle.new" / MANIFEST_FILE).is_file():
             parts = [path.name for path in folder.iterdir() if path.suffix != ".md"]
-            found += [f"{part} of a bundle lies there, and the rest is nowhere" for part in parts]
+            found += [f"{part} of a bundle is there without the rest" for part in parts]
         if (out / "old").exists() and (folder / "README.md").read_text() != notes:
             found.append("the notes are gone")
         return found

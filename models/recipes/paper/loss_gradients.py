@@ -200,9 +200,7 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 def _psnr(image: Tensor, target: Tensor) -> float:
     errors = (image - target).square().mean((1, 2, 3))
-    return float(
-        (-10 * torch.log10(errors + 1e-8)).mean()
-    )  # equal crops count as 80 dB, as in the validation of the training
+    return float((-10 * torch.log10(errors + 1e-8)).mean())  # equal crops count as 80 dB, as in training
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ FakeBlocks = Callable[[Callable[[Contender, int], Block | str]], list[str]]
 
 @pytest.fixture
 def fake_blocks(monkeypatch: pytest.MonkeyPatch) -> FakeBlocks:
-    """Puts a synthetic clock in the place of worker processes; gives the order in which blocks were asked for."""
+    """Replaces worker processes by a synthetic clock; returns the contenders of the blocks in their order."""
 
     def install(clock: Callable[[Contender, int], Block | str]) -> list[str]:
         asked: list[str] = []

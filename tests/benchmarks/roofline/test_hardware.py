@@ -1,4 +1,4 @@
-"""The data file of peak rates, and what is made of it."""
+"""The data file of peak rates, and the devices made from it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_every_figure_has_a_known_source_and_every_source_is_used() -> None:
         assert all(len(source[field]) > 5 for field in ("document", "where", "check")), key
 
 
-def test_the_sources_are_told_figure_by_figure() -> None:
+def test_the_sources_are_listed_figure_by_figure() -> None:
     rows = sources()
-    told = {(row["device"], figure) for row in rows for figure in row["figures"].split(", ")}
-    assert told == {(name, quantity) for name, entries in DATA["devices"].items() for quantity in entries}
-    assert len(told) == sum(len(row["figures"].split(", ")) for row in rows), "no figure has two sources"
+    listed = {(row["device"], figure) for row in rows for figure in row["figures"].split(", ")}
+    assert listed == {(name, quantity) for name, entries in DATA["devices"].items() for quantity in entries}
+    assert len(listed) == sum(len(row["figures"].split(", ")) for row in rows), "no figure has two sources"
     assert [(row["device"], row["figures"]) for row in rows if row["status"] == "unverified"] == [("RTX 5090", "l2")]
     assert unverified(rows) == "Unverified: l2 of the RTX 5090."
     assert "checked" in unverified([row for row in rows if row["status"] != "unverified"])
