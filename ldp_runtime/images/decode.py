@@ -53,13 +53,10 @@ class Photo:
 
 
 class Decoded(NamedTuple):
-    """A picture as its file stores it.
+    """A picture as its file stores it: pixels ``(h, w, c)`` uint8 or uint16, and its metadata, where there is any.
 
-    Attributes:
-        pixels: ``(h, w, c)`` uint8 or uint16; c is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
-        icc_profile: The ICC profile, if there is one.
-        exif: The EXIF block, with or without its ``Exif`` prefix, or a whole TIFF file, whose start is one.
-        dpi: Horizontal and vertical resolution in pixels per inch, if known.
+    c is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). ``exif`` is a block with or without its ``Exif`` prefix, or a
+    whole TIFF file, whose start is one; ``dpi`` is horizontal and vertical.
     """
 
     pixels: np.ndarray

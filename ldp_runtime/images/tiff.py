@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 import tifffile
 from PIL import TiffImagePlugin
+from tifffile import COMPRESSION, PHOTOMETRIC
 
 from ldp_runtime.images.decode import (
     DEFLATE_LEVEL,
@@ -32,16 +33,14 @@ MAX_PAGES = 64
 """Most pages of a TIFF file; more than one is a picture with thumbnails or masks."""
 
 _MAX_BYTES = 2**32 - 2**24  # 32-bit offsets, less room for tags and incompressible strips
-
-_DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
-
-_TIFFFILE_UNPACKS = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.PACKBITS, *_DEFLATE)
-
+_DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
+_DIRECT = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
+_TIFFFILE_UNPACKS = (COMPRESSION.NONE, COMPRESSION.PACKBITS, *_DEFLATE)
 # Most bytes that a byte of a strip or tile stands for; other compressions have no bound.
 _RATIOS: dict[int, int] = {
-    tifffile.COMPRESSION.NONE: 1,
-    tifffile.COMPRESSION.PACKBITS: 64,
-    tifffile.COMPRESSION.LZW: 4096,
+    COMPRESSION.NONE: 1,
+    COMPRESSION.PACKBITS: 64,
+    COMPRESSION.LZW: 4096,
     **dict.fromkeys(_DEFLATE, DEFLATE_RATIO),
 }
 
@@ -90,22 +89,15 @@ def _check_segments(page: tifffile.TiffPage) -> None:
         raise ValueError("a part of the picture is missing")
     packed = sum(page.databytecounts)
     # Of YCbCr the colour may be stored for a part of the pixels.
-    samples = 1 if page.photometric == tifffile.PHOTOMETRIC.YCBCR else page.samplesperpixel
+    samples = 1 if page.photometric == PHOTOMETRIC.YCBCR else page.samplesperpixel
     ratio = _RATIOS.get(page.compression)
     if ratio is not None and pixels * samples * page.bitspersample // 8 > packed * ratio:
         raise ValueError(f"{packed} bytes cannot hold the {page.imagewidth} x {page.imagelength} pixels that it claims")
 
 
 def _check_samples(page: tifffile.TiffPage) -> None:
-    kinds = (
-        tifffile.PHOTOMETRIC.MINISWHITE,
-        tifffile.PHOTOMETRIC.MINISBLACK,
-        tifffile.PHOTOMETRIC.RGB,
-        tifffile.PHOTOMETRIC.PALETTE,
-        tifffile.PHOTOMETRIC.YCBCR,
-    )
-    if page.photometric not in kinds:
-        name = tifffile.PHOTOMETRIC(page.photometric).name
+    if page.photometric not in (*_DIRECT, PHOTOMETRIC.PALETTE, PHOTOMETRIC.YCBCR):
+        name = PHOTOMETRIC(page.photometric).name
         raise UnsupportedError(f"stores {name} colour; expected grey or RGB: convert it to RGB")
     if page.sampleformat != tifffile.SAMPLEFORMAT.UINT or page.bitspersample not in (1, 2, 4, 8, 16):
         kind = tifffile.SAMPLEFORMAT(page.sampleformat).name
@@ -113,7 +105,7 @@ def _check_samples(page: tifffile.TiffPage) -> None:
             f"stores {page.bitspersample}-bit {kind} samples; expected 8- or 16-bit unsigned "
             "integers: export it as 16-bit TIFF or PNG"
         )
-    colours = 3 if page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR) else 1
+    colours = 3 if page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) else 1
     if not colours <= page.samplesperpixel <= colours + 1:
         raise UnsupportedError(
             f"has {page.samplesperpixel} channels; expected {colours}, or {colours + 1} with alpha: "
@@ -134,11 +126,7 @@ def _decode_page(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
         ``(h, w, c)`` uint8 or uint16, c from 1 to 4, grey with 0 = black.
     """
     premultiplied = page.extrasamples[:1] == (tifffile.EXTRASAMPLE.ASSOCALPHA,)
-    direct = page.photometric in (
-        tifffile.PHOTOMETRIC.MINISWHITE,
-        tifffile.PHOTOMETRIC.MINISBLACK,
-        tifffile.PHOTOMETRIC.RGB,
-    )
+    direct = page.photometric in _DIRECT
     contiguous = page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     unpacks = page.compression in _TIFFFILE_UNPACKS and page.fillorder == tifffile.FILLORDER.MSB2LSB
     if page.bitspersample in (8, 16) and direct and not premultiplied and unpacks:
@@ -149,13 +137,13 @@ def _decode_page(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
         return decode_pillow(TiffImagePlugin.TiffImageFile(io.BytesIO(_without_orientation(data, page))))
     elif premultiplied:
         raise UnsupportedError("is 16-bit with premultiplied alpha; save it with straight alpha, or without")
-    elif page.compression == tifffile.COMPRESSION.LZW and contiguous and page.samplesperpixel != 2:
+    elif page.compression == COMPRESSION.LZW and contiguous and page.samplesperpixel != 2:
         array = decode_cv2(_without_orientation(data, page))
     else:
-        name = tifffile.COMPRESSION(page.compression).name
+        name = COMPRESSION(page.compression).name
         raise UnsupportedError(f"is 16-bit TIFF with {name} compression; save it with deflate or no compression")
     array = array.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
         array = array.copy()
         array[..., 0] = np.iinfo(array.dtype).max - array[..., 0]
     return array
@@ -167,7 +155,7 @@ def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     limit = math.prod(page.chunks) * array.itemsize
     if not page.is_tiled:  # a single strip may claim any number of rows
         limit = min(limit, array.nbytes)
-    page.compression = tifffile.COMPRESSION.NONE  # the rest is tifffile's work
+    page.compression = COMPRESSION.NONE  # the rest is tifffile's work
     decode = page.decode
 
     def place(index: int, start: int, size: int) -> None:

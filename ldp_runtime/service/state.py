@@ -27,8 +27,8 @@ class Uploads:
         self.reading = 0
 
     @contextmanager
-    def slot(self) -> Iterator[Callable[[], None]]:
-        """Counts one more; yields a function that ends it before the block does.
+    def slot(self) -> Iterator[None]:
+        """Counts one more while the block runs.
 
         Raises:
             ProblemError: As many as may are being read.
@@ -38,17 +38,10 @@ class Uploads:
                 429, f"{self._limit} uploads are being read, and no more may; try again later", retry_after=2
             )
         self.reading += 1
-        open_ = True
-
-        def end() -> None:
-            nonlocal open_
-            self.reading -= int(open_)
-            open_ = False
-
         try:
-            yield end
+            yield
         finally:
-            end()
+            self.reading -= 1
 
 
 class Service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -29,8 +30,9 @@ class UploadRoute(APIRoute):
             service: Service = request.app.state.service
             service.queue.check_room()
             _check_length(request, service.settings.max_upload)
-            with service.uploads.slot() as end:
-                receive = _limited(request.receive, service.settings, end)
+            with ExitStack() as slot:
+                slot.enter_context(service.uploads.slot())
+                receive = _limited(request.receive, service.settings, slot.close)
                 return await handle(Request(request.scope, receive))
 
         return handle_within_limits
