@@ -46,7 +46,7 @@ test-triton: $(ALL) ## a real Triton server on loopback, in an environment of it
 	grep -vE '^(protobuf|grpcio)==' constraints.txt > .venv-triton/constraints.txt
 	.venv-triton/bin/pip install --quiet -c .venv-triton/constraints.txt -e . 'tritonclient[grpc,http]==2.73.0'
 	.venv-triton/bin/pip install --quiet --no-deps nvidia-pytriton==0.7.0
-	$(BIN)/python -m pytest tests/ldp_export/triton/test_server.py
+	$(BIN)/python -m pytest tests/ldp_export/triton/test_serve.py
 
 fuzz: $(ALL) ## 20,000 hostile photos, bundles and arrays, then coverage-guided fuzzing of the readers: fuzz/
 	$(BIN)/python -m tests.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs 2 -o fuzz

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ldp_export.cli import main
-from tests.ldp_export.tiny_models import TINY_CLIP
+from ldp_export.bundling.onnx_graphs import export_bundle
+from ldp_export.model import ExportModel, random_model
+from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
+from tests.ldp_export.tiny_models import TINY_CLIP, tiny_network
 
 SEED = 3
 WINDOW = 64
@@ -23,9 +26,21 @@ def tiny_clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nano_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_clip_file: Path) -> Path:
-    """The nano network with random weights of seed 3 and the tiny CLIP, exported by the command line."""
-    path = tmp_path_factory.mktemp("bundles") / "nano-random"
-    arguments = ["onnx", "--config", "nano", "--clip", str(tiny_clip_file), "--seed", str(SEED)]
-    assert main([*arguments, "--window", str(WINDOW), "--overlap", "16", "-o", str(path)]) == 0
+def exported_model(tiny_clip_file: Path) -> ExportModel:
+    """The tiny CLIP and the tiny network whose residual stream is large, with random weights."""
+    model = random_model("nano", str(tiny_clip_file), window=WINDOW, overlap=16, seed=SEED)
+    return replace(model, network=tiny_network())
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: ExportModel) -> Path:
+    """``exported_model`` as a bundle. Exports take long, so tests share this one."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny-random"
+    export_bundle(exported_model, path, path.name)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that tests only read."""
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")

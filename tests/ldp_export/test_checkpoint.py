@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,9 @@ from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 CALIBRATED = [Prompt(p.text, p.format, 20.0 + i, (-1) ** i * 0.5) for i, p in enumerate(PROMPTS)]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tiny_clip_file: Path) -> Path:
-    path = tmp_path / "checkpoint"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tiny_clip_file: Path) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "checkpoint"
     save_checkpoint(
         path,
         config=TINY_CONFIG,
@@ -33,6 +34,11 @@ def folder(tmp_path: Path, tiny_clip_file: Path) -> Path:
         training={"seed": 1, "licences": {"weights": "Apache-2.0", "data": ["CC0-1.0"]}},
     )
     return path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "checkpoint")
 
 
 def test_what_is_saved_comes_back(folder: Path, tiny_clip_file: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,20 +18,18 @@ from torch.nn import functional as F
 from ldp_export.bundling.onnx_graphs import export_bundle
 from ldp_export.checkpoint import CheckpointError, save_checkpoint
 from ldp_export.cli import main
-from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, embed_texts, load_clip
-from ldp_export.clip.patches import resize_matrix
+from ldp_export.clip import PROMPTS, LoadedClip, load_clip
+from ldp_export.evaluation.reference import TorchDeblurrer
 from ldp_export.model import ExportModel
-from ldp_export.network import ConfigError, LDPNet
+from ldp_export.network import LDPNet
 from ldp_export.network.randomise import randomise
-from ldp_export.network.released import ReleasedConfig, ReleasedNet, pool_matrix, released_state
+from ldp_export.network.released import ReleasedConfig, ReleasedNet, released_state
 from ldp_export.release import PROMPT, ReleaseError, dense_release, patch_release, read_release
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
-from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
-
-TINY = ReleasedConfig("tiny", width=8, encoder=(1,), middle=1, decoder=(1,))
-
+from tests.ldp_export.released_code import released_map, similarities, views
+from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG, tiny_released
 
 # --- the checkpoint -----------------------------------------------------------------------------------------
 
@@ -182,82 +179,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, mon
         read_release(tmp_path / "other.pth")
 
 
-# --- the network --------------------------------------------------------------------------------------------
-
-
-def tiny_network(seed: int = 1) -> ReleasedNet:
-    """A narrow network with random weights whose output has about the contrast of an image."""
-    network = randomise(ReleasedNet(TINY), seed).eval()
-    torch.nn.init.constant_(network.ca.temperature, 3.0)
-    with torch.no_grad():
-        pair = torch.rand(1, 6, 32, 32, generator=torch.Generator().manual_seed(seed))
-        network.output.weight.mul_(0.2 / network(pair, torch.rand(1, 1, 32, 32)).std())
-    return network
-
-
-@pytest.mark.parametrize(("size", "bins"), [(32, 32), (48, 8), (50, 8), (9, 8), (5, 8), (1, 4)])
-def test_pooling_as_a_matrix_is_adaptive_average_pooling(size: int, bins: int) -> None:
-    row = torch.rand(1, 1, size, generator=torch.Generator().manual_seed(size))
-    torch.testing.assert_close(pool_matrix(size, bins) @ row[0, 0], F.adaptive_avg_pool1d(row, bins)[0, 0])
-
-
-@torch.no_grad()
-def test_channel_attention_as_defined() -> None:
-    attention = tiny_network().ca
-    x = torch.randn(2, 8, 12, 18, generator=torch.Generator().manual_seed(0))
-    blur_map = torch.rand(2, 1, 12, 18, generator=torch.Generator().manual_seed(1))
-    q, k, v = attention.qkv(x).flatten(2).chunk(3, dim=1)
-    logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(1, 2) * attention.temperature
-    weights = (logits + F.adaptive_avg_pool2d(blur_map, (8, 8))[:, 0]).softmax(-1)
-    expected = attention.project_out((weights @ v).reshape(2, 8, 12, 18))
-    torch.testing.assert_close(attention(x, blur_map), expected)
-    assert (attention(x, blur_map) - attention(x, 1 - blur_map)).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_the_body_pads_with_zeros_and_crops() -> None:
-    body = tiny_network().naf
-    x = torch.randn(1, 8, 9, 15, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(body(x), body(F.pad(x, (0, 1, 0, 1)))[:, :, :9, :15])
-    assert body.multiple == 2
-
-
-@torch.no_grad()
-def test_the_output_is_not_added_to_the_pair() -> None:
-    network = tiny_network()
-    torch.nn.init.zeros_(network.output.weight)
-    pair = torch.rand(1, 6, 8, 8)
-    restored = network(pair, torch.rand(1, 1, 8, 8))
-    assert restored.dtype == torch.float32
-    assert torch.equal(restored, torch.zeros(1, 3, 8, 8))
-
-
-@torch.no_grad()
-def test_half_arithmetic_survives_many_pixels() -> None:
-    """Sums of q * k over all pixels overflow FP16, and q of unit length underflows it; both stay in FP32."""
-    network = tiny_network()
-    network.ca.qkv.weight.mul_(60)
-    pair, blur_map = torch.rand(1, 6, 96, 160), torch.rand(1, 1, 96, 160)
-    query, key, _ = network.ca.qkv(network.patch_embed(pair)).flatten(2).chunk(3, dim=1)
-    assert not torch.isfinite((query @ key.transpose(1, 2)).half()).all(), "the naive form would overflow here"
-    network.ca.project_out.weight.div_(60)
-    expected = network(pair, blur_map)
-    half = network.half()(pair, blur_map)
-    assert half.dtype == torch.float32
-    assert 10 * torch.log10(1 / (half - expected).square().mean()) > 50
-
-
-def test_a_released_config_is_a_channel_attention() -> None:
-    values = ReleasedConfig().to_dict()
-    assert values["attention"] == "channel"
-    assert values["encoder"] == [2, 2, 2, 2]
-    with pytest.raises(ConfigError, match="as many levels"):
-        ReleasedConfig(decoder=(2,))
-    with pytest.raises(ConfigError, match="attention must be channel"):
-        ReleasedConfig(attention="spatial")
-
-
-# --- its blur map -------------------------------------------------------------------------------------------
+# --- the bundle ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -268,71 +190,11 @@ def clip(tiny_clip_file: Path) -> LoadedClip:
     return loaded
 
 
-def preprocess(clip: LoadedClip, patch: NDArray[np.uint8], side: int) -> Tensor:
-    """CLIP's preprocessing by Pillow: the shorter side to CLIP's size, bicubic, the center square, normalised."""
-    h, w = patch.shape[:2]
-    image = Image.fromarray(patch).resize((side * w // min(h, w), side * h // min(h, w)), Image.Resampling.BICUBIC)
-    x, y = (image.width - side) // 2, (image.height - side) // 2
-    array = np.asarray(image.crop((x, y, x + side, y + side)), np.float32).transpose(2, 0, 1) / 255
-    return (torch.from_numpy(array) - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None]
-
-
-def similarities(clip: LoadedClip, left: NDArray[np.uint8], right: NDArray[np.uint8], text: str) -> NDArray[np.float64]:
-    """``100 cos`` of each patch of 40 px, patch by patch, as the released code has it; sides multiples of 40."""
-    rows, columns = left.shape[0] // 40, left.shape[1] // 40
-    found = np.zeros((rows, columns))
-    with torch.inference_mode():
-        embedding = embed_texts(clip, [text])[0]
-        for i in range(rows):
-            for j in range(columns):
-                cut = np.s_[40 * i : 40 * i + 40, 40 * j : 40 * j + 40]
-                patch = np.hstack([left[cut], np.fliplr(right[cut])])
-                feature = clip.model.encode_image(preprocess(clip, patch, 32)[None])[0]  # type: ignore[operator]
-                found[i, j] = 100 * float(F.normalize(feature, dim=0) @ embedding)
-    return found
-
-
-def released_map(values: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]:
-    """The released map before it is upsampled: cut off, linear from 255 at B to 0 at A, then from 0 to 1."""
-    levels = np.where(values > a, 0.0, np.where(values < b, 255.0, 255 * (a - values) / (a - b)))
-    return (levels - levels.min()) / (levels.max() - levels.min())
-
-
-def views(h: int, w: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Smooth random views, shifted against each other by an amount that grows to the right."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (h // 6 + 2, w // 6 + 2, 3)).astype(np.uint8))
-    left = np.asarray(coarse.resize((w, h), Image.Resampling.BICUBIC))
-    shifts = (np.arange(w) * 6 // w)[None, :]
-    columns = np.clip(np.arange(w)[None, :] + shifts, 0, w - 1).repeat(h, 0)
-    return left, left[np.arange(h)[:, None], columns]
-
-
-@pytest.mark.parametrize(("size", "out"), [(40, 224), (80, 448), (40, 40), (7, 9)])
-def test_enlargement_is_pillows(size: int, out: int) -> None:
-    row = np.random.default_rng(size).random((1, size), np.float32)
-    expected = np.asarray(Image.fromarray(row, mode="F").resize((out, 1), Image.Resampling.BICUBIC))
-    np.testing.assert_allclose(row @ resize_matrix(size, out).T, expected, atol=2e-6)
-
-
-@torch.no_grad()
-def test_the_patch_encoder_is_clips_preprocessing_and_pooled_feature(clip: LoadedClip) -> None:
-    left, right = views(40, 40)
-    patch = np.hstack([left, np.fliplr(right)])
-    encoder = PatchEncoder(clip, 40).eval()
-    assert encoder.image_size == 32
-    found = encoder(torch.from_numpy(patch).permute(2, 0, 1)[None].float() / 255)
-    expected = clip.model.encode_image(preprocess(clip, patch, 32)[None])  # type: ignore[operator]
-    assert F.cosine_similarity(found, expected).item() > 1 - 1e-4  # Pillow rounds to 8 bits
-
-
 def calibrated(values: NDArray[np.float64]) -> Prompt:
     """The released prompt with A and B inside the range of the similarities, so that the map has all levels."""
     b, a = np.quantile(values, [0.2, 0.8])
     return Prompt(PROMPT.text, PROMPT.format, float(b), float(a - b))
 
-
-# --- the bundle ---------------------------------------------------------------------------------------------
 
 H, W = 80, 160
 
@@ -347,8 +209,24 @@ def chain(model: ExportModel, blur_map: NDArray[np.float32], left: NDArray[np.ui
 
 @pytest.fixture(scope="module")
 def patch_model(clip: LoadedClip) -> ExportModel:
-    model = patch_release(tiny_network(), clip, calibrated(similarities(clip, *views(H, W), PROMPT.text)))
+    model = patch_release(tiny_released(), clip, calibrated(similarities(clip, *views(H, W), PROMPT.text)))
     return dataclasses.replace(model, trained=False)
+
+
+def test_torch_does_what_the_released_code_does(patch_model: ExportModel, clip: LoadedClip) -> None:
+    left, right = views(H, W)
+    prompt = patch_model.prompts[0]
+    values = similarities(clip, left, right, prompt.text)
+    small = released_map(values, prompt.offset + prompt.temperature, prompt.offset)
+    assert small.std() > 0.2, "all patches are alike: any code would agree"
+    result = TorchDeblurrer(patch_model, device="cpu")(left, right)
+    assert result.blur_logits.shape == (2, 4)
+    blur_map = F.interpolate(torch.from_numpy(small)[None, None], size=(H, W), mode="bilinear")[0, 0]
+    assert np.abs(result.blur_map - blur_map.numpy()).max() < 0.06  # Pillow rounds what CLIP sees to 8 bits
+    expected = chain(patch_model, result.blur_map, left, right)
+    assert expected.std() > 10
+    assert np.abs(result.restored - expected).max() <= 0.51
+    assert TorchDeblurrer(patch_model, device="cpu")(left[:53, :91], right[:53, :91]).restored.shape == (53, 91, 3)
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +236,7 @@ def patch_bundle(tmp_path_factory: pytest.TempPathFactory, patch_model: ExportMo
     return path
 
 
+@pytest.mark.slow
 def test_the_bundle_says_what_it_is(patch_bundle: Path) -> None:
     manifest = Bundle.load(patch_bundle).manifest
     assert manifest.network["attention"] == "channel"
@@ -368,6 +247,7 @@ def test_the_bundle_says_what_it_is(patch_bundle: Path) -> None:
     assert len(manifest.parity["gates"]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_runtime_does_what_the_released_code_does(
     patch_bundle: Path, patch_model: ExportModel, clip: LoadedClip, backend: str
@@ -392,6 +272,7 @@ def test_the_runtime_does_what_the_released_code_does(
     assert np.abs(half.restored - expected).max() <= 3
 
 
+@pytest.mark.slow
 def test_any_size_and_axis_run(patch_bundle: Path) -> None:
     left, right = views(53, 91)
     deblurrer = Deblurrer.from_bundle(patch_bundle, backend="onnxruntime", precision="fp32", threads=1)
@@ -420,7 +301,7 @@ def dense_source(folder: Path, clip: LoadedClip) -> Any:
 
 @pytest.mark.slow
 def test_the_dense_blur_map_feeds_the_same_network(tmp_path: Path, clip: LoadedClip) -> None:
-    model = dataclasses.replace(dense_release(tiny_network(), dense_source(tmp_path / "source", clip)), trained=False)
+    model = dataclasses.replace(dense_release(tiny_released(), dense_source(tmp_path / "source", clip)), trained=False)
     export_bundle(model, tmp_path / "dense", "dense")
     manifest = Bundle.load(tmp_path / "dense").manifest
     assert manifest.blur_map == BlurMapSpec("dense", "map", None)
@@ -464,7 +345,7 @@ def test_dense_wants_a_calibration(tmp_path: Path, clip: LoadedClip) -> None:
     source = dense_source(tmp_path / "source", clip)
     (source.path / "calibration.json").unlink()
     with pytest.raises(CheckpointError, match="expected the calibration"):
-        dense_release(tiny_network(), source)
+        dense_release(tiny_released(), source)
 
 
 @pytest.mark.slow

@@ -6,12 +6,15 @@ import json
 import tempfile
 from pathlib import Path
 
-from ldp_export.checkpoint import save_checkpoint
+from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
+from ldp_export.model import ExportModel
 from ldp_export.network import LDPNet
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_runtime.bundle.manifest import Prompt
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
+
+CALIBRATED = tuple(Prompt(prompt.text, prompt.format, 2.0, -3.0) for prompt in PROMPTS)
 
 
 def make_tiny_checkpoint(folder: Path, seed: int = 4) -> Path:
@@ -31,3 +34,16 @@ def make_tiny_checkpoint(folder: Path, seed: int = 4) -> Path:
         training={"name": folder.name},
     )
     return folder
+
+
+def save_trained(folder: Path, model: ExportModel, network: LDPNet | None = None) -> Checkpoint:
+    """A checkpoint with a model's CLIP and windows and its network, or another one."""
+    return save_checkpoint(
+        folder,
+        config=TINY_CONFIG,
+        network=(network or model.network).state_dict(),
+        clip_config={**TINY_CLIP, "window": model.windows.window},
+        clip=model.clip.model.state_dict(),
+        prompts=CALIBRATED,
+        training={"data": "none", "licences": {"weights": "Apache-2.0", "data": []}},
+    )

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ldp_export.bundling import quantize
+from ldp_export.bundling import quantize, quantize_pairs
 from ldp_export.bundling.engine import SizeRange, build_engines
 from ldp_export.bundling.quantize import QualityError, quantize_bundle
 from ldp_export.bundling.quantize_graphs import QuantizeError, place, role
@@ -262,7 +262,7 @@ def test_a_failed_check_writes_nothing(
     with pytest.raises(QualityError, match=r"INT8 on noise: expected a change in PSNR .* at most 1e-09 dB, got [+-]0"):
         quantize_bundle(Bundle.load(tiny), pairs(), max_loss=1e-9, threads=1)
     assert state(tiny) == before
-    monkeypatch.setattr(quantize, "simulated_sets", lambda count, seed: pairs())
+    monkeypatch.setattr(quantize_pairs, "simulated_sets", lambda count, seed: pairs())
     assert main(["quantize", str(tiny), "--max-loss", "1e-9", "--threads", "1"]) == 1
     output = capsys.readouterr()
     assert "deblur constant_5 3x3" in output.out  # the table shows what to look at

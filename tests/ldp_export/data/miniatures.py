@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import zlib
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from ldp_export.data import PairDataset, iterate
 from ldp_export.data.simulated import FIELDS
 
 DPD_BLUR_TEST = tuple(
@@ -136,3 +139,23 @@ def make_scenes(folder: Path, shards: int = 3, scenes: int = 3, size: tuple[int,
         arrays = dict(zip(FIELDS, (left, right, target, coc, -coc / 2), strict=True))
         np.savez(folder / f"scenes-{shard:04d}.npz", **arrays)  # type: ignore[arg-type]
     return folder
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert decoded is not None
+    return decoded[..., ::-1]
+
+
+def check_promises(dataset: PairDataset, count: int) -> None:
+    """What every data set promises."""
+    assert len(dataset) == len(dataset.names()) == len(set(dataset.names())) == count
+    for name, sample in zip(dataset.names(), iterate(dataset), strict=True):
+        assert sample.name == name
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+    for index in (-1, count):
+        with pytest.raises(IndexError):
+            dataset[index]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again.names() == dataset.names()
+    assert np.array_equal(again[count - 1].left, dataset[count - 1].left)

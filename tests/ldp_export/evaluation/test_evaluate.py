@@ -187,9 +187,7 @@ def test_the_command_scores_a_real_bundle(
 
 
 def test_evaluation_imports_no_torch() -> None:
-    output(
-        "import sys, ldp_export.evaluation.evaluate, ldp_export.simulation.samples; sys.exit('torch' in sys.modules)"
-    )
+    output("import sys, ldp_export.evaluation.evaluate, ldp_export.data; sys.exit('torch' in sys.modules)")
 
 
 # --- the sample -----------------------------------------------------------------------------------------------

@@ -13,30 +13,29 @@ import pytest
 
 from ldp_export.data.base import DataError
 from ldp_export.evaluation.reference import LAYOUTS, TorchDeblurrer
-from ldp_export.model import ExportModel, random_model
+from ldp_export.model import ExportModel
 from ldp_runtime.bundle.bundle import read_manifest, write_manifest
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.stages.blur_map import LOGIT_LIMIT
-from tests.ldp_export.conftest import SEED, WINDOW
 from tests.ldp_export.data.miniatures import noise
 
 
 @pytest.fixture(scope="module")
-def model(tiny_clip_file: Path) -> ExportModel:
+def model(exported_model: ExportModel) -> ExportModel:
     """What the shared bundle was exported from, with prompts that vote apart."""
-    model = random_model("nano", str(tiny_clip_file), window=WINDOW, overlap=16, seed=SEED)
-    prompts = tuple(
-        msgspec.structs.replace(p, offset=float(k), temperature=20.0 - 3 * k) for k, p in enumerate(model.prompts)
-    )
-    return replace(model, prompts=prompts)
+    prompts = [
+        msgspec.structs.replace(prompt, offset=float(k), temperature=20.0 - 3 * k)
+        for k, prompt in enumerate(exported_model.prompts)
+    ]
+    return replace(exported_model, prompts=tuple(prompts))
 
 
 @pytest.fixture(scope="module")
-def bundle(nano_bundle: Path, model: ExportModel, tmp_path_factory: pytest.TempPathFactory) -> Deblurrer:
+def bundle(exported_bundle: Path, model: ExportModel, tmp_path_factory: pytest.TempPathFactory) -> Deblurrer:
     """The shared bundle with the model's prompts, on the runtime."""
-    folder = shutil.copytree(nano_bundle, tmp_path_factory.mktemp("reference") / "bundle")
+    folder = shutil.copytree(exported_bundle, tmp_path_factory.mktemp("reference") / "bundle")
     write_manifest(folder, msgspec.structs.replace(read_manifest(folder), prompts=model.prompts))
     return Deblurrer.from_bundle(folder, backend="onnxruntime", precision="fp32", threads=1)
 
@@ -54,7 +53,8 @@ def test_it_restores_what_the_runtime_restores(
     assert np.abs(got.restored.astype(np.int64) - expected.restored).max() <= tolerance
     assert np.ptp(got.restored) > 0
     assert got.blur_logits == pytest.approx(expected.blur_logits, abs=1e-3)
-    assert np.abs(got.blur_logits).max() < LOGIT_LIMIT and np.ptp(got.blur_logits) > 1e-3
+    assert np.abs(got.blur_logits).max() < LOGIT_LIMIT
+    assert np.ptp(got.blur_logits) > 0.1 or size == (5, 3)
     assert got.blur_map == pytest.approx(expected.blur_map, abs=1e-3)
     assert got.timings.keys() == {"prepare", "clip", "blur_logits", "deblur", "finish"}
     assert got.backend == "torch on cpu" and got.precision == "fp32"

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,6 @@ from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import psnr, ssim
 from ldp_runtime.result import Result
 from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, make_dpd_blur, make_dpd_disp, make_scenes, noise
-from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
-from tests.processes import output
 
 H, W = 32, 48
 
@@ -161,24 +162,17 @@ def test_contact_sheets_hold_so_many_rows(tmp_path: Path) -> None:
     assert sheets[1].shape[0] == ROWS_A_SHEET * sheets[2].shape[0] // 2
 
 
-def test_scoring_imports_no_torch() -> None:
-    output("import sys, ldp_export.evaluation.score, ldp_export.data; sys.exit('torch' in sys.modules)")
-
-
 # --- checkpoints and the command ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-def test_the_command_scores_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_scores_a_checkpoint(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scenes = make_scenes(tmp_path / "scenes", scenes=2)
     disp = make_dpd_disp(tmp_path)
     out = tmp_path / "out"
     data = ["--data", f"simulated={scenes}", "--data", f"dpd-disp={disp}", "--threads", "1"]
-    assert main(["evaluate", str(checkpoint), *data, "-o", str(out)]) == 0
+    assert main(["evaluate", str(tiny_checkpoint), *data, "-o", str(out)]) == 0
     names = {path.name for path in out.iterdir()}
     assert names == {
         *(f"simulated-val.{suffix}" for suffix in ("csv", "md", "json")),
@@ -196,23 +190,34 @@ def test_the_command_scores_a_checkpoint(checkpoint: Path, tmp_path: Path, capsy
     assert read_photo(out / "simulated-val-sheet-01.png").pixels.ndim == 3
 
 
-def test_scoring_a_checkpoint_needs_nothing_of_the_extra_train(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The exporter's modules are imported anew, without the packages of the extra ``train``."""
+
+    def ours() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "ldp_export"]
+
+    for name in ours():
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("lightning_fabric", "lightning", "tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    yield
+    for name in ours():
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("fresh_imports")
+def test_scoring_a_checkpoint_needs_nothing_of_the_extra_train(tiny_checkpoint: Path, tmp_path: Path) -> None:
     scenes = make_scenes(tmp_path / "scenes", shards=1)
-    code = f"""
-from ldp_export.cli import main
-code = main(["evaluate", {str(checkpoint)!r}, "--data", "simulated={scenes}", "-o", {str(tmp_path / "out")!r}])
-try:
-    import ldp_export.training.parallel
-except ImportError as error:
-    print(error)
-sys.exit(code)
-"""
-    printed = output(code, blocked=("lightning_fabric", "lightning", "tensorboard"))
+    fresh = importlib.import_module("ldp_export.cli")
+    arguments = ["--data", f"simulated={scenes}", "-o", str(tmp_path / "out")]
+    assert fresh.main(["evaluate", str(tiny_checkpoint), *arguments]) == 0
     assert (tmp_path / "out" / "simulated-val.csv").is_file()
-    assert printed.splitlines()[-1] == "lightning_fabric is blocked", "the block blocks"
+    with pytest.raises(ImportError, match="lightning_fabric"):  # the block blocks
+        importlib.import_module("ldp_export.training.parallel")
 
 
-def test_options_that_do_not_fit(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_fit(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = make_scenes(tmp_path / "scenes", shards=1)
     data = ["--data", f"simulated={scenes}"]
     out = ["-o", str(tmp_path / "out")]
@@ -229,6 +234,6 @@ def test_options_that_do_not_fit(checkpoint: Path, tmp_path: Path, capsys: pytes
         (["--store"], "expected --store with a bundle"),
         ([*data, *out, "--threads", "0"], "at least 1 thread"),
     ):
-        assert main(["evaluate", str(checkpoint), *arguments]) == 2, arguments
+        assert main(["evaluate", str(tiny_checkpoint), *arguments]) == 2, arguments
         assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from ldp_export.network.bpa import (
     merge_windows,
     place_kernels,
 )
+from ldp_export.network.layers import NAFBlock
 from ldp_export.network.randomise import randomise
 
 Array = NDArray[np.float64]
@@ -311,3 +313,52 @@ def test_bpa_block_is_attention_and_gated_layer_behind_norms() -> None:
 def test_a_fresh_bpa_block_is_the_identity() -> None:
     x = noise(1, CHANNELS, 4, 4)
     assert torch.equal(BPABlock(CHANNELS, HEAD_DIM, 3, 4, 4)(x, noise(1, 1, 2, 2)), x)
+
+
+@pytest.mark.parametrize("window", [4, None])
+@torch.no_grad()
+def test_plain_attention_is_that_of_a_kernel_of_zeros(window: int | None) -> None:
+    plain = randomise(BlurPriorAttention(8, 4, 3, None, window)).eval()
+    biased = BlurPriorAttention(8, 4, 3, 4, window).eval()
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    assert biased.kernels is not None
+    torch.nn.init.zeros_(biased.kernels.conv2.weight)
+    torch.nn.init.zeros_(biased.kernels.conv2.bias)
+    x = torch.randn(2, 8, 6, 9, generator=torch.Generator().manual_seed(0))
+    logits = torch.zeros(2, 1, 3, 3)
+    torch.testing.assert_close(plain(x, logits), biased(x, logits))
+
+
+# --- the forms for export --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "hidden"), [(4, 6), (None, 6), (4, None)])
+def test_a_folded_bpa_block_computes_the_same(window: int | None, hidden: int | None) -> None:
+    block = randomise(BPABlock(8, 4, 3, hidden, window))
+    folded = copy.deepcopy(block)
+    folded.fold()
+    x, blur_logits = 3 * noise(2, 8, 7, 5), noise(2, 1, 3, 2, seed=1)
+    torch.testing.assert_close(folded(x, blur_logits), block(x, blur_logits), atol=2e-5, rtol=2e-5)
+    assert float((block(x, blur_logits) - x).detach().abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_blocks_compute_the_same_in_the_form_for_export(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32 takes the form for CPUs: means by convolution, a pooling layer."""
+    naf, bpa = randomise(NAFBlock(6, 2)), randomise(BPABlock(8, 4, 3, 6, 4))
+    x, y, blur_logits = 3 * noise(2, 6, 8, 4) + 5, 3 * noise(2, 8, 7, 5) + 5, noise(2, 1, 3, 2, seed=1)
+    eager = naf(x), bpa(y, blur_logits)
+    naf.fold()
+    bpa.fold()
+    assert naf.norm1.averaging is not None
+    assert not [name for name in naf.state_dict() if "averaging" in name]
+    naf.split_gates()
+    bpa.split_gates()
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    naf, bpa, x, y = naf.to(dtype), bpa.to(dtype), x.to(dtype), y.to(dtype)
+    for exported, expected, source in zip((naf(x), bpa(y, blur_logits)), eager, (x, y), strict=True):
+        # bf16 rounds to 1 in 256.
+        tolerance = 2e-5 if dtype == torch.float32 else 0.05 * float((expected - source).detach().abs().max())
+        torch.testing.assert_close(exported.float(), expected, atol=tolerance, rtol=tolerance)

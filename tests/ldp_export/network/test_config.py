@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ldp_export.checkpoint import Checkpoint
 from ldp_export.network import CONFIGS, ConfigError, LDPConfig
+from ldp_export.network.config import PRIORS
 from ldp_runtime.errors import LDPError
+
+MODELS = Path(__file__).parents[3] / "models"
 
 
 def valid(**changes: Any) -> LDPConfig:
@@ -83,3 +89,40 @@ def test_configs_of_no_network_are_errors(changes: dict[str, Any], message: str)
 
 def test_a_narrow_network_has_heads_as_wide_as_itself() -> None:
     assert valid(width=8, head_dim=32).head_dim == 32  # min(head_dim, channels) divides the channels
+
+
+# --- priors and ensembles ---------------------------------------------------------------------------------------
+
+
+def test_configurations_of_before_load_unchanged() -> None:
+    values = json.loads((MODELS / "checkpoints/ldp-nano/network.json").read_text())
+    assert "prior" not in values
+    assert "ensemble" not in values
+    config = LDPConfig.from_dict(values)
+    assert config == CONFIGS["nano"]
+    assert (config.prior, config.ensemble) == ("bpa", "ens2")
+    assert Checkpoint.open(MODELS / "checkpoints/ldp-nano").network().config == config
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("ensemble", ["ens2", "ens1-dp-aware", 7])
+def test_variants_round_trip_through_json(prior: str, ensemble: str | int) -> None:
+    config = replace(CONFIGS["small"], prior=prior, ensemble=ensemble)
+    assert LDPConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prior": "bap"}, "prior must be one of none, concat, sa, concat\\+sa, bpa, not 'bap'"),
+        ({"prior": "sa", "bpa": ()}, "prior sa needs a place of bpa"),
+        ({"prior": "concat+sa", "bpa": ()}, "prior concat\\+sa needs a place of bpa"),
+        ({"ensemble": "ens3"}, "ensemble must be one of ens2, .* or a prompt from 0 to 7, not 'ens3'"),
+        ({"ensemble": 8}, "or a prompt from 0 to 7, not 8"),
+        ({"ensemble": -1}, "not -1"),
+    ],
+)
+def test_configs_of_no_variant_are_errors(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        valid(**changes)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldp_export.network.layers import LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
+from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
 from ldp_export.network.randomise import randomise
 
 Array = NDArray[np.float64]
@@ -231,3 +232,42 @@ def test_naf_block_in_half_precision_follows_single_precision_at_large_residuals
     assert half.dtype == torch.float16
     error = (half.detach().float() - expected).abs().max()
     assert float(error) < 0.5  # of values up to about 600, where FP16 has steps of 0.25 to 0.5
+
+
+# --- the forms for export --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [None, 1, 2])
+def test_a_folded_naf_block_computes_the_same(cell: int | None) -> None:
+    block = randomise(NAFBlock(6, cell)).double()
+    folded = copy.deepcopy(block)
+    folded.fold()
+    assert folded.beta is folded.gamma is folded.norm1.weight is folded.norm1.bias is None
+    x = 3 * noise(2, 6, 8, 4).double()
+    torch.testing.assert_close(folded(x), block(x), atol=1e-5, rtol=1e-5)
+    assert float((block(x) - x).detach().abs().max()) > 0.1, "the block does nothing: any form would agree"
+    folded.fold()  # nothing is left to fold
+    torch.testing.assert_close(folded(x), block(x), atol=1e-5, rtol=1e-5)
+
+
+def test_channel_attention_pools_alike_for_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    sca, x = randomise(SimplifiedChannelAttention(3, 4)), 30 * noise(2, 3, 12, 20)
+    eager = sca(x)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(sca(x), eager, atol=1e-5, rtol=1e-5)
+    means = SimplifiedChannelAttention._pool_cells((x + 60000).half(), 4)
+    assert means.dtype == torch.float32
+    assert bool(torch.isfinite(means).all()), "a sum of 16 such numbers is beyond FP16"
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8)],
+    ids=["1x1", "3x3 without bias", "depthwise"],
+)
+def test_a_gate_of_halves_is_the_gate_of_the_whole(conv: nn.Conv2d) -> None:
+    x = noise(2, conv.in_channels, 5, 4)
+    source = tuple(x.chunk(2, dim=1)) if conv.groups > 1 else x
+    gated, expected = SimpleGate()(Halves(conv)(source)), SimpleGate()(conv(x))
+    assert gated.shape == (2, 4, 5, 4)
+    torch.testing.assert_close(gated, expected, atol=1e-6, rtol=1e-6)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ldp_export.network import CONFIGS, LDPConfig, LDPNet
+from ldp_export.network.config import PRIORS
 from ldp_export.network.randomise import randomise
 
 PATCH = 16
@@ -288,3 +292,79 @@ def test_a_crop_of_nano_equals_the_full_frame() -> None:
     # In fact nearly nothing comes from so far: with random weights 256 px do.
     assert float(error[256:].max()) < 1e-4 * scale
     assert float(error[:64].max()) > 0.1 * scale
+
+
+# --- the networks of Table 6 ------------------------------------------------------------------------------------
+
+
+VARIANT = replace(TINY, bpa=("middle", "decoder"))
+READS_THE_MAP = {"none": False, "concat": True, "sa": False, "concat+sa": True, "bpa": True}
+ATTENDS = {"none": False, "concat": False, "sa": True, "concat+sa": True, "bpa": True}
+
+
+def variant_inputs(height: int, width: int, batch: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(height + width)
+    pair = torch.rand(batch, 6, height, width, generator=generator)
+    return pair, 3 * torch.randn(batch, 1, height // 8, width // 8, generator=generator)
+
+
+def test_a_row_each() -> None:
+    assert list(PRIORS) == list(READS_THE_MAP)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@torch.no_grad()
+def test_what_a_variant_holds_and_reads(prior: str) -> None:
+    net = randomise(LDPNet(replace(VARIANT, prior=prior))).eval()
+    pair, logits = variant_inputs(16, 32, batch=2)
+    assert tuple(net.bpa) == (VARIANT.bpa if ATTENDS[prior] else ())
+    assert any("kernels" in name for name in net.state_dict()) == (prior == "bpa")
+    assert net.intro.in_channels == (28 if prior.startswith("concat") else 24)
+    change = (net(pair, logits) - net(pair, -logits)).abs().max()
+    assert (float(change) > 1e-3) == READS_THE_MAP[prior]
+    swapped = net(torch.cat([pair[:, 3:], pair[:, :3]], dim=1), logits)
+    assert (net(pair, logits) - swapped).abs().max() > 1e-3
+
+
+def test_variants_differ_only_where_they_should() -> None:
+    """Table 6 compares priors, so that all else must be the same: names and shapes of what is shared."""
+    shapes = {
+        prior: {key: value.shape for key, value in LDPNet(replace(VARIANT, prior=prior)).state_dict().items()}
+        for prior in PRIORS
+    }
+    for prior, own in shapes.items():
+        shared = {key: shape for key, shape in own.items() if key != "intro.weight"}
+        assert shared.items() <= shapes["bpa"].items(), prior
+    assert shapes["none"].items() <= shapes["sa"].items() <= shapes["bpa"].items()
+    assert shapes["none"].keys() == shapes["concat"].keys()
+    assert shapes["sa"].keys() == shapes["concat+sa"].keys()
+
+
+@torch.no_grad()
+def test_concat_appends_the_upsampled_probability() -> None:
+    net = randomise(LDPNet(replace(VARIANT, prior="concat", stem=1, sca_cell=8))).eval()
+    seen: list[Tensor] = []
+    net.intro.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    pair, _ = variant_inputs(16, 32)
+    net(pair, torch.tensor([[[[-2.0, 0.0, 3.0]]]]))
+    assert torch.equal(seen[0][:, :6], pair)
+    row = seen[0][0, 6, 0]
+    expected = np.interp((np.arange(32) + 0.5) * 3 / 32 - 0.5, [0, 1, 2], 1 / (1 + np.exp(-np.array([-2.0, 0.0, 3.0]))))
+    np.testing.assert_allclose(row.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_gradients_reach_every_parameter(prior: str) -> None:
+    net = randomise(LDPNet(replace(VARIANT, prior=prior)))
+    pair, logits = variant_inputs(16, 32)
+    logits.requires_grad_()
+    net(pair, logits).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    assert (logits.grad is not None) == READS_THE_MAP[prior]
+
+
+def test_no_places_of_attention_is_nafnet() -> None:
+    none, empty = LDPNet(replace(VARIANT, prior="none")), LDPNet(replace(VARIANT, bpa=()))
+    assert none.state_dict().keys() == empty.state_dict().keys()

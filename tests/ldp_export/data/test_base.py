@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ldp_export.data import DataError, PairSample
+
+
+def test_samples_check_their_arrays() -> None:
+    view = np.zeros((4, 6, 3), np.uint8)
+    with pytest.raises(DataError, match="views"):
+        PairSample("a", view.astype(np.float32), view)
+    with pytest.raises(DataError, match="target like the left view"):
+        PairSample("a", view, view, view.astype(np.uint16))
+    with pytest.raises(DataError, match=r"disparity map \(4, 6\) of float32"):
+        PairSample("a", view, view, disparity=np.zeros((4, 6)))  # type: ignore[arg-type]
+    assert PairSample("a", view, view).peak == 255
