@@ -482,14 +482,14 @@ def log_that_allocates(trt, detailed):
 
     class Log(type(log)):
         def log(self, severity, message):
-            kept.append([[] for _ in range(200_000)])  # the collector runs, unless it is off
+            kept.append([[] for _ in range(2000)])  # the collector runs, unless it is off
             super().log(severity, message)
 
     log.__class__ = Log
     return log
 
 tensorrt = engine.TensorRT("rtx")
-gc.set_threshold(100_000)
+gc.set_threshold(1000)
 gc.collect()
 builders = [tensorrt._trt.Builder(make_log(tensorrt._trt, False))]
 builders.append(builders)
