@@ -12,18 +12,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from benchmarks.harness.bundles import CLIP_PATCH, random_bundle
+from benchmarks.harness.bundles import random_bundle
 from benchmarks.harness.options import CONFIG_NAMES, check_positive
 from benchmarks.harness.processes import run_module
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.peers import PEERS
 from benchmarks.peers.bench import DEFAULT_BACKENDS, choose_backends
 from benchmarks.peers.export import export_peer
-from benchmarks.roofline.variants import design_variants, export_variant
 
 EXAMPLES = """\
 examples:
-  python -m benchmarks exports --variants
+  python -m benchmarks exports
   python -m benchmarks exports --config small large --peer nafnet --jobs 4
 
 Nothing is exported twice: the graphs stay in LDP's cache until the exporter
@@ -39,9 +38,9 @@ class Job:
     """An export.
 
     Attributes:
-        kind: "config", "peer" or "variant".
+        kind: "config" or "peer".
         name: Name of the network.
-        detail: The precision of a peer; the name of a variant in ``design_variants``.
+        detail: The precision of a peer.
     """
 
     kind: str
@@ -56,36 +55,21 @@ class Job:
         """Exports it in this process, unless the cache has it."""
         if self.kind == "config":
             random_bundle(self.name)
-        elif self.kind == "peer":
-            export_peer(PEERS[self.name], half=self.detail == "fp16")
         else:
-            from ldp_export.network import CONFIGS
-
-            export_variant(design_variants(CONFIGS[self.name])[self.detail], CLIP_PATCH)
+            export_peer(PEERS[self.name], half=self.detail == "fp16")
 
 
-def jobs_for(
-    configs: Sequence[str],
-    peers: Sequence[str],
-    backends: Sequence[str] = DEFAULT_BACKENDS,
-    *,
-    variants: bool = False,
-) -> list[Job]:
+def jobs_for(configs: Sequence[str], peers: Sequence[str], backends: Sequence[str] = DEFAULT_BACKENDS) -> list[Job]:
     """The exports, the longest first.
 
     Args:
         configs: Names of networks for random weights.
         peers: Names of ``PEERS``.
         backends: Backends of the peers, see ``choose_backends``.
-        variants: Also the variants of the configs, for the benchmark roofline.
     """
     precisions = dict.fromkeys(["fp32", *("fp16" for _, p in choose_backends(backends) if p == "fp16")])
     found = [Job("config", name) for name in configs]
     found += [Job("peer", name, precision) for name in peers for precision in precisions]
-    if variants:
-        from ldp_export.network import CONFIGS
-
-        found += [Job("variant", name, what) for name in configs for what in design_variants(CONFIGS[name])]
     return sorted(found, key=lambda job: (job.kind, job.name != "restormer"))
 
 
@@ -133,7 +117,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", nargs="*", choices=CONFIG_NAMES, default=["small"], help="random weights (default: small)"
     )
     parser.add_argument("--peer", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="which (default: all)")
-    parser.add_argument("--variants", action="store_true", help="also the designs that the benchmark roofline compares")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="exports at a time (default: as many as cores and memory allow)"
     )
@@ -147,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     machine = describe()
     room = (machine["memory_bytes"] or _JOB_MEMORY) // _JOB_MEMORY
     at_once = arguments.jobs or max(min(machine["cpu"]["usable"], room), 1)
-    jobs = jobs_for(arguments.config, arguments.peer, variants=arguments.variants)
+    jobs = jobs_for(arguments.config, arguments.peer)
     for job, seconds in run_jobs(jobs, at_once).items():
         print(f"{job}: {seconds:.0f} s")
 

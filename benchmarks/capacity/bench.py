@@ -1,7 +1,7 @@
 """The machines for a million pairs per day, on CPUs and on GPUs, and the first bottleneck.
 
 The seconds of a CPU are from the results of the benchmarks latency and scaling for the same bundle; those of a GPU are
-the predicted floor of the benchmark roofline, computed for each size. Reading and writing of image files is measured
+the predicted floor of the benchmark roofline, by pixels. Reading and writing of image files is measured
 here, in CPU time, since it is the host's work in both cases. The plan gives core-hours and GPU-hours, not prices.
 """
 
@@ -106,7 +106,7 @@ def plan(
     """
     shapes = [sample_shape(), PAPER, PHOTO]
     a_second = pairs / DAY
-    floors = {shape: gpu_floors(bundle, shape) for shape in shapes}
+    floors = gpu_floors(bundle)
     feed = next(coding for coding in codings if (coding.format, coding.bits) == FEED)
     cpu, gpu = [], []
     for shape in shapes:
@@ -121,7 +121,8 @@ def plan(
                 "measured_with_cores": rate.cores,
             }
         )
-        for device, seconds in floors[shape].items():
+        for device, a_pixel in floors.items():
+            seconds = a_pixel * shape[0] * shape[1]
             bounds = {
                 GPU: 1 / seconds,
                 HOST: host_cores / feed.core_seconds(shape),
@@ -161,18 +162,17 @@ def plan(
     }
 
 
-def gpu_floors(bundle: Bundle, shape: tuple[int, int]) -> dict[str, float]:
-    """The predicted floor of the FP16 chain in seconds, by GPU; of the whole image, without the halos of tiles.
+def gpu_floors(bundle: Bundle) -> dict[str, float]:
+    """The predicted floor of the FP16 chain in seconds per px, by GPU, from that at the size of ``PAPER``.
 
     Args:
         bundle: The bundle.
-        shape: Height and width in px.
     """
     from benchmarks.roofline.chain import build_chain, floor
     from benchmarks.roofline.hardware import gpus
 
-    chain = build_chain(bundle, shape, "fp16")
-    return {card.name: floor(chain.steps, card) for card in gpus()}
+    steps = build_chain(bundle, PAPER).steps
+    return {card.name: floor(steps, card) / (PAPER[0] * PAPER[1]) for card in gpus()}
 
 
 def _source(report: Report) -> str:

@@ -90,8 +90,8 @@ def to_markdown(report: Report) -> str:
             gpu_rows,
         ),
         "No GPU was used: a floor is the least time of the chain at the vendor's peak rates, so more GPUs are needed. "
-        f"Cores to feed one GPU at its floor are for {size_text(PAPER)} px: measured times of files over the "
-        "floor, so an upper bound.",
+        f"It is computed for {size_text(PAPER)} px, for other sizes by pixels. Cores to feed one GPU at its "
+        f"floor are for {size_text(PAPER)} px: measured times of files over the floor, so an upper bound.",
         "## The first bottleneck",
         *bottlenecks(data),
         "Core-hours and GPU-hours times what yours cost is the price; power is not in it, since "

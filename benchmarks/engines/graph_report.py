@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ _NOTHING = {"Identity", "Dropout"}
 _TWICE = {"Cast", "Transpose"}
 _LAYER = re.compile(
     r"^Name: (?P<name>[^,]*), LayerType: (?P<type>[^,]*), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName",
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, Metadata: (?P<nodes>.*)$",
     re.MULTILINE,
 )
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TENSOR = re.compile(r"Name: ([^,]*), Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
 _BYTES = {"Float": 4, "Half": 2, "Int64": 8, "Int32": 4, "Bool": 1}
 _BOOKKEEPING = {"signal", "wait", "shape_call"}
@@ -60,19 +61,43 @@ def needless_nodes(graph: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """What a layer reads or writes.
+
+    Attributes:
+        name: TensorRT's name.
+        shape: Its sizes; negative where they depend on the input's.
+        bytes: Its size; None where that depends on the input's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int | None
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer of an engine: one launch of the GPU.
 
     Attributes:
-        name: TensorRT's name, which lists the fused nodes.
+        name: TensorRT's name.
         type: Its kind.
-        bytes: Sizes of the inputs that the network computed and of the outputs, each read or written once; None where
-            they depend on the input's size.
+        nodes: The nodes of the ONNX graph that it computes.
+        reads: Inputs that the network computed, each once; no weights.
+        writes: Outputs.
     """
 
     name: str
     type: str
-    bytes: int | None
+    nodes: tuple[str, ...]
+    reads: tuple[Tensor, ...]
+    writes: tuple[Tensor, ...]
+
+    @property
+    def bytes(self) -> int | None:
+        """Sizes of inputs and outputs together, each read or written once; None where one depends on the input's."""
+        known = [tensor.bytes for tensor in (*self.reads, *self.writes) if tensor.bytes is not None]
+        return sum(known) if len(known) == len(self.reads) + len(self.writes) else None
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,13 @@ def read_report(messages: Iterable[str]) -> EngineReport:
     """
     text = "\n".join(messages)
     layers = tuple(
-        Layer(match["name"], match["type"], _moved(match["inputs"], match["outputs"]))
+        Layer(
+            match["name"],
+            match["type"],
+            tuple(_NODE.findall(match["nodes"])),
+            _tensors(match["inputs"]),
+            _tensors(match["outputs"]),
+        )
         for match in _LAYER.finditer(text)
         if match["type"] not in _BOOKKEEPING
     )
@@ -116,14 +147,11 @@ def read_report(messages: Iterable[str]) -> EngineReport:
     return EngineReport(layers, int(memory[1]) if memory else None)
 
 
-def _moved(inputs: str, outputs: str) -> int | None:
-    sizes = [*_sizes(inputs), *_sizes(outputs)]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
-
-
-def _sizes(tensors: str) -> Iterator[int | None]:
-    """Bytes of each tensor, without repetition."""
-    for _, dimensions, dtype in dict.fromkeys(match.groups() for match in _TENSOR.finditer(tensors)):
-        sides = [int(side) for side in dimensions.split(",") if side.strip()]
-        yield None if min(sides, default=0) < 0 or dtype not in _BYTES else math.prod(sides) * _BYTES[dtype]
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    """The tensors of a list, without repetition."""
+    found = []
+    for name, dimensions, dtype in dict.fromkeys(match.groups() for match in _TENSOR.finditer(text)):
+        shape = tuple(int(side) for side in dimensions.split(",") if side.strip())
+        known = min(shape, default=0) >= 0 and dtype in _BYTES
+        found.append(Tensor(name, shape, math.prod(shape) * _BYTES[dtype] if known else None))
+    return tuple(found)

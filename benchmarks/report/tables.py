@@ -120,9 +120,14 @@ def parity_table(report: Report) -> str:
 def roofline_table(report: Report) -> str:
     """The floor of the chain on each device, and which kind of figure it is."""
     rows = [
-        [row["device"], row["label"], row["precision"], significant(row["fused_ms"])] for row in report.data["devices"]
+        [
+            *(row["device"], row["label"], row["precision"]),
+            *(significant(row[key]) for key in ("floor_ms", "fp32_accumulate_ms", "cached_ms")),
+        ]
+        for row in report.data["devices"]
     ]
-    return markdown_table(["device", "what", "precision", "floor, ms"], rows, "lllr")
+    header = ["device", "what", "precision", "floor, ms", "FP32 accumulation, ms", "ideal cache, ms"]
+    return markdown_table(header, rows, "lllrrr")
 
 
 def peers_table(report: Report) -> str:

@@ -1,11 +1,12 @@
-"""The floor of the whole chain, from the exported graphs and the devices' peak rates.
+"""The floor of the whole chain on GPUs, by TensorRT-RTX's own plan and the devices' peak rates.
 
-The chain is that of the GPU runtime: ``prepare``, the CLIP graph on batches of windows, ``blur_logits``, the deblur
-graph, ``finish``. ``benchmarks.roofline.flops`` counts the cost of every node of the graphs at one size,
-``benchmarks.roofline.fusion`` says which nodes run as one kernel; the kernels of ``ldp_runtime.cuda`` state their own
-minimum bytes. The floor of a kernel is the longest of: matrix FLOPs at the tensor cores' peak, other FLOPs at the CUDA
-cores' peak, bytes at the memory's peak. The floor of the chain is their sum: kernels run one after the other. Launches,
-waves that do not fill the device, halos, and every rate below its peak add to it.
+The chain is that of the GPU runtime: ``prepare``, CLIP's engine on batches of windows, ``blur_logits``, the deblur
+engine, ``blur_map`` and ``finish``. The engines are built here, with no GPU; TensorRT-RTX says which layers it runs and
+what each reads and writes, ``benchmarks.roofline.flops`` counts what their nodes compute, and the kernels of
+``ldp_runtime.cuda`` state their own minimum bytes. The floor of a layer is the longest of: matrix FLOPs at the tensor
+cores' peak, other FLOPs at the CUDA cores' peak, bytes at the memory's peak. The floor of the chain is their sum, since
+layers run one after the other. Launches, waves that do not fill the device, and every rate below its peak add to it; a
+cache takes from it, at most as far as the column for an ideal one says.
 
 No figure of a GPU here is measured: each is a ``predicted floor``.
 """
@@ -22,22 +23,19 @@ from typing import Any
 from benchmarks.harness import options
 from benchmarks.harness.bundles import open_bundle
 from benchmarks.harness.results import BenchmarkError, Report, publish
-from benchmarks.roofline.chain import Chain, Step, build_chain, floor
-from benchmarks.roofline.fusion import EXTRA, fuse
+from benchmarks.roofline.chain import Step, build_chain, floor, walk_graphs
 from benchmarks.roofline.hardware import Device, gpus, measure_cpu, sources
 from benchmarks.roofline.plot import plot
 from benchmarks.roofline.tables import COSTLIEST, PREDICTED, markdown
-from benchmarks.roofline.variants import variant_floors, variants_are_exported
 from ldp_runtime.bundle.bundle import Bundle
 
 EXAMPLES = """\
 examples:
   python -m benchmarks roofline --config small --shape 1120x1680
-  python -m benchmarks roofline --config small --variants
   python -m benchmarks roofline --bundle ldp-nano --device "RTX 3060"
 
-Writes roofline-NAME.json, roofline-NAME.md and roofline-NAME.png into the
-output folder.
+Needs TensorRT-RTX (the extra rtx), and no GPU. Writes roofline-NAME.json,
+roofline-NAME.md and roofline-NAME.png into the output folder.
 """
 
 DEFAULT_DEVICE = "RTX 4090"
@@ -54,31 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of the photo (default: 1120x1680)",
     )
     parser.add_argument("--device", default=DEFAULT_DEVICE, help=f"GPU of the tables (default: {DEFAULT_DEVICE})")
-    parser.add_argument(
-        "--variants",
-        action="store_true",
-        help="compare other designs of the network as well; their export takes minutes, once; always on afterwards",
-    )
     options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Computes the floors, prints the tables and writes the results."""
     bundle = open_bundle(arguments.bundle, arguments.config)
-    variants = arguments.variants or variants_are_exported(bundle.manifest)
-    data = analyse(bundle, arguments.shape, arguments.device, variants=variants)
+    data = analyse(bundle, arguments.shape, arguments.device)
     picture = f"roofline-{bundle.manifest.name}.png"
     plot(data, arguments.output / picture)
     publish(Report.new("roofline", data, bundle), f"{markdown(data)}\n![roofline]({picture})\n", arguments.output)
-
-
-def fusion_floors(chain: Chain, device: Device) -> list[dict[str, Any]]:
-    """The floor with fusions beyond the rules: each alone, then all; rows of ``change`` and ``ms``."""
-    rows = [{"change": "the rules alone", "ms": 1e3 * floor(chain.steps, device)}]
-    for what, extra in [*((name, (name,)) for name in EXTRA), ("all of these", tuple(EXTRA))]:
-        steps = chain.with_deblur(chain.deblur, fuse(chain.deblur, extra))
-        rows.append({"change": what, "ms": 1e3 * floor(steps, device)})
-    return rows
 
 
 def shares(steps: Sequence[Step], device: Device, key: Callable[[Step], str]) -> list[dict[str, Any]]:
@@ -106,7 +89,7 @@ def points(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
     return [
         {
             "stage": step.stage,
-            "what": step.label,
+            "what": step.kind,
             "count": step.repeats,
             "ms": 1e3 * step.seconds(device),
             "share": step.seconds(device) / total,
@@ -119,7 +102,7 @@ def points(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
 
 
 def costliest(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
-    """The ``COSTLIEST`` kernels, highest first, as ``points``; equal ones are summed in one row."""
+    """The ``COSTLIEST`` layers, highest first, as ``points``; equal ones are summed in one row."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in points(steps, device):
         alike = (row["stage"], row["what"], row["bound"], row["ms"] / row["count"])
@@ -132,99 +115,91 @@ def costliest(steps: Sequence[Step], device: Device) -> list[dict[str, Any]]:
 
 
 def analyse(
-    bundle: Bundle,
-    size: tuple[int, int],
-    device: str = DEFAULT_DEVICE,
-    *,
-    variants: bool = False,
-    cpu: Sequence[Device] | None = None,
+    bundle: Bundle, size: tuple[int, int], device: str = DEFAULT_DEVICE, *, cpu: Sequence[Device] | None = None
 ) -> dict[str, Any]:
     """Everything that the command reports, as plain JSON values.
 
     Args:
         bundle: The bundle.
         size: ``(h, w)`` of the photo in px.
-        device: The GPU that the tables of kernels are for, a name of ``hardware.json``.
-        variants: Also export the design's variants and compare their floors.
+        device: The GPU that the tables of layers are for, a name of ``hardware.json``.
         cpu: This CPU's rates; measured if None.
 
     Raises:
-        LDPError: The device is unknown, or the bundle's graphs cannot be walked.
+        LDPError: The device is unknown, TensorRT-RTX is not installed, or the bundle's graphs cannot be walked.
     """
     cards = gpus()
     names = [card.name for card in cards]
     if device not in names:
         raise BenchmarkError(f"expected a device, one of {', '.join(names)}, got {device!r}")
     main = cards[names.index(device)]
-    chains = {precision: build_chain(bundle, size, precision) for precision in ("fp16", "fp32")}
-    chain = chains["fp16"]
-    wide = {card.name: card for card in gpus("fp32")}
-    rows = []
-    for card in [*cards, *(measure_cpu() if cpu is None else cpu)]:
-        own = chains[card.graph]
-        bound = sum(step.seconds(card) for step in own.steps if step.bound(card) == "memory")
-        rows.append(
-            {
-                "device": card.name,
-                "label": "floor at measured rates" if card.measured else PREDICTED,
-                "precision": card.precision,
-                "unfused_ms": 1e3 * floor(own.unfused, card),
-                "fused_ms": 1e3 * floor(own.steps, card),
-                "fp32_accumulate_ms": None if card.measured else 1e3 * floor(own.steps, wide[card.name]),
-                "cached_ms": None if card.measured else 1e3 * floor(own.steps, card, cached=True),
-                "memory_share": bound / floor(own.steps, card),
-                "matrix_tflops": card.matrix / 1e12,
-                "vector_tflops": card.vector / 1e12,
-                "gb_s": card.bandwidth / 1e9,
-            }
-        )
-    deblur = [step for step in chain.steps if step.stage == "deblur"]
+    chain = build_chain(bundle, size)
+    steps = chain.steps
+    deblur = [step for step in steps if step.stage == "deblur"]
     return {
         "size": list(size),
         "padded": list(chain.padded),
         "windows": chain.windows,
         "batches": chain.batches,
+        "plan": chain.plan,
         "device": asdict(main),
-        "devices": rows,
-        "totals": [_totals(name, own) for name, own in chains.items()],
-        "stages": shares(chain.steps, main, lambda step: step.stage),
-        "kinds": shares(deblur, main, _kind_name),
+        "devices": [
+            *(_gpu_row(card, wide, steps, chain.copied) for card, wide in zip(cards, gpus("fp32"), strict=True)),
+            *(_cpu_row(card, bundle, size) for card in (measure_cpu() if cpu is None else cpu)),
+        ],
+        "totals": {
+            "matrix_gflop": sum(step.repeats * step.matrix_flops for step in steps) / 1e9,
+            "vector_gflop": sum(step.repeats * step.vector_flops for step in steps) / 1e9,
+            "gb": sum(step.repeats * step.nbytes() for step in steps) / 1e9,
+            "launches": sum(step.repeats for step in steps),
+        },
+        "stages": shares(steps, main, lambda step: step.stage),
+        "kinds": shares(deblur, main, lambda step: step.kind),
         "scales": shares(deblur, main, lambda step: _scale(step, chain.padded)),
-        "bounds": shares(chain.steps, main, lambda step: step.bound(main)),
-        "kernels": costliest(chain.steps, main),
-        "nodes": costliest(chain.unfused, main),
-        "fusions": fusion_floors(chain, main),
-        "variants": variant_floors(chain, bundle.manifest, main) if variants else None,
-        "points": points(chain.steps, main),
+        "bounds": shares(steps, main, lambda step: step.bound(main)),
+        "layers": costliest(steps, main),
+        "points": points(steps, main),
         "sources": sources(),
     }
 
 
-def _totals(precision: str, chain: Chain) -> dict[str, Any]:
-    def total(count: Callable[[Step], int], steps: Sequence[Step]) -> float:
-        return sum(step.repeats * count(step) for step in steps) / 1e9
-
+def _gpu_row(card: Device, wide: Device, steps: Sequence[Step], copied: tuple[int, int]) -> dict[str, Any]:
+    """The floors on a GPU; ``wide`` is the same card with FP32 accumulation."""
+    total = floor(steps, card)
     return {
-        "precision": precision,
-        "matrix_gflop": total(lambda step: step.matrix_flops, chain.steps),
-        "vector_gflop": total(lambda step: step.vector_flops, chain.steps),
-        "unfused_gb": total(Step.nbytes, chain.unfused),
-        "fused_gb": total(Step.nbytes, chain.steps),
-        "unfused_kernels": sum(step.repeats for step in chain.unfused),
-        "fused_kernels": sum(step.repeats for step in chain.steps),
+        "device": card.name,
+        "label": PREDICTED,
+        "precision": card.precision,
+        "floor_ms": 1e3 * total,
+        "fp32_accumulate_ms": 1e3 * floor(steps, wide),
+        "cached_ms": 1e3 * floor(steps, card, cached=True),
+        "cached_fp32_accumulate_ms": 1e3 * floor(steps, wide, cached=True),
+        "copies_ms": 1e3 * sum(copied) / card.link,
+        "memory_share": sum(step.seconds(card) for step in steps if step.bound(card) == "memory") / total,
+        "matrix_tflops": card.matrix / 1e12,
+        "gb_s": card.bandwidth / 1e9,
     }
 
 
-def _kind_name(step: Step) -> str:
-    if step.kind in ("matrix", "depthwise"):
-        return step.label.split(",")[0]
-    names = {"norm": "layer norm", "pointwise": "pointwise", "copy": "copies (Pad, Concat)"}
-    return names.get(step.kind, step.kind)
+def _cpu_row(card: Device, bundle: Bundle, size: tuple[int, int]) -> dict[str, Any]:
+    """The floor on this CPU: the convolutions and matrix products alone, at its measured rate."""
+    walked = walk_graphs(bundle, size, "fp32")
+    flops = walked.batches * walked.clip.matrix_flops + walked.deblur.matrix_flops
+    unknown = dict.fromkeys(("fp32_accumulate_ms", "cached_ms", "cached_fp32_accumulate_ms", "copies_ms"))
+    return unknown | {
+        "device": card.name,
+        "label": "arithmetic alone, at the measured rate",
+        "precision": card.precision,
+        "floor_ms": 1e3 * flops / card.matrix,
+        "memory_share": None,
+        "matrix_tflops": card.matrix / 1e12,
+        "gb_s": card.bandwidth / 1e9,
+    }
 
 
 def _scale(step: Step, padded: tuple[int, int]) -> str:
-    """Which part of the padded frame's pixels a kernel of the network works on: "1/1", "1/2" ...; by its side."""
-    if step.kind in ("attention", "copy") or len(step.shape) != 4:
-        return "BPA windows"
-    ratio = math.sqrt(padded[0] * padded[1] / (step.shape[2] * step.shape[3]))
+    """Which part of the padded frame's pixels a layer of the network writes: "1/1", "1/2" ...; by its side."""
+    if len(step.shape) != 4 or step.shape[0] != 1:
+        return "windows and pooled cells"
+    ratio = math.sqrt(padded[0] * padded[1] / max(step.shape[2] * step.shape[3], 1))
     return f"1/{2 ** round(math.log2(ratio))}"

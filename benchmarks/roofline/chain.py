@@ -1,46 +1,49 @@
-"""The kernels of the whole chain at one size of the photo, and the floor of their time."""
+"""The layers of the whole chain at one size of the photo, as TensorRT-RTX plans them, and the floor of their time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.engines.graph_report import read_report
+from benchmarks.harness.results import BenchmarkError
 from benchmarks.roofline.flops import GraphCost, graph_cost
-from benchmarks.roofline.fusion import FusedGraph, fuse, unfused
 from benchmarks.roofline.hardware import Device
 from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import ShapeRange
 from ldp_runtime.cuda.launch import Launch, Pixels
-from ldp_runtime.cuda.launches import Canvases, PairRegion, blur_logits, finish, prepare
+from ldp_runtime.cuda.launches import Canvases, PairRegion, blur_logits, blur_map, finish, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 
-_ADDRESS = 1 << 20  # any aligned device address: nothing is run
+ARCH = "sm_89"
+"""The GPU that engines are planned for; TensorRT-RTX moves the same bytes for sm_80 to sm_120."""
+
+_ADDRESS = 1 << 20  # stands for any aligned device address: nothing is run
 
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel of the chain.
+    """One launch of the chain: a layer of an engine, or a kernel of the runtime.
 
     Attributes:
         stage: "prepare", "clip", "blur_logits", "deblur" or "finish".
-        kind: See ``fusion.Kernel``; "cuda" for the runtime's own.
-        label: Its description.
-        shape: Shape of its result.
+        kind: TensorRT's kind of layer, for generated kernels with their operations; "cuda" for the runtime's own.
+        shape: Shape of its first result.
         matrix_flops: FLOPs for tensor cores.
         vector_flops: FLOPs for CUDA cores.
-        traffic: Bytes that it moves, tensor by tensor, each with the tensor's whole size if a cache may hold it between
-            kernels, else with 0.
-        repeats: How often it runs: CLIP's kernels once per batch.
+        traffic: Bytes that it moves, tensor by tensor, each with the tensor's size again if a cache may hold it between
+            layers, else with 0.
+        repeats: How often it runs: CLIP's layers once per batch.
     """
 
     stage: str
     kind: str
-    label: str
     shape: tuple[int, ...]
     matrix_flops: int
     vector_flops: int
@@ -68,36 +71,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """The chain at one size and precision.
+    """The FP16 chain at one size.
 
     Attributes:
         size: ``(h, w)`` of the photo.
         padded: ``(H, W)`` of the network's input.
         windows: Windows of CLIP.
         batches: Batches that they run in.
-        clip: Cost of CLIP's graph for one batch.
-        deblur: Cost of the deblur graph.
-        steps: The kernels, fused by the rules.
-        unfused: The same with every node on its own.
+        plan: Which TensorRT planned it, and for what.
+        steps: The launches, in order.
+        copied: Bytes from the host and to the host, of a photo of 8 bits.
     """
 
     size: tuple[int, int]
     padded: tuple[int, int]
     windows: int
     batches: int
-    clip: GraphCost
-    deblur: GraphCost
+    plan: str
     steps: tuple[Step, ...]
-    unfused: tuple[Step, ...]
-
-    def with_deblur(self, deblur: GraphCost, fused: FusedGraph) -> tuple[Step, ...]:
-        """The fused steps with another deblur graph."""
-        own = [step for step in self.steps if step.stage != "deblur"]
-        return tuple([*own, *_steps("deblur", deblur, fused)])
+    copied: tuple[int, int]
 
 
 def floor(steps: Iterable[Step], device: Device, *, cached: bool = False) -> float:
-    """Least seconds of kernels that run one after the other."""
+    """Least seconds of launches that run one after the other."""
     return sum(step.seconds(device, cached=cached) for step in steps)
 
 
@@ -109,31 +105,21 @@ class Walked:
         padded: ``(H, W)`` of the network's input.
         grid: CLIP's windows.
         batches: Batches that they run in.
-        clip: Cost of CLIP's graph for one batch.
-        deblur: Cost of the deblur graph.
+        shapes: Shapes of the inputs of "clip", for one batch, and of "deblur".
+        clip: CLIP's graph for one batch.
+        deblur: The deblur graph.
     """
 
     padded: tuple[int, int]
     grid: WindowGrid
     batches: int
+    shapes: dict[str, dict[str, tuple[int, ...]]]
     clip: GraphCost
     deblur: GraphCost
 
 
 def walk_graphs(bundle: Bundle, size: tuple[int, int], precision: str) -> Walked:
-    """Walks both graphs of a bundle; see ``build_chain``."""
-    spec = bundle.manifest.require_clip()
-    H, W = bundle.manifest.padding.padded_size(*size)
-    grid = WindowGrid.cover(H, W, window=spec.window, overlap=spec.overlap, patch=spec.patch)
-    batch, s = clip_batch(len(grid)), spec.window
-    clip = graph_cost(bundle.graph("clip", precision), {"stereo": (batch, 3, s, 2 * s), "center": (batch, 3, s, s)})
-    logits = (1, 1, H // spec.patch, W // spec.patch)
-    deblur = graph_cost(bundle.graph("deblur", precision), {"pair": (1, 6, H, W), "blur_logits": logits})
-    return Walked((H, W), grid, math.ceil(len(grid) / batch), clip, deblur)
-
-
-def build_chain(bundle: Bundle, size: tuple[int, int], precision: str) -> Chain:
-    """Walks a bundle's graphs at one size of the photo.
+    """Walks both graphs of a bundle.
 
     Args:
         bundle: The bundle.
@@ -143,35 +129,77 @@ def build_chain(bundle: Bundle, size: tuple[int, int], precision: str) -> Chain:
     Raises:
         LDPError: The bundle lacks the graphs, or they hold an unknown operator.
     """
-    walked = walk_graphs(bundle, size, precision)
-    clip, deblur, batches, grid = walked.clip, walked.deblur, walked.batches, walked.grid
-    dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
-    before, after = _own_kernels(bundle, size, walked.padded, grid, dtype)
+    spec = bundle.manifest.require_clip()
+    H, W = bundle.manifest.padding.padded_size(*size)
+    grid = WindowGrid.cover(H, W, window=spec.window, overlap=spec.overlap, patch=spec.patch)
+    batch, s, p = clip_batch(len(grid)), spec.window, spec.patch
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "clip": {"stereo": (batch, 3, s, 2 * s), "center": (batch, 3, s, s)},
+        "deblur": {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // p, W // p)},
+    }
+    clip, deblur = (graph_cost(bundle.graph(kind, precision), shapes[kind]) for kind in ("clip", "deblur"))
+    return Walked((H, W), grid, math.ceil(len(grid) / batch), shapes, clip, deblur)
 
-    def steps(group: Callable[[GraphCost], FusedGraph]) -> tuple[Step, ...]:
-        clip_steps = [replace(step, repeats=batches) for step in _steps("clip", clip, group(clip))]
-        return tuple([before[0], *clip_steps, before[1], *_steps("deblur", deblur, group(deblur)), after])
 
-    return Chain(size, walked.padded, len(grid), batches, clip, deblur, steps(fuse), steps(unfused))
+def build_chain(bundle: Bundle, size: tuple[int, int]) -> Chain:
+    """Builds both engines of a bundle for one size of the photo, with no GPU, and reads their layers.
+
+    Args:
+        bundle: The bundle.
+        size: ``(h, w)`` of the photo in px.
+
+    Raises:
+        LDPError: The bundle lacks FP16 graphs, TensorRT-RTX is not installed or refuses a graph.
+    """
+    from ldp_export.bundling.tensorrt_builder import TensorRT
+
+    walked = walk_graphs(bundle, size, "fp16")
+    tensorrt = TensorRT("rtx")
+    engines = []
+    for kind, cost, repeats in (("clip", walked.clip, walked.batches), ("deblur", walked.deblur, 1)):
+        profile = {name: ShapeRange(shape, shape, shape) for name, shape in walked.shapes[kind].items()}
+        path = bundle.graph(kind, "fp16")
+        messages = tensorrt.build(path, profile, (ARCH,), detailed=True).messages
+        engines.append(_planned(kind, path, messages, cost, repeats))
+    before, logits, after = _own_kernels(bundle, size, walked.padded, walked.grid)
+    steps = (before, *engines[0], logits, *engines[1], *after)
+    h, w = size
+    back = 3 * h * w + 4 * h * w + 4 * math.prod(walked.shapes["deblur"]["blur_logits"])  # image, map, logits
+    plan = f"{tensorrt.name} {tensorrt.version} for {ARCH}"
+    return Chain(size, walked.padded, len(walked.grid), walked.batches, plan, steps, (6 * h * w, back))
 
 
-def _steps(stage: str, graph: GraphCost, fused: FusedGraph) -> list[Step]:
+def _planned(stage: str, path: Path, messages: Iterable[str], cost: GraphCost, repeats: int) -> list[Step]:
+    """The layers of an engine, with the FLOPs of the nodes that they compute."""
+    layers = read_report(messages).layers
+    flops = {node.name: (node.matrix_flops, node.vector_flops) for node in cost.nodes}
+    inside = {t.name for layer in layers for t in layer.reads} & {t.name for layer in layers for t in layer.writes}
     steps = []
-    for kernel in fused.kernels:
-        moved = [*kernel.reads.items(), *kernel.writes.items()]
-        traffic = tuple((size, fused.cacheable.get(name, 0)) for name, size in moved)
-        steps.append(
-            Step(stage, kernel.kind, kernel.label, kernel.shape, kernel.matrix_flops, kernel.vector_flops, traffic)
+    for layer in layers:
+        matrix, vector = (sum(flops.get(name, (0, 0))[i] for name in layer.nodes) for i in range(2))
+        for name in layer.nodes:
+            flops.pop(name, None)  # a node that several layers share is counted once
+        tensors = (*layer.reads, *layer.writes)
+        traffic = tuple((t.bytes or 0, (t.bytes or 0) if t.name in inside else 0) for t in tensors)
+        kind = layer.name.removeprefix("__myl_").rpartition("_myl")[0] if layer.type == "kgen" else layer.type
+        shape = layer.writes[0].shape if layer.writes else ()
+        steps.append(Step(stage, kind, shape, matrix, vector, traffic, repeats))
+    planned, wanted = sum(step.matrix_flops for step in steps), cost.matrix_flops
+    if not 0.99 * wanted <= planned <= wanted:
+        raise BenchmarkError(
+            f"{path}: expected TensorRT's layers to compute the graph's {wanted / 1e9:.1f} matrix GFLOP, got "
+            f"{planned / 1e9:.1f}; its report has changed, so graph_report.py must"
         )
     return steps
 
 
 def _own_kernels(
-    bundle: Bundle, size: tuple[int, int], padded: tuple[int, int], grid: WindowGrid, dtype: np.dtype[Any]
-) -> tuple[tuple[Step, Step], Step]:
-    """``prepare``, ``blur_logits`` and ``finish`` for a photo of 8 bits."""
+    bundle: Bundle, size: tuple[int, int], padded: tuple[int, int], grid: WindowGrid
+) -> tuple[Step, Step, tuple[Step, Step]]:
+    """``prepare``, ``blur_logits``, and ``blur_map`` with ``finish``, for a photo of 8 bits."""
     spec = bundle.manifest.require_clip()
     h, w = size
+    dtype = np.float16
     view = Pixels(_ADDRESS, 3 * w)
     canvases = Canvases(_ADDRESS, _ADDRESS, dtype, grid, spec.patch, spec.mean, spec.std)
     region = PairRegion(_ADDRESS, (0, 0), padded)
@@ -182,11 +210,14 @@ def _own_kernels(
     logits_flops = 2 * 3 * tokens[0] * tokens[1] * table.channels * (chosen + 1)
     made = prepare(view, view, np.uint8, size, padded, pair=region, canvases=canvases)
     logits = blur_logits(_ADDRESS, _ADDRESS, dtype, table, _ADDRESS, grid, _ADDRESS, tokens, _ADDRESS)
+    shown = blur_map(_ADDRESS, tokens, spec.patch, _ADDRESS, size)
     done = finish(_ADDRESS, padded, view, np.uint8, size, _ADDRESS)
-    first = _own("prepare", made, (1, 6, *padded), 2 * 6 * padded[0] * padded[1])
-    second = _own("blur_logits", logits, (1, 1, *tokens), logits_flops)
-    return (first, second), _own("finish", done, (h, w, 3), 3 * 3 * h * w)
+    return (
+        _own("prepare", made, (1, 6, *padded), 2 * 6 * padded[0] * padded[1]),
+        _own("blur_logits", logits, (1, 1, *tokens), logits_flops),
+        (_own("finish", shown, (1, 1, h, w), 4 * h * w), _own("finish", done, (h, w, 3), 3 * 3 * h * w)),
+    )
 
 
 def _own(stage: str, launch: Launch, shape: tuple[int, ...], flops: int) -> Step:
-    return Step(stage, "cuda", f"kernel {launch.kernel}", shape, 0, flops, ((launch.minimum_bytes, 0),))
+    return Step(stage, "cuda", shape, 0, flops, ((launch.minimum_bytes, 0),))

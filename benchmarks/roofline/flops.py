@@ -1,4 +1,4 @@
-"""The cost of an ONNX graph at one size of its inputs: shapes of tensors, FLOPs and minimum bytes of nodes.
+"""What an ONNX graph computes at one size of its inputs: the shape of every tensor, the FLOPs of every node.
 
 Shapes are exact, not symbolic: values that depend on shapes alone (Shape, Range, the mask of keys outside the map) are
 computed while walking the graph, with ONNX's own shape inference and reference evaluator. Such constants
@@ -13,16 +13,13 @@ FLOPs, where a multiply-add is two:
   activations too), one for each element that a reduction or pooling reads, ``SOFTMAX_FLOPS``, ``NORM_FLOPS`` and
   ``RESIZE_FLOPS`` for each element of those. torch counts none of these;
 * copies, casts, reshapes and permutations have none.
-
-The minimum bytes of a node are each input read once and each output written once, in the types of the graph. Views
-(Reshape and the like) move nothing; a Slice or Gather reads as much as it writes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +41,11 @@ NORM_FLOPS = 7
 RESIZE_FLOPS = 7
 """Per element, bilinear: four products and three sums; nearest has none."""
 
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-"""The same bytes under another shape."""
-
-PERMUTATIONS = frozenset({"Transpose", "Slice", "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand"})
-"""Every element of the result is one of the input: an index map that a reader or a writer can follow."""
-
-COPIES = frozenset({"Concat", "Pad", "Tile"})
-"""New tensors, assembled from others."""
+MOVES = frozenset(
+    {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth"}
+    | {"Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)
+"""Every element of the result is one of the inputs."""
 
 POINTWISE = frozenset(
     {"Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Equal", "Erf", "Exp", "Gelu", "Greater", "GreaterOrEqual"}
@@ -65,8 +59,7 @@ POOLS = frozenset({"AveragePool", "MaxPool", "GlobalAveragePool"})
 NORMS = frozenset({"Softmax", "LayerNormalization"})
 MATRIX = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
-_KNOWN = VIEWS | PERMUTATIONS | COPIES | POINTWISE | REDUCTIONS | POOLS | NORMS | MATRIX | {"Resize"}
-_READ_AS_MUCH_AS_THEY_WRITE = frozenset({"Slice", "Gather", "Expand"})
+_KNOWN = MOVES | POINTWISE | REDUCTIONS | POOLS | NORMS | MATRIX | {"Resize"}
 _MAX_VALUE = 2**23
 """Elements up to which values that depend on shapes alone are computed."""
 
@@ -80,12 +73,10 @@ class TensorInfo:
 
     Attributes:
         shape: Its sizes.
-        itemsize: Bytes of an element.
         constant: A weight, or something that depends on weights and shapes alone.
     """
 
     shape: tuple[int, ...]
-    itemsize: int
     constant: bool
 
     @property
@@ -93,26 +84,19 @@ class TensorInfo:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return self.elements * self.itemsize
-
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node of a graph and what it costs at least.
+    """One node of a graph and what it computes.
 
     Attributes:
         name: Its name in the graph.
         op: Its operator.
         inputs: Names of its inputs, without those left out.
         outputs: Names of its outputs.
-        attributes: Its attributes, and ``axes`` of a reduction wherever the graph has them.
+        attributes: Its attributes.
         matrix_flops: Of convolutions (not depthwise) and matrix products.
         vector_flops: All others.
-        read_bytes: Each input once.
-        write_bytes: Each output once.
     """
 
     name: str
@@ -122,13 +106,6 @@ class NodeCost:
     attributes: Mapping[str, Any]
     matrix_flops: int
     vector_flops: int
-    read_bytes: int
-    write_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes read and written."""
-        return self.read_bytes + self.write_bytes
 
 
 @dataclass(frozen=True)
@@ -138,14 +115,10 @@ class GraphCost:
     Attributes:
         nodes: The nodes that do something at this size, in the graph's order.
         tensors: All tensors by name.
-        inputs: The graph's inputs.
-        outputs: The graph's outputs.
     """
 
     nodes: tuple[NodeCost, ...]
     tensors: Mapping[str, TensorInfo]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
     @property
     def matrix_flops(self) -> int:
@@ -161,11 +134,6 @@ class GraphCost:
     def contraction_flops(self) -> int:
         """All convolutions and matrix products, depthwise ones too: what torch's ``FlopCounterMode`` counts."""
         return sum(contraction_flops(node, self.tensors) for node in self.nodes)
-
-    @property
-    def nbytes(self) -> int:
-        """Minimum bytes of all nodes, each on its own."""
-        return sum(node.nbytes for node in self.nodes)
 
 
 def graph_cost(path: Path, sizes: Mapping[str, Sequence[int]]) -> GraphCost:
@@ -233,12 +201,7 @@ class _Walk:
             if tensor.data_location != TensorProto.EXTERNAL and math.prod(tensor.dims) <= _MAX_WEIGHT:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
         costs = [cost for node in self.graph.node if (cost := self._node(node)) is not None]
-        return GraphCost(
-            tuple(costs),
-            {name: self._info(name) for name in self.types},
-            tuple(value.name for value in inputs),
-            tuple(value.name for value in self.graph.output),
-        )
+        return GraphCost(tuple(costs), {name: self._info(name) for name in self.types})
 
     def _node(self, node: onnx.NodeProto) -> NodeCost | None:
         present = [name for name in node.input if name]
@@ -300,30 +263,16 @@ class _Walk:
 
     def _info(self, name: str) -> TensorInfo:
         tensor = self.types[name].tensor_type
-        itemsize = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-        return TensorInfo(tuple(d.dim_value for d in tensor.shape.dim), itemsize, name in self.constants)
+        return TensorInfo(tuple(d.dim_value for d in tensor.shape.dim), name in self.constants)
 
     def _cost(self, node: onnx.NodeProto, inputs: tuple[str, ...]) -> NodeCost:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type in REDUCTIONS and len(node.input) > 1 and node.input[1] in self.values:
-            attributes["axes"] = [int(axis) for axis in self.values[node.input[1]]]
-        tensors = {name: self._info(name) for name in (*inputs, *filter(None, node.output))}
         outputs = tuple(name for name in node.output if name)
-        written = sum(tensors[name].nbytes for name in outputs)
-        read = sum(tensors[name].nbytes for name in dict.fromkeys(inputs) if not self._is_parameter(node, name))
-        if node.op_type in VIEWS:
-            read = written = 0
-        elif node.op_type in _READ_AS_MUCH_AS_THEY_WRITE:
-            read = min(read, written)
-        cost = NodeCost(node.name, node.op_type, inputs, outputs, attributes, 0, 0, read, written)
+        tensors = {name: self._info(name) for name in (*inputs, *outputs)}
+        cost = NodeCost(node.name, node.op_type, inputs, outputs, attributes, 0, 0)
         flops = contraction_flops(cost, tensors)
         matrix = 0 if is_depthwise(cost, tensors) else flops
-        vector = flops - matrix + _vector_flops(cost, tensors)
-        return NodeCost(node.name, node.op_type, inputs, outputs, attributes, matrix, vector, read, written)
-
-    def _is_parameter(self, node: onnx.NodeProto, name: str) -> bool:
-        """Shapes, axes, pads: small integers that no kernel reads from memory."""
-        return name != node.input[0] and name in self.values and self.values[name].dtype == np.int64
+        return replace(cost, matrix_flops=matrix, vector_flops=flops - matrix + _vector_flops(cost, tensors))
 
 
 def _vector_flops(node: NodeCost, tensors: Mapping[str, TensorInfo]) -> int:

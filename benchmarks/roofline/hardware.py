@@ -27,11 +27,12 @@ class Device:
 
     Attributes:
         name: Its name.
-        precision: The graph that it runs, "fp16" or "fp32"; on a CPU "bf16" is the FP16 graph at its bf16 rate.
+        precision: "fp16", or on a CPU "fp32" or "bf16".
         matrix: FLOP/s of convolutions and matrix products.
         vector: FLOP/s of everything else.
         bandwidth: Bytes/s of its memory.
         cache: Bytes of its last-level cache; 0 if unknown.
+        link: Bytes/s between it and the host, one way; 0 for the host itself.
         measured: The rates were measured here; else they are the vendor's peaks.
     """
 
@@ -41,12 +42,8 @@ class Device:
     vector: float
     bandwidth: float
     cache: int
+    link: float
     measured: bool
-
-    @property
-    def graph(self) -> str:
-        """The bundle's graph that it runs."""
-        return "fp32" if self.precision == "fp32" else "fp16"
 
     def seconds(self, matrix_flops: float, vector_flops: float, nbytes: float) -> float:
         """The floor of a kernel: the longest of what its arithmetic and its traffic take, fully overlapped."""
@@ -89,7 +86,7 @@ def gpus(accumulate: str = "fp16") -> list[Device]:
     """
     key = "fp16_tensor" if accumulate == "fp16" else "fp16_tensor_fp32_accumulate"
     return [
-        Device(name, "fp16", f[key], f["fp16_vector"], f["bandwidth"], int(f["l2"]), False)
+        Device(name, "fp16", f[key], f["fp16_vector"], f["bandwidth"], int(f["l2"]), f["pcie"], False)
         for name, f in figures().items()
     ]
 
@@ -106,7 +103,7 @@ def measure_cpu() -> list[Device]:
     flops = 2.0 * _GEMM_SIDE**3
     a = np.random.default_rng(0).random((_GEMM_SIDE, _GEMM_SIDE), np.float32)
     fp32 = flops / _best(lambda: a @ a)
-    devices = [Device("this CPU, FP32", "fp32", fp32, fp32, bandwidth, 0, True)]
+    devices = [Device("this CPU, FP32", "fp32", fp32, fp32, bandwidth, 0, 0, True)]
     if not BF16_FEATURES & set(describe()["cpu"]["features"]):
         return devices
     try:
@@ -115,7 +112,7 @@ def measure_cpu() -> list[Device]:
         return devices
     b = torch.from_numpy(a).to(torch.bfloat16)
     bf16 = flops / _best(lambda: b @ b)
-    return [*devices, Device("this CPU, bf16", "bf16", bf16, fp32, bandwidth, 0, True)]
+    return [*devices, Device("this CPU, bf16", "bf16", bf16, fp32, bandwidth, 0, 0, True)]
 
 
 def _best(run: Callable[[], Any]) -> float:

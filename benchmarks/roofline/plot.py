@@ -15,7 +15,7 @@ from ldp_runtime.files import write_whole
 
 
 def plot(data: Mapping[str, Any], path: Path) -> None:
-    """Draws the roofs of all devices, and the kernels on the roof of the main one; area is share of the floor.
+    """Draws the roofs of all devices, and the layers on the roof of the main one; area is share of the floor.
 
     Args:
         data: The values of ``analyse``.
@@ -51,10 +51,10 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
             alpha=0.4,
             edgecolors="black",
             linewidths=0.3,
-            label=f"{stage} kernels, {data['device']['name']}: area is the share of the floor",
+            label=f"{stage} layers, {data['device']['name']}: area is the share of the floor",
         )
     axes.set(
-        xlabel="FLOP per byte (fused kernels)",
+        xlabel="FLOP per byte",
         ylabel="TFLOP/s at the floor",
         title=f"Roofline at {data['size'][0]} x {data['size'][1]} px: {PREDICTED}, not measured",
     )

@@ -365,23 +365,6 @@ class TileGrid:
         th, tw = (even_tile(size, most, multiple=multiple, halo=halo) for size in (H, W))
         return None if th is None or tw is None else cls.cover(H, W, (th, tw), multiple=multiple, halo=halo)
 
-    def blend(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Blends tiles into the whole, so that no seam shows. The twin of what the CUDA chain does tile by tile.
-
-        Args:
-            tiles: ``(len(self), c, *self.tile)``, in the order of ``origins``.
-
-        Returns:
-            ``(c, H, W)`` float32.
-        """
-        th, tw = self.tile
-        wy, wx = self.rows.weights(), self.columns.weights()
-        whole = np.zeros((tiles.shape[1], self.rows.size, self.columns.size), dtype=np.float32)
-        places = [(i, j) for i in range(len(wy)) for j in range(len(wx))]
-        for (i, j), (y, x), tile in zip(places, self.origins(), tiles, strict=True):
-            whole[:, y : y + th, x : x + tw] += wy[i][:, None] * wx[j] * tile
-        return whole
-
 
 class TileBlender:
     """Blends tiles as they come, and gives out what no later tile touches: it keeps the seams, not the image."""

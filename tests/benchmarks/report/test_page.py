@@ -89,7 +89,18 @@ PARITY = made(
 )
 ROOFLINE = made(
     "roofline",
-    {"devices": [{"device": "RTX 4090", "label": "predicted floor", "precision": "fp16", "fused_ms": 9.876}]},
+    {
+        "devices": [
+            {
+                "device": "RTX 4090",
+                "label": "predicted floor",
+                "precision": "fp16",
+                "floor_ms": 9.876,
+                "fp32_accumulate_ms": 11.1,
+                "cached_ms": 7.2,
+            }
+        ]
+    },
     None,
 )
 PEERS = made(
