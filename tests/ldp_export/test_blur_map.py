@@ -301,18 +301,6 @@ def test_the_twin_agrees_on_the_ensemble_at_extremes() -> None:
     np.testing.assert_allclose(ensemble_logits(z).numpy(), twin.ensemble_logits(z.T.numpy()), atol=1e-5)
 
 
-def test_equation_6_changes_the_sign() -> None:
-    texts = unit_rows(1, 12)
-    # Features that are the same on both sides of the canvas and in the center view.
-    center = noise(1, 2, 3, 12)
-    stereo = torch.cat([center, center.flip(2)], dim=2)
-    as_blur, as_symmetry = (
-        blur_logits(stereo, center, texts, [dp], torch.zeros(1), torch.full((1,), 10.0)) for dp in (False, True)
-    )
-    torch.testing.assert_close(as_symmetry, -as_blur)
-    assert float(as_blur.abs().min()) > 0
-
-
 def test_gradients_are_finite_and_reach_both_encoders_outputs() -> None:
     stereo, center, texts = inputs()
     stereo[0, 0, 0], stereo[0, 0, -1], center[0, 0, 0] = 0, 0, 0  # no length: the cosine is 0 there

@@ -469,7 +469,7 @@ def test_a_sequence_is_read_only_so_far_ahead_of_who_takes_the_results(bundle: P
     furthest = 0
     results = deblurrer.map(source())
     for taken in range(1, 6):
-        next(results)
+        assert_same(next(results), deblurrer(*a_pair(20, 30, seed=taken - 1)))
         furthest = max(furthest, read - taken)
     results.close()
     assert furthest <= 3

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ldp_runtime.chain import AXES
 from ldp_runtime.cuda import launches
-from ldp_runtime.cuda.launch import Pixels
+from ldp_runtime.cuda.launch import Launch, Pixels
 from ldp_runtime.cuda.launches import Canvases, PairRegion
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import blur_logits as blur_logits_twin
@@ -105,28 +105,58 @@ def same(got: NDArray[Any], wanted: NDArray[Any]) -> None:
 # --- prepare ------------------------------------------------------------------------------------------------------
 
 
+Region = tuple[tuple[int, int], tuple[int, int]]
+
+
+def run_prepare(
+    left: NDArray[Any],
+    right: NDArray[Any],
+    padded: tuple[int, int],
+    *,
+    region: Region | None = None,
+    grid: WindowGrid | None = None,
+    p: int = 16,
+    canvas: DTypeLike = np.float32,
+    offset: int = 0,
+    first: int = 0,
+    count: int | None = None,
+) -> tuple[list[NDArray[Any]], Launch]:
+    """What the kernel makes of two views, and its call: a region of the pair, both canvases of windows, or all."""
+    outputs: list[Fenced] = []
+    arguments: dict[str, Any] = {}
+    if region is not None:
+        outputs.append(Fenced((6, *region[1]), np.float32, offset))
+        arguments["pair"] = PairRegion(outputs[0].address, *region)
+    if grid is not None:
+        n, s = (len(grid) - first if count is None else count), grid.rows.window * p
+        outputs += [Fenced((n, 3, s, width), canvas, offset) for width in (2 * s, s)]
+        addresses = [output.address for output in outputs[-2:]]
+        arguments["canvases"] = Canvases(*addresses, canvas, grid, p, MEAN, STD, first=first, count=count)
+    pixels = Pixels.from_array(left), Pixels.from_array(right)
+    call = launches.prepare(*pixels, left.dtype, left.shape[:2], padded, **arguments)
+    launch(call)
+    return [output.check() for output in outputs], call
+
+
+def check_prepare(
+    pair: list[NDArray[Any]], padded: tuple[int, int], grid: WindowGrid, p: int = 16, canvas: DTypeLike = np.float32
+) -> Launch:
+    """Asserts that the kernel makes the CPU's pair and canvases; returns its call."""
+    wanted = prepare(*pair, padded)[0]
+    stereo, center = expected_canvases(wanted, grid, p)
+    outputs, call = run_prepare(*pair, padded, region=((0, 0), padded), grid=grid, p=p, canvas=canvas)
+    for output, expected in zip(outputs, (wanted, stereo.astype(canvas), center.astype(canvas)), strict=True):
+        same(output, expected)
+    return call
+
+
 @pytest.mark.parametrize("canvas", [np.float16, np.float32])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_prepare_equals_the_cpu_pipeline(size: tuple[int, int], dtype: DTypeLike, canvas: DTypeLike) -> None:
-    left, right = pair_of(size, dtype)
     H, W = Padding(32).padded_size(*size)
-    padded = prepare(left, right, (H, W))[0]
     grid = WindowGrid.cover(H, W, window=64, overlap=16, patch=16)
-    stereo, center = expected_canvases(padded, grid, 16)
-    outputs = Fenced(padded.shape, np.float32), Fenced(stereo.shape, canvas), Fenced(center.shape, canvas)
-    call = launches.prepare(
-        Pixels.from_array(left),
-        Pixels.from_array(right),
-        dtype,
-        size,
-        (H, W),
-        pair=PairRegion(outputs[0].address, (0, 0), (H, W)),
-        canvases=Canvases(outputs[1].address, outputs[2].address, canvas, grid, 16, MEAN, STD),
-    )
-    launch(call)
-    for output, wanted in zip(outputs, (padded, stereo.astype(canvas), center.astype(canvas)), strict=True):
-        same(output.check(), wanted)
+    call = check_prepare(pair_of(size, dtype), (H, W), grid, canvas=canvas)
     px = len(grid) * 64 * 64
     box = min(size[0], grid.rows.grid * 16) * min(size[1], grid.columns.grid * 16)
     assert call.minimum_bytes == 6 * np.dtype(dtype).itemsize * box + 24 * H * W + 9 * np.dtype(canvas).itemsize * px
@@ -137,21 +167,17 @@ def test_every_value_is_divided_as_ieee_wants(dtype: DTypeLike) -> None:
     count = np.iinfo(np.dtype(dtype)).max + 1
     values = np.arange(count, dtype=np.int64).astype(dtype).reshape(-1, 64 if count > 256 else 16)
     left = np.repeat(values[..., None], 3, axis=2)
-    right = np.ascontiguousarray(left[::-1])
-    (H, W), p = left.shape[:2], 16
-    grid = WindowGrid.cover(H, W, window=16, overlap=0, patch=p)
-    padded = prepare(left, right, (H, W))[0]
-    stereo, center = expected_canvases(padded, grid, p)
-    outputs = Fenced(padded.shape, np.float32), Fenced(stereo.shape, np.float32), Fenced(center.shape, np.float32)
-    pair = PairRegion(outputs[0].address, (0, 0), (H, W))
-    canvases = Canvases(outputs[1].address, outputs[2].address, np.float32, grid, p, MEAN, STD)
-    launch(
-        launches.prepare(
-            Pixels.from_array(left), Pixels.from_array(right), dtype, (H, W), (H, W), pair=pair, canvases=canvases
-        )
-    )
-    for output, wanted in zip(outputs, (padded, stereo, center), strict=True):
-        same(output.check(), wanted)
+    size = left.shape[:2]
+    grid = WindowGrid.cover(*size, window=16, overlap=0, patch=16)
+    check_prepare([left, np.ascontiguousarray(left[::-1])], size, grid)
+
+
+@pytest.mark.parametrize("p", [1, 2, 7, 14])
+def test_prepare_takes_patches_no_multiple_of_four(p: int) -> None:
+    size = (40, 61)
+    padded = Padding(28).padded_size(*size)
+    grid = WindowGrid.cover(*padded, window=3 * p if p > 3 else 5 * p, overlap=p, patch=p)
+    check_prepare(pair_of(size, np.uint8), padded, grid, p, np.float16)
 
 
 def views(size: tuple[int, int], dtype: DTypeLike) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
@@ -176,34 +202,24 @@ def test_prepare_reads_any_strides(size: tuple[int, int], dtype: DTypeLike) -> N
     kinds = set()
     for kind, left, right in views(size, dtype):
         kinds.add(kind)
-        output = Fenced(wanted.shape, np.float32)
-        region = PairRegion(output.address, (0, 0), (H, W))
-        launch(launches.prepare(Pixels.from_array(left), Pixels.from_array(right), dtype, size, (H, W), pair=region))
-        same(output.check(), wanted)
+        (output,), _ = run_prepare(left, right, (H, W), region=((0, 0), (H, W)))
+        same(output, wanted)
     assert len(kinds) == 6
 
 
 @pytest.mark.parametrize(
     ("origin", "region"),
-    [
-        ((0, 0), (64, 96)),
-        ((16, 32), (32, 48)),
-        ((3, 5), (7, 9)),
-        ((63, 95), (1, 1)),
-        ((0, 4), (64, 91)),
-        ((1, 2), (8, 8)),
-    ],
-)
+    [((0, 0), (64, 96)), ((16, 32), (32, 48)), ((3, 5), (7, 9)), ((63, 95), (1, 1)), ((0, 4), (64, 91)),
+     ((1, 2), (8, 8))],
+)  # fmt: skip
 @pytest.mark.parametrize("offset", [0, 1])
 def test_prepare_writes_any_tile(origin: tuple[int, int], region: tuple[int, int], offset: int) -> None:
     size, padded = (50, 70), (64, 96)
     left, right = pair_of(size, np.uint8)
     wanted = prepare(left, right, padded)[0]
     (y, x), (rows, columns) = origin, region
-    output = Fenced((6, rows, columns), np.float32, offset)
-    call = PairRegion(output.address, origin, region)
-    launch(launches.prepare(Pixels.from_array(left), Pixels.from_array(right), np.uint8, size, padded, pair=call))
-    same(output.check(), np.ascontiguousarray(wanted[:, y : y + rows, x : x + columns]))
+    (output,), _ = run_prepare(left, right, padded, region=(origin, region), offset=offset)
+    same(output, np.ascontiguousarray(wanted[:, y : y + rows, x : x + columns]))
 
 
 @pytest.mark.parametrize("canvas", [np.float16, np.float32])
@@ -216,32 +232,10 @@ def test_prepare_writes_some_windows_alone(canvas: DTypeLike, offset: int) -> No
     assert len(grid) > 8
     for first, count in ((0, 1), (1, 2), (2, 7), (len(grid) - 1, None), (3, None), (0, len(grid))):
         stop = len(grid) if count is None else first + count
-        outputs = [Fenced((stop - first, *whole.shape[1:]), canvas, offset) for whole in (stereo, center)]
-        addresses = [output.address for output in outputs]
-        canvases = Canvases(*addresses, canvas, grid, p, MEAN, STD, first=first, count=count)
-        launch(
-            launches.prepare(
-                Pixels.from_array(left), Pixels.from_array(right), np.uint8, size, padded, canvases=canvases
-            )
-        )
+        windows: dict[str, Any] = {"first": first, "count": count}
+        outputs, _ = run_prepare(left, right, padded, grid=grid, canvas=canvas, offset=offset, **windows)
         for output, whole in zip(outputs, (stereo, center), strict=True):
-            same(output.check(), whole[first:stop].astype(canvas))
-
-
-@pytest.mark.parametrize("p", [1, 2, 7, 14])
-def test_prepare_takes_patches_no_multiple_of_four(p: int) -> None:
-    size = (40, 61)
-    padded = Padding(28).padded_size(*size)
-    left, right = pair_of(size, np.uint8)
-    grid = WindowGrid.cover(*padded, window=3 * p if p > 3 else 5 * p, overlap=p, patch=p)
-    stereo, center = expected_canvases(prepare(left, right, padded)[0], grid, p)
-    outputs = [Fenced(whole.shape, np.float16) for whole in (stereo, center)]
-    canvases = Canvases(outputs[0].address, outputs[1].address, np.float16, grid, p, MEAN, STD)
-    launch(
-        launches.prepare(Pixels.from_array(left), Pixels.from_array(right), np.uint8, size, padded, canvases=canvases)
-    )
-    for output, whole in zip(outputs, (stereo, center), strict=True):
-        same(output.check(), whole.astype(np.float16))
+            same(output, whole[first:stop].astype(canvas))
 
 
 # --- blur_logits --------------------------------------------------------------------------------------------------
@@ -283,38 +277,35 @@ def run_blur_logits(
     return output.check(), int(bad.check()[0])
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("channels", [1, 5, 24, 130, 264])
-def test_blur_logits_equal_the_twin(channels: int, dtype: DTypeLike) -> None:
-    grid = WindowGrid.cover(64, 112, window=48, overlap=16, patch=16)
+def check_blur_logits(
+    tokens: tuple[int, int], window: int, overlap: int, channels: int, dtype: DTypeLike, ensemble: str | int = "ens2"
+) -> None:
+    """Asserts that the kernel blends the CPU's logits of random features."""
+    grid = WindowGrid.cover(*tokens, window=window, overlap=overlap, patch=1)
     stereo, center = features_of(grid, channels, dtype, channels)
     embeddings = np.random.default_rng(1).standard_normal((8, channels)).astype(np.float32)
-    got, bad = run_blur_logits(stereo, center, embeddings, grid, (4, 7))
-    wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS))
+    got, bad = run_blur_logits(stereo, center, embeddings, grid, tokens, ensemble)
+    wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS, ensemble))[: tokens[0], : tokens[1]]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
     assert bad == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("channels", [1, 5, 24, 130, 264])
+def test_blur_logits_equal_the_twin(channels: int, dtype: DTypeLike) -> None:
+    check_blur_logits((4, 7), 3, 1, channels, dtype)
+
+
 @pytest.mark.parametrize("ensemble", ["ens2", "blur-aware", "dp-aware", 0, 7])
 def test_blur_logits_take_any_ensemble(ensemble: str | int) -> None:
-    grid = WindowGrid.cover(32, 48, window=32, overlap=16, patch=16)
-    stereo, center = features_of(grid, 16, np.float16, 3)
-    embeddings = np.random.default_rng(2).standard_normal((8, 16)).astype(np.float32)
-    got, _ = run_blur_logits(stereo, center, embeddings, grid, (2, 3), ensemble)
-    wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS, ensemble))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+    check_blur_logits((2, 3), 2, 1, 16, np.float16, ensemble)
 
 
 @pytest.mark.parametrize(
     ("tokens", "window", "overlap"), [((3, 3), 3, 0), ((1, 9), 4, 3), ((5, 8), 3, 2), ((7, 2), 5, 1), ((6, 11), 4, 1)]
 )
 def test_windows_blend_as_the_grid_does(tokens: tuple[int, int], window: int, overlap: int) -> None:
-    grid = WindowGrid.cover(*tokens, window=window, overlap=overlap, patch=1)
-    stereo, center = features_of(grid, 4, np.float32, 5)
-    embeddings = np.random.default_rng(2).standard_normal((8, 4)).astype(np.float32)
-    got, _ = run_blur_logits(stereo, center, embeddings, grid, tokens)
-    wanted = grid.blend(blur_logits_twin(stereo, center, embeddings, PROMPTS))[: tokens[0], : tokens[1]]
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+    check_blur_logits(tokens, window, overlap, 4, np.float32)
 
 
 def test_blur_logits_saturate_at_ten() -> None:
@@ -437,6 +428,19 @@ def restored_of(padded: tuple[int, int], dtype: DTypeLike) -> NDArray[np.float32
     return restored
 
 
+def run_finish(
+    restored: NDArray[np.float32], image: NDArray[Any], axis: str = "horizontal", bad: int = 0
+) -> tuple[int, Launch]:
+    """Writes the image; the count of NaN and Inf, which begins at ``bad``, and the call."""
+    count = Fenced((1,), np.int32)
+    count.array[0] = bad
+    along_x = image if axis == "horizontal" else image.transpose(1, 0, 2)
+    padded, pixels = restored.shape[1:], Pixels.from_array(along_x)
+    call = launches.finish(address(restored), padded, pixels, image.dtype, along_x.shape[:2], count.address)
+    launch(call)
+    return int(count.check()[0]), call
+
+
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
@@ -445,13 +449,10 @@ def test_finish_equals_the_cpu_pipeline(size: tuple[int, int], dtype: DTypeLike,
     restored = restored_of(padded, dtype)
     wanted = to_image(restored, np.empty((*size, 3), dtype), axis)
     for offset in (0, 1, 2, 3):
-        output, bad = Fenced(wanted.shape, dtype, offset), Fenced((1,), np.int32)
-        bad.array[0] = 0
-        along_x = output.array if axis == "horizontal" else output.array.transpose(1, 0, 2)
-        call = launches.finish(address(restored), padded, Pixels.from_array(along_x), dtype, size, bad.address)
-        launch(call)
+        output = Fenced(wanted.shape, dtype, offset)
+        bad, call = run_finish(restored, output.array, axis)
         same(output.check(), wanted)
-        assert bad.check()[0] == 0
+        assert bad == 0
     assert call.minimum_bytes == 12 * padded[0] * padded[1] + wanted.nbytes
 
 
@@ -462,9 +463,8 @@ def test_every_half_is_rounded_to_even(dtype: DTypeLike) -> None:
     restored = np.zeros((3, 8, -(-halves.size // 24)), np.float32)
     restored.reshape(-1)[: halves.size] = halves
     wanted = to_image(restored, np.empty((*restored.shape[1:], 3), dtype), "horizontal")
-    output, bad = Fenced(wanted.shape, dtype), np.zeros(1, np.int32)
-    size = (restored.shape[1], restored.shape[2])
-    launch(launches.finish(address(restored), size, Pixels.from_array(output.array), dtype, size, address(bad)))
+    output = Fenced(wanted.shape, dtype)
+    run_finish(restored, output.array)
     same(output.check(), wanted)
 
 
@@ -477,9 +477,7 @@ def test_finish_writes_into_a_larger_image(axis: str) -> None:
     frame = canvas.array.copy()
     hole = (slice(1, 1 + wanted.shape[0]), slice(2, 2 + wanted.shape[1]))
     frame[hole] = wanted
-    target = canvas.array[hole] if axis == "horizontal" else canvas.array[hole].transpose(1, 0, 2)
-    bad = np.zeros(1, np.int32)
-    launch(launches.finish(address(restored), (16, 32), Pixels.from_array(target), np.uint8, (13, 27), address(bad)))
+    run_finish(restored, canvas.array[hole], axis)
     same(canvas.check(), frame)
 
 
@@ -489,11 +487,8 @@ def test_finish_counts_nan_and_inf_in_the_padding_too(axis: str, width: int) -> 
     padded, size = (16, 32), (13, width)
     restored = restored_of(padded, np.uint8)
     restored[0, 0, 0], restored[2, 15, 31], restored[1, 12, 26], restored[1, 3, 4] = np.nan, np.inf, -np.inf, np.nan
-    image = np.empty((*size, 3), np.uint8)
-    target = image if axis == "horizontal" else np.empty((size[1], size[0], 3), np.uint8).transpose(1, 0, 2)
-    bad = np.full(1, 5, np.int32)  # added to, not set
-    launch(launches.finish(address(restored), padded, Pixels.from_array(target), np.uint8, size, address(bad)))
-    assert bad[0] == 5 + 4
+    image = np.empty((*(size if axis == "horizontal" else size[::-1]), 3), np.uint8)
+    assert run_finish(restored, image, axis, bad=5)[0] == 5 + 4  # added to, not set
 
 
 # --- large images -------------------------------------------------------------------------------------------------
@@ -524,10 +519,8 @@ def test_indices_reach_past_32_bits() -> None:
     )
     same(np.ascontiguousarray(image), to_image(restored, image, "horizontal"))
 
-    output = Fenced((6, 4, 8), np.float32)
-    region = PairRegion(output.address, (0, 0), (4, 8))
-    launch(launches.prepare(Pixels.from_array(image), Pixels.from_array(image), np.uint8, (4, 8), (4, 8), pair=region))
-    same(output.check(), prepare(image, image, (4, 8))[0])
+    (output,), _ = run_prepare(image, image, (4, 8), region=((0, 0), (4, 8)))
+    same(output, prepare(image, image, (4, 8))[0])
 
 
 # --- calls --------------------------------------------------------------------------------------------------------
@@ -544,38 +537,27 @@ GRID = WindowGrid.cover(32, 32, window=32, overlap=0, patch=16)
 PHOTO = Pixels(64, 96)
 
 
+def preparing(size: tuple[int, int], padded: tuple[int, int], dtype: DTypeLike = np.uint8, **outputs: Any) -> Any:
+    """A call of ``prepare``; ``pair`` is a region's origin and size, ``first`` the first window of a grid of one."""
+    photo = outputs.pop("photo", PHOTO)
+    if "pair" in outputs:
+        outputs["pair"] = PairRegion(64, *outputs["pair"])
+    if "first" in outputs:
+        outputs["canvases"] = Canvases(0, 0, np.float16, GRID, 16, MEAN, STD, outputs.pop("first"))
+    return lambda: launches.prepare(photo, PHOTO, dtype, size, padded, **outputs)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (32, 32)), "got neither"),
+        (preparing((32, 32), (32, 32)), "got neither"),
+        (preparing((1, 1), (1, 1), np.int8, pair=((0, 0), (1, 1))), "expected uint8 or uint16, got int8"),
+        (preparing((32, 32), (16, 32), pair=((0, 0), (1, 1))), "holds 32 x 32 px, got 16 x 32"),
+        (preparing((32, 32), (32, 32), pair=((8, 0), (32, 8))), "inside 32 x 32 px, got 32 x 8 px at"),
+        (preparing((9, 9), (32, 64), first=0), "over 64 px, got 2 tokens of 16 px"),
+        (preparing((9, 9), (32, 32), first=1), "among the grid's 1, got 0 from 1 on"),
         (
-            lambda: launches.prepare(PHOTO, PHOTO, np.int8, (1, 1), (1, 1), pair=PairRegion(64, (0, 0), (1, 1))),
-            "expected uint8 or uint16, got int8",
-        ),
-        (
-            lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (16, 32), pair=PairRegion(64, (0, 0), (1, 1))),
-            "holds 32 x 32 px, got 16 x 32",
-        ),
-        (
-            lambda: launches.prepare(PHOTO, PHOTO, np.uint8, (32, 32), (32, 32), pair=PairRegion(64, (8, 0), (32, 8))),
-            "inside 32 x 32 px, got 32 x 8 px at",
-        ),
-        (
-            lambda: launches.prepare(
-                PHOTO, PHOTO, np.uint8, (9, 9), (32, 64), canvases=Canvases(0, 0, np.float16, GRID, 16, MEAN, STD)
-            ),
-            "over 64 px, got 2 tokens of 16 px",
-        ),
-        (
-            lambda: launches.prepare(
-                PHOTO, PHOTO, np.uint8, (9, 9), (32, 32), canvases=Canvases(0, 0, np.float16, GRID, 16, MEAN, STD, 1)
-            ),
-            "among the grid's 1, got 0 from 1 on",
-        ),
-        (
-            lambda: launches.prepare(
-                Pixels(65, 96), PHOTO, np.uint16, (9, 9), (9, 9), pair=PairRegion(64, (0, 0), (9, 9))
-            ),
+            preparing((9, 9), (9, 9), np.uint16, photo=Pixels(65, 96), pair=((0, 0), (9, 9))),
             "pixels at a multiple of 2 B, got 0x41",
         ),
         (lambda: launches.blend(0, (4, 4), 0, 0, 0, (8, 8), (8, 0)), "over an accumulator of 8 x 8 px"),

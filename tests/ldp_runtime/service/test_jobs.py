@@ -54,29 +54,6 @@ def test_a_tool_that_does_not_open_is_an_error_of_the_start() -> None:
         JobQueue(open_tool, workers=2, waiting=1)
 
 
-def test_order_room_drop_and_close() -> None:
-    queue: JobQueue[int, int] = JobQueue(lambda: 1, workers=1, waiting=3)
-    blocked = Blocked()
-    first = queue.submit(blocked, 60)
-    assert blocked.begun.wait(60)
-    second, third, fourth = (queue.submit(add, 60) for _ in range(3))
-    assert (queue.running, queue.waiting) == (1, 3)
-    with pytest.raises(ProblemError, match="3 pairs wait") as refused:
-        queue.submit(add, 60)
-    assert refused.value.status_code == 429
-    assert [queue.position(job) for job in (first, second, third, fourth)] == [None, 1, 2, 3]
-    assert queue.drop(second)
-    assert second.future.cancelled()
-    assert not queue.drop(second)
-    assert queue.position(third) == 1
-    blocked.go.set()
-    assert third.future.result(60) == fourth.future.result(60) == 2
-    queue.close()
-    with pytest.raises(ProblemError, match="shutting down"):
-        queue.submit(add, 60)
-    assert queue.join(60)
-
-
 def test_work_that_was_abandoned_ends_at_its_next_check() -> None:
     queue: JobQueue[int, int] = JobQueue(lambda: 1, workers=1, waiting=1)
     blocked = Blocked()

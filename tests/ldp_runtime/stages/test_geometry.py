@@ -20,11 +20,6 @@ def test_reflection_equals_numpy_also_when_iterated(n: int) -> None:
         np.testing.assert_array_equal(reflect_indices(n, size), np.pad(np.arange(n), (0, size - n), mode="reflect"))
 
 
-def test_reflection_by_hand() -> None:
-    assert reflect_indices(3, 9).tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0]
-    assert reflect_indices(1, 4).tolist() == [0, 0, 0, 0]
-
-
 @pytest.mark.parametrize("size", [(50, 33), (20, 40), (33, 2), (2, 33), (3, 3), (64, 40)])
 def test_padding_equals_numpy_reflect(size: tuple[int, int]) -> None:
     h, w = size
