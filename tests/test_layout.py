@@ -23,9 +23,6 @@ MEDIAN_LINES = 150
 NO_MODULE = ("tests/ldp_runtime/test_no_torch.py",)
 """Test files that are named after no module or folder: they test a promise of all of them."""
 
-KNOWN: set[str] = set()
-"""Today's faults. One that is fixed has to leave this list."""
-
 Graph = Mapping[str, set[str]]
 
 
@@ -115,10 +112,8 @@ def _unmirrored(root: Path) -> Iterator[str]:
                 yield f"{name} mirrors nothing"
 
 
-def test_no_fault_but_the_known():
-    faults = find_faults(ROOT)
-    assert sorted(faults - KNOWN) == []
-    assert sorted(KNOWN - faults) == [], "fixed: take it off the list"
+def test_no_faults():
+    assert sorted(find_faults(ROOT)) == []
 
 
 SOUND = {
