@@ -5,7 +5,7 @@ A resumed run, and a run of several processes, therefore see the same crops.
 
 from __future__ import annotations
 
-import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ldp_export.data import PairDataset
 from ldp_export.training.config import TrainingError
@@ -177,16 +177,6 @@ class Batches(Dataset[Batch]):
         return crop.with_channels(order) if self._permute_channels and coloured else crop
 
 
-class _From(Sampler[int]):
-    """Counts from a number on, without end."""
-
-    def __init__(self, start: int) -> None:
-        self._start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self._start)
-
-
 def stream(batches: Batches, first: int, *, workers: int, pinned: bool) -> Iterator[Batch]:
     """The batches from item ``first`` on, without end.
 
@@ -199,9 +189,9 @@ def stream(batches: Batches, first: int, *, workers: int, pinned: bool) -> Itera
     Raises:
         TrainingError: A process that prepares batches was killed.
     """
-    sampler = _From(first)
+    items = range(first, sys.maxsize)
     try:
-        yield from DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, pin_memory=pinned)
+        yield from DataLoader(batches, batch_size=None, sampler=items, num_workers=workers, pin_memory=pinned)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
