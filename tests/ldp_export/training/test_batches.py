@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from ldp_export.data import PairSample
 from ldp_export.simulation.simulate import simulate_pair
-from ldp_export.training.batches import Batches, Crop, CropSource, collate, held_out_crops
+from ldp_export.training.batches import Batch, Batches, Crop, CropSource, collate, held_out_crops, stream
 from ldp_export.training.config import TrainingError
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -122,6 +125,20 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
                 assert torch.equal(joined, getattr(whole[step], name))
     assert not torch.equal(_batches(seed=2)[0].pair, whole[0].pair)
     assert torch.equal(pickle.loads(pickle.dumps(_batches()))[3].pair, whole[3].pair)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_processes_prepare_the_same_batches_and_one_that_is_killed_is_named() -> None:
+    class Killed(Batches):
+        def __getitem__(self, item: int) -> Batch:
+            if item == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(item)
+
+    batches = stream(Killed(_source(Pairs(5)), seed=1, batch=4, permute_channels=True), 1, workers=1, pinned=False)
+    assert torch.equal(next(batches).pair, _batches()[1].pair)
+    with pytest.raises(TrainingError, match="a process that prepares batches was killed, perhaps for want of memory"):
+        list(itertools.islice(batches, 20))
 
 
 def test_an_epoch_has_each_pair_once() -> None:
