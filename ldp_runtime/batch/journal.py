@@ -92,13 +92,9 @@ class Journal:
             OutputError: The journal cannot be read.
         """
         self.folder = Path(os.path.abspath(folder))
+        self.path = self.folder / JOURNAL_FILE
         self._file: IO[bytes] | None = None
         self._read()
-
-    @property
-    def path(self) -> Path:
-        """The journal's file."""
-        return self.folder / JOURNAL_FILE
 
     def __enter__(self) -> Journal:
         """Makes the folder and locks it.

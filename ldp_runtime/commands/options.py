@@ -64,11 +64,7 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_tile(text: str) -> int | str:
-    """The value of ``--tile``: ``auto``, ``off`` or a number of px.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none of these.
-    """
+    """The value of ``--tile``: ``auto``, ``off`` or a number of px; for argparse."""
     if text in ("auto", "off"):
         return text
     if not text.isdecimal():
@@ -77,22 +73,14 @@ def parse_tile(text: str) -> int | str:
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
+    """A whole number of at least 1; for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def positive_number(text: str) -> float:
-    """A number above 0.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
+    """A number above 0; for argparse."""
     try:
         value = float(text)
     except ValueError:

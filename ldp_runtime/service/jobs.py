@@ -67,7 +67,12 @@ class Job(Generic[W, T]):
 
 
 class JobQueue(Generic[W, T]):
-    """Jobs wait in order for threads that each have a tool of their own."""
+    """Jobs wait in order for threads that each have a tool of their own.
+
+    Attributes:
+        running: How many jobs are running.
+        closed: Whether new jobs are refused.
+    """
 
     def __init__(self, open_tool: Callable[[], W], *, workers: int, waiting: int) -> None:
         """Starts the threads, and waits until each has its tool.
@@ -83,8 +88,8 @@ class JobQueue(Generic[W, T]):
         self._limit = waiting
         self._waiting: deque[Job[W, T]] = deque()
         self._changed = threading.Condition()
-        self._running = 0
-        self._closed = False
+        self.running = 0
+        self.closed = False
         self._seconds = _FIRST_GUESS
         self._workers = workers
         opened: list[Future[None]] = [Future() for _ in range(workers)]
@@ -105,25 +110,15 @@ class JobQueue(Generic[W, T]):
         """Jobs that no worker has begun."""
         return len(self._waiting)
 
-    @property
-    def running(self) -> int:
-        """Jobs that are running."""
-        return self._running
-
-    @property
-    def closed(self) -> bool:
-        """Whether new jobs are refused."""
-        return self._closed
-
     def check_room(self) -> None:
         """Checks that a job could be submitted now.
 
         Raises:
             ProblemError: The queue is full or closed.
         """
-        if self._closed:
+        if self.closed:
             raise ProblemError(503, "the service is shutting down; try again later", retry_after=10)
-        if len(self._waiting) >= self._limit + max(0, self._workers - self._running):
+        if len(self._waiting) >= self._limit + max(0, self._workers - self.running):
             raise ProblemError(
                 429,
                 f"{len(self._waiting)} pairs wait already, and no more may; try again later",
@@ -165,7 +160,7 @@ class JobQueue(Generic[W, T]):
     def close(self) -> None:
         """Refuses new jobs and fails those that wait; running ones continue."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             left, self._waiting = list(self._waiting), deque()
             self._changed.notify_all()
         for job in left:
@@ -201,16 +196,16 @@ class JobQueue(Generic[W, T]):
     def _next(self) -> Job[W, T] | None:
         with self._changed:
             while not self._waiting:
-                if self._closed:
+                if self.closed:
                     return None
                 self._changed.wait()
             job = self._waiting.popleft()
-            self._running += 1
+            self.running += 1
             job.future.set_running_or_notify_cancel()
             return job
 
     def _end(self, job: Job[W, T], begin: float) -> None:
         job.finished = time.monotonic()
         with self._changed:
-            self._running -= 1
+            self.running -= 1
             self._seconds += 0.3 * (job.finished - begin - self._seconds)
