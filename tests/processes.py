@@ -1,7 +1,5 @@
 """Python in a process of its own, with packages out of its reach where a test asks for that."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

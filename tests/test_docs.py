@@ -1,7 +1,5 @@
 """The Markdown pages: links and anchors lead somewhere; commands, options and paths exist."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib

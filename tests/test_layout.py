@@ -1,7 +1,5 @@
 """The layout of the packages, read from their source: direction of imports, size of modules, place of tests."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

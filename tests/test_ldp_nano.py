@@ -1,7 +1,5 @@
 """The committed model: what its card says of it holds, through the runtime that people use."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

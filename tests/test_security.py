@@ -1,7 +1,5 @@
 """``SECURITY.md``: each promise has the tests that it names, in the files that it names, and the limits of the code."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The wheel, installed where nothing of the repository can be seen: its commands work from any folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

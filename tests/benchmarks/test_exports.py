@@ -1,7 +1,5 @@
 """The exports that other benchmarks need, several at a time."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """The scripts of ``examples/`` run, with their defaults changed to small images."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys

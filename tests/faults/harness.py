@@ -5,8 +5,6 @@ run is a moment of its work and not of its imports. A kill comes at a random tim
 output folder, which reaches every gap between two steps of writing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -222,12 +220,7 @@ def kill_and_recover(server: Server, scenario: Scenario, out: Path, fault: Fault
         problems.append(f"the next run ended with {again.code}: {last_line(again.stderr)}")
     problems += [f"after the next run: {problem}" for problem in scenario.complete(out)]
     problems += [f"after the next run: {path.name} was left" for path in temporaries(out)]
-    return {
-        "killed": ending.code == -signal.SIGKILL,
-        "code": ending.code,
-        "temporary": len(left),
-        "problems": problems,
-    }
+    return {"killed": ending.code == -signal.SIGKILL, "code": ending.code, "temporary": len(left), "problems": problems}
 
 
 def full_disk(server: Server, scenario: Scenario, out: Path, size: int, *, old: bool) -> dict[str, Any]:
@@ -368,10 +361,7 @@ def runtime_scenarios(work: Path, bundle: Path) -> list[Scenario]:
     def blur_map(out: Path) -> list[str]:
         return ["blur-map", str(left), str(right), "-o", str(out / "blur.tif"), *common]
 
-    return [
-        _reference(work, "ldp deblur", "ldp", deblur),
-        _reference(work, "ldp blur-map", "ldp", blur_map),
-    ]
+    return [_reference(work, "ldp deblur", "ldp", deblur), _reference(work, "ldp blur-map", "ldp", blur_map)]
 
 
 def data_scenarios(work: Path) -> list[Scenario]:
@@ -526,11 +516,7 @@ def training_scenario(work: Path, checkpoint: Path) -> Scenario:
         return found
 
     return Scenario(
-        "ldp-export train",
-        "ldp-export",
-        lambda out: ["train", str(file), "-o", str(out / "run")],
-        problems,
-        complete,
+        "ldp-export train", "ldp-export", lambda out: ["train", str(file), "-o", str(out / "run")], problems, complete
     )
 
 

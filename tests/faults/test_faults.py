@@ -1,7 +1,5 @@
 """Kills, full disks and Ctrl-C in real commands; the benchmark reliability has more of them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -92,9 +90,6 @@ def test_an_export_killed_at_every_step_of_its_publication(tmp_path: Path) -> No
         fault = Fault("kill", operation=operation)
         result = kill_and_recover(server, scenario, tmp_path / f"{operation}", fault, old=True)
         assert result["problems"] == [], operation
-
-
-# --- disks that are what they are
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """``python -m tests.fuzz``: thousands of hostile images, bundles and arrays, each of which has to end well."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import json

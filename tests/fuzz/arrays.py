@@ -1,7 +1,5 @@
 """Views in every memory layout that NumPy knows, and arrays that are no views."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Coverage-guided fuzzing of the image readers: ``python -m tests.fuzz.atheris_image -max_total_time=60``."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

@@ -3,8 +3,6 @@
 ``python -m tests.fuzz.atheris_manifest -max_total_time=60``
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """The cases: each is made from a seed alone, runs on hostile input, and ends in a correct result or in our error."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

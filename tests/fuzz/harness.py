@@ -1,7 +1,5 @@
 """Runs cases in worker processes, so that one that hangs or kills its process is counted and the others continue."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import multiprocessing

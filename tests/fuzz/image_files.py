@@ -1,7 +1,5 @@
 """Small photos of every kind that is read, and changes that know PNG's chunks, TIFF's tags and JPEG's markers."""
 
-from __future__ import annotations
-
 import functools
 import struct
 import zlib

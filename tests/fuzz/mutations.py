@@ -1,7 +1,5 @@
 """What the mutations of all formats share: a source of chance, numbers that break parsers, and changes of raw bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeVar

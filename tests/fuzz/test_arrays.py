@@ -1,7 +1,5 @@
 """Pairs in every memory layout give the image of plain arrays; everything else gives our error."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A few hundred fuzz cases with fixed seeds, and proof that the harness notices faults."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """What the GPU tests need; each test skips by the name of what is missing."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

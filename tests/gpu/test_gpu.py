@@ -1,7 +1,5 @@
 """On a GPU: numerics against ONNX Runtime, graphs against eager, stages' times, memory. Not yet run on a GPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +38,6 @@ def chain_of(deblurrer: Deblurrer) -> CudaChain:
     return deblurrer._chain
 
 
-# --- kernels
-
-
 def test_prepare_and_finish_are_the_numpy_twins(device: CudaDevice) -> None:
     from tests.ldp_runtime.whole import prepare, to_image
 
@@ -78,9 +73,6 @@ def fetch(device: CudaDevice, address: int, shape: tuple[int, ...], dtype: Any) 
     stream.copy(host.address, address, size)
     stream.sync()
     return host.array[:size].view(dtype).reshape(shape).copy()
-
-
-# --- the chain
 
 
 @pytest.mark.parametrize("axis", ["horizontal", "vertical"])

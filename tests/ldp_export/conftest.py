@@ -1,7 +1,5 @@
 """What the tests of one session share."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

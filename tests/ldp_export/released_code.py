@@ -1,7 +1,5 @@
 """A direct transcription of how the released code estimates the blur map, and pairs to try it on."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -281,12 +279,7 @@ def test_the_runtimes_twin_agrees(name: str) -> None:
         CalibratedPrompt(prompt.format, float(offsets[k]), float(temperatures[k])) for k, prompt in enumerate(PROMPTS)
     ]
     ours = blur_logits(
-        stereo,
-        center,
-        texts[chosen],
-        [DP_AWARE[k] for k in chosen],
-        offsets[chosen],
-        temperatures[chosen],
+        stereo, center, texts[chosen], [DP_AWARE[k] for k in chosen], offsets[chosen], temperatures[chosen]
     )
     theirs = twin.blur_logits(
         stereo.numpy(), center.numpy(), texts.numpy(), prompts, int(name) if name.isdigit() else name

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -105,9 +103,6 @@ def test_bugs_and_interrupts(
         assert list(tmp_path.iterdir()) == []
 
 
-# --- simulate -------------------------------------------------------------------------------------------------
-
-
 def test_simulate_writes_what_the_simulator_gives(image: Path, disparity: Path, tmp_path: Path) -> None:
     out = tmp_path / "made" / "pair"
     noise = ["--noise", "1e-4,1e-3", "--seed", "5"]
@@ -206,9 +201,6 @@ def test_simulate_with_images_that_are_none(
     assert "simulate.json" in one_line(capsys)
 
 
-# --- maps -----------------------------------------------------------------------------------------------------
-
-
 def test_maps_of_every_format(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(1, 60000, (5, 7)).astype(np.float32)
     np.save(tmp_path / "map.npy", values.astype(np.float64))
@@ -251,9 +243,6 @@ def test_depth_holes_are_filled_from_behind() -> None:
     assert fill_depth_holes(whole) is whole
     with pytest.raises(SimulationError, match="no valid"):
         fill_depth_holes(np.zeros((2, 2), np.float32))
-
-
-# --- sample ---------------------------------------------------------------------------------------------------
 
 
 def test_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

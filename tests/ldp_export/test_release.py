@@ -1,7 +1,5 @@
 """The authors' released checkpoint: its names and shapes, its network, its blur map, its bundle."""
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 from pathlib import Path

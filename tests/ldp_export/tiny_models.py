@@ -1,7 +1,5 @@
 """A CLIP and a deblurring network small enough for a test."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

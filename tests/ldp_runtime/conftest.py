@@ -1,7 +1,5 @@
 """A tiny bundle, a small pair, and ``ldp`` run in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Pairs of noise, and equality of results."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from ldp_runtime.result import Result

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -193,9 +191,7 @@ def test_batches_are_bounded(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) 
     session = session_of(exact, "clip")
     run = type(session).run
     monkeypatch.setattr(
-        type(session),
-        "run",
-        lambda self, feeds: (batches.append(len(next(iter(feeds.values())))), run(self, feeds))[1],
+        type(session), "run", lambda self, feeds: (batches.append(len(next(iter(feeds.values())))), run(self, feeds))[1]
     )
     exact.blur_map(*a_pair(150, 210))
     assert batches == [8, 7]
@@ -546,9 +542,7 @@ def test_auto_goes_on_when_openvino_refuses_a_graph(
 ) -> None:
     original: Callable[..., object] = OpenVinoBackend.open_impl
     monkeypatch.setattr(
-        OpenVinoBackend,
-        "open_impl",
-        lambda self, path, *rest: refuse(self, path) or original(self, path, *rest),
+        OpenVinoBackend, "open_impl", lambda self, path, *rest: refuse(self, path) or original(self, path, *rest)
     )
     left, right = a_pair(40, 50)
     deblurrer = Deblurrer.from_bundle(bundle, threads=1)

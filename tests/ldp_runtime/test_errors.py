@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from ldp_runtime.errors import one_line
 
 

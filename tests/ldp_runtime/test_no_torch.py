@@ -1,7 +1,5 @@
 """The runtime imports no torch: proved with imports blocked, and in a virtual environment without it."""
 
-from __future__ import annotations
-
 import os
 import pkgutil
 import subprocess

@@ -5,8 +5,6 @@ the center view a small residual: convolutions of the pair at half resolution, s
 probability of blur, so that both inputs and both views matter.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from pathlib import Path
@@ -160,10 +158,7 @@ def clip_graph(rng: np.random.Generator, dtype: np.dtype[np.floating]) -> onnx.M
     tokens = WINDOW // PATCH
     return g.model(
         {"stereo": ["B", 3, WINDOW, 2 * WINDOW], "center": ["B", 3, WINDOW, WINDOW]},
-        {
-            "stereo_features": ["B", tokens, 2 * tokens, EMBED_DIM],
-            "center_features": ["B", tokens, tokens, EMBED_DIM],
-        },
+        {"stereo_features": ["B", tokens, 2 * tokens, EMBED_DIM], "center_features": ["B", tokens, tokens, EMBED_DIM]},
         g.element,
     )
 
@@ -203,8 +198,4 @@ def deblur_graph(
         blurred = g.node("Resize", g.node("Sigmoid", "blur_logits"), "", scales, mode="linear")
         residual = g.node("Mul", blurred, residual)
     g.node("Add", center, residual, output="restored")
-    return g.model(
-        inputs,
-        {"restored": [1, 3, "H", "W"]},
-        TensorProto.FLOAT,
-    )
+    return g.model(inputs, {"restored": [1, 3, "H", "W"]}, TensorProto.FLOAT)

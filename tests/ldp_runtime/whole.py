@@ -1,7 +1,5 @@
 """The stages of ``ldp_runtime.stages.pixels`` on a pair in one piece: what the CUDA kernels are compared with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The configurations of Tables 5, 6 and 7, and the small ablation on the CPU."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -31,9 +29,6 @@ SIDE = 64
 
 def config_of(row: str) -> TrainConfig:
     return read_config(ablations.FOLDER / f"{row}.yaml")
-
-
-# --- the configurations -------------------------------------------------------------------------------------
 
 
 def test_every_row_of_the_tables_has_its_file() -> None:
@@ -84,9 +79,6 @@ def test_losses_of_table_7() -> None:
         network = config.network_config()
         assert network is not None
         assert network.prior == ("bpa" if bpa == "yes" else "none")
-
-
-# --- training in small --------------------------------------------------------------------------------------
 
 
 def write_shards(folder: Path, scenes: int = 2) -> Path:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from benchmarks.capacity import bench as capacity
 from benchmarks.capacity.files import FORMATS
 

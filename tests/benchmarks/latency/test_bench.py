@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable
@@ -74,12 +72,6 @@ def fake_blocks(monkeypatch: pytest.MonkeyPatch) -> FakeBlocks:
 def report_of(data: dict[str, Any], gpus: tuple[str, ...] = ()) -> Report:
     machine = {"summary": "here", "cpu": {"name": "Some CPU"}, "gpus": [{"name": name} for name in gpus]}
     return Report("latency", machine, "2026-01-02T03:04:05Z", Commit(None, False), BundleId("b", "0" * 64, True), data)
-
-
-# --- what is timed ------------------------------------------------------------------------------------------------
-
-
-# --- rounds -------------------------------------------------------------------------------------------------------
 
 
 def test_a_steady_clock_needs_the_fewest_rounds(bundle: Bundle, fake_blocks: FakeBlocks) -> None:
@@ -165,9 +157,6 @@ def test_images_are_compared_with_torchs(
         measure(bundle, [ORT, TORCH], [SHAPE], repeats=1)
 
 
-# --- on a GPU -----------------------------------------------------------------------------------------------------
-
-
 def gpu_data(bundle: Bundle, fake_blocks: FakeBlocks, network: str) -> dict[str, Any]:
     fake_blocks(lambda contender, _: block([0.04] * 3, events=contender.backend == "tensorrt-rtx"))
     data = measure(bundle, [Contender("tensorrt-rtx", "fp16"), ORT], [DEFAULT_SHAPE], repeats=3)
@@ -203,9 +192,6 @@ def test_on_a_cpu_the_comparison_does_not_apply(bundle: Bundle, fake_blocks: Fak
     assert not found.applies
     assert "does not apply on a CPU (Some CPU)" in found.text
     assert found.text in to_markdown(report_of(data))
-
-
-# --- workers ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_measures_in_processes_and_writes_its_result(

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.latency.verdict import ASSUMED_SHAPE, is_paper_gpu, verdict

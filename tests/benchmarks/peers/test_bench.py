@@ -1,7 +1,5 @@
 """The peers: parameter counts and work as cited, each one's own layer by hand, and the comparison with ours."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The floor of the chain, its tables, its finding and its plot, on nano."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

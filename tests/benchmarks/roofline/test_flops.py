@@ -1,7 +1,5 @@
 """FLOPs and bytes of graphs: by hand on small ones, and against torch's own counter on the networks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

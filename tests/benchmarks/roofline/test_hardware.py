@@ -1,7 +1,5 @@
 """The data file of peak rates, and the devices made from it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Builds of engines, real ones: TensorRT-RTX needs no GPU for them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.util
@@ -349,10 +347,7 @@ def test_a_bundle_of_another_kind_is_refused(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("architectures", "message"),
     [
-        (
-            "sm_90",
-            "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*got sm_90; for other GPUs",
-        ),
+        ("sm_90", "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*got sm_90; for other GPUs"),
         ("sm_86,sm_61", "got sm_61"),
         ("89", "give architectures such as sm_89,sm_120"),
         ("", "give architectures such as sm_89,sm_120"),

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json
@@ -90,9 +88,7 @@ def restore(folder: Path, backend: str, precision: str) -> tuple[Any, Any]:
 # --- the graphs
 
 
-def quantised_layers(
-    model: onnx.ModelProto,
-) -> list[tuple[onnx.NodeProto, list[TensorProto], list[TensorProto]]]:
+def quantised_layers(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, list[TensorProto], list[TensorProto]]]:
     """Both layers of a tiny graph: node; kernel, scale and zero point of its weight; the latter two of its input."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -1,7 +1,5 @@
 """The CLIP of these tests, and no downloads."""
 
-from __future__ import annotations
-
 import open_clip
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """A CLIP with patches of 8 px, and what its tests share."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -40,9 +38,6 @@ def test_weights_that_need_quick_gelu_are_refused_without_it(architecture: str, 
         f"the {tag} weights need QuickGELU, which {architecture} lacks; use {architecture}-quickgelu instead"
     )
     assert open_clip.get_model_config(f"{architecture}-quickgelu")["quick_gelu"] is True
-
-
-# --- loading ------------------------------------------------------------------------------------------------
 
 
 def test_errors_are_for_users() -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from ldp_export.clip import OPPOSITES, PROMPTS
 
 

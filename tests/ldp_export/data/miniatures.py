@@ -1,7 +1,5 @@
 """Miniature data sets in the published layouts."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import zlib

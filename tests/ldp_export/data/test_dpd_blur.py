@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +6,7 @@ import pytest
 from ldp_export.data import DataError, open_dataset
 from ldp_export.data.dpd_blur import INDOOR_TEST
 from ldp_runtime.errors import LDPError
-from tests.ldp_export.data.miniatures import (
-    DPD_BLUR_TEST,
-    check_promises,
-    make_dpd_blur,
-    read_rgb,
-)
+from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, check_promises, make_dpd_blur, read_rgb
 
 
 def test_dpd_blur_pairs_by_order(tmp_path: Path) -> None:

@@ -1,16 +1,10 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ldp_export.data import DataError, open_dataset
-from tests.ldp_export.data.miniatures import (
-    check_promises,
-    make_dpd_disp,
-    read_rgb,
-)
+from tests.ldp_export.data.miniatures import check_promises, make_dpd_disp, read_rgb
 
 
 def test_dpd_disp(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2
@@ -9,10 +7,7 @@ import pytest
 from ldp_export.data import DataError, open_dataset
 from ldp_export.data import pixel_dp as pixel_dp_module
 from ldp_export.simulation.simulate import srgb_to_linear
-from tests.ldp_export.data.miniatures import (
-    check_promises,
-    make_pixel_dp,
-)
+from tests.ldp_export.data.miniatures import check_promises, make_pixel_dp
 
 
 def test_pixel_dp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

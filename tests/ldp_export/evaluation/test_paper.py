@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from ldp_export.clip.prompts import PROMPTS

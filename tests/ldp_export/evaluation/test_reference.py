@@ -1,7 +1,5 @@
 """The chain in torch: what the runtime is compared with must itself be right."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from dataclasses import replace

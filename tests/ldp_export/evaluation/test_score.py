@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import csv
 import importlib
 import json
@@ -160,9 +158,6 @@ def test_contact_sheets_hold_so_many_rows(tmp_path: Path) -> None:
     score_dataset(FakeRestorer(), dataset, "fake", sheet=lambda number, image: sheets.update({number: image}))
     assert list(sheets) == [1, 2]
     assert sheets[1].shape[0] == ROWS_A_SHEET * sheets[2].shape[0] // 2
-
-
-# --- checkpoints and the command ------------------------------------------------------------------------------
 
 
 def test_the_command_scores_a_checkpoint(

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -89,9 +87,6 @@ def test_configs_of_no_network_are_errors(changes: dict[str, Any], message: str)
 
 def test_a_narrow_network_has_heads_as_wide_as_itself() -> None:
     assert valid(width=8, head_dim=32).head_dim == 32  # min(head_dim, channels) divides the channels
-
-
-# --- priors and ensembles ---------------------------------------------------------------------------------------
 
 
 def test_configurations_of_before_load_unchanged() -> None:

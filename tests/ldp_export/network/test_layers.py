@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import math
 
@@ -91,9 +89,6 @@ def slow_sca(x: Array, conv: nn.Conv2d, cell: int | None) -> Array:
     return out
 
 
-# --- layer normalisation ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("exporting", [False, True])
 def test_layer_norm_is_the_formula_at_every_pixel(exporting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     norm = randomise(LayerNorm2d(6))
@@ -133,9 +128,6 @@ def test_both_forms_of_layer_norm_agree_in_bfloat16(monkeypatch: pytest.MonkeyPa
     exported = norm(x)
     assert exported.dtype == eager.dtype == torch.bfloat16
     torch.testing.assert_close(exported, eager, atol=0.02, rtol=0.01)
-
-
-# --- gate and channel attention -----------------------------------------------------------------------------
 
 
 def test_simple_gate_multiplies_the_halves_of_the_channels() -> None:
@@ -199,9 +191,6 @@ def test_channel_attention_pools_in_single_precision(monkeypatch: pytest.MonkeyP
     assert pooled[0] == torch.float32
 
 
-# --- the block ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cell", [None, 2])
 def test_naf_block_is_its_formula(cell: int | None) -> None:
     block = randomise(NAFBlock(4, cell))
@@ -232,9 +221,6 @@ def test_naf_block_in_half_precision_follows_single_precision_at_large_residuals
     assert half.dtype == torch.float16
     error = (half.detach().float() - expected).abs().max()
     assert float(error) < 0.5  # of values up to about 600, where FP16 has steps of 0.25 to 0.5
-
-
-# --- the forms for export --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cell", [None, 1, 2])

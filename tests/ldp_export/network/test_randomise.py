@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 
 from ldp_export.blur_map import center_view

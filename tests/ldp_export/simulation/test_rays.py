@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import cv2
@@ -47,9 +45,6 @@ def post_before_wall() -> Image:
     return coc
 
 
-# --- the aperture -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("radius", [0.0, 0.5, 1.5, 6.0])
 def test_aperture_is_symmetrical_and_its_halves_add_up(radius: float) -> None:
     points, left, right = aperture_samples(radius)
@@ -70,9 +65,6 @@ def test_aperture_is_a_hexagon() -> None:
     points, *_ = aperture_samples(60.0)
     area = len(points) / (2 * np.ceil(60 / 0.6) + 1) ** 2 * 4
     assert area == pytest.approx(3 * np.sqrt(3) / 2, rel=0.02)
-
-
-# --- scenes -------------------------------------------------------------------------------------------------
 
 
 def test_a_scene_of_one_colour_stays_that_colour() -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -102,10 +100,7 @@ def test_lists_of_photographs(photos: Path, tmp_path: Path) -> None:
     assert np.array_equal(loaded[0], data.coffee()[:300, :320])
     assert np.array_equal(loaded[1], np.dstack([data.camera()] * 3))
     assert [photo.shape for photo in load_photos(photos)] == [(300, 300, 3), (300, 320, 3)]
-    for wrong, told in (
-        (("c.png",), "c.png under"),
-        (("skimage:nobody",), "scikit-image"),
-    ):
+    for wrong, told in ((("c.png",), "c.png under"), (("skimage:nobody",), "scikit-image")):
         with pytest.raises(SimulationError, match=told):
             load_photos(photos, wrong)
     with pytest.raises(SimulationError, match="got none"):
@@ -141,9 +136,6 @@ def test_the_render_command(
     assert main(["data", "render", str(photos), "-o", str(out), "--scenes", "0"]) == 2
     (tmp_path / "file").touch()
     assert main(["data", "render", str(photos), "-o", str(tmp_path / "file"), "--scenes", "1"]) == 2
-
-
-# --- shards as a data set -------------------------------------------------------------------------------------
 
 
 def test_shards_as_a_data_set(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import msgspec
 import pytest
 import torch
@@ -38,10 +36,7 @@ def test_the_average_is_a_mean_and_then_forgets() -> None:
 
 def test_weight_decay_is_of_convolutions_alone() -> None:
     config = TrainConfig(
-        name="a",
-        stages=(StageConfig(steps=1),),
-        data=(DataConfig("simulated", "scenes"),),
-        weight_decay=1e-3,
+        name="a", stages=(StageConfig(steps=1),), data=(DataConfig("simulated", "scenes"),), weight_decay=1e-3
     )
     network = LDPNet(TINY_CONFIG)
     parameters = list(network.parameters())

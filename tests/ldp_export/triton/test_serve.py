@@ -4,8 +4,6 @@ That package and tritonclient want other releases of NumPy and protobuf than our
 environment for them, or ``LDP_TRITON_PYTHON`` names its Python.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Run by ``test_triton_server.py``, or by hand, in the environment that has triton
 python tests/ldp_export/triton/triton_load.py --help. Prints one JSON object.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import threading

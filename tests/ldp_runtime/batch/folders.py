@@ -1,7 +1,5 @@
 """Folders of small pairs, and ``ldp batch`` over them, in this process or in one of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

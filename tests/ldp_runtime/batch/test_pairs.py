@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -99,9 +97,6 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "in")
     assert [str(pair.name) for pair in find_pairs(tmp_path / "in", tmp_path / "out").pairs] == ["link/a"]
-
-
-# --- CSV ----------------------------------------------------------------------------------------------------
 
 
 def write_csv(folder: Path, text: str) -> Path:

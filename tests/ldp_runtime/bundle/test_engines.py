@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -59,9 +57,6 @@ def add_engine(bundle: Path, content: bytes = b"plan", **changes: Any) -> Engine
 def find(bundle: Path, size: tuple[int, int] = MIDDLE, **changes: Any) -> EngineEntry:
     asked: dict[str, Any] = {"flavour": "rtx", "version": VERSION, "arch": "sm_89", **changes}
     return Bundle.load(bundle).find_engine("deblur", shapes=deblur_shapes(*size, PATCH), **asked)
-
-
-# --- lookup
 
 
 def test_an_engine_is_found_and_read(bundle: Path) -> None:
@@ -152,9 +147,6 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> No
     (bundle / entry.file).symlink_to(tmp_path / "plan")
     with pytest.raises(BundleError, match="a link to elsewhere"):
         Bundle.load(bundle).read_engine(entry)
-
-
-# --- keys and shapes
 
 
 def test_the_key_depends_on_everything_but_order() -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import functools
 import json
 import operator
@@ -141,8 +139,7 @@ def test_a_wrong_field_is_named(change: Change, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "name"),
-    [("other.onnx", "graphs.deblur.fp32"), ("text_embeddings.npy", "text embeddings")],
+    ("file", "name"), [("other.onnx", "graphs.deblur.fp32"), ("text_embeddings.npy", "text embeddings")]
 )
 def test_every_file_that_is_needed_is_listed(file: str, name: str) -> None:
     def change(value: dict[str, Any]) -> None:

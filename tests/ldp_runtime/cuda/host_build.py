@@ -4,8 +4,6 @@ The sources are those that NVRTC compiles; ``shim/`` supplies what CUDA would. B
 need it skip by name where there is no g++.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

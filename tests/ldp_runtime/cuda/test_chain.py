@@ -1,7 +1,5 @@
 """The chain on the host device: the same code as on a GPU, against the CPU pipeline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

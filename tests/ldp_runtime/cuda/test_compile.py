@@ -1,7 +1,5 @@
 """NVRTC compiles every kernel for every architecture without spills, and the cache gives nothing but what was made."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

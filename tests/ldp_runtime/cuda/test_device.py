@@ -1,7 +1,5 @@
 """The CUDA device without a GPU: the names that it uses exist, and what is missing is said."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """The kernels, built for the host, against their numpy twins: outputs poisoned and fenced, odd and unaligned sizes."""
 
-from __future__ import annotations
-
 import dataclasses
 import mmap
 import os

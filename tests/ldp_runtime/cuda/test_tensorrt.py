@@ -1,7 +1,5 @@
 """The TensorRT adapter without a GPU: the names that it uses exist, and it does the right calls in order."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

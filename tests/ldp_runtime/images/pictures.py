@@ -1,7 +1,5 @@
 """Small pictures and files of every format, written by other libraries than ours."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path
@@ -157,17 +155,11 @@ def stored_files(orientation: int) -> dict[str, tuple[bytes, np.ndarray]]:
     lzw = lzw[:position] + struct.pack("<HHII", 274, 3, 1, orientation) + lzw[position + 12 :]
     sixteen_png = encode_photo("a.png", Photo(sixteen, exif=exif))
     return {
-        "jpeg": (
-            pillow(eight, "JPEG", quality=98, subsampling=0, exif=PREFIX + exif),
-            eight,
-        ),
+        "jpeg": (pillow(eight, "JPEG", quality=98, subsampling=0, exif=PREFIX + exif), eight),
         "png": (pillow(eight, "PNG", exif=exif), eight),
         "png16": (sixteen_png, sixteen),
         "tiff": (tiff(eight, extratags=tag), eight),
-        "tiff_lzw": (
-            pillow(eight, "TIFF", compression="tiff_lzw", tiffinfo={274: orientation}),
-            eight,
-        ),
+        "tiff_lzw": (pillow(eight, "TIFF", compression="tiff_lzw", tiffinfo={274: orientation}), eight),
         "tiff16": (tiff(sixteen, extratags=tag, compression="zlib"), sixteen),
         "tiff16_big_endian": (tiff(sixteen, extratags=tag, byteorder=">"), sixteen),
         "tiff16_lzw": (lzw, sixteen),

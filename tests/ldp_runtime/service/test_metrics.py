@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from fastapi.testclient import TestClient
 
 from tests.ldp_runtime.service.fakes import encoded, pair, sample

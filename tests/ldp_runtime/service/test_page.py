@@ -1,7 +1,5 @@
 """The page in a real Chromium, on the real service around a deblurrer that inverts."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator

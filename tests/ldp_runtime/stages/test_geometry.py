@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -7,8 +5,7 @@ from ldp_runtime.stages.geometry import Padding, WindowAxis, WindowGrid, fill_re
 
 
 @pytest.mark.parametrize(
-    ("size", "padded"),
-    [((1, 1), (32, 32)), ((32, 64), (32, 64)), ((33, 31), (64, 32)), ((500, 741), (512, 768))],
+    ("size", "padded"), [((1, 1), (32, 32)), ((32, 64), (32, 64)), ((33, 31), (64, 32)), ((500, 741), (512, 768))]
 )
 def test_padded_size_is_the_next_multiple(size: tuple[int, int], padded: tuple[int, int]) -> None:
     assert Padding(32).padded_size(*size) == padded

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,9 +156,6 @@ def test_a_blender_keeps_the_seams_alone() -> None:
         blender.add(np.zeros((3, *grid.tile), np.float32))
         kept = blender._above.nbytes + blender._left.nbytes
         assert kept <= 4 * 3 * (grid.rows.longest_overlap * 1024 + grid.columns.longest_overlap * 512)
-
-
-# --- which tiles
 
 
 def sides(
