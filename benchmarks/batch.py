@@ -60,13 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_threads(parser)
     parser.add_argument("--io-threads", type=int, metavar="N", help="see ldp batch")
     parser.add_argument("--pairs", type=int, default=16, metavar="N", help="copies of the sample (default: 16)")
-    parser.add_argument(
-        "--shape",
-        type=options.parse_shape,
-        default=(1000, 1500),
-        metavar="HxW",
-        help="their size in px (default: 1000x1500)",
-    )
+    options.add_shape(parser, (1000, 1500))
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each runs (default: 3)")
     options.add_output(parser)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import SAMPLE, options
 from benchmarks.harness.results import BenchmarkError, Report, publish
 from benchmarks.harness.tables import markdown_table, signed, significant
-from benchmarks.latency.contenders import REFERENCE, TORCH, Contender, find_contenders
+from benchmarks.latency.contenders import REFERENCE, TORCH, Contender, add_contenders, find_contenders
 from ldp_runtime.command import CheckFailedError
 from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import SSIM_WINDOW, psnr, ssim
@@ -81,15 +81,7 @@ Restore = Callable[[Image, Image], Result]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    options.add_bundle(parser)
-    options.add_checkpoint(parser)
-    parser.add_argument(
-        "--backend",
-        nargs="+",
-        default=["all"],
-        metavar="NAME[:PRECISION]",
-        help="what to compare (default: everything that works on this machine)",
-    )
+    add_contenders(parser)
     parser.add_argument(
         "--data", action="append", default=[], metavar="NAME=DIR", help="also a data set; may be given more than once"
     )

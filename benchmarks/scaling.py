@@ -101,14 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_backend(parser)
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="auto|N|off", help="see ldp deblur")
     options.add_threads(parser)
-    parser.add_argument(
-        "--shape",
-        nargs="+",
-        type=options.parse_shape,
-        default=list(DEFAULT_SHAPES),
-        metavar="HxW",
-        help="sizes of the image in px (default: five from 12 to 100 megapixels)",
-    )
+    options.add_shapes(parser, DEFAULT_SHAPES)
     parser.add_argument("--no-seams", action="store_true", help="leave the seams out")
     options.add_output(parser)
 

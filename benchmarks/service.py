@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--bundle", default="ldp-nano", metavar="NAME|DIR", help="default: %(default)s")
     parser.add_argument("--backend", default="auto", help="a backend (default: %(default)s)")
-    parser.add_argument(
-        "--shape", type=options.parse_shape, default=(256, 384), metavar="HxW", help="px (default: 256x384)"
-    )
+    options.add_shape(parser, (256, 384))
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="sustained loads")
     parser.add_argument("--mutations", type=int, default=500, help="malformed forms (default: %(default)s)")

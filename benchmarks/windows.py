@@ -111,13 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_backend(parser)
     options.add_threads(parser)
-    parser.add_argument(
-        "--shape",
-        type=options.parse_shape,
-        default=options.DEFAULT_SHAPE,
-        metavar="HxW",
-        help="size of the pair (default: 1120x1680)",
-    )
+    options.add_shape(parser)
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
     options.add_output(parser)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import REPORTS
 from benchmarks.harness.results import BenchmarkError
+from benchmarks.harness.tables import size_text
 
 CONFIG_NAMES = ("nano", "small", "large")
 
@@ -24,6 +26,18 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Declares ``--checkpoint``, for ``bundles.reference_model``."""
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundle's checkpoint, for torch")
+
+
+def add_shape(parser: argparse.ArgumentParser, default: tuple[int, int] = DEFAULT_SHAPE) -> None:
+    """Declares ``--shape``, one size."""
+    text = f"size of the image in px (default: {size_text(default)})"
+    parser.add_argument("--shape", type=parse_shape, default=default, metavar="HxW", help=text)
+
+
+def add_shapes(parser: argparse.ArgumentParser, default: Sequence[tuple[int, int]]) -> None:
+    """Declares ``--shape``, several sizes."""
+    text = f"sizes of the image in px (default: {' '.join(map(size_text, default))})"
+    parser.add_argument("--shape", nargs="+", type=parse_shape, default=list(default), metavar="HxW", help=text)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

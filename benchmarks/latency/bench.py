@@ -26,7 +26,7 @@ from benchmarks.harness.results import BenchmarkError, Report, publish
 from benchmarks.harness.sample import pair_files, write_pair
 from benchmarks.harness.tables import size_text
 from benchmarks.harness.timing import Ratio, ratio, settled, summarise
-from benchmarks.latency.contenders import REFERENCE, TORCH, Contender, find_contenders
+from benchmarks.latency.contenders import REFERENCE, TORCH, Contender, add_contenders, find_contenders
 from benchmarks.latency.tables import to_markdown
 from benchmarks.latency.worker import COPIES, Block, Spec, Timing
 
@@ -70,23 +70,8 @@ class _Track:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    options.add_bundle(parser)
-    options.add_checkpoint(parser)
-    parser.add_argument(
-        "--backend",
-        nargs="+",
-        default=["all"],
-        metavar="NAME[:PRECISION|:auto]",
-        help="what to time (default: everything that works on this machine)",
-    )
-    parser.add_argument(
-        "--shape",
-        nargs="+",
-        type=options.parse_shape,
-        default=[options.DEFAULT_SHAPE],
-        metavar="HxW",
-        help="sizes of the image in px (default: 1120x1680)",
-    )
+    add_contenders(parser)
+    options.add_shapes(parser, [options.DEFAULT_SHAPE])
     options.add_threads(parser)
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="no round starts that would end later (default: %(default)g)"

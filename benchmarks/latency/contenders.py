@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.harness import options
 from ldp_runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -33,6 +35,19 @@ class Contender:
 
 
 REFERENCE = Contender("torch", "fp32")
+
+
+def add_contenders(parser: argparse.ArgumentParser) -> None:
+    """Declares the bundle and ``--backend``, for ``find_contenders``."""
+    options.add_bundle(parser)
+    options.add_checkpoint(parser)
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        default=["all"],
+        metavar="NAME[:PRECISION|:auto]",
+        help="backends, or torch (default: everything that works on this machine)",
+    )
 
 
 def find_contenders(

@@ -59,14 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:PRECISION]",
         help="what runs them: torch, auto or a backend (default: torch:fp32 and auto)",
     )
-    parser.add_argument(
-        "--shape",
-        nargs="+",
-        type=options.parse_shape,
-        default=list(DEFAULT_SHAPES),
-        metavar="HxW",
-        help=f"sizes of the photo in px (default: {' '.join(map(size_text, DEFAULT_SHAPES))})",
-    )
+    options.add_shapes(parser, DEFAULT_SHAPES)
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="processes for each (default: 1)")
     options.add_threads(parser)
     options.add_output(parser)

@@ -97,8 +97,7 @@ def stage_bars(report: Report, series: Mapping[str, Any], key: str) -> str:
         widths = [entry["stages"].get(stage, 0.0) for entry in entries]
         axes.barh(names, widths, left=left, color=colour, label=stage.replace("_", " "))
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    bundle = report.name
-    axes.set(title=f"{bundle}, {size_text(series['shape'])} px: medians by stage", xlabel="seconds")
+    axes.set(title=f"{report.name}, {size_text(series['shape'])} px: medians by stage", xlabel="seconds")
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", fontsize=8, ncols=len(stages))
     return to_svg(figure, f"stages-{key}")
@@ -148,8 +147,7 @@ def size_scaling(report: Report, key: str) -> str:
     for point in report.data["points"]:
         measured = (_megapixels(point["shape"]), point["seconds"], point["working"] / 2**20)
         lines.setdefault(f"{point['backend']} {point['precision']}", []).append(measured)
-    name = report.name
-    return _scaling(name, lines, f"scaling-{key}", memory_title="working memory")
+    return _scaling(report.name, lines, f"scaling-{key}", memory_title="working memory")
 
 
 def to_svg(figure: Figure, key: str) -> str:

@@ -44,13 +44,7 @@ DEFAULT_DEVICE = "RTX 4090"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     options.add_bundle(parser)
-    parser.add_argument(
-        "--shape",
-        type=options.parse_shape,
-        default=options.DEFAULT_SHAPE,
-        metavar="HxW",
-        help="size of the photo (default: 1120x1680)",
-    )
+    options.add_shape(parser)
     parser.add_argument("--device", default=DEFAULT_DEVICE, help=f"GPU of the tables (default: {DEFAULT_DEVICE})")
     options.add_output(parser)
 
