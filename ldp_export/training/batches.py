@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -185,15 +186,23 @@ def stream(batches: Batches, first: int, *, workers: int, pinned: bool) -> Itera
         first: The item to begin with.
         workers: Processes that prepare them; 0 prepares them here.
         pinned: In pinned memory.
+    """
+    items = range(first, sys.maxsize)
+    return iter(DataLoader(batches, batch_size=None, sampler=items, num_workers=workers, pin_memory=pinned))
+
+
+@contextmanager
+def killed_workers() -> Iterator[None]:
+    """Names the cause if a process of ``stream`` is killed; torch's signal handler raises that anywhere in the block.
 
     Raises:
         TrainingError: A process that prepares batches was killed.
     """
-    items = range(first, sys.maxsize)
     try:
-        yield from DataLoader(batches, batch_size=None, sampler=items, num_workers=workers, pin_memory=pinned)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        killed = "DataLoader worker (pid" in str(error) if isinstance(error, RuntimeError) else True
+        if not killed or str(error).startswith("Caught "):  # an error of the data set, from a worker
             raise
         raise TrainingError(
             f"a process that prepares batches was killed, perhaps for want of memory ({one_line(error)}); run the "

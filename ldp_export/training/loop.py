@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldp_export.training.batches import Batch, stream
+from ldp_export.training.batches import Batch, killed_workers, stream
 from ldp_export.training.config import StageConfig, TrainConfig, TrainingError, check_config
 from ldp_export.training.inputs import open_inputs
 from ldp_export.training.log import RunLog
@@ -79,7 +79,8 @@ class _Run:
 
     def train(self) -> Path:
         config, progress = self._config, self._progress
-        with self._stop_signals():  # around the workers too: Ctrl-C reaches them, and must not end them
+        # Around the workers too: Ctrl-C reaches them, and must not end them.
+        with self._stop_signals(), killed_workers():
             first, pinned = progress.step * config.accumulate, self._fabric.device.type == "cuda"
             batches = stream(self._batches, first, workers=config.workers, pinned=pinned)
             while progress.stage < len(config.stages):

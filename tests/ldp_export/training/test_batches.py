@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import itertools
-import os
 import pickle
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ from numpy.typing import NDArray
 
 from ldp_export.data import PairSample
 from ldp_export.simulation.simulate import simulate_pair
-from ldp_export.training.batches import Batch, Batches, Crop, CropSource, collate, held_out_crops, stream
+from ldp_export.training.batches import Batches, Crop, CropSource, collate, held_out_crops, killed_workers, stream
 from ldp_export.training.config import TrainingError
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -128,17 +125,28 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_processes_prepare_the_same_batches_and_one_that_is_killed_is_named() -> None:
-    class Killed(Batches):
-        def __getitem__(self, item: int) -> Batch:
-            if item == 9:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__getitem__(item)
+def test_processes_prepare_the_same_batches() -> None:
+    batches = stream(_batches(), 1, workers=1, pinned=False)
+    for step in (1, 2, 3):
+        assert torch.equal(next(batches).pair, _batches()[step].pair)
 
-    batches = stream(Killed(_source(Pairs(5)), seed=1, batch=4, permute_channels=True), 1, workers=1, pinned=False)
-    assert torch.equal(next(batches).pair, _batches()[1].pair)
-    with pytest.raises(TrainingError, match="a process that prepares batches was killed, perhaps for want of memory"):
-        list(itertools.islice(batches, 20))
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError(), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), False),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), False),
+        (RuntimeError("CUDA error"), False),
+    ],
+)
+def test_a_killed_process_is_named_and_other_errors_are_not(error: Exception, named: bool) -> None:
+    with pytest.raises(TrainingError if named else type(error)) as caught, killed_workers():
+        raise error
+    assert ("a process that prepares batches was killed" in str(caught.value)) == named
 
 
 def test_an_epoch_has_each_pair_once() -> None:
