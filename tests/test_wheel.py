@@ -76,7 +76,7 @@ def run(environment: Path, folder: Path, program: str, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -7,5 +9,5 @@ from ldp_runtime.bundle.bundle import Bundle
 
 @pytest.fixture(scope="session")
 def bundle(pristine: Path) -> Bundle:
-    """The tiny bundle; no test changes it."""
+    """The tiny bundle, loaded; no test changes it."""
     return Bundle.load(pristine)
