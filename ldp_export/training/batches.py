@@ -201,8 +201,10 @@ def killed_workers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        killed = "DataLoader worker (pid" in str(error) if isinstance(error, RuntimeError) else True
-        if not killed or str(error).startswith("Caught "):  # an error of the data set, from a worker
+        text = str(error)
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in text:
+            raise
+        if text.startswith("Caught "):  # an error of the data set, from a worker
             raise
         raise TrainingError(
             f"a process that prepares batches was killed, perhaps for want of memory ({one_line(error)}); run the "
