@@ -124,11 +124,12 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = open_bundle(arguments.bundle, arguments.config)
     clip = bundle.manifest.require_clip()
     chosen = choices(clip.window, clip.overlap, clip.patch, arguments.window, arguments.overlap)
-    encoder = reference_model(bundle, arguments.checkpoint).clip.encoder
+    model = reference_model(bundle, arguments.checkpoint)
+    assert model.clip is not None  # the bundle has CLIP
     with watch_load() as load:
         rows = measure(
             bundle,
-            encoder,
+            model.clip.encoder,
             chosen,
             backend=arguments.backend,
             threads=arguments.threads,

@@ -26,32 +26,44 @@ class ExportModel:
 
     Attributes:
         network: The network, FP32, in evaluation mode.
-        clip: CLIP.
-        prompts: The prompts of Table 4 with their calibration, or the one prompt of a blur map from patches.
-        windows: The windows that CLIP sees.
+        clip: CLIP; None where the network reads no blur map.
+        prompts: The prompts of Table 4 with their calibration, or the one prompt of a blur map from patches; none
+            without CLIP.
+        windows: The windows that CLIP sees; None without CLIP.
         trained: The network's weights are trained, so PSNR to a target means something.
         training: Provenance for the manifest.
         licences: Licences of weights and data for the manifest.
         blur_map: How the blur map is estimated and given to the network.
+
+    Raises:
+        ExportError: Only one of CLIP and its windows is given, or the network reads a blur map and there is no CLIP.
     """
 
     network: LDPNet | ReleasedNet
-    clip: LoadedClip
+    clip: LoadedClip | None
     prompts: tuple[Prompt, ...]
-    windows: Windows
+    windows: Windows | None
     trained: bool
     training: Mapping[str, Any] = field(default_factory=dict)
     licences: Mapping[str, Any] = field(default_factory=dict)
     blur_map: BlurMapSpec = field(default_factory=BlurMapSpec)
 
+    def __post_init__(self) -> None:
+        if (self.clip is None) != (self.windows is None) or (self.clip is None and self.prompts):
+            raise ExportError("expected CLIP with its windows and prompts, or none of them, got some of them")
+        if self.clip is None and self.network.config.reads_blur_map:
+            raise ExportError("expected CLIP for a network that reads a blur map, got none; give the checkpoint's")
+
     @property
     def multiple(self) -> int:
         """Height and width of the padded pair are multiples of this many px."""
-        patch = self.clip.encoder.patch if self.blur_map.method == "dense" else 1
+        patch = self.clip.encoder.patch if self.clip is not None and self.blur_map.method == "dense" else 1
         return padding_multiple(self.network.config.multiple, patch)
 
-    def clip_encoder(self) -> WindowEncoder | PatchEncoder:
-        """The encoder that the bundle's CLIP graph holds, FP32, in evaluation mode."""
+    def clip_encoder(self) -> WindowEncoder | PatchEncoder | None:
+        """The encoder that the bundle's CLIP graph holds, FP32, in evaluation mode; None without CLIP."""
+        if self.clip is None or self.windows is None:
+            return None
         if self.blur_map.patch is not None:
             return PatchEncoder(self.clip, self.blur_map.patch).eval()
         return WindowEncoder(self.clip.encoder, self.windows.window).eval()

@@ -27,7 +27,7 @@ from ldp_runtime.bundle.engines import (
     engine_key,
 )
 from ldp_runtime.bundle.fields import ENGINE_FOLDER
-from ldp_runtime.bundle.manifest import GRAPHS, BlurMapSpec, Manifest
+from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
 from ldp_runtime.errors import BundleError, LDPError, one_line
 from ldp_runtime.files import write_whole
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, Padding, WindowGrid, clip_batch
@@ -108,9 +108,14 @@ def profiles(manifest: Manifest, sizes: SizeRange) -> dict[str, Profile]:
         sizes: Padded sizes.
 
     Returns:
-        ``{"clip" | "deblur": profile}``.
+        ``{"clip" | "deblur": profile}``; no "clip" where the network reads no blur map.
     """
-    clip = manifest.require_clip()
+    names, _ = manifest.graph_names("deblur")
+    shapes = [deblur_shapes(*size, manifest.blur_cell) for size in (sizes.min, sizes.opt, sizes.max)]
+    deblur = {name: shape for name, shape in _profile(shapes).items() if name in names}
+    clip = manifest.clip
+    if clip is None:
+        return {"deblur": deblur}
 
     def batch(size: Size) -> int:
         grid = WindowGrid.cover(*size, window=clip.window, overlap=clip.overlap, patch=clip.patch)
@@ -120,7 +125,7 @@ def profiles(manifest: Manifest, sizes: SizeRange) -> dict[str, Profile]:
     batches = (tuned, tuned, tuned) if sizes.min == sizes.max else (1, tuned, ENGINE_CLIP_BATCH)
     return {
         "clip": _profile([clip_shapes(count, clip.window) for count in batches]),
-        "deblur": _profile([deblur_shapes(*size, clip.patch) for size in (sizes.min, sizes.opt, sizes.max)]),
+        "deblur": deblur,
     }
 
 
@@ -138,7 +143,7 @@ def build_engines(
     progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[EngineEntry]:
-    """Builds the engines of both graphs into the bundle, those that it has not got, and trusts them on this machine.
+    """Builds the engines of the bundle's graphs into it, those that it has not got, and trusts them on this machine.
 
     Each is written and listed in the manifest as soon as it is built. Engines of graphs that the bundle no longer has
     are taken off.
@@ -169,7 +174,7 @@ def build_engines(
     tensorrt = TensorRT(flavour)
     targets = tensorrt.targets(architectures, precision)
     source = ENGINE_PRECISIONS[precision]
-    graphs = {kind: bundle.graph_hash(kind, source) for kind in GRAPHS}
+    graphs = {kind: bundle.graph_hash(kind, source) for kind in bundle.manifest.graphs}
     _drop_stale(bundle)
     entries = []
     for kind, profile in profiles(bundle.manifest, sizes).items():

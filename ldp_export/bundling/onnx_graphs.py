@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 from ldp_export.bundling.parity import Parity, measure
 from ldp_export.bundling.selftest import add_sample
-from ldp_export.clip import PatchEncoder, WindowEncoder, embed_texts
+from ldp_export.checkpoint import Windows
+from ldp_export.clip import LoadedClip, PatchEncoder, WindowEncoder, embed_texts
 from ldp_export.model import ExportError, ExportModel
 from ldp_export.network import LDPNet
 from ldp_export.network.bpa import BPABlock
@@ -77,21 +78,25 @@ def export_bundle(
         WriteError: The folder cannot be written.
     """
     encoder = model.clip_encoder()
-    files = {kind: {p: _file_name(kind, p) for p in EXPORTED_PRECISIONS} for kind in ("clip", "deblur")}
+    kinds = ("deblur",) if encoder is None else ("clip", "deblur")
+    files = {kind: {p: _file_name(kind, p) for p in EXPORTED_PRECISIONS} for kind in kinds}
     with staged_folder(output, last=MANIFEST_FILE) as staged:
         for precision in EXPORTED_PRECISIONS:
             half = precision == "fp16"
-            report(f"clip graph, {precision}")
-            save_graph(clip_graph(encoder, model.windows.window, half=half), staged / files["clip"][precision])
+            if encoder is not None and model.windows is not None:
+                report(f"clip graph, {precision}")
+                save_graph(clip_graph(encoder, model.windows.window, half=half), staged / files["clip"][precision])
             report(f"deblur graph, {precision}")
-            save_graph(deblur_graph(model.network, model.multiple, half=half), staged / files["deblur"][precision])
-        with torch.no_grad():
-            texts = embed_texts(model.clip, [prompt.text for prompt in model.prompts]).numpy()
-        np.save(staged / TEXT_EMBEDDINGS_FILE, np.ascontiguousarray(texts, dtype=np.float32))
+            graph = deblur_graph(model.network, model.multiple, half=half, blur_map=encoder is not None)
+            save_graph(graph, staged / files["deblur"][precision])
+        if model.clip is not None:
+            with torch.no_grad():
+                texts = embed_texts(model.clip, [prompt.text for prompt in model.prompts]).numpy()
+            np.save(staged / TEXT_EMBEDDINGS_FILE, np.ascontiguousarray(texts, dtype=np.float32))
         report("parity")
         parity = measure(model, {k: {p: staged / f for p, f in v.items()} for k, v in files.items()})
         _check(parity)
-        write_manifest(staged, _manifest(model, name, files, texts.shape[1], parity))
+        write_manifest(staged, _manifest(model, name, files, parity))
         report("self-test")
         manifest = add_sample(staged)
     return manifest
@@ -136,13 +141,14 @@ def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool
     )
 
 
-def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) -> ir.Model:
+def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool, blur_map: bool = True) -> ir.Model:
     """The graph of the deblurring network.
 
     Args:
         network: The network, FP32; it stays as it is.
         multiple: H and W are multiples of this many px.
         half: FP16 inside; inputs and outputs are FP32 in any case, so that the skip keeps 16-bit images.
+        blur_map: The graph has an input for the blur; a network that reads none may go without.
 
     Returns:
         ``pair (1, 6, H, W)``, ``blur_logits (1, 1, h, w)`` to ``restored (1, 3, H, W)``; H, W, h and w are free. The
@@ -166,11 +172,16 @@ def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool) ->
             {name: {2: height, 3: width} for name in ("pair", "blur_map")},
             {name: names for name in ("pair", "blur_map", "restored")},
         )
+    pair = torch.zeros(1, 6, 3 * multiple, 5 * multiple)  # sides that no rule of the network can confuse
+    if not blur_map:
+        names = {2: "H", 3: "W"}
+        dynamic = {"pair": {2: height, 3: width}}
+        return _to_onnx(module, {"pair": pair}, ["restored"], dynamic, {"pair": names, "restored": names})
     free = {2: Dim("h", min=1, max=_SIZE_LIMIT), 3: Dim("w", min=1, max=_SIZE_LIMIT)}
     return _to_onnx(
         module,
         {
-            "pair": torch.zeros(1, 6, 3 * multiple, 5 * multiple),  # sides that no rule of the network can confuse
+            "pair": pair,
             "blur_logits": torch.zeros(1, 1, 7, 9),
         },
         ["restored"],
@@ -265,27 +276,13 @@ def _check(parity: Parity) -> None:
         raise ParityError(f"the exported graphs failed the parity check: {'; '.join(parity.failures)}")
 
 
-def _manifest(
-    model: ExportModel, name: str, files: Mapping[str, Mapping[str, str]], embed_dim: int, parity: Parity
-) -> Manifest:
+def _manifest(model: ExportModel, name: str, files: Mapping[str, Mapping[str, str]], parity: Parity) -> Manifest:
     tools = {package: metadata.version(package) for package in _TOOLS}
-    clip = model.clip
-    own = clip.architecture == "clip"
     return Manifest(
         name=name,
         created=datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z"),
         network=model.network.config.to_dict(),
-        clip=ClipSpec(
-            architecture=f"{name}-clip" if own else clip.architecture,
-            patch=clip.encoder.patch,
-            window=model.windows.window,
-            overlap=model.windows.overlap,
-            mean=clip.mean,
-            std=clip.std,
-            embed_dim=embed_dim,
-            quick_gelu=clip.quick_gelu,
-            weights=clip.weights,
-        ),
+        clip=None if model.clip is None or model.windows is None else _clip_spec(name, model.clip, model.windows),
         prompts=model.prompts,
         ensemble=model.network.config.ensemble,
         padding=Padding(model.multiple),
@@ -299,4 +296,18 @@ def _manifest(
         licences=model.licences,
         engines=(),
         files={},
+    )
+
+
+def _clip_spec(name: str, clip: LoadedClip, windows: Windows) -> ClipSpec:
+    return ClipSpec(
+        architecture=f"{name}-clip" if clip.architecture == "clip" else clip.architecture,
+        patch=clip.encoder.patch,
+        window=windows.window,
+        overlap=windows.overlap,
+        mean=clip.mean,
+        std=clip.std,
+        embed_dim=int(clip.encoder.visual.output_dim),
+        quick_gelu=clip.quick_gelu,
+        weights=clip.weights,
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def measure(model: ExportModel, graphs: Mapping[str, Mapping[str, Path]]) -> Par
 
     Args:
         model: What was exported.
-        graphs: ``{"clip" | "deblur": {"fp32" | "fp16": file}}``.
+        graphs: ``{"clip" | "deblur": {"fp32" | "fp16": file}}``; no "clip" where the network reads no blur map.
 
     Returns:
         The figures, and the gates that failed.
@@ -74,27 +74,28 @@ def measure(model: ExportModel, graphs: Mapping[str, Mapping[str, Path]]) -> Par
     def session(kind: str, precision: str) -> Session:
         return SESSION_BACKENDS["onnxruntime"].open(graphs[kind][precision], precision)
 
-    def logits_of(features: Iterable[Tensor]) -> Tensor:
-        return estimator.assemble(estimator.values(*features), pair.shape[1:], size)
-
-    def difference(a: NDArray[Any] | Tensor, b: NDArray[Any] | Tensor) -> float:
+    def difference(a: NDArray[Any] | Tensor, b: NDArray[Any] | Tensor | None) -> float:
         return float(np.abs(np.asarray(a) - np.asarray(b)).max())
+
+    def restored_by_graph(precision: str, logits: Tensor | None) -> NDArray[np.float32]:
+        feeds = {name: tensor.numpy() for name, tensor in reference.network_inputs(pair, logits).items()}
+        return session("deblur", precision).run(feeds)["restored"].astype(np.float32)
 
     with torch.inference_mode():
         pair = pad_pair(views, reference.padding)
-        feeds = [torch.cat(parts) for parts in zip(*estimator.batches(pair, size), strict=True)]
-        features = estimator.features(*feeds)
-        logits = logits_of(features)
+        logits = None
+        if estimator is not None:
+            feeds = [torch.cat(parts) for parts in zip(*estimator.batches(pair, size), strict=True)]
+            features = estimator.features(*feeds)
+            logits = estimator.assemble(estimator.values(*features), pair.shape[1:], size)
         restored = reference.restore(pair, logits).numpy()
-        blur = reference.network_blur(logits, pair.shape[1:])
-        half = copy.deepcopy(model.network).half()(pair[None], blur).numpy()
+        half = copy.deepcopy(model.network).half()(*reference.network_inputs(pair, logits).values()).numpy()
 
     figures: dict[str, Any] = {
         "weights": "trained" if model.trained else "random",
         "probe": f"motorcycle, {MOTORCYCLE.focus[0]} focus, {h} x {w} px",
         "deblur": {},
-        "clip": {},
-        "chain": {},
+        **({} if estimator is None else {"clip": {}, "chain": {}}),
     }
     gates: list[dict[str, Any]] = []
 
@@ -107,30 +108,28 @@ def measure(model: ExportModel, graphs: Mapping[str, Mapping[str, Path]]) -> Par
 
     restored_by = {"torch_fp32": restored}
     for precision in ("fp32", "fp16"):
-        run = session("clip", precision)
-        got = run.run({i.name: feed.numpy().astype(i.dtype) for i, feed in zip(run.inputs, feeds, strict=True)})
-        arrays = [got[spec.name].astype(np.float32) for spec in run.outputs]
-        error = max(difference(a, f) / _rms(f.numpy()) for a, f in zip(arrays, features, strict=True))
-        graph_logits = logits_of(map(torch.from_numpy, arrays))
-        figures["clip"][f"{precision}_max_abs"] = _plain(error)
-        figures["clip"][f"{precision}_logits_max_abs"] = _plain(difference(graph_logits, logits))
-        if precision == "fp32":
-            gate("clip fp32 max abs", error, FP32_LIMIT, at_most=True)
-
-        run = session("deblur", precision)
-        for what, used in (("deblur", logits), ("chain", graph_logits)):
-            blur = reference.network_blur(used, pair.shape[1:])
-            outputs = run.run({"pair": pair[None].numpy(), f"blur_{model.blur_map.network_input}": blur.numpy()})
-            image = outputs["restored"].astype(np.float32)
-            if what == "deblur":
-                restored_by[f"graph_{precision}"] = image
+        images = {"deblur": restored_by_graph(precision, logits)}
+        restored_by[f"graph_{precision}"] = images["deblur"]
+        if estimator is not None:
+            run = session("clip", precision)
+            got = run.run({i.name: feed.numpy().astype(i.dtype) for i, feed in zip(run.inputs, feeds, strict=True)})
+            arrays = [got[spec.name].astype(np.float32) for spec in run.outputs]
+            error = max(difference(a, f) / _rms(f.numpy()) for a, f in zip(arrays, features, strict=True))
+            values = estimator.values(*map(torch.from_numpy, arrays))
+            graph_logits = estimator.assemble(values, pair.shape[1:], size)
+            figures["clip"][f"{precision}_max_abs"] = _plain(error)
+            figures["clip"][f"{precision}_logits_max_abs"] = _plain(difference(graph_logits, logits))
+            images["chain"] = restored_by_graph(precision, graph_logits)
+            if precision == "fp32":
+                gate("clip fp32 max abs", error, FP32_LIMIT, at_most=True)
+        for what, image in images.items():
             if precision == "fp32":
                 figures[what]["fp32_max_abs"] = _plain(difference(image, restored))
             figures[what][f"{precision}_psnr_db"] = _plain(psnr(image, restored, data_range=1))
         if precision == "fp32":
             gate("deblur fp32 max abs", _number(figures["deblur"]["fp32_max_abs"]), FP32_LIMIT, at_most=True)
         else:
-            for what in ("deblur", "chain"):
+            for what in images:
                 gate(f"{what} fp16 PSNR in dB", _number(figures[what]["fp16_psnr_db"]), FP16_LIMIT_DB, at_most=False)
     figures["deblur"]["half_psnr_db"] = _plain(psnr(half, restored, data_range=1))
     gate("deblur half PSNR in dB", _number(figures["deblur"]["half_psnr_db"]), FP16_LIMIT_DB, at_most=False)

@@ -100,7 +100,7 @@ def quantize_bundle(
     manifest = bundle.manifest
     if not max_loss > 0:
         raise QuantizeError(f"expected a largest loss above 0 dB, got {max_loss:g}")
-    if manifest.blur_map != BlurMapSpec():
+    if manifest.blur_map != BlurMapSpec() or not manifest.reads_blur_map:
         raise QuantizeError(
             f"expected a bundle whose blur map comes from dense features and goes in as logits, got "
             f"{manifest.name!r}, which is of another kind; run it in fp32 or fp16"

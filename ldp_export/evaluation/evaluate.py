@@ -101,9 +101,22 @@ class Evaluation:
     precision: str
 
     @property
+    def wanted(self) -> dict[str, Want]:
+        """What is wanted of the figures that there are: a model without a blur map has none of it."""
+        return {name: want for name, want in WANTED.items() if all(name in each for each in self.figures.values())}
+
+    @property
     def passed(self) -> bool:
         """Whether every figure is as wanted."""
-        return all(want.met(self.figures[focus][name]) for focus in self.figures for name, want in WANTED.items())
+        return not self._missed()
+
+    def _missed(self) -> list[str]:
+        return [
+            f"{focus} {name}"
+            for focus, figures in self.figures.items()
+            for name, want in self.wanted.items()
+            if not want.met(figures[name])
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; figures that are not finite are null."""
@@ -116,13 +129,8 @@ class Evaluation:
                 focus: {name: _plain(value) for name, value in figures.items()}
                 for focus, figures in self.figures.items()
             },
-            "wanted": {name: str(want) for name, want in WANTED.items()},
-            "missed": [
-                f"{focus} {name}"
-                for focus in self.figures
-                for name, want in WANTED.items()
-                if not want.met(self.figures[focus][name])
-            ],
+            "wanted": {name: str(want) for name, want in self.wanted.items()},
+            "missed": self._missed(),
         }
 
     def table(self) -> str:
@@ -130,8 +138,10 @@ class Evaluation:
         names = list(self.figures)
         lines = [f"{'':42}" + "".join(f"{name:>18}" for name in names) + f"{'wanted':>12}"]
         for key, label in TOLD.items():
+            if any(key not in self.figures[name] for name in names):
+                continue
             lines.append(f"{label:42}" + "".join(f"{_shown(self.figures[n][key], key):>13}     " for n in names))
-        for key, want in WANTED.items():
+        for key, want in self.wanted.items():
             cells = []
             for name in names:
                 value = self.figures[name][key]
@@ -206,6 +216,8 @@ def _standard_figures(
     sharp_before, sharp_after = (
         masked_psnr(image, target, sharp, data_range=_PEAK) for image in (center, result.restored)
     )
+    blur = {} if result.blur_map is None else blur_map_figures(result.blur_map, pair.coc)
+    blur = {f"blur_map_{name}": value for name, value in blur.items()}
     middle = np.rint(center).astype(np.uint8)
     both = deblurrer(middle, middle).restored
     swapped = deblurrer(pair.right, pair.left).restored
@@ -216,7 +228,7 @@ def _standard_figures(
         "sharp_region_change_db": sharp_after - sharp_before,
         "center_as_both_costs_db": restored_psnr - psnr(both, target, data_range=_PEAK),
         "swapped_costs_db": restored_psnr - psnr(swapped, target, data_range=_PEAK),
-        **{f"blur_map_{name}": value for name, value in blur_map_figures(result.blur_map, pair.coc).items()},
+        **blur,
     }
 
 
@@ -261,12 +273,8 @@ def sharp_region(coc: FloatArray) -> np.ndarray:
 
 def _write_pictures(folder: Path, name: str, pair: SimulatedPair, result: Result, center: FloatArray) -> None:
     middle = np.rint(center).astype(np.uint8)
-    panels = {
-        "Center view": middle,
-        "Restored": result.restored,
-        "Blur map (light: blurred)": colour_blur_map(result.blur_map),
-        "Target": pair.target,
-    }
+    blur = {} if result.blur_map is None else {"Blur map (light: blurred)": colour_blur_map(result.blur_map)}
+    panels = {"Center view": middle, "Restored": result.restored, **blur, "Target": pair.target}
     images = {"center": middle, "restored": result.restored, "compare": comparison(panels)}
     paths = {what: folder / f"{name}-{what}.png" for what in images}
     write_files({paths[what]: encode_photo(paths[what], Photo(image)) for what, image in images.items()})

@@ -304,7 +304,7 @@ class TorchDeblurrer:
         backend: "torch on" and the device.
         precision: A name of ``DTYPES``.
         padding: The size rule of the pair.
-        estimator: Estimates the blur map.
+        estimator: Estimates the blur map; None where the network reads none.
         network: The network on the device.
     """
 
@@ -333,15 +333,16 @@ class TorchDeblurrer:
         self.backend, self.precision, self._layout = f"torch on {self._device.type}", precision, LAYOUTS[layout]
         place = self._device, DTYPES[precision], self._layout
         self._blur, self.padding = model.blur_map, Padding(model.multiple)
-        self.estimator: Estimator
-        if model.blur_map.patch is not None:
-            side = model.blur_map.patch
-            self.estimator = PatchBlurEstimator(model.clip, model.prompts[0], side, model.multiple, *place[:2])
-        else:
-            self.estimator = BlurEstimator(
-                model.clip, model.prompts, model.windows, model.multiple, model.network.config.ensemble, *place
-            )
-        self._cell = model.blur_map.patch or model.clip.encoder.patch
+        self.estimator: Estimator | None = None
+        if model.clip is not None and model.windows is not None:
+            if (side := model.blur_map.patch) is not None:
+                self.estimator = PatchBlurEstimator(model.clip, model.prompts[0], side, model.multiple, *place[:2])
+            else:
+                ensemble = model.network.config.ensemble
+                self.estimator = BlurEstimator(
+                    model.clip, model.prompts, model.windows, model.multiple, ensemble, *place
+                )
+            self._cell = model.blur_map.patch or model.clip.encoder.patch
         self.network = _moved(model.network, *place)
 
     def __call__(self, left: Image, right: Image) -> Result:
@@ -353,7 +354,7 @@ class TorchDeblurrer:
 
         Returns:
             The result, with the seconds of ``prepare``, ``clip``, ``blur_logits``, ``deblur`` and ``finish``, on a GPU
-            also of ``upload`` and ``download``.
+            also of ``upload`` and ``download``. Without an estimator there are no blur map and no stages of it.
 
         Raises:
             DataError: The views are not such a pair.
@@ -366,36 +367,47 @@ class TorchDeblurrer:
         with torch.inference_mode():
             views = clock("upload" if on_gpu else "prepare", upload, (left, right), self._device)
             pair = clock("prepare", pad_pair, views, self.padding)
-            logits = self.estimator.estimate(pair, (h, w), clock)
+            logits = None if self.estimator is None else self.estimator.estimate(pair, (h, w), clock)
             restored = clock("deblur", self.restore, pair, logits)
             image, finite = clock("finish", self._finish, restored, (h, w), sample.peak, views[0].dtype)
             pixels = clock("download" if on_gpu else "finish", lambda: image.cpu().numpy())
-            field = logits.cpu().numpy()
-        if not np.isfinite(field).all():
+            field = None if logits is None else logits.cpu().numpy()
+        if field is not None and not np.isfinite(field).all():
             raise NumericsError("expected finite blur logits, got NaN or Inf; train CLIP again")
         if not finite:
             raise NumericsError(f"expected a restored image of finite numbers, got NaN or Inf; {FIX_NUMERICS}")
         return Result(
             restored=pixels,
-            blur_map=lambda: upsample_map(field, (h, w), self._cell),
+            blur_map=None if field is None else lambda: upsample_map(field, (h, w), self._cell),
             blur_logits=field,
             timings=clock.seconds(),
             backend=self.backend,
             precision=self.precision,
         )
 
-    def restore(self, pair: Tensor, logits: Tensor) -> Tensor:
-        """The network on a pair ``(6, H, W)`` and blur logits ``(rows, columns)``: ``(1, 3, H, W)`` float32."""
-        blur = self.network_blur(logits, pair.shape[1:])
-        restored: Tensor = self.network(pair[None].contiguous(memory_format=self._layout), blur)
+    def restore(self, pair: Tensor, logits: Tensor | None) -> Tensor:
+        """The network on a pair ``(6, H, W)`` and blur logits ``(rows, columns)`` if it reads any: ``(1, 3, H, W)``."""
+        inputs = self.network_inputs(pair, logits)
+        inputs["pair"] = inputs["pair"].contiguous(memory_format=self._layout)
+        restored: Tensor = self.network(*inputs.values())
         return restored
 
-    def network_blur(self, logits: Tensor, padded: Sequence[int]) -> Tensor:
-        """What the network reads of the blur: the logits ``(1, 1, rows, columns)``, or the map ``(1, 1, H, W)``."""
+    def network_inputs(self, pair: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
+        """What the network reads, by the names of its graph.
+
+        Args:
+            pair: ``(6, H, W)`` float32.
+            logits: ``(rows, columns)``; None where the network reads no blur map.
+
+        Returns:
+            ``pair (1, 6, H, W)`` and ``blur_logits (1, 1, rows, columns)`` or ``blur_map (1, 1, H, W)``.
+        """
+        if logits is None:
+            return {"pair": pair[None]}
         if self._blur.network_input == "logits":
-            return logits[None, None]
-        blur_map = upsample_map(logits.cpu().numpy(), (padded[0], padded[1]), self._cell)
-        return torch.from_numpy(blur_map)[None, None].to(logits.device)
+            return {"pair": pair[None], "blur_logits": logits[None, None]}
+        blur_map = upsample_map(logits.cpu().numpy(), (pair.shape[1], pair.shape[2]), self._cell)
+        return {"pair": pair[None], "blur_map": torch.from_numpy(blur_map)[None, None].to(pair.device)}
 
     @staticmethod
     def _finish(restored: Tensor, size: tuple[int, int], peak: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -220,7 +220,7 @@ def score_pair(restorer: Restorer, sample: PairSample) -> tuple[Score, Result]:
         sample: The pair.
 
     Returns:
-        The scores for which the pair has a truth, and what the restorer made of it.
+        The scores for which the pair has a truth and the model an answer, and what the restorer made of it.
     """
     result = restorer(sample.left, sample.right)
     values: dict[str, float] = {}
@@ -230,7 +230,7 @@ def score_pair(restorer: Restorer, sample: PairSample) -> tuple[Score, Result]:
             scores = _restoration(image, sample.target, float(sample.peak))
             values |= {f"{prefix}{name}": value for name, value in scores.items()}
     pixels = (0, 0, 0, 0)
-    if sample.disparity is not None:
+    if sample.disparity is not None and result.blur_map is not None:
         blurred, known = np.abs(sample.disparity) > SHARP_DISPARITY, np.isfinite(sample.disparity)
         found = result.blur_map > 0.5
         counts = (found & blurred & known, blurred & known, ~found & ~blurred & known, ~blurred & known)
@@ -238,7 +238,7 @@ def score_pair(restorer: Restorer, sample: PairSample) -> tuple[Score, Result]:
         if known.any():
             values["blur_map_accuracy"] = (pixels[0] + pixels[2]) / int(known.sum())
     truth = sample.relative_disparity if sample.disparity is None else np.abs(sample.disparity)
-    if truth is not None and np.unique(truth[np.isfinite(truth)]).size > 1:
+    if result.blur_map is not None and truth is not None and np.unique(truth[np.isfinite(truth)]).size > 1:
         logits = _logits(result.blur_map)
         values |= {"ai1": affine_invariant_mae(logits, truth), "ai2": affine_invariant_rmse(logits, truth)}
         if np.ptp(logits):
@@ -335,7 +335,9 @@ def contact_row(sample: PairSample, score: Score, result: Result) -> NDArray[np.
         difference = np.abs(result.restored.astype(np.float32) - sample.target) * (_DIFFERENCE_GAIN / sample.peak)
         panels |= {"target": sample.target / sample.peak, f"difference x {_DIFFERENCE_GAIN}": difference}
     small = {label: _thumbnail(panel) for label, panel in panels.items()}
-    return comparison({**small, "blur map": _thumbnail(colour_blur_map(result.blur_map) / 255)})
+    if result.blur_map is not None:
+        small["blur map"] = _thumbnail(colour_blur_map(result.blur_map) / 255)
+    return comparison(small)
 
 
 def stack(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -107,6 +107,11 @@ class LDPConfig:
         return PRIORS[self.prior][0]
 
     @property
+    def reads_blur_map(self) -> bool:
+        """The output depends on the blur map."""
+        return self.concatenates or (self.prior == "bpa" and bool(self.bpa))
+
+    @property
     def attention(self) -> tuple[str, ...]:
         """Where attention blocks stand."""
         return self.bpa if PRIORS[self.prior][1] else ()

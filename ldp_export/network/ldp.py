@@ -44,16 +44,24 @@ class LDPNet(nn.Module):
         cell = self.config.sca_cell
         return nn.Sequential(*(NAFBlock(width, cell and cell // stride) for _ in range(count)))
 
-    def forward(self, pair: Tensor, blur_logits: Tensor) -> Tensor:
+    def forward(self, pair: Tensor, blur_logits: Tensor | None = None) -> Tensor:
         """Restores one batch.
 
         Args:
             pair: ``(B, 6, H, W)`` float32 in [0, 1]: left RGB, right RGB; H and W multiples of ``config.multiple``.
-            blur_logits: ``(B, 1, any, any)`` float32: the unnormalised blur map, over the same field of view.
+            blur_logits: ``(B, 1, any, any)`` float32: the unnormalised blur map, over the same field of view. A network
+                that reads no blur map needs none.
 
         Returns:
             Restored image ``(B, 3, H, W)`` float32, not clamped.
+
+        Raises:
+            ValueError: The network reads a blur map, and there is none.
         """
+        if blur_logits is None:
+            if self.config.reads_blur_map:
+                raise ValueError(f"expected blur logits with the prior {self.config.prior}, got none")
+            blur_logits = pair.new_zeros(1, 1, 1, 1)  # nothing reads it
         dtype = self.intro.weight.dtype
         x = pair.to(dtype)
         if self.config.concatenates:

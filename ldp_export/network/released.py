@@ -52,6 +52,11 @@ class ReleasedConfig:
             raise ConfigError(f"attention must be {CHANNEL}, not {self.attention!r}")
 
     @property
+    def reads_blur_map(self) -> bool:
+        """Always: channel attention adds it."""
+        return True
+
+    @property
     def multiple(self) -> int:
         """Height and width of the body's input are padded to multiples of this many pixels."""
         return 1 << len(self.encoder)

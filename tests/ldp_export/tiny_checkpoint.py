@@ -38,6 +38,7 @@ def make_tiny_checkpoint(folder: Path, seed: int = 4) -> Path:
 
 def save_trained(folder: Path, model: ExportModel, network: LDPNet | None = None) -> Checkpoint:
     """A checkpoint with a model's CLIP and windows and its network, or another one."""
+    assert model.clip is not None and model.windows is not None
     return save_checkpoint(
         folder,
         config=TINY_CONFIG,

@@ -18,8 +18,11 @@ from torch import nn
 from benchmarks.engines.graph_report import count_nodes, needless_nodes, read_report
 from ldp_export import model as model_module
 from ldp_export.bundling import onnx_graphs as onnx_export
+from ldp_export.bundling.engine import SizeRange, profiles
 from ldp_export.bundling.onnx_graphs import SelfAttention, deblur_graph, export_bundle, save_graph
-from ldp_export.bundling.quantize_graphs import _layer_nodes
+from ldp_export.bundling.quantize import quantize_bundle
+from ldp_export.bundling.quantize_graphs import QuantizeError, _layer_nodes
+from ldp_export.bundling.quantize_pairs import PairSets
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, WindowEncoder
 from ldp_export.evaluation.reference import TorchDeblurrer
@@ -32,6 +35,7 @@ from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.simulation.samples import focus_setting
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import ShapeRange
 from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.stages.pixels import PaddedPair
@@ -334,6 +338,65 @@ def test_a_variant_exports_like_the_default(prior: str, tmp_path: Path) -> None:
                 assert error.max() > 1e-6, "this is no FP16 graph"
             else:
                 assert error.max() <= 1e-4, f"mean {error.mean():.3g}, max {error.max():.3g}"
+
+
+# --- a network that reads no blur map ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def blind_model() -> ExportModel:
+    network = randomise_network(LDPNet(replace(TINY_CONFIG, prior="none")), 1)
+    return ExportModel(network, None, (), None, False, {"weights": "random"})
+
+
+@pytest.fixture(scope="module")
+def blind_bundle(blind_model: ExportModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "blind"
+    export_bundle(blind_model, path, "blind")
+    return path
+
+
+def test_a_bundle_without_clip_holds_the_deblur_graph_alone(blind_bundle: Path) -> None:
+    manifest = Bundle.load(blind_bundle).manifest
+    assert manifest.clip is None and manifest.prompts == ()
+    assert set(manifest.files) == {"deblur.onnx", "deblur.fp16.onnx", "selftest.npz"}
+    assert [gate["name"] for gate in manifest.parity["gates"]] == [
+        "deblur fp32 max abs", "deblur fp16 PSNR in dB", "deblur half PSNR in dB",
+    ]  # fmt: skip
+    for name in ("deblur.onnx", "deblur.fp16.onnx"):
+        inputs = open_graph(blind_bundle, name).get_inputs()
+        assert {end.name: end.shape for end in inputs} == {"pair": [1, 6, "H", "W"]}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_without_clip_restores_what_torch_restores(
+    blind_bundle: Path, blind_model: ExportModel, backend: str
+) -> None:
+    left, right = np.random.default_rng(1).integers(0, 256, (2, 70, 101, 3)).astype(np.uint8)
+    expected = TorchDeblurrer(blind_model, device="cpu")(left, right)
+    result = Deblurrer.from_bundle(blind_bundle, backend=backend, precision="fp32", threads=1)(left, right)
+    assert result.blur_map is expected.blur_map is expected.blur_logits is None
+    assert expected.timings.keys() == {"prepare", "deblur", "finish"}
+    assert np.abs(result.restored.astype(int) - expected.restored).max() <= 1
+    center = (left.astype(int) + right) // 2
+    assert np.abs(expected.restored - center).mean() > 3, "the network is nearly the identity: any graph would agree"
+
+
+def test_quantisation_refuses_and_engines_take_a_bundle_without_clip(blind_bundle: Path) -> None:
+    bundle = Bundle.load(blind_bundle)
+    with pytest.raises(QuantizeError, match="'blind', which is of another kind; run it in fp32 or fp16"):
+        quantize_bundle(bundle, PairSets("none", [], [], {}))
+    shapes = profiles(bundle.manifest, SizeRange.fixed(bundle.manifest.padding, (60, 90)))
+    assert shapes == {"deblur": {"pair": ShapeRange(*[(1, 6, 64, 96)] * 3)}}
+
+
+def test_clip_comes_whole_and_where_the_network_reads_a_blur_map(exported_model: ExportModel) -> None:
+    with pytest.raises(ExportError, match="a network that reads a blur map, got none"):
+        ExportModel(exported_model.network, None, (), None, False)
+    with pytest.raises(ExportError, match="got some of them"):
+        replace(exported_model, windows=None)
+    with pytest.raises(ValueError, match="expected blur logits with the prior bpa, got none"):
+        exported_model.network(torch.zeros(1, 6, 32, 32))
 
 
 # --- the graph in half arithmetic ------------------------------------------------------------------------------
