@@ -41,7 +41,7 @@ def make_pair(seed: int = 0) -> SimulatedPair:
 class FakeDeblurrer:
     """Answers with what a function makes of a pair; the blur map is right or wrong everywhere."""
 
-    backend, precision = "fake", "fp32"
+    backend, precision, has_map = "fake", "fp32", True
 
     def __init__(self, pairs: dict[str, SimulatedPair], quality: str) -> None:
         self.pairs, self.quality = pairs, quality
@@ -56,7 +56,8 @@ class FakeDeblurrer:
             for pair in self.pairs.values():
                 if {left.tobytes(), right.tobytes()} == {pair.left.tobytes(), pair.right.tobytes()}:
                     restored = pair.target + np.uint8(1)
-        return SimpleNamespace(restored=restored, blur_map=truth if self.quality == "good" else 1 - truth)
+        blur_map = None if not self.has_map else truth if self.quality == "good" else 1 - truth
+        return SimpleNamespace(restored=restored, blur_map=blur_map)
 
 
 @pytest.fixture
@@ -99,6 +100,16 @@ def test_a_good_bundle_passes(pairs: dict[str, SimulatedPair], tmp_path: Path) -
     assert len(lines) == 2 * len(VARIANTS)
     assert len(list(tmp_path.iterdir())) == 2 * len(VARIANTS) * 3
     assert np.array_equal(read_photo(tmp_path / "far-rays-restored.png").pixels, rays.target + np.uint8(1))
+
+
+def test_a_model_without_a_blur_map_passes_without_its_figures(pairs: dict[str, SimulatedPair], tmp_path: Path) -> None:
+    deblurrer = FakeDeblurrer(pairs, "good")
+    deblurrer.has_map = False
+    evaluation = evaluate(deblurrer, pictures=tmp_path)  # type: ignore[arg-type]
+    assert evaluation.passed
+    assert not [name for name in evaluation.figures["near"] if name.startswith("blur_map")]
+    assert evaluation.wanted.keys() == {name for name in WANTED if not name.startswith("blur_map")}
+    assert "blur map" not in evaluation.table() and "gain over the center view" in evaluation.table()
 
 
 def test_doing_nothing_misses(pairs: dict[str, SimulatedPair]) -> None:

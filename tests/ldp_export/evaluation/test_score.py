@@ -47,6 +47,20 @@ def make_sample(**fields: Any) -> PairSample:
     return PairSample("a", target - np.uint8(4), target - np.uint8(8), target, **fields)
 
 
+def test_a_model_without_a_blur_map_gets_no_scores_of_it() -> None:
+    class Blind(FakeRestorer):
+        def __call__(self, left: np.ndarray, right: np.ndarray) -> Result:
+            result = super().__call__(left, right)
+            result._blur_map = None
+            return result
+
+    disparity = np.broadcast_to(np.linspace(0, 4, W, dtype=np.float32), (H, W))
+    seen, blind = (score_pair(restorer(), make_sample(disparity=disparity)) for restorer in (FakeRestorer, Blind))
+    assert blind[0].values.keys() == seen[0].values.keys() - set(module.BLUR) < seen[0].values.keys()
+    rows = [module.contact_row(make_sample(), *scored) for scored in (seen, blind)]
+    assert rows[1].shape[1] < rows[0].shape[1]
+
+
 def test_restoration_scores_by_hand() -> None:
     score, result = score_pair(FakeRestorer(), make_sample())
     assert (result.restored == 97).all()
