@@ -80,9 +80,6 @@ class Place:
 Runner = Callable[[Case, Place], None]
 
 
-# --- images
-
-
 def _image(case: Case, kind: str) -> tuple[bytes, bytes, bool]:
     """An original, its changed copy, and whether both must have the same pixels."""
     random = case.chance()
@@ -128,9 +125,6 @@ def _check_photo(photo: Photo) -> None:
         raise WrongError(f"alpha of {photo.alpha.shape} {photo.alpha.dtype}")
 
 
-# --- bundles
-
-
 @functools.cache
 def tiny_bundle() -> Path:
     """The bundle that all cases of a process start from."""
@@ -164,9 +158,6 @@ def _run_bundle(kind: str, case: Case, place: Place) -> None:
     result = Deblurrer(bundle, backend=backend, precision="fp32", threads=1)(views[0], views[1])
     if result.restored.shape != views[0].shape or not np.isfinite(result.blur_map).all():
         raise WrongError(f"an image of {result.restored.shape}")
-
-
-# --- arrays and the command line
 
 
 @functools.cache

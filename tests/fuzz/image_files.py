@@ -68,9 +68,6 @@ def originals() -> dict[str, dict[str, bytes]]:
     }
 
 
-# --- PNG
-
-
 def split_png(data: bytes) -> list[tuple[bytes, bytes]]:
     """The chunks of a PNG file: type and body; what follows the last whole one is left out."""
     chunks, at = [], len(SIGNATURE)
@@ -174,8 +171,6 @@ def _changed_pixels(random: Random, body: bytes) -> bytes:
     except zlib.error:
         return body
 
-
-# --- TIFF and EXIF
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 12: 8, 16: 8}
 _TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 284, 296, 317, 320, 322, 323, 324, 325, 330)
@@ -288,9 +283,6 @@ def mutate_exif(random: Random, block: bytes) -> bytes:
     """A change of an EXIF block, which is a TIFF file without pixels."""
     prefix = b"Exif\0\0" if block.startswith(b"Exif\0\0") else b""
     return prefix + mutate_tiff(random, block.removeprefix(prefix))
-
-
-# --- JPEG
 
 
 def split_jpeg(data: bytes) -> list[tuple[int, bytes, bytes]]:

@@ -43,9 +43,6 @@ def array(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.detach().double().numpy()
 
 
-# --- the geometry of the canvas -----------------------------------------------------------------------------
-
-
 def test_center_view_is_the_mean() -> None:
     left, right = torch.tensor([[0.0, 1.0, 0.25]]), torch.tensor([[1.0, 1.0, 0.75]])
     assert center_view(left, right).tolist() == [[0.5, 1.0, 0.5]]
@@ -173,9 +170,6 @@ def test_prompt_logits_are_sigmas_inverse() -> None:
     cosines = torch.tensor([[0.29, 0.25], [0.21, 0.30]])
     z = prompt_logits(cosines, torch.tensor([25.0, 27.0]), torch.tensor([2.0, -0.5]))
     torch.testing.assert_close(z, torch.tensor([[2.0, 4.0], [-2.0, -6.0]]))
-
-
-# --- the ensemble -------------------------------------------------------------------------------------------
 
 
 def slow_ensemble(z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -309,9 +303,6 @@ def test_gradients_are_finite_and_reach_both_encoders_outputs() -> None:
         blur_logits(stereo, center, texts, DP_AWARE, *settings())[0, 0, 0, 0], center
     )
     assert torch.isfinite(logits_of_zero).all()
-
-
-# --- the map for people -------------------------------------------------------------------------------------
 
 
 def test_the_upsampled_map_is_bilinear_with_half_pixel_centres() -> None:

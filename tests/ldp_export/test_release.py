@@ -29,8 +29,6 @@ from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
 from tests.ldp_export.released_code import released_map, similarities, views
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG, tiny_released
 
-# --- the checkpoint -----------------------------------------------------------------------------------------
-
 
 def block_shapes(prefix: str, c: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a NAFBlock as NAFNet's code has them."""
@@ -177,9 +175,6 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, mon
         read_release(tmp_path / "other.pth")
 
 
-# --- the bundle ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def clip(tiny_clip_file: Path) -> LoadedClip:
     """A tiny CLIP with random weights."""
@@ -310,9 +305,6 @@ def test_the_dense_blur_map_feeds_the_same_network(tmp_path: Path, clip: LoadedC
     assert np.ptp(result.blur_map) > 0.01
     expected = chain(model, result.blur_map, left, right)
     assert np.abs(result.restored - expected).max() <= 0.51
-
-
-# --- the command --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

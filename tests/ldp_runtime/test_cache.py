@@ -26,12 +26,6 @@ def test_the_systems_place_is_used_else(tmp_path: Path, monkeypatch: pytest.Monk
     assert cache_folder("a") == tmp_path / "home" / ".cache" / "ldp" / "a"
 
 
-def test_none_where_no_folder_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LDP_CACHE", str(tmp_path / "file"))
-    assert cache_folder("a") is None
-
-
 def test_every_folder_below_the_root_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDP_CACHE", str(tmp_path / "chosen"))
     folder = cache_folder("openvino", "abc")

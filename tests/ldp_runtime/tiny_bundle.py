@@ -16,8 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ldp_runtime.bundle.bundle import write_manifest
-from ldp_runtime.bundle.engines import EngineEntry, ShapeRange
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest, write_manifest
+from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, engine_key
 from ldp_runtime.bundle.manifest import TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest, Prompt
 from ldp_runtime.stages.geometry import Padding
 
@@ -107,6 +107,15 @@ def make_engine(path: Path, content: bytes, name: str = "a", **changes: Any) -> 
         "size": len(content),
     }
     return EngineEntry(**{**fields, **changes})
+
+
+def add_engine(path: Path, content: bytes = b"plan", **parts: Any) -> EngineEntry:
+    """Puts an engine into a bundle; its key is right for ``parts``: all that ``engine_key`` asks for but the graph."""
+    key = engine_key(Bundle.load(path).graph_hash(parts["kind"], "fp16"), **parts)
+    entry = make_engine(path, content, key[:8], **parts, key=key)
+    manifest = read_manifest(path)
+    save_manifest(path, msgspec.structs.replace(manifest, engines=(*manifest.engines, entry)))
+    return entry
 
 
 class Graph:

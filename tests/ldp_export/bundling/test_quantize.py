@@ -85,9 +85,6 @@ def restore(folder: Path, backend: str, precision: str) -> tuple[Any, Any]:
     return result.restored, result.blur_logits
 
 
-# --- the graphs
-
-
 def quantised_layers(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, list[TensorProto], list[TensorProto]]]:
     """Both layers of a tiny graph: node; kernel, scale and zero point of its weight; the latter two of its input."""
     made_by = {output: node for node in model.graph.node for output in node.output}
@@ -188,9 +185,6 @@ def test_a_bundle_has_both_and_says_how_each_was_made(in_fp8: Path, quantized: P
     assert {row["precision"] for row in record["groups"]} == {"fp8"}
     assert 0 < abs(record["check"]["noise"]["deblur_fp16_delta_db"]) < 5
     assert set(quantize.FORMATS) == set(QUANTIZED_PRECISIONS)
-
-
-# --- the bundle
 
 
 def test_the_copy_is_whole_and_says_how_it_was_made(quantized: Path, pristine: Path) -> None:
@@ -294,9 +288,6 @@ def test_bundles_and_limits_that_do_not_fit(tiny: Path) -> None:
         quantize_bundle(Bundle.load(tiny), pairs())
 
 
-# --- the command
-
-
 def test_the_command_simulates_pairs_and_prints_the_table(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(tiny), "--pairs", "1", "--max-loss", "3", "--threads", "1"]) == 0
     output = capsys.readouterr()
@@ -350,9 +341,6 @@ def test_layers_are_grouped_by_place_and_kind() -> None:
     assert kind("Conv", [8, 1, 3, 3], group=8) == "depthwise"
     assert kind("Conv", [8, 4, 1, 1], group=1) == "1x1"
     assert kind("Conv", [8, 8, 1, 1], "encoders.0.0.sca.conv.weight") == "sca"
-
-
-# --- engines
 
 
 def build_engines_of(folder: Path, precision: str) -> list[Any]:

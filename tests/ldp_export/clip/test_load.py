@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldp_export.clip import ClipError, LoadedClip, load_clip
-from ldp_runtime.errors import LDPError
 from tests.ldp_export.clip.small_clip import TINY, noise, write_config
 
 
@@ -17,8 +16,6 @@ from tests.ldp_export.clip.small_clip import TINY, noise, write_config
 def test_quick_gelu_is_recorded_and_used(tmp_path: Path) -> None:
     plain, quick = load_clip(write_config(tmp_path)), load_clip(write_config(tmp_path, quick_gelu=True))
     assert (plain.quick_gelu, quick.quick_gelu) == (False, True)
-    x = noise(100)
-    torch.testing.assert_close(QuickGELU()(x), x * torch.sigmoid(1.702 * x))
     for loaded, activation in ((plain, nn.GELU), (quick, QuickGELU)):
         for tower in (loaded.model.visual, loaded.model):
             assert isinstance(tower.transformer.resblocks[0].mlp.gelu, activation)
@@ -40,10 +37,6 @@ def test_weights_that_need_quick_gelu_are_refused_without_it(architecture: str, 
     assert open_clip.get_model_config(f"{architecture}-quickgelu")["quick_gelu"] is True
 
 
-def test_errors_are_for_users() -> None:
-    assert issubclass(ClipError, LDPError)
-
-
 def test_unknown_architecture() -> None:
     with pytest.raises(ClipError, match=r"unknown CLIP architecture ViT-Q-9.*ViT-B-32-quickgelu"):
         load_clip("ViT-Q-9")
@@ -61,18 +54,15 @@ def test_text_towers_that_are_not_clips_own(architecture: str) -> None:
         load_clip(architecture)
 
 
-def test_missing_weights_file() -> None:
+def test_missing_weights_file(config: str) -> None:
+    with pytest.raises(ClipError, match=r"openai is neither .* \(known: none\)"):
+        load_clip(config, "openai")
     with pytest.raises(ClipError) as caught:
         load_clip("ViT-B-32-quickgelu", "nowhere/weights.safetensors")
     assert str(caught.value).startswith(
         "nowhere/weights.safetensors is neither a weights file nor a pretrained tag of ViT-B-32-quickgelu "
         "(known: openai, "
     )
-
-
-def test_missing_weights_file_of_a_config(config: str) -> None:
-    with pytest.raises(ClipError, match=r"openai is neither .* \(known: none\)"):
-        load_clip(config, "openai")
 
 
 @pytest.mark.parametrize(

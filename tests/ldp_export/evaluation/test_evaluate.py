@@ -199,9 +199,6 @@ def test_evaluation_imports_no_torch() -> None:
     output("import sys, ldp_export.evaluation.evaluate, ldp_export.data; sys.exit('torch' in sys.modules)")
 
 
-# --- the sample -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def fast_rays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """A cache folder of the test's own, and a second simulator that only takes note."""

@@ -150,9 +150,6 @@ def test_pad_of_equation_10_by_hand() -> None:
     assert seen[0].tolist() == [[[[2, 3, 0], [4, 5, 6], [0, 7, 8]]]]
 
 
-# --- windows ------------------------------------------------------------------------------------------------
-
-
 def test_windows_and_back() -> None:
     x = noise(2, 3, 8, 12)
     windows = cut_windows(x, 4, 0)
@@ -268,9 +265,6 @@ def test_the_blur_map_moves_the_attention() -> None:
     assert float((sharp - blurred).abs().max()) > 0.1
 
 
-# --- precision ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_mask_of_outside_keys_is_exact_and_hides_them_in_every_type(dtype: torch.dtype) -> None:
     assert float(torch.tensor(OUTSIDE, dtype=dtype)) == OUTSIDE
@@ -289,9 +283,6 @@ def test_attention_in_half_types_stays_near_single_precision(
     assert out.dtype == dtype
     assert torch.isfinite(out).all()
     assert float((out.detach().float() - expected).abs().max()) < tolerance * float(expected.abs().max())
-
-
-# --- the block ----------------------------------------------------------------------------------------------
 
 
 def test_bpa_block_is_attention_and_gated_layer_behind_norms() -> None:
@@ -325,9 +316,6 @@ def test_plain_attention_is_that_of_a_kernel_of_zeros(window: int | None) -> Non
     x = torch.randn(2, 8, 6, 9, generator=torch.Generator().manual_seed(0))
     logits = torch.zeros(2, 1, 3, 3)
     torch.testing.assert_close(plain(x, logits), biased(x, logits))
-
-
-# --- the forms for export --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("window", "hidden"), [(4, 6), (None, 6), (4, None)])

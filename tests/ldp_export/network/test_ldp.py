@@ -43,9 +43,6 @@ def without_ending(net: LDPNet) -> LDPNet:
     return net
 
 
-# --- shapes and sizes ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("times", [(1, 1), (1, 3)])
 @torch.no_grad()
@@ -97,9 +94,6 @@ def test_blur_logits_may_come_on_any_grid() -> None:
     with torch.no_grad():
         of_one, of_many = (net(pair, torch.full((1, 1, *grid), 3.0)) for grid in ((1, 1), (5, 9)))
     torch.testing.assert_close(of_one, of_many)
-
-
-# --- the skip -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -290,9 +284,6 @@ def test_a_crop_of_nano_equals_the_full_frame() -> None:
     # In fact nearly nothing comes from so far: with random weights 256 px do.
     assert float(error[256:].max()) < 1e-4 * scale
     assert float(error[:64].max()) > 0.1 * scale
-
-
-# --- the networks of Table 6 ------------------------------------------------------------------------------------
 
 
 VARIANT = replace(TINY, bpa=("middle", "decoder"))

@@ -116,9 +116,6 @@ def _furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((value - other[name]).abs().max()) for name, value in one.items())
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------
-
-
 def test_a_run_leaves_a_checkpoint_with_provenance(config: TrainConfig, finished: Path) -> None:
     opened = Checkpoint.open(finished / "checkpoint")
     start = Checkpoint.open(str(config.init))
@@ -177,9 +174,6 @@ def test_a_finished_run_stays_as_it_is(config: TrainConfig, finished: Path, tmp_
     train(config, tmp_path / "run")
     assert _records(tmp_path / "run") == _records(finished)
     assert _furthest(_state(tmp_path / "run")["net"], _state(finished)["net"]) == 0
-
-
-# --- stopped and resumed ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("step", "how"), [(1, "killed"), (5, "killed"), (3, "terminated")])
@@ -301,9 +295,6 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(LDPError, match=message):
         train(msgspec.structs.replace(config, **changed), tmp_path)
-
-
-# --- several processes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

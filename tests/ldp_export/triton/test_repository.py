@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, text_format
@@ -18,8 +16,8 @@ from ldp_export.commands.triton import VARIANT_NAMES
 from ldp_export.triton.config_text import Word, to_text
 from ldp_export.triton.repository import MARKER, write_repository
 from ldp_export.triton.serving import MODELS, VARIANTS, Serving, TritonError
-from ldp_runtime.bundle.bundle import Bundle, save_manifest
-from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, clip_shapes, deblur_shapes, engine_key
+from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
 from ldp_runtime.bundle.trust import trust
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, NumericsError
@@ -27,7 +25,7 @@ from ldp_runtime.host import HostChain
 from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.tiles import TileError
 from ldp_runtime.triton import ServedGraph, ServedGraphs, TritonPythonModel, make_deblurrer, restore
-from tests.ldp_runtime.tiny_bundle import PATCH, WINDOW, make_tiny_bundle
+from tests.ldp_runtime.tiny_bundle import PATCH, WINDOW, add_engine, make_tiny_bundle
 from tests.processes import output
 
 SCHEMA = Path(__file__).with_name("triton_model_config.json")
@@ -60,26 +58,11 @@ def with_engines(folder: Path, *, archs: tuple[str, ...] = ("sm_80", "sm_89"), *
         "clip": [clip_shapes(batch, WINDOW) for batch in (1, 8, 24)],
         "deblur": [deblur_shapes(*size, PATCH) for size in ((32, 32), (256, 256), (1024, 1536))],
     }
-    entries = []
     for kind, (low, opt, high) in shapes.items():
+        profile = {name: ShapeRange(low[name], opt[name], high[name]) for name in low}
         for arch in archs:
-            content = f"{kind} {arch}".encode()
-            parts = {
-                "kind": kind,
-                "flavour": "tensorrt",
-                "version": VERSION,
-                "targets": (arch,),
-                "precision": "fp16",
-                "profile": {name: ShapeRange(low[name], opt[name], high[name]) for name in low},
-                **changes,
-            }
-            key = engine_key(bundle.graph_hash(kind, "fp16"), **parts)
-            file = bundle.path / "engines" / f"{key}.plan"
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content)
-            digest = hashlib.sha256(content).hexdigest()
-            entries.append(EngineEntry(**parts, key=key, file=f"engines/{key}.plan", sha256=digest, size=len(content)))
-    save_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, engines=tuple(entries)))
+            parts = {"kind": kind, "flavour": "tensorrt", "version": VERSION, "targets": (arch,), **changes}
+            add_engine(bundle.path, f"{kind} {arch}".encode(), **parts, precision="fp16", profile=profile)
     return Bundle.load(bundle.path)
 
 

@@ -37,9 +37,6 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(value))
 
 
-# --- loading
-
-
 def test_load_gives_typed_fields_and_embeddings(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     manifest = loaded.manifest
@@ -76,14 +73,6 @@ def test_content_is_equal_for_equal_content_and_changes_with_a_file(bundle: Path
     assert Bundle.load(bundle).content != Bundle.load(pristine).content
 
 
-def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-# --- a network that reads no blur map
-
-
 def test_a_bundle_without_a_clip_graph_has_no_prompts_and_no_embeddings(tmp_path: Path) -> None:
     path = make_tiny_bundle(tmp_path, clip=False)
     loaded = Bundle.load(path)
@@ -92,9 +81,6 @@ def test_a_bundle_without_a_clip_graph_has_no_prompts_and_no_embeddings(tmp_path
     assert (manifest.clip, manifest.prompts, loaded.text_embeddings) == (None, (), None)
     assert set(manifest.files) == {"deblur.onnx", "deblur.fp16.onnx"}
     assert json.loads((path / MANIFEST_FILE).read_text())["clip"] is None
-
-
-# --- damage
 
 
 @pytest.mark.parametrize("name", ["clip.onnx", "clip.fp16.onnx", "deblur.onnx", "text_embeddings.npy"])
@@ -181,9 +167,6 @@ def test_a_precision_that_the_bundle_lacks(bundle: Path) -> None:
     )
 
 
-# --- weights beside the graph
-
-
 def with_external_data(bundle: Path, location: str = "deblur.onnx.data") -> None:
     model = onnx.load(bundle / "deblur.onnx")
     onnx.save_model(model, bundle / "deblur.onnx", save_as_external_data=True, location=location, size_threshold=0)
@@ -250,9 +233,6 @@ def test_what_is_no_protobuf_is_refused(bundle: Path, content: bytes) -> None:
     (bundle / "deblur.onnx").write_bytes(content)
     message = error_of(lambda: rewrite(bundle))
     assert message.startswith(f"{bundle / 'deblur.onnx'}: expected an ONNX graph, got something else (")
-
-
-# --- writing
 
 
 def test_write_lists_hashes_and_sizes_and_extra_files(bundle: Path) -> None:

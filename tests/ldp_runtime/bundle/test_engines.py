@@ -21,7 +21,8 @@ from ldp_runtime.bundle.engines import (
 from ldp_runtime.bundle.schema import manifest_from_json
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, clip_batch
-from tests.ldp_runtime.tiny_bundle import PATCH, make_engine, make_tiny_bundle, rewrite
+from tests.ldp_runtime import tiny_bundle
+from tests.ldp_runtime.tiny_bundle import PATCH, make_tiny_bundle, rewrite
 
 VERSION = "1.7.1"
 TARGETS = ("sm_86", "sm_89")
@@ -45,13 +46,7 @@ PARTS: dict[str, Any] = {
 
 
 def add_engine(bundle: Path, content: bytes = b"plan", **changes: Any) -> EngineEntry:
-    """Puts an engine of the deblur graph into a bundle; its key is right for what the entry says."""
-    parts = {**PARTS, **changes}
-    key = engine_key(Bundle.load(bundle).graph_hash(parts["kind"], "fp16"), **parts)
-    entry = make_engine(bundle, content, key[:8], **parts, key=key)
-    manifest = read_manifest(bundle)
-    save_manifest(bundle, msgspec.structs.replace(manifest, engines=(*manifest.engines, entry)))
-    return entry
+    return tiny_bundle.add_engine(bundle, content, **{**PARTS, **changes})
 
 
 def find(bundle: Path, size: tuple[int, int] = MIDDLE, **changes: Any) -> EngineEntry:

@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 import ldp_runtime.cuda.tensorrt as adapter
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, engine_key
+from ldp_runtime.bundle.engines import ShapeRange
 from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import trust
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
@@ -29,7 +28,7 @@ from ldp_runtime.cuda.tensorrt import (
 from ldp_runtime.errors import BackendError
 from ldp_runtime.registry import BACKENDS, select
 from tests.ldp_runtime.cuda.host_device import HostDevice
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
+from tests.ldp_runtime.tiny_bundle import add_engine, make_tiny_bundle
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
 
@@ -101,9 +100,6 @@ def test_every_name_exists_in_enterprise_tensorrt(version: str) -> None:
     for owner, name in RTX_ONLY:
         assert name not in api.get(owner, ()), f"{owner}.{name} is in TensorRT {version} too"
     assert set(adapter._DTYPES) <= set(api["DataType"])
-
-
-# --- a stand-in for the module
 
 
 class Enum(SimpleNamespace):
@@ -312,40 +308,18 @@ def test_failures_say_what_tensorrt_says() -> None:
     assert "gives no reason" in str(logger.error("x"))
 
 
-# --- engines of a bundle
-
-
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A tiny bundle with two engines for the host device."""
     monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
     monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
     path = make_tiny_bundle(tmp_path)
-    (path / "engines").mkdir()
-    plain = Bundle.load(path)
-    entries = []
-    for (H, W), content in (((64, 64), b"fixed"), ((128, 128), b"dynamic engine")):
-        low = (H, W) if content == b"fixed" else (32, 32)
-        profile = {
-            "pair": ShapeRange((1, 6, *low), (1, 6, H, W), (1, 6, H, W)),
-            "blur_logits": ShapeRange(
-                (1, 1, low[0] // 16, low[1] // 16), (1, 1, H // 16, W // 16), (1, 1, H // 16, W // 16)
-            ),
-        }
-        entries.append(_entry(plain, profile, content))
-        (path / entries[-1].file).write_bytes(content)
-    rewrite(path, engines=tuple(entries))
-    return Bundle.load(path)
-
-
-def _entry(bundle: Bundle, profile: Mapping[str, ShapeRange], content: bytes) -> EngineEntry:
-    import hashlib
-
     made: dict[str, Any] = {"kind": "deblur", "flavour": "tensorrt", "version": "1.2.3", "targets": ("sm_0",)}
-    made |= {"precision": "fp16", "profile": profile}
-    key = engine_key(graph=bundle.graph_hash("deblur", "fp16"), **made)
-    digest = hashlib.sha256(content).hexdigest()
-    return EngineEntry(**made, key=key, file=f"engines/{key}.engine", sha256=digest, size=len(content))
+    for low, high, content in ((64, 64, b"fixed"), (32, 128, b"dynamic engine")):
+        ends = deblur_shapes(low, low), deblur_shapes(high, high)
+        profile = {name: ShapeRange(ends[0][name], ends[1][name], ends[1][name]) for name in ends[0]}
+        add_engine(path, content, **made, precision="fp16", profile=profile)
+    return Bundle.load(path)
 
 
 def a_source(bundle: Bundle, log: list[Any], version: str = "1.2.3") -> tuple[TensorRtSource, ModuleType]:
@@ -405,9 +379,6 @@ def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
     released = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, blur_map=spec))
     with pytest.raises(BackendError, match="is of another kind"):
         TensorRtBackend("tensorrt", "tensorrt").open_chain(released, "fp16", "auto")
-
-
-# --- the backends by name
 
 
 class Flavour(TensorRtBackend):

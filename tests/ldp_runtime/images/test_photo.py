@@ -44,9 +44,6 @@ def lzw16(array: np.ndarray) -> bytes:
     return cv2.imencode(".tif", array[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes()
 
 
-# --- round trips --------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("round_trip")
@@ -140,9 +137,6 @@ def test_write_pixels(tmp_path: Path, shape: tuple[int, ...], dtype: Any) -> Non
     np.testing.assert_array_equal(stored[..., ::-1] if len(shape) == 3 else stored, pixels)
 
 
-# --- orientation --------------------------------------------------------------------------------------------
-
-
 def stored_files(orientation: int) -> dict[str, tuple[bytes, np.ndarray]]:
     """Files of every kind with this orientation, and the pixels as stored."""
     eight = gradient(24, 40)
@@ -186,9 +180,6 @@ def test_orientation_is_applied_once(tmp_path: Path, kind: str, orientation: int
     assert again.orientation == 1
     assert again.pixels.shape == photo.pixels.shape
     assert np.abs(again.pixels.astype(int) - photo.pixels).max() <= (6 if kind == "jpeg" else 0)
-
-
-# --- kinds of pictures --------------------------------------------------------------------------------------
 
 
 def palette_image() -> Image.Image:
@@ -260,9 +251,6 @@ def test_a_damaged_exif_block_does_not_matter(tmp_path: Path) -> None:
     photo = read(tmp_path, data)
     assert (photo.exif, photo.orientation) == (None, 1)
     np.testing.assert_array_equal(photo.pixels, RGB8)
-
-
-# --- refusals -----------------------------------------------------------------------------------------------
 
 
 def animation(kind: str) -> bytes:
@@ -390,9 +378,6 @@ def test_refuses_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "read_bytes", denied)
     with pytest.raises(ImageError, match=r"a\.png cannot be read: Permission denied; check its name and rights"):
         read_photo(tmp_path / "a.png")
-
-
-# --- writing ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
