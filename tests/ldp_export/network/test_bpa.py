@@ -138,18 +138,6 @@ def test_placed_kernels_stand_at_their_relative_offsets(side: int, q: int) -> No
     assert torch.equal(place_kernels(kernels, side), expected)
 
 
-def test_pad_of_equation_10_by_hand() -> None:
-    # One row of three positions; only the middle row of each kernel is set: (a b c) at offsets -1, 0, 1.
-    module = attention(3, None)
-    kernels = torch.zeros(1, 9, 1, 3)
-    kernels[0, 3:6, 0] = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]).T
-    seen: list[Tensor] = []
-    module._attend = lambda query, key, value, bias: seen.append(bias) or value  # type: ignore[method-assign]
-    x = torch.zeros(1, CHANNELS, 1, 3)
-    module._attend_globally(x, x, x, kernels)
-    assert seen[0].tolist() == [[[[2, 3, 0], [4, 5, 6], [0, 7, 8]]]]
-
-
 def test_windows_and_back() -> None:
     x = noise(2, 3, 8, 12)
     windows = cut_windows(x, 4, 0)
@@ -196,52 +184,6 @@ def test_windowed_attention_is_equation_9_over_each_windows_keys(
     x, blur_logits = noise(2, CHANNELS, *size), 3 * noise(2, 1, 3, 2, seed=1)
     expected = [slow_attention(module, array(x[n]), array(blur_logits[n, 0]), window) for n in range(2)]
     np.testing.assert_allclose(array(module(x, blur_logits)), expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (16, 9), (5, 3), (1, 1)])
-def test_windowed_equals_global_when_one_window_holds_the_map(size: tuple[int, int]) -> None:
-    windowed, whole = attention(7, 16), attention(7, None)
-    x, blur_logits = noise(2, CHANNELS, *size), 5 * noise(2, 1, 2, 3, seed=1)
-    torch.testing.assert_close(windowed(x, blur_logits), whole(x, blur_logits), atol=1e-6, rtol=1e-5)
-
-
-def test_windowed_differs_from_global_when_it_must() -> None:
-    windowed, whole = attention(3, 4).requires_grad_(False), attention(3, None).requires_grad_(False)
-    x, blur_logits = noise(1, CHANNELS, 12, 12), noise(1, 1, 3, 3, seed=1)
-    assert float((windowed(x, blur_logits) - whole(x, blur_logits)).abs().max()) > 1e-2
-
-
-def test_no_kernel_is_cut_at_a_windows_edge() -> None:
-    """A kernel that points three positions away fetches exactly that position, from any place in a window."""
-    module = attention(7, 8).requires_grad_(False)
-    for parameter in (module.qkv.weight, module.qkv.bias, module.project.bias):
-        parameter.zero_()
-    module.qkv.weight[2 * CHANNELS :, :, 0, 0] = torch.eye(CHANNELS)  # values: the features
-    module.project.weight[:, :, 0, 0] = torch.eye(CHANNELS)
-    x = noise(1, CHANNELS, 16, 24)
-    for row, column in ((0, 0), (6, 6), (3, 0), (2, 5)):
-        module.kernels.conv2.weight.zero_()
-        module.kernels.conv2.bias.zero_()
-        module.kernels.conv2.bias[row * 7 + column] = 60.0
-        out = module(x, torch.zeros(1, 1, 2, 3))
-        inner = out[:, :, 3:-3, 3:-3]
-        fetched = x[:, :, row : row + inner.shape[2], column : column + inner.shape[3]]
-        torch.testing.assert_close(inner, fetched, atol=1e-6, rtol=1e-5)
-
-
-def test_beta_is_the_root_of_the_head_dimension_and_heads_share_the_kernels() -> None:
-    for head_dim in (2, 4, 8):
-        module = BlurPriorAttention(8, head_dim, 3, 4, None)
-        assert module.heads == 8 // head_dim
-        query, key = noise(1, 5, 8), noise(1, 6, 8, seed=1)
-        value, bias = torch.ones(1, 6, 8), noise(1, 1, 5, 6, seed=2)
-        value[0, :, :] = torch.arange(6.0)[:, None]
-        out = module._attend(query, key, value, bias)
-        for h in range(module.heads):
-            part = slice(h * head_dim, (h + 1) * head_dim)
-            logits = query[0, :, part] @ key[0, :, part].T / math.sqrt(head_dim) + bias[0, 0]
-            expected = torch.softmax(logits, dim=1) @ value[0, :, part]
-            torch.testing.assert_close(out[0, :, part], expected)
 
 
 @pytest.mark.parametrize("window", [None, 4])

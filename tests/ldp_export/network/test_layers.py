@@ -150,33 +150,6 @@ def test_local_channel_attention_is_its_definition_with_borders(size: tuple[int,
     np.testing.assert_allclose(array(sca(x)), [slow_sca(array(i), sca.conv, 4) for i in x], atol=1e-6)
 
 
-def test_one_cell_of_local_channel_attention_is_the_global_one() -> None:
-    local, whole = (randomise(SimplifiedChannelAttention(4, cell)) for cell in (8, None))
-    x = noise(2, 4, 8, 8)
-    torch.testing.assert_close(local(x), whole(x))
-
-
-def test_local_channel_attention_moves_with_its_input_by_whole_cells() -> None:
-    sca = randomise(SimplifiedChannelAttention(4, 4)).requires_grad_(False)
-    x = noise(1, 4, 40, 48)
-    moved = torch.roll(x, (4, -8), dims=(2, 3))
-    interior = (..., slice(12, -12), slice(16, -16))
-    expected = torch.roll(sca(x), (4, -8), dims=(2, 3))
-    torch.testing.assert_close(sca(moved)[interior], expected[interior], atol=1e-6, rtol=1e-6)
-    # By half a cell it does not: the cells stand on a grid, which is why tiles must be aligned to it.
-    unaligned = sca(torch.roll(x, 2, dims=3))[interior] - torch.roll(sca(x), 2, dims=3)[interior]
-    assert float(unaligned.abs().max()) > 1e-3
-
-
-def test_a_position_of_local_channel_attention_sees_two_cells_and_no_more() -> None:
-    sca = randomise(SimplifiedChannelAttention(2, 4))
-    x = noise(1, 2, 4, 48).requires_grad_()
-    sca(x)[0, :, :, 22].sum().backward()  # in cell 5; interpolates the means around cells 5 and 6
-    assert x.grad is not None
-    seen = x.grad.abs().sum((0, 1, 2)).nonzero().flatten()
-    assert (int(seen.min()), int(seen.max())) == (4 * 4, 8 * 4 - 1)
-
-
 def test_channel_attention_pools_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     pooled: list[torch.dtype] = []
     pool = F.avg_pool2d

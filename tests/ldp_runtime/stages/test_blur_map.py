@@ -30,30 +30,9 @@ def features(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def test_alpha_is_equation_5() -> None:
-    f = features(2, 3, 10, 5)
-    expected = np.empty((2, 3, 5, 5))
-    for b, i, j in np.ndindex(2, 3, 5):
-        expected[b, i, j] = (f[b, i, j].astype(float) + f[b, i, 10 - 1 - j]) / 2
-    np.testing.assert_allclose(alpha(f), expected, rtol=1e-6)
-    assert alpha(f[:, :, 4:6]).shape == (2, 3, 1, 5)
-
-
 def test_alpha_refuses_an_odd_canvas() -> None:
     with pytest.raises(ValueError, match="even number of token columns in a stereo canvas, got 5"):
         alpha(features(1, 2, 5, 3))
-
-
-def test_prompt_logits_are_equation_4() -> None:
-    f, t = features(2, 3, 6), features(4, 6, seed=1)
-    offsets, temperatures = [0.0, 20.0, -3.0, 1.0], [1.0, 2.5, -4.0, 0.5]
-    z = prompt_logits(f, t, offsets, temperatures)
-    assert z.shape == (4, 2, 3)
-    assert z.dtype == np.float32
-    for k, i, j in np.ndindex(4, 2, 3):
-        a, b = f[i, j].astype(float), t[k].astype(float)
-        cosine = (a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())
-        assert z[k, i, j] == pytest.approx((100 * cosine - offsets[k]) / temperatures[k], rel=1e-5, abs=1e-4)
 
 
 def test_half_precision_features_are_squared_in_fp32() -> None:
