@@ -293,9 +293,6 @@ def noise_pair(folder: Path, height: int = 40, width: int = 56) -> tuple[Path, P
     return folder / "left.png", folder / "right.png"
 
 
-# --- in the process of the command
-
-
 def _command(program: str, arguments: list[str], out: str, output: Connection, fault: Fault) -> None:
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
@@ -339,9 +336,6 @@ def _watch(out: str, fault: Fault) -> list[int]:
 
     sys.addaudithook(hook)
     return count
-
-
-# --- the commands
 
 
 def runtime_scenarios(work: Path, bundle: Path) -> list[Scenario]:

@@ -1,7 +1,5 @@
 """A checkpoint small enough for a test, all of its parameters random."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -17,7 +17,6 @@ from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
 from ldp_runtime.host import HostChain
 from ldp_runtime.result import Result
-from ldp_runtime.stages.tiles import TileError
 from tests.ldp_runtime.helpers import a_pair, assert_same
 from tests.ldp_runtime.tiny_bundle import (
     MEAN,
@@ -51,9 +50,6 @@ def session_of(deblurrer: Deblurrer, kind: str) -> Session:
     deblurrer.start(*a_pair(1, 1)).cancel()
     assert isinstance(deblurrer._chain, HostChain)
     return deblurrer._chain._session(kind)
-
-
-# --- the whole pipeline against a slow transcription of the design
 
 
 def transcribed(folder: Path, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +164,6 @@ def test_fp16_runs_the_fp16_graphs(bundle: Path, exact: Deblurrer, backend: str)
     assert 0 < np.abs(result.blur_logits - expected.blur_logits).max() < 0.005
 
 
-# --- flip geometry
-
-
 def test_vertical_disparity_is_the_transposed_problem(exact: Deblurrer) -> None:
     left, right = a_pair(50, 100)
     expected = exact(left, right)
@@ -183,9 +176,6 @@ def test_vertical_disparity_is_the_transposed_problem(exact: Deblurrer) -> None:
     np.testing.assert_array_equal(only.blur_map, result.blur_map)
 
 
-# --- windows
-
-
 def test_batches_are_bounded(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
     session = session_of(exact, "clip")
@@ -196,8 +186,6 @@ def test_batches_are_bounded(exact: Deblurrer, monkeypatch: pytest.MonkeyPatch) 
     exact.blur_map(*a_pair(150, 210))
     assert batches == [8, 7]
 
-
-# --- tiles
 
 LEAST = 256
 """The smallest side of tiles for the tiny bundle."""
@@ -308,14 +296,6 @@ def test_tiles_of_a_network_that_sees_everything_are_told(spoilt: Path) -> None:
     )
 
 
-def test_tiles_too_short_for_their_halos_are_refused(bundle: Path) -> None:
-    with pytest.raises(TileError, match="at least 256 px for this bundle, got 100"):
-        Deblurrer.from_bundle(bundle, backend="onnxruntime", tile=100)
-
-
-# --- arrays of every kind
-
-
 RGB = "give RGB: repeat a grey channel three times, drop alpha"
 DEPTH = "scale it to 0..255 as uint8 or 0..65535 as uint16"
 
@@ -361,9 +341,6 @@ def test_unequal_views_and_other_axes_are_refused(exact: Deblurrer, right: np.nd
         with pytest.raises(ImageError) as caught:
             action(np.zeros((4, 5, 3), np.uint8), right, axis=axis)
         assert str(caught.value) == f"expected {message}"
-
-
-# --- finish
 
 
 def test_finish_clamps_and_rounds_half_to_even() -> None:
@@ -472,18 +449,6 @@ def test_a_sequence_is_read_only_so_far_ahead_of_who_takes_the_results(bundle: P
     assert read < 20
 
 
-# --- sessions and choices
-
-
-def test_the_same_call_gives_the_same_result_and_timings_by_stage(bundle: Path) -> None:
-    deblurrer = Deblurrer.from_bundle(bundle, threads=1)
-    left, right = a_pair(50, 70)
-    first, second = deblurrer(left, right), deblurrer(left, right)
-    assert_same(first, second)
-    assert list(first.timings) == ["open", "prepare", "clip", "blur_logits", "deblur", "finish"]
-    assert all(seconds >= 0 for seconds in first.timings.values())
-
-
 def test_blur_map_is_that_of_the_whole_and_needs_no_deblur_graph(spoilt: Path, exact: Deblurrer) -> None:
     left, right = a_pair(50, 70)
     expected = exact(left, right)
@@ -563,12 +528,3 @@ def test_a_graph_that_no_backend_opens_names_them_all(spoilt: Path) -> None:
     deblurrer = Deblurrer.from_bundle(spoilt, threads=1)
     with pytest.raises(BackendError, match=r"^no backend works here in precision auto: openvino: .*; onnxruntime: "):
         deblurrer(*a_pair(40, 50))
-
-
-def test_wrong_choices_are_refused_at_once(bundle: Path) -> None:
-    with pytest.raises(BackendError, match="expected a backend, one of auto, openvino"):
-        Deblurrer.from_bundle(bundle, backend="none")
-    with pytest.raises(BackendError, match="expected a precision of onnxruntime on this machine"):
-        Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="bf16")
-    with pytest.raises(BundleError, match=r"expected a folder with bundle\.json or the name of a bundle"):
-        Deblurrer.from_bundle("none")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ldp_runtime.errors import NumericsError
-from ldp_runtime.result import PendingResult, Result, StageClock
+from ldp_runtime.result import PendingResult, Result
 
 
 def a_result(**fields: object) -> Result:
@@ -44,12 +44,3 @@ def test_a_blur_map_is_made_when_it_is_read() -> None:
     assert result.blur_map.shape == result.blur_map.shape == (2, 3)
     assert calls == [1]
     assert a_result().blur_map is None
-
-
-def test_stages_that_come_again_add_up() -> None:
-    clock = StageClock()
-    for stage in ("a", "b", "a"):
-        with clock(stage):
-            pass
-    assert list(clock.seconds) == ["a", "b"]
-    assert all(seconds >= 0 for seconds in clock.seconds.values())

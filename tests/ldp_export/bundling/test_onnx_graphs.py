@@ -340,9 +340,6 @@ def test_a_variant_exports_like_the_default(prior: str, tmp_path: Path) -> None:
                 assert error.max() <= 1e-4, f"mean {error.mean():.3g}, max {error.max():.3g}"
 
 
-# --- a network that reads no blur map ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def blind_model() -> ExportModel:
     network = randomise_network(LDPNet(replace(TINY_CONFIG, prior="none")), 1)
@@ -397,9 +394,6 @@ def test_clip_comes_whole_and_where_the_network_reads_a_blur_map(exported_model:
         replace(exported_model, windows=None)
     with pytest.raises(ValueError, match="expected blur logits with the prior bpa, got none"):
         exported_model.network(torch.zeros(1, 6, 32, 32))
-
-
-# --- the graph in half arithmetic ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -495,9 +489,6 @@ def test_the_naive_form_overflows_on_the_same_input(
     assert not relative_error(exported_model, feeds, restored) < 0.3, "the image should be lost; NaN is so too"
 
 
-# --- nodes ------------------------------------------------------------------------------------------------------
-
-
 def number(network: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in network.modules())
 
@@ -557,9 +548,6 @@ def test_tensorrt_fuses_attention_normalisation_and_pooling(fresh: bool, tmp_pat
     assert 50 < report.bytes / (128 * 192 * 32 * 2) < 160
     assert report.activation_bytes is not None
     assert report.activation_bytes > 128 * 192 * 64 * 2
-
-
-# --- the graph for CPUs in bf16 ---------------------------------------------------------------------------------
 
 
 def rounded_to_bf16(path: Path, output: Path) -> int:

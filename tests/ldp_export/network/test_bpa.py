@@ -12,9 +12,6 @@ from ldp_export.network.bpa import (
     BlurKernels,
     BlurPriorAttention,
     BPABlock,
-    cut_windows,
-    merge_windows,
-    place_kernels,
 )
 from ldp_export.network.layers import NAFBlock
 from ldp_export.network.randomise import randomise
@@ -116,50 +113,6 @@ def slow_attention(module: BlurPriorAttention, features: Array, blur_logits: Arr
 
 
 # --- Eq. 10 -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(6, 4), (3, 8), (5, 7)])
-def test_blur_kernels_are_the_convolutional_feed_forward_of_equation_10(size: tuple[int, int]) -> None:
-    module = randomise(BlurKernels(5, 4))
-    blur_logits = 4 * noise(2, 1, 3, 4)
-    kernels = module(blur_logits, size)
-    assert kernels.shape == (2, 25, *size)
-    expected = [slow_kernels(module, logits, size) for logits in array(blur_logits)[:, 0]]
-    np.testing.assert_allclose(array(kernels), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(("side", "q"), [(4, 3), (4, 5), (5, 5), (6, 7), (7, 1), (1, 1)])
-def test_placed_kernels_stand_at_their_relative_offsets(side: int, q: int) -> None:
-    kernels = noise(2, side, side, q, q)
-    keys = side + q - 1
-    expected = torch.zeros(2, side * side, keys * keys)
-    for n, y, x, a, b in np.ndindex(2, side, side, q, q):
-        expected[n, y * side + x, (y + a) * keys + x + b] = kernels[n, y, x, a, b]
-    assert torch.equal(place_kernels(kernels, side), expected)
-
-
-def test_windows_and_back() -> None:
-    x = noise(2, 3, 8, 12)
-    windows = cut_windows(x, 4, 0)
-    assert windows.shape == (2 * 2 * 3, 4 * 4, 3)
-    for n, i, j in np.ndindex(2, 2, 3):
-        expected = x[n, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten(1).T
-        assert torch.equal(windows[(n * 2 + i) * 3 + j], expected)
-    assert torch.equal(merge_windows(windows, 4, 2, 2, 3), x)
-
-
-@pytest.mark.parametrize(("side", "reach"), [(4, 1), (4, 2), (3, 1), (5, 0), (2, 3)])
-@pytest.mark.parametrize("size", [(8, 12), (7, 10), (1, 3)])
-def test_windows_reach_further_and_repeat_the_border(side: int, reach: int, size: tuple[int, int]) -> None:
-    x = noise(2, 3, *size)
-    windows = cut_windows(x, side, reach)
-    keys, rows, columns = side + 2 * reach, -(-size[0] // side), -(-size[1] // side)
-    assert windows.shape == (2 * rows * columns, keys * keys, 3)
-    for n, i, j in np.ndindex(2, rows, columns):
-        for a, b in np.ndindex(keys, keys):
-            v = min(max(i * side + a - reach, 0), size[0] - 1)
-            u = min(max(j * side + b - reach, 0), size[1] - 1)
-            assert torch.equal(windows[(n * rows + i) * columns + j, a * keys + b], x[n, :, v, u])
 
 
 # --- Eq. 9 --------------------------------------------------------------------------------------------------

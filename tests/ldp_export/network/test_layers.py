@@ -130,13 +130,6 @@ def test_both_forms_of_layer_norm_agree_in_bfloat16(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(exported, eager, atol=0.02, rtol=0.01)
 
 
-def test_simple_gate_multiplies_the_halves_of_the_channels() -> None:
-    x = torch.tensor([2.0, 3.0, 5.0, 7.0]).view(1, 4, 1, 1)
-    assert SimpleGate()(x).flatten().tolist() == [10.0, 21.0]
-    y = noise(2, 8, 3, 5)
-    np.testing.assert_allclose(array(SimpleGate()(y)), [slow_gate(array(image)) for image in y], rtol=1e-6)
-
-
 def test_global_channel_attention_is_naf_nets() -> None:
     sca = randomise(SimplifiedChannelAttention(5, None))
     x = noise(2, 5, 7, 3)

@@ -77,9 +77,6 @@ def log(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "ldp-batch.json").read_text()))
 
 
-# --- results ------------------------------------------------------------------------------------------------
-
-
 def test_restores_what_deblur_restores(run: Run, source: Path, out: Path, bundle: Path, tmp_path: Path) -> None:
     code, printed, err = run("--blur-map", "npy", "--axis", "vertical", "--swap")
     assert (code, err) == (0, "")
@@ -130,9 +127,6 @@ def test_dry_run_writes_nothing(run: Run, out: Path, starts: list[int]) -> None:
     code, printed, _ = run("--dry-run", "--json")
     assert [job["done"] for job in json.loads(printed)] == [True] * PAIRS
     assert len(starts) == PAIRS
-
-
-# --- resuming -----------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_infers_nothing(run: Run, source: Path, out: Path, starts: list[int]) -> None:
@@ -225,9 +219,6 @@ def test_two_runs_do_not_write_into_one_folder(run: Run, out: Path) -> None:
     assert code == 2
     assert "is in use by another ldp batch" in err
     assert run()[0] == 0
-
-
-# --- failures -----------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_pair_leaves_the_others_alone(run: Run, source: Path, out: Path, starts: list[int]) -> None:
@@ -349,9 +340,6 @@ def test_wrong_inputs(
     assert not (tmp_path / "out").exists()
 
 
-# --- overlap and memory -------------------------------------------------------------------------------------
-
-
 def test_reading_and_writing_go_on_while_a_pair_is_restored(
     run: Run, before_each: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,18 +394,12 @@ def test_pairs_in_memory_are_bounded(run: Run, source: Path, monkeypatch: pytest
     assert 2 <= most <= 5  # one read ahead, two started on, one being written and one that waits for it
 
 
-# --- progress -----------------------------------------------------------------------------------------------
-
-
 def test_lines_in_place_of_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "LINE_SECONDS", 0.0)
     _, _, err = run()
     lines = err.splitlines()
     assert len(lines) == PAIRS
     assert lines[-1].startswith(f"{PAIRS}/{PAIRS} pairs, 0 failed, ") and lines[-1].endswith("about 0:00:00 left")
-
-
-# --- interrupted and killed ---------------------------------------------------------------------------------
 
 
 def test_an_interrupt_keeps_finished_pairs(run: Run, out: Path, starts: list[int], before_each: Any) -> None:

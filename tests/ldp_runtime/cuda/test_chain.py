@@ -52,9 +52,6 @@ def assert_close(got: Result, expected: Result, levels: int = 1, share: float = 
     np.testing.assert_allclose(got.blur_logits, expected.blur_logits, rtol=0, atol=2e-6)
 
 
-# --- numbers
-
-
 @pytest.mark.parametrize("axis", ["horizontal", "vertical"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_chain_is_the_cpu_pipeline(use: Any, bundle: Path, dtype: type, axis: str) -> None:
@@ -130,9 +127,6 @@ def test_stages_and_their_order(use: Any) -> None:
     timed = ["open", "upload", "prepare", "clip", "blur_logits", "deblur", "finish", "download"]
     assert list(result.timings) == timed
     assert all(seconds >= 0 for seconds in result.timings.values())
-
-
-# --- asynchrony
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2, 3])
@@ -218,9 +212,6 @@ def test_map_that_is_left_early_leaves_nothing_behind(use: Any) -> None:
     assert device.used == before  # the two frames in flight gave their memory back to the chain
 
 
-# --- graphs
-
-
 def test_the_second_frame_is_captured_and_replays_equal_it(use: Any, bundle: Path) -> None:
     gpu, device = use()
     pairs = [a_pair(33, 40, seed=i) for i in range(4)]
@@ -248,9 +239,6 @@ def test_an_engine_that_cannot_be_captured(use: Any, monkeypatch: pytest.MonkeyP
     assert_same(gpu(*pair), first)
     assert_same(gpu(*pair), first)
     assert "capture" not in device.log
-
-
-# --- memory
 
 
 def test_tiles_when_memory_is_short(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,9 +327,6 @@ def test_chains_of_other_sizes_are_let_go(use: Any) -> None:
     assert max(used[2:]) <= used[1] * 1.1
 
 
-# --- errors
-
-
 def test_nan_is_an_error_not_an_image(use: Any, tmp_path: Path) -> None:
     path = make_tiny_bundle(tmp_path)
     rng = np.random.default_rng(0)
@@ -427,9 +412,6 @@ def test_auto_goes_on_when_the_gpu_cannot(bundle: Path, monkeypatch: pytest.Monk
     result = deblurrer(*a_pair(20, 24))
     assert result.backend in ("openvino", "onnxruntime")
     assert "cuda was passed over: no deblur engine takes" in deblurrer.reason
-
-
-# --- device arrays
 
 
 class Foreign:

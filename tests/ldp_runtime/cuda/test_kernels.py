@@ -100,9 +100,6 @@ def same(got: NDArray[Any], wanted: NDArray[Any]) -> None:
         pytest.fail(f"{np.sum(got != wanted)} of {got.size} differ, first at {at}: {got[at]} for {wanted[at]}")
 
 
-# --- prepare ------------------------------------------------------------------------------------------------------
-
-
 Region = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -236,9 +233,6 @@ def test_prepare_writes_some_windows_alone(canvas: DTypeLike, offset: int) -> No
             same(output, whole[first:stop].astype(canvas))
 
 
-# --- blur_logits --------------------------------------------------------------------------------------------------
-
-
 def features_of(grid: WindowGrid, channels: int, dtype: DTypeLike, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.default_rng(seed)
     g = grid.rows.window
@@ -348,9 +342,6 @@ def test_a_table_holds_seven_prompts_of_a_format() -> None:
     assert (table.blur_aware, table.dp_aware, table.array.shape) == (7, 0, (7, 8))
 
 
-# --- blur_map -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("patch", [4, 14, 16, 32])
 @pytest.mark.parametrize("size", [(1, 1), (3, 4), (17, 30), (48, 64), (49, 65), (64, 95)])
 @pytest.mark.parametrize("offset", [0, 1])
@@ -369,9 +360,6 @@ def test_blur_map_is_turned() -> None:
     whole = Fenced((90, 60), np.float32)  # upright: 6 x 4 tokens of 16 px
     launch(launches.blur_map(address(logits), (6, 4), 16, whole.address, (90, 60), strides=(1, 6)))
     np.testing.assert_allclose(whole.check(), upsample_map(logits.T, (90, 60), 16), rtol=0, atol=3e-7)
-
-
-# --- blend --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -410,9 +398,6 @@ def test_blend_stores_where_no_other_tile_reaches() -> None:
     output.array[:, :, wx < 1] = 0
     launch(launches.blend(address(tile), (4, 16), address(wy), address(wx), output.address, (4, 16), (0, 0)))
     same(output.check(), np.where(wx < 1, np.float32(0) + wx * tile, tile))
-
-
-# --- finish -------------------------------------------------------------------------------------------------------
 
 
 def restored_of(padded: tuple[int, int], dtype: DTypeLike) -> NDArray[np.float32]:
@@ -489,9 +474,6 @@ def test_finish_counts_nan_and_inf_in_the_padding_too(axis: str, width: int) -> 
     assert run_finish(restored, image, axis, bad=5)[0] == 5 + 4  # added to, not set
 
 
-# --- large images -------------------------------------------------------------------------------------------------
-
-
 def sparse(size: int) -> NDArray[np.uint8]:
     """So many zero bytes, of which memory holds only what is touched."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
@@ -519,9 +501,6 @@ def test_indices_reach_past_32_bits() -> None:
 
     (output,), _ = run_prepare(image, image, (4, 8), region=((0, 0), (4, 8)))
     same(output, prepare(image, image, (4, 8))[0])
-
-
-# --- calls --------------------------------------------------------------------------------------------------------
 
 
 def test_a_launch_of_other_types_is_refused() -> None:
@@ -581,9 +560,6 @@ def test_windows_not_spread_evenly_are_refused() -> None:
 def test_pixels_are_channels_side_by_side() -> None:
     with pytest.raises(ValueError, match="channels side by side"):
         Pixels.from_array(np.zeros((3, 4, 3), np.uint8)[..., ::-1])
-
-
-# --- sanitizers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

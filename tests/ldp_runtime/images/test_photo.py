@@ -50,39 +50,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    dtype=st.sampled_from(DTYPES),
-    grey=st.booleans(),
-    alpha=st.booleans(),
-    suffix=st.sampled_from(LOSSLESS),
-    icc=st.sampled_from([None, ICC]),
-    byte_order=st.sampled_from([None, "<", ">"]),
-    seed=st.integers(0, 2**32),
-)
-def test_lossless_round_trip(
-    folder: Path,
-    height: int,
-    width: int,
-    dtype: Any,
-    grey: bool,
-    alpha: bool,
-    suffix: str,
-    icc: bytes | None,
-    byte_order: str | None,
-    seed: int,
-) -> None:
+@given(st.data())
+def test_lossless_round_trip(folder: Path, data: st.DataObject) -> None:
+    height, width, seed = (data.draw(st.integers(*ends)) for ends in ((1, 40), (1, 40), (0, 2**32)))
+    grey, alpha, tagged = (data.draw(st.booleans()) for _ in range(3))
+    dtype, suffix = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(LOSSLESS))
+    byte_order = data.draw(st.sampled_from([None, "<", ">"]))
     values = noise(height, width, 4, dtype=dtype, seed=seed)
     pixels = np.repeat(values[..., :1], 3, axis=2) if grey else values[..., :3]
-    photo = Photo(
-        pixels,
-        grey,
-        values[..., 3] if alpha else None,
-        icc,
-        exif_block(order=byte_order) if byte_order else None,
-        (300.0, 300.0) if icc else None,
-    )
+    icc, dpi = (ICC, (300.0, 300.0)) if tagged else (None, None)
+    exif = exif_block(order=byte_order) if byte_order else None
+    photo = Photo(pixels, grey, values[..., 3] if alpha else None, icc, exif, dpi)
     path = folder / f"photo{suffix}"
     write_photo(path, photo)
     again = read_photo(path)
