@@ -102,19 +102,15 @@ def test_every_name_exists_in_enterprise_tensorrt(version: str) -> None:
     assert set(adapter._DTYPES) <= set(api["DataType"])
 
 
-class Enum(SimpleNamespace):
-    pass
-
-
 def fake_module(rtx: bool, log: list[Any]) -> ModuleType:
     """What the adapter uses of TensorRT, writing down the calls; engines are those of ``engine``."""
     trt = ModuleType("tensorrt")
     trt.__version__ = "1.2.3"  # type: ignore[attr-defined]
-    trt.ExecutionContextAllocationStrategy = Enum(USER_MANAGED="user managed")  # type: ignore[attr-defined]
-    trt.TensorIOMode = Enum(INPUT="input")  # type: ignore[attr-defined]
+    trt.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")  # type: ignore[attr-defined]
+    trt.TensorIOMode = SimpleNamespace(INPUT="input")  # type: ignore[attr-defined]
 
     class ILogger:
-        Severity = Enum(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
     class Runtime:
         result: Any = None
@@ -130,8 +126,8 @@ def fake_module(rtx: bool, log: list[Any]) -> ModuleType:
 
     trt.ILogger, trt.Runtime = ILogger, Runtime  # type: ignore[attr-defined]
     if rtx:
-        trt.CudaGraphStrategy = Enum(DISABLED="no graphs")  # type: ignore[attr-defined]
-        trt.DynamicShapesKernelSpecializationStrategy = Enum(EAGER="eager")  # type: ignore[attr-defined]
+        trt.CudaGraphStrategy = SimpleNamespace(DISABLED="no graphs")  # type: ignore[attr-defined]
+        trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")  # type: ignore[attr-defined]
     return trt
 
 
@@ -163,70 +159,38 @@ class FakeConfig:
         assert cache is self.cache
 
 
-class FakeContext:
-    def __init__(self, log: list[Any]) -> None:
-        self._log = log
-        self.fails = False
+def fake_context(log: list[Any]) -> Any:
+    """A context that writes down its calls; its runs fail if ``works`` is False."""
 
-    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self._log.append(("profile", index))
-        return True
+    def note(*call: Any, result: Any = True) -> Any:
+        log.append(call)
+        return result
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self._log.append(("shape", name, shape))
-        return shape[0] <= 64
-
-    def infer_shapes(self) -> list[str]:
-        return []
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (2, 3)
-
-    def update_device_memory_size_for_shapes(self) -> int:
-        return 512
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self._log.append(("address", name, address))
-        return True
-
-    def set_device_memory(self, address: int, size: int) -> None:
-        self._log.append(("scratch", address, size))
-
-    def execute_async_v3(self, stream: int) -> bool:
-        self._log.append(("execute", stream))
-        return not self.fails
+    context = SimpleNamespace(works=True)
+    context.set_optimization_profile_async = lambda index, stream: note("profile", index)
+    context.set_input_shape = lambda name, shape: note("shape", name, shape, result=shape[0] <= 64)
+    context.infer_shapes = list
+    context.get_tensor_shape = lambda name: (2, 3)
+    context.update_device_memory_size_for_shapes = lambda: 512
+    context.set_tensor_address = lambda name, address: note("address", name, address)
+    context.set_device_memory = lambda address, size: note("scratch", address, size, result=None)
+    context.execute_async_v3 = lambda stream: note("execute", stream, result=context.works)
+    return context
 
 
-class FakeEngine:
-    num_io_tensors = 2
-
-    def __init__(self, log: list[Any]) -> None:
-        self._log = log
-        self.config = FakeConfig()
-        self.made: FakeContext | None = FakeContext(log)
-
-    def get_tensor_name(self, i: int) -> str:
-        return ("x", "y")[i]
-
-    def get_tensor_dtype(self, name: str) -> Any:
-        return SimpleNamespace(name="HALF")
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, 3)
-
-    def get_tensor_mode(self, name: str) -> str:
-        return "input" if name == "x" else "output"
-
-    def create_runtime_config(self) -> FakeConfig:
-        return self.config
-
-    def create_execution_context(self, how: Any) -> FakeContext | None:
-        self._log.append(("context", how))
-        return self.made
+def fake_engine(log: list[Any]) -> Any:
+    engine = SimpleNamespace(num_io_tensors=2, config=FakeConfig(), made=fake_context(log))
+    engine.get_tensor_name = ("x", "y").__getitem__
+    engine.get_tensor_dtype = lambda name: SimpleNamespace(name="HALF")
+    engine.get_tensor_shape = lambda name: (-1, 3)
+    engine.get_tensor_mode = {"x": "input", "y": "output"}.__getitem__
+    engine.create_runtime_config = lambda: engine.config
+    engine.create_execution_context = lambda how: (log.append(("context", how)), engine.made)[1]
+    return engine
 
 
-def an_engine(rtx: bool, log: list[Any], cache: Path | None = None) -> tuple[TensorRtEngine, FakeEngine, Any]:
-    trt, fake = fake_module(rtx, log), FakeEngine(log)
+def an_engine(rtx: bool, log: list[Any], cache: Path | None = None) -> tuple[TensorRtEngine, Any, Any]:
+    trt, fake = fake_module(rtx, log), fake_engine(log)
     logger = make_logger(trt)
     return TensorRtEngine(trt, logger, fake, HostDevice(), cache), fake, logger
 
@@ -256,11 +220,10 @@ def test_the_calls_of_tensorrt_rtx(tmp_path: Path) -> None:
     engine, fake, _ = an_engine(True, log, tmp_path / "kernels.cache")
     context = engine.context({"x": (2, 3)})
     assert log[0] == ("context", fake.config)
-    config: Any = fake.config
+    config = fake.config
     assert (config.strategy, config.cuda_graph_strategy) == ("user managed", "no graphs")
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
-    made: Any = fake.made
-    made.is_stream_capturable = lambda stream: False
+    fake.made.is_stream_capturable = lambda stream: False
     assert not context.capturable(HostDevice().stream())
     context.ran()
     assert (tmp_path / "kernels.cache").read_bytes() == b"fresh"
@@ -290,10 +253,9 @@ def test_failures_say_what_tensorrt_says() -> None:
     with pytest.raises(BackendError, match=r"the engine does not take x \(65, 3\): TensorRT gives no reason"):
         engine.context({"x": (65, 3)})
     context = engine.context({"x": (2, 3)})
-    assert fake.made is not None
-    fake.made.fails = True
+    fake.made.works = False
     execute = fake.made.execute_async_v3
-    fake.made.execute_async_v3 = lambda stream: (logger.log(1, "a kernel\nfailed"), execute(stream))[1]  # type: ignore[method-assign]
+    fake.made.execute_async_v3 = lambda stream: (logger.log(1, "a kernel\nfailed"), execute(stream))[1]
     with pytest.raises(BackendError, match="TensorRT failed: a kernel failed"):
         context.enqueue(HostDevice().stream(), {"x": 10, "y": 20}, 256)
     fake.made = None
@@ -340,7 +302,7 @@ def test_an_untrusted_engine_is_not_even_read(bundle: Bundle) -> None:
         source.open(entry)
     assert log == []
     trust([entry.sha256], "a test")
-    trt.Runtime.result = FakeEngine(log)  # type: ignore[attr-defined]
+    trt.Runtime.result = fake_engine(log)  # type: ignore[attr-defined]
     engine = source.open(entry)
     assert log == [("deserialize", b"fixed")]
     assert source.open(entry) is engine
