@@ -50,7 +50,7 @@ def prompt_similarities(
 
 
 def prompt_logits(similarities: Tensor, offsets: Tensor, temperatures: Tensor) -> Tensor:
-    """``sigma^-1`` of Eq. 4: ``z = (100 cos - offset) / temperature``, one of each a prompt (last axis)."""
+    """``sigma^-1`` of Eq. 4: ``z = (100 cos - offset) / temperature``, one of each per prompt (last axis)."""
     return (100 * similarities - offsets) / temperatures
 
 

@@ -59,7 +59,7 @@ class Calibration:
     tokens: int
 
     def table(self) -> str:
-        """The calibration for people, a line a prompt."""
+        """The calibration for people, a line per prompt."""
         lines = [f"{'':44}{'offset':>9}{'temperature':>13}{'balanced accuracy':>19}"]
         for prompt, accuracy in zip(self.prompts, self.accuracies, strict=False):
             lines.append(f"{prompt.text:44}{prompt.offset:9.3f}{prompt.temperature:13.4f}{accuracy:19.3f}")
@@ -165,7 +165,7 @@ def fit_logistic(x: FloatArray, truth: FloatArray) -> tuple[float, float]:
 
     Returns:
         Offset and temperature: ``sigmoid((x - offset) / temperature)`` fits ``truth``. The temperature is negative
-        where a larger x means less true; where x tells nothing it is large and the offset makes up for it.
+        where a larger x means less true; where x says nothing it is large and the offset makes up for it.
     """
     x, truth = np.asarray(x, np.float64), np.asarray(truth, np.float64)
     location, scale = x.mean(), max(x.std(), 1e-6)

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     builds = []
     for bundle in bundles:
         padding = bundle.manifest.padding
-        for sizes in (SizeRange.fixed(padding, shape), SizeRange.of(padding, None, None, None)):
+        for sizes in (SizeRange.fixed(padding, shape), SizeRange.covering(padding, None, None, None)):
             for group in targets:
                 builds += list(measure_builds(bundle, tensorrt, sizes, group))
     data: dict[str, Any] = {

@@ -54,7 +54,7 @@ class SizeRange:
     max: Size
 
     @classmethod
-    def of(cls, padding: Padding, min: Size | None, opt: Size | None, max: Size | None) -> SizeRange:
+    def covering(cls, padding: Padding, min: Size | None, opt: Size | None, max: Size | None) -> SizeRange:
         """The padded sizes of pairs from ``min`` to ``max``; None takes the default.
 
         By default the smallest is the padding's multiple, the one that is tuned for ``DEFAULT_OPT`` and the largest
@@ -100,7 +100,7 @@ def _smaller(a: Size, b: Size) -> Size:
 def profiles(manifest: Manifest, sizes: SizeRange) -> dict[str, Profile]:
     """The shapes of each graph's inputs for pairs of these sizes.
 
-    The blur logits have one value a patch, so they are as tied to H and W as the pair. CLIP's batch is free up to
+    The blur logits have one value per patch, so they are as tied to H and W as the pair. CLIP's batch is free up to
     ``ENGINE_CLIP_BATCH``, or exactly the one that a fixed size needs.
 
     Args:
@@ -154,8 +154,8 @@ def build_engines(
         flavour: A name of ``FLAVOURS``.
         architectures: As for ``TensorRT.targets``.
         precision: A name of ``ENGINE_PRECISIONS``.
-        progress: Makes what is told of a build's progress; it gets the build's name.
-        report: Is told what was built and what was there, a line at a time, and TensorRT's warnings.
+        progress: Makes a ``Progress`` from a build's name.
+        report: Takes what was built and what was there, a line at a time, and TensorRT's warnings.
 
     Returns:
         The entries of the engines asked for, built or found.
@@ -185,8 +185,8 @@ def build_engines(
             if entry is not None:
                 report(f"there already: {entry}")
             else:
-                with (progress or _no_progress)(f"{kind} in {precision} for {', '.join(group)}") as told:
-                    plan = tensorrt.build(bundle.graph(kind, source), profile, group, progress=told)
+                with (progress or _no_progress)(f"{kind} in {precision} for {', '.join(group)}") as listener:
+                    plan = tensorrt.build(bundle.graph(kind, source), profile, group, progress=listener)
                 for warning in dict.fromkeys(plan.warnings):
                     report(f"{tensorrt.name} warns: {one_line(Exception(warning))}")
                 file = f"{ENGINE_FOLDER}/{kind}-{precision}-{flavour}-{key[:16]}.engine"

@@ -68,7 +68,7 @@ def export_bundle(
         model: What to export.
         output: The bundle's folder. In one that exists, files of other names stay.
         name: The bundle's name.
-        report: Is told what is going on, a line at a time.
+        report: Takes what is going on, a line at a time.
 
     Returns:
         The manifest as written.

@@ -47,7 +47,7 @@ class Parity:
 
     Attributes:
         figures: For the manifest: plain JSON values, with the gates among them.
-        failures: One line a failed gate; empty when the check passed.
+        failures: One line per failed gate; empty when the check passed.
     """
 
     figures: Mapping[str, Any]

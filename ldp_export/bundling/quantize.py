@@ -2,9 +2,9 @@
 
 Convolutions and matrix products with weights take 8-bit inputs and weights; all else, their outputs too, stays in
 float, so that the residual stream and the skip are never rounded. Scales are symmetric with zero point 0, as TensorRT
-wants them: one a tensor for activations, and for weights one a channel in INT8, one a tensor in FP8, whose exponent
-follows the channels by itself. INT8 weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of products in 16
-bits, which overflow with all 8. FP8 is E4M3, for engines for sm_89 and later; CPUs only check its quality.
+wants them: one per tensor for activations, and for weights one per channel in INT8, one per tensor in FP8, whose
+exponent follows the channels by itself. INT8 weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of products in
+16 bits, which overflow with all 8. FP8 is E4M3, for engines for sm_89 and later; CPUs only check its quality.
 
 Which layers stay in float is measured, not guessed: each group of layers is quantised alone, and those that cost most
 quality for the work that they would save are left out until the change in PSNR to the target is within the limit.
@@ -87,7 +87,7 @@ def quantize_bundle(
         max_loss: Largest change of the mean PSNR to the target in dB, of each set of ``sets.check``.
         threads: CPU threads, at least 1; None leaves it to ONNX Runtime.
         progress: Wraps the groups that are measured.
-        report: Is told what is going on, a line at a time.
+        report: Takes what is going on, a line at a time.
 
     Returns:
         The manifest as written.
@@ -150,8 +150,9 @@ class _Chain:
         """What each group costs and saves, those first that cost most for what they save.
 
         Returns:
-            A row a group: ``group``, ``layers``, ``macs_share`` of its graph, ``noise`` (mean of the squared error that
-            it adds, over that of the float image to the target), ``loss_db`` (change of the mean PSNR to the target).
+            A row per group: ``group``, ``layers``, ``macs_share`` of its graph, ``noise`` (mean of the squared error
+            that it adds, over that of the float image to the target), ``loss_db`` (change of the mean PSNR to the
+            target).
         """
         groups = {layer.group: kind for kind, layers in self.layers.items() for layer in layers}
         rows = []
@@ -200,7 +201,7 @@ class _Chain:
         return {kind: {x.name for x in layers if x.group not in groups} for kind, layers in self.layers.items()}
 
     def check(self, kept: Mapping[str, set[str]], limit: float) -> tuple[dict[str, Any], list[str]]:
-        """The figures of each set of ``PairSets.check`` with these layers quantised, and a line a failed gate."""
+        """The figures of each set of ``PairSets.check`` with these layers quantised, and a line per failed gate."""
         figures, failures = {}, []
         for name, pairs in self._sets.check.items():
             references = [self._references(pair) for pair in pairs]

@@ -108,7 +108,7 @@ def data_sets(name: str, folder: Path, count: int = PAIRS) -> PairSets:
             f"expected at least two pairs with a target to calibrate with and one to check on in {folder}, got "
             f"{len(train)} and {len(check)}; give another data set or leave --data out"
         )
-    return PairSets(f"{name}, up to {count} pairs a set", train[::2], train[1::2], {f"{name} {held_out}": check})
+    return PairSets(f"{name}, up to {count} pairs per set", train[::2], train[1::2], {f"{name} {held_out}": check})
 
 
 def _spread(name: str, folder: Path, split: str, most: int) -> list[LabelledPair]:

@@ -126,7 +126,7 @@ class TensorRT:
             graph: An ONNX file, strongly typed.
             profile: The shapes of each input.
             targets: Architectures, as from ``targets``.
-            progress: Is told how far it is, and may cancel.
+            progress: Hears how far it is, and may cancel.
             detailed: Keep all messages, with the layers that TensorRT made; the engine holds their names too.
 
         Raises:
@@ -180,7 +180,7 @@ class TensorRT:
 
 
 class Progress:
-    """Is told of a build's phases, from the thread that builds; a phase may hold others. This one does nothing."""
+    """Hears of a build's phases, from the thread that builds; phases nest. This one does nothing."""
 
     def start(self, phase: str, steps: int) -> None:
         """A phase of this many steps begins."""

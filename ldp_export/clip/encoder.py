@@ -1,4 +1,4 @@
-"""CLIP's image encoder with the last pooling taken off: one feature a patch (Eq. 2)."""
+"""CLIP's image encoder with the last pooling taken off: one feature per patch (Eq. 2)."""
 
 from __future__ import annotations
 

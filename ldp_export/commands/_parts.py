@@ -48,7 +48,7 @@ def write_pair(
 
 
 def print_gates(parity: Mapping[str, Any]) -> None:
-    """Prints the parity figures of a manifest, a line a gate."""
+    """Prints the parity figures of a manifest, a line per gate."""
     for gate in parity.get("gates", ()):
         print(f"{gate['name']:44}{gate['value']:<14.5g}{gate['is']} {gate['limit']:g}")
 

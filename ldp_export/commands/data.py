@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenes", type=int, default=_DEFAULT_SCENES, metavar="N", help=f"how many (default: {_DEFAULT_SCENES})"
     )
     render.add_argument(
-        "--list", type=Path, metavar="FILE", help="photographs to take, one a line (default: all of the folder)"
+        "--list", type=Path, metavar="FILE", help="photographs to take, one per line (default: all of the folder)"
     )
     render.add_argument("--seed", type=int, metavar="N", help="of everything (default: that of ldp-nano)")
     render.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
@@ -64,14 +64,14 @@ def _check(arguments: argparse.Namespace) -> None:
     splits = list(kind.splits) if arguments.split is None else [arguments.split]
     scans = {split: check_kind(kind, arguments.folder, split) for split in splits}
     print(f"{kind.title}: {kind.origin}")
-    bad = [split for split, scan in scans.items() if scan.problems or not scan.pairs]
+    incomplete = [split for split, scan in scans.items() if scan.problems or not scan.pairs]
     for split, scan in scans.items():
-        print(f"  {split:6}{scan.pairs:6} pairs{'' if split in bad else '  ok'}")
+        print(f"  {split:6}{scan.pairs:6} pairs{'' if split in incomplete else '  ok'}")
         for line in (*scan.problems, *scan.remarks):
             print(f"         {line}")
-    if bad:
+    if incomplete:
         print(f"expected layout:\n{kind.tree}")
-        raise CheckFailedError(f"{kind.name} in {arguments.folder} is not complete: {', '.join(bad)}")
+        raise CheckFailedError(f"{kind.name} in {arguments.folder} is not complete: {', '.join(incomplete)}")
 
 
 def _render(arguments: argparse.Namespace) -> None:

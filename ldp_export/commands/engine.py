@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     architectures = None if arguments.arch is None else [name.strip() for name in arguments.arch.split(",")]
     bundle = Bundle.load(arguments.bundle)
     padding = bundle.manifest.padding
-    sizes = SizeRange.of(padding, *asked) if shape is None else SizeRange.fixed(padding, shape)
+    sizes = SizeRange.covering(padding, *asked) if shape is None else SizeRange.fixed(padding, shape)
     say(f"sizes, padded: {sizes}")
     flavour, precision = arguments.flavour, arguments.precision
     entries = build_engines(bundle, sizes, flavour, architectures, precision, progress=_bar, report=say)

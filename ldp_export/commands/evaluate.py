@@ -19,7 +19,7 @@ HELP = "Scores a bundle or a checkpoint, on the held-out motorcycle sample or on
 EXAMPLES = """\
 examples:
   ldp-export evaluate models/ldp-nano
-  ldp-export evaluate models/ldp-nano --pictures looks --json figures.json
+  ldp-export evaluate models/ldp-nano --pictures pictures --json figures.json
   ldp-export evaluate models/ldp-nano --store
   ldp-export evaluate models/ldp-nano --data dpd-blur=dd_dp_dataset_canon -o runs/scores
   ldp-export evaluate runs/nafnet --data simulated=runs/scenes --split val -o runs/scores
@@ -31,7 +31,7 @@ folder. The exit code is 1 if a figure is not as wanted.
 
 With --data it scores every pair of a split and writes a table of the images
 (.csv), a summary beside the paper's figures (.md, .json) and contact sheets
-(.png) into DIR. Data sets: `ldp-export data check` tells their layouts.
+(.png) into DIR. Data sets: `ldp-export data check` prints their layouts.
 
 A checkpoint folder runs in torch, in FP32, without being exported.
 """

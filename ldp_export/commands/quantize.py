@@ -116,7 +116,7 @@ def _sets(arguments: argparse.Namespace) -> PairSets:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A record of a manifest's ``quantization`` for people: a line a group, the costliest for its work first."""
+    """A record of a manifest's ``quantization`` for people: a line per group, the costliest for its work first."""
     lines = [f"{'layers':40}{'nodes':>6}{'work':>9}{'noise':>10}{'change, dB':>12}  precision"]
     for row in record["groups"]:
         lines.append(

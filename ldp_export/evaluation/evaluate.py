@@ -74,7 +74,7 @@ WANTED = {
 noise-free pairs ("deblurring, not denoising"): a swap may cost half a dB, and a noise-free pair must gain as much."""
 
 
-TOLD = {
+REPORTED = {
     "center_psnr_db": "PSNR of the center view, dB",
     "restored_psnr_db": "PSNR of the restored image, dB",
     "center_ssim": "SSIM of the center view",
@@ -91,7 +91,7 @@ class Evaluation:
     """The outcome.
 
     Attributes:
-        figures: Focus setting -> name of ``WANTED`` or ``TOLD`` -> figure.
+        figures: Focus setting -> name of ``WANTED`` or ``REPORTED`` -> figure.
         backend: Name of the backend.
         precision: Its precision.
     """
@@ -137,7 +137,7 @@ class Evaluation:
         """The figures for people, a line each."""
         names = list(self.figures)
         lines = [f"{'':42}" + "".join(f"{name:>18}" for name in names) + f"{'wanted':>12}"]
-        for key, label in TOLD.items():
+        for key, label in REPORTED.items():
             if any(key not in self.figures[name] for name in names):
                 continue
             lines.append(f"{label:42}" + "".join(f"{_shown(self.figures[n][key], key):>13}     " for n in names))
@@ -158,7 +158,7 @@ def evaluate(
     Args:
         deblurrer: The bundle on a backend.
         pictures: A folder, which exists, for the images behind the figures; None writes none.
-        report: Is told what is going on, a line at a time.
+        report: Takes what is going on, a line at a time.
 
     Raises:
         LDPError: The backend fails, or the pictures cannot be written.
@@ -243,7 +243,7 @@ def is_blurred(coc: FloatArray) -> np.ndarray:
 
 
 def blur_map_figures(blur_map: FloatArray, coc: FloatArray) -> dict[str, float]:
-    """How well a blur map tells what is blurred.
+    """How well a blur map separates what is blurred from what is sharp.
 
     Args:
         blur_map: ``(h, w)`` in [0, 1].

@@ -112,7 +112,7 @@ class Report:
         precision: Its arithmetic.
         dataset: Name of the data set.
         split: Its split.
-        scores: One a pair, in the order of the data set.
+        scores: One per pair, in the order of the data set.
         subsets: Named parts of the split.
     """
 

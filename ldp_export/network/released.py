@@ -34,7 +34,7 @@ class ReleasedConfig:
         middle: NAFBlocks at the deepest scale.
         decoder: NAFBlocks of each decoder level, deepest to first; as many levels as the encoder.
         ensemble: What its blur logits come from where CLIP's dense features give them, as of ``LDPConfig``.
-        attention: "channel"; tells this configuration from that of ``LDPNet``.
+        attention: "channel"; distinguishes this configuration from that of ``LDPNet``.
     """
 
     name: str = "released"

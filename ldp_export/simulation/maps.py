@@ -16,10 +16,10 @@ _PFM_HEADER = re.compile(rb"Pf\s(?:#.*\n)*\s*(\d+)\s+(\d+)\s+([-+0-9.eE]+)\s")
 
 
 def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
-    """Reads a map of one number a pixel.
+    """Reads a map of one number per pixel.
 
     Args:
-        path: Its suffix, one of ``FORMATS``, tells the format. A PNG file gives its grey levels as they are.
+        path: Its suffix, one of ``FORMATS``, gives the format. A PNG file gives its grey levels as they are.
         size: ``(h, w)`` that it must have.
 
     Returns:
@@ -42,7 +42,7 @@ def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
         try:
             values = _read(path, suffix)
         except (OSError, ValueError, EOFError, tifffile.TiffFileError) as error:
-            raise SimulationError(f"{path}: expected a map of one number a pixel, got {error}; convert it") from error
+            raise SimulationError(f"{path}: expected a map of one number per pixel, got {error}; convert it") from error
     if values.shape != size:
         raise SimulationError(
             f"{path}: expected the image's size, {size[1]} x {size[0]} px, got an array {values.shape}; scale it alike"

@@ -49,7 +49,7 @@ Pixels = NDArray[np.uint8]
 
 
 def read_photo_list(path: Path) -> tuple[str, ...]:
-    """Reads a list of photographs: one a line, ``#`` begins a comment.
+    """Reads a list of photographs: one per line, ``#`` begins a comment.
 
     Raises:
         SimulationError: The file cannot be read or names none.
@@ -284,7 +284,7 @@ def render(
         job: What to render.
         scenes: How many scenes in all.
         jobs: So many processes share the work.
-        progress: Is told how many scenes are done each time that a shard is.
+        progress: Takes how many scenes are done each time that a shard is.
 
     Raises:
         SimulationError: A photograph is missing, or the folder cannot be written.

@@ -77,7 +77,7 @@ class Serving:
             raise TritonError(f"expected bits, of {', '.join(map(str, MODELS))}, got {self.bits}")
         for name, number, least in (
             ("instances", self.instances, 1),
-            ("pairs a batch", self.max_batch, 1),
+            ("pairs per batch", self.max_batch, 1),
             ("a delay in microseconds", self.max_delay, 0),
             ("requests that may wait", self.max_queue, 1),
             ("threads", 1 if self.threads is None else self.threads, 1),

@@ -84,14 +84,14 @@ X = {"x": ShapeRange(*[(1, 8, 4, 4)] * 3)}
 
 
 def test_sizes_are_padded_and_rise() -> None:
-    assert str(SizeRange.of(PADDING, None, None, None)) == "32x32 to 2240x3360, tuned for 1120x1696"
-    assert SizeRange.of(PADDING, (100, 100), None, (200, 300)) == SizeRange((128, 128), (224, 320), (224, 320))
-    assert SizeRange.of(PADDING, None, (3000, 100), None) == SizeRange((32, 32), (3008, 128), (3008, 3360))
-    assert SizeRange.of(PADDING, (1500, 33), None, None) == SizeRange((1504, 64), (1504, 1696), (2240, 3360))
+    assert str(SizeRange.covering(PADDING, None, None, None)) == "32x32 to 2240x3360, tuned for 1120x1696"
+    assert SizeRange.covering(PADDING, (100, 100), None, (200, 300)) == SizeRange((128, 128), (224, 320), (224, 320))
+    assert SizeRange.covering(PADDING, None, (3000, 100), None) == SizeRange((32, 32), (3008, 128), (3008, 3360))
+    assert SizeRange.covering(PADDING, (1500, 33), None, None) == SizeRange((1504, 64), (1504, 1696), (2240, 3360))
     assert SizeRange.fixed(PADDING, (513, 769)) == SizeRange((544, 800), (544, 800), (544, 800))
     for low, opt, high in (((64, 64), (32, 99), None), (None, (64, 64), (99, 32)), ((64, 640), None, (640, 64))):
         with pytest.raises(EngineError, match="expected sizes that rise"):
-            SizeRange.of(PADDING, low, opt, high)
+            SizeRange.covering(PADDING, low, opt, high)
 
 
 @pytest.mark.parametrize("text", ["", "1120", "x", "1120x", "0x32", "32x0", "-1x5", "1.5x2", "1x2x3", "½x2"])
@@ -109,7 +109,7 @@ def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> N
         "blur_logits": ShapeRange(*[(1, 1, 32, 48)] * 3),
     }
     assert fixed["clip"]["stereo"] == ShapeRange(*[(35, 3, 128, 256)] * 3)  # 5 x 7 windows
-    free = profiles(manifest, SizeRange.of(manifest.padding, None, None, None))
+    free = profiles(manifest, SizeRange.covering(manifest.padding, None, None, None))
     assert free["deblur"]["blur_logits"] == ShapeRange((1, 1, 2, 2), (1, 1, 70, 106), (1, 1, 140, 210))
     # 10 x 15 windows of the size to tune for, in three batches
     assert [shape[0] for shape in msgspec.structs.astuple(free["clip"]["center"])] == [1, 50, ENGINE_CLIP_BATCH]
@@ -126,7 +126,7 @@ def test_nano_builds_with_no_gpu_and_no_warning(tmp_path: Path) -> None:
     lines: list[str] = []
     bundle = Bundle.load(folder)
     options: dict[str, Any] = {"architectures": ["sm_80", "sm_86", "sm_89", "sm_120"], "report": lines.append}
-    entries = build_engines(bundle, SizeRange.of(manifest.padding, None, None, None), **options)
+    entries = build_engines(bundle, SizeRange.covering(manifest.padding, None, None, None), **options)
     assert not [line for line in lines if "warns" in line]
     assert [entry.kind for entry in entries] == ["clip", "deblur"]
     bundle = Bundle.load(folder)
@@ -178,7 +178,7 @@ def test_nothing_is_built_twice(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @needs_rtx
 def test_engines_of_several_profiles_and_targets_stand_side_by_side(tiny: Path) -> None:
     first = build(tiny)
-    second = build(tiny, SizeRange.of(PADDING, None, (64, 96), (128, 128)))
+    second = build(tiny, SizeRange.covering(PADDING, None, (64, 96), (128, 128)))
     third = build_engines(Bundle.load(tiny), sizes(64, 96), architectures=["sm_120"])
     assert len({entry.key for entry in (*first, *second, *third)}) == 6
     assert keys(tiny) == {entry.key for entry in (*first, *second, *third)}

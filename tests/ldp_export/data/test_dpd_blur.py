@@ -43,18 +43,18 @@ def test_dpd_blur_test_set_is_37_indoor_and_39_outdoor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("gone", "message"),
     [
         ("train_r/source/1P0A0933_R.png", "train_r/source: 1P0A0933 missing"),
         ("train_l/source/1P0A0933_L.png", "train_l/source: 1P0A0933 missing"),
         ("train_c/target/1P0A1113.png", "2 images for 3 pairs"),
     ],
 )
-def test_dpd_blur_says_what_is_missing(tmp_path: Path, gone: str, told: str) -> None:
+def test_dpd_blur_says_what_is_missing(tmp_path: Path, gone: str, message: str) -> None:
     folder = make_dpd_blur(tmp_path, "train", ("0917", "0933", "1114"))
     (folder / "train_c/target/1P0A1115.png").rename(folder / "train_c/target/1P0A1113.png")
     (folder / gone).unlink()
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         open_dataset("dpd-blur", folder, "train")
 
 

@@ -96,7 +96,7 @@ def test_a_good_bundle_passes(pairs: dict[str, SimulatedPair], tmp_path: Path) -
     assert figures["rays_gain_db"] == pytest.approx(
         20 * math.log10(255) - psnr(center_view(rays.left, rays.right), rays.target, data_range=255)
     )
-    assert set(figures) == {*WANTED, *module.TOLD}
+    assert set(figures) == {*WANTED, *module.REPORTED}
     assert len(lines) == 2 * len(VARIANTS)
     assert len(list(tmp_path.iterdir())) == 2 * len(VARIANTS) * 3
     assert np.array_equal(read_photo(tmp_path / "far-rays-restored.png").pixels, rays.target + np.uint8(1))
@@ -128,7 +128,7 @@ def test_tables_and_json(pairs: dict[str, SimulatedPair]) -> None:
     table = evaluation.table()
     assert all(want.label in table for want in WANTED.values())
     assert "MISS" not in table
-    assert all(label in table for label in module.TOLD.values())
+    assert all(label in table for label in module.REPORTED.values())
     value = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
     assert value["passed"] is True
     assert (value["backend"], value["precision"], value["missed"]) == ("fake", "fp32", [])
@@ -181,7 +181,8 @@ def test_the_command_scores_a_real_bundle(
     path = make_tiny_bundle(tmp_path)
     arguments = ["evaluate", str(path), "--backend", "onnxruntime", "--threads", "1"]
     assert (
-        main([*arguments, "--json", str(tmp_path / "out.json"), "--pictures", str(tmp_path / "looks"), "--store"]) == 1
+        main([*arguments, "--json", str(tmp_path / "out.json"), "--pictures", str(tmp_path / "pictures"), "--store"])
+        == 1
     )
     captured = capsys.readouterr()
     assert "MISS" in captured.out
@@ -189,7 +190,7 @@ def test_the_command_scores_a_real_bundle(
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["passed"] is False
     assert Bundle.load(path).manifest.evaluation == written
-    assert len(list((tmp_path / "looks").iterdir())) == 2 * 3 * len(VARIANTS)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2 * 3 * len(VARIANTS)
     assert main([*arguments, "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
     assert main([*arguments, "--pictures", str(path / "bundle.json")]) == 2
     assert "cannot be made" in capsys.readouterr().err

@@ -230,7 +230,7 @@ def test_options_that_do_not_fit(tiny_checkpoint: Path, tmp_path: Path, capsys: 
     scenes = make_scenes(tmp_path / "scenes", shards=1)
     data = ["--data", f"simulated={scenes}"]
     out = ["-o", str(tmp_path / "out")]
-    for arguments, told in (
+    for arguments, message in (
         (data, "expected -o DIR with --data"),
         (out, "expected --data NAME=DIR with -o"),
         (["--split", "val"], "expected --data NAME=DIR with --split"),
@@ -244,5 +244,5 @@ def test_options_that_do_not_fit(tiny_checkpoint: Path, tmp_path: Path, capsys: 
         ([*data, *out, "--threads", "0"], "at least 1 thread"),
     ):
         assert main(["evaluate", str(tiny_checkpoint), *arguments]) == 2, arguments
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

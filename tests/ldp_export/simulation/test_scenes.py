@@ -62,16 +62,16 @@ def test_disparity_is_against_the_sign_of_the_circle_of_confusion(photos: Path) 
 
 def test_rendering_resumes_and_completes(photos: Path, tmp_path: Path, small_shards: None) -> None:
     job = RenderJob(photos, None, tmp_path / "out", seed=3)
-    told: list[int] = []
-    render(job, 3, progress=told.append)
-    assert sum(told) == 3
+    counts: list[int] = []
+    render(job, 3, progress=counts.append)
+    assert sum(counts) == 3
     paths = sorted(job.output.iterdir())
     assert [path.name for path in paths] == ["scenes-0000.npz", "scenes-0001.npz"]
     assert [scenes_in_shard(path) for path in paths] == [2, 1]
     before = [path.stat().st_mtime_ns for path in paths]
-    told.clear()
-    render(job, 4, progress=told.append)
-    assert told == [2, 2]
+    counts.clear()
+    render(job, 4, progress=counts.append)
+    assert counts == [2, 2]
     assert [path.stat().st_mtime_ns == then for path, then in zip(paths, before, strict=True)] == [True, False]
     expected = render_shard(1, load_photos(photos), scenes=2, seed=3)
     with np.load(paths[1]) as file:
@@ -100,8 +100,8 @@ def test_lists_of_photographs(photos: Path, tmp_path: Path) -> None:
     assert np.array_equal(loaded[0], data.coffee()[:300, :320])
     assert np.array_equal(loaded[1], np.dstack([data.camera()] * 3))
     assert [photo.shape for photo in load_photos(photos)] == [(300, 300, 3), (300, 320, 3)]
-    for wrong, told in ((("c.png",), "c.png under"), (("skimage:nobody",), "scikit-image")):
-        with pytest.raises(SimulationError, match=told):
+    for wrong, message in ((("c.png",), "c.png under"), (("skimage:nobody",), "scikit-image")):
+        with pytest.raises(SimulationError, match=message):
             load_photos(photos, wrong)
     with pytest.raises(SimulationError, match="got none"):
         load_photos(tmp_path / "nowhere")
