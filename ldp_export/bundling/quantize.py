@@ -3,8 +3,8 @@
 Convolutions and matrix products with weights take 8-bit inputs and weights; all else, their outputs too, stays in
 float, so that the residual stream and the skip are never rounded. Scales are symmetric with zero point 0, as TensorRT
 wants them: one per tensor for activations, and for weights one per channel in INT8, one per tensor in FP8, whose
-exponent follows the channels by itself. INT8 weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of products in
-16 bits, which overflow with all 8. FP8 is E4M3, for engines for sm_89 and later; CPUs only check its quality.
+exponent follows the channels by itself. INT8 weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of products
+in 16 bits, which overflow with all 8. FP8 is E4M3, for engines for sm_89 and later; CPUs only check its quality.
 
 Which layers stay in float is measured, not guessed: each group of layers is quantised alone, and those that cost most
 quality for the work that they would save are left out until the change in PSNR to the target is within the limit.
