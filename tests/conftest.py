@@ -27,6 +27,14 @@ def deblurrer(pristine: Path) -> Deblurrer:
     return Deblurrer.from_bundle(pristine, backend="onnxruntime", precision="fp32", threads=1)
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests of a file compile and compute does not enter the user's cache, nor come from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def heeds_sigint() -> Iterator[None]:
     """SIGINT interrupts this process and those that it starts, even where the suite runs in the background.

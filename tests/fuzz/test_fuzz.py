@@ -10,13 +10,10 @@ import pytest
 from tests.fuzz.cases import ERROR, FINDINGS, KINDS, RESULT, Case, draw, run_case
 from tests.fuzz.harness import quiet, run_cases
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SEED = 20_261_125
 CASES = 25
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.filterwarnings("ignore")

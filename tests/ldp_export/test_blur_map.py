@@ -18,6 +18,7 @@ from ldp_export.blur_map import (
     upsample_map,
 )
 from ldp_export.clip import PROMPTS
+from tests.ldp_export.tensors import array, noise
 
 PATCH = 8
 DP_AWARE = [prompt.format == "dp-aware" for prompt in PROMPTS]
@@ -30,16 +31,8 @@ class CalibratedPrompt:
     temperature: float
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def unit_rows(*shape: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(noise(*shape, seed=seed), dim=-1)
-
-
-def array(tensor: Tensor) -> NDArray[np.float64]:
-    return tensor.detach().double().numpy()
 
 
 def test_center_view_is_the_mean() -> None:

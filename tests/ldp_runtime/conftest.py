@@ -1,6 +1,6 @@
 """A tiny bundle, a small pair, and ``ldp`` run in this process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,8 @@ def scene(dtype: Any = np.uint8, shift: int = 0, height: int = H, width: int = W
     return np.round(np.roll(image, shift, axis=1) * np.iinfo(dtype).max).astype(dtype)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the tests compile does not enter the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LDP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(own_cache: None) -> None: ...
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from models.recipes.ablations import run as ablations
 from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
 from tests.ldp_export.tiny_models import TINY_CONFIG
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROWS = sorted(path.stem for path in ablations.FOLDER.glob("table*.yaml"))
 SIDE = 64
 
@@ -113,11 +115,6 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> ablations.Options:
         crop=32,
         batch=2,
     )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LDP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.mark.train

@@ -6,7 +6,8 @@ import torch
 
 from ldp_export.clip import LoadedClip, load_clip
 from ldp_export.network.randomise import randomise
-from tests.ldp_export.clip.small_clip import noise, write_config
+from tests.ldp_export.clip.small_clip import write_config
+from tests.ldp_export.tensors import noise
 
 
 @pytest.fixture(scope="module")

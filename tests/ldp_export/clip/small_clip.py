@@ -4,19 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 PATCH = 8
 TINY: dict[str, Any] = {
     "embed_dim": 12,
     "vision_cfg": {"image_size": 32, "patch_size": PATCH, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def write_config(folder: Path, **changes: Any) -> str:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ldp_export.clip import DenseCLIP, LoadedClip, WindowEncoder
-from tests.ldp_export.clip.small_clip import PATCH, noise
+from tests.ldp_export.clip.small_clip import PATCH
+from tests.ldp_export.tensors import noise
 
 
 @torch.no_grad()

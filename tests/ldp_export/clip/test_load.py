@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldp_export.clip import ClipError, LoadedClip, load_clip
-from tests.ldp_export.clip.small_clip import TINY, noise, write_config
+from tests.ldp_export.clip.small_clip import TINY, write_config
+from tests.ldp_export.tensors import noise
 
 
 @torch.no_grad()

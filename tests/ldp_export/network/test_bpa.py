@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldp_export.network.bpa import (
@@ -15,18 +14,10 @@ from ldp_export.network.bpa import (
 )
 from ldp_export.network.layers import NAFBlock
 from ldp_export.network.randomise import randomise
+from tests.ldp_export.tensors import Array, array, noise, slow_pointwise
 
-Array = NDArray[np.float64]
 CHANNELS = 8
 HEAD_DIM = 4
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def array(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
 
 
 def attention(kernel: int, window: int | None, seed: int = 0) -> BlurPriorAttention:
@@ -39,10 +30,6 @@ def attention(kernel: int, window: int | None, seed: int = 0) -> BlurPriorAttent
 
 
 # --- slow transcriptions of Eq. 9 and 10, one image in float64 ----------------------------------------------
-
-
-def slow_pointwise(x: Array, conv: nn.Conv2d) -> Array:
-    return np.einsum("oc,cij->oij", array(conv.weight)[:, :, 0, 0], x) + array(conv.bias)[:, None, None]
 
 
 def slow_conv3x3(x: Array, conv: nn.Conv2d) -> Array:

@@ -4,23 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
 from ldp_export.network.randomise import randomise
-
-Array = NDArray[np.float64]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def array(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
-
+from tests.ldp_export.tensors import Array, array, noise, slow_pointwise
 
 # --- slow transcriptions, one image (C, H, W) in float64 ----------------------------------------------------
 
@@ -32,14 +21,6 @@ def slow_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
         mean = sum(pixel) / len(pixel)
         variance = sum((value - mean) ** 2 for value in pixel) / len(pixel)
         out[:, i, j] = (pixel - mean) / math.sqrt(variance + eps) * weight + bias
-    return out
-
-
-def slow_pointwise(x: Array, conv: nn.Conv2d) -> Array:
-    weight, bias = array(conv.weight)[:, :, 0, 0], array(conv.bias)
-    out = np.empty((weight.shape[0], *x.shape[1:]))
-    for i, j in np.ndindex(x.shape[1:]):
-        out[:, i, j] = weight @ x[:, i, j] + bias
     return out
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,19 +39,12 @@ from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from tests.ldp_export.tiny_models import TINY_CLIP, TINY_CONFIG
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.usefixtures("own_cache")]
 
 PROCESSES = 2
 STEPS = (4, 3)
 SAME = 5e-5
 """Weights that were computed in another order of sums differ by less; training moves them much further."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LDP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ HAS_BF16 = "bf16" in BACKENDS["openvino"].precisions
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LDP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -57,17 +57,17 @@ def test_a_run_that_openvino_refuses_is_a_backend_error(bundle: Path, monkeypatc
     assert str(caught.value) == "openvino failed: Exception from src:1 shapes differ"
 
 
-def test_openvino_keeps_what_it_compiles_by_content(bundle: Path, own_cache: Path) -> None:
+def test_openvino_keeps_what_it_compiles_by_content(bundle: Path, empty_cache: Path) -> None:
     feeds = deblur_feeds()
     backend = BACKENDS["openvino"]
     plain = backend.open(bundle / "deblur.onnx", "fp32", 1).run(feeds)["restored"]
-    assert not own_cache.exists(), "without a content hash nothing is kept"
+    assert not empty_cache.exists(), "without a content hash nothing is kept"
     for _ in range(2):
         session = backend.open(bundle / "deblur.onnx", "fp32", 1, content="a" * 64)
         np.testing.assert_array_equal(session.run(feeds)["restored"], plain)
-        assert len(list((own_cache / "openvino" / ("a" * 32)).glob("*.blob"))) == 1
+        assert len(list((empty_cache / "openvino" / ("a" * 32)).glob("*.blob"))) == 1
     backend.open(bundle / "deblur.onnx", "fp32", 1, content="b" * 64)
-    assert len(list((own_cache / "openvino").iterdir())) == 2
+    assert len(list((empty_cache / "openvino").iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
