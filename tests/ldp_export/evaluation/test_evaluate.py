@@ -133,7 +133,7 @@ def test_tables_and_json(pairs: dict[str, SimulatedPair]) -> None:
     assert value["passed"] is True
     assert (value["backend"], value["precision"], value["missed"]) == ("fake", "fp32", [])
     assert value["wanted"]["gain_db"] == ">= 3"
-    assert value["wanted"]["swapped_costs_db"] == "<= 0.5"
+    assert value["wanted"]["swapped_costs_db"] == "<= 0.6"
     broken = Evaluation({"near": dict(evaluation.figures["near"], gain_db=math.nan)}, "fake", "fp32")
     assert not broken.passed
     assert broken.to_json()["figures"]["near"]["gain_db"] is None
