@@ -151,7 +151,7 @@ class LDPConfig:
 CONFIGS = {
     config.name: config
     for config in (
-        LDPConfig("nano", width=32, stem=2, encoder=(1, 1, 2), middle=2, decoder=(2, 1, 1), bpa=("decoder",), window=8),
+        LDPConfig("nano", width=32, stem=2, encoder=(1, 1, 4), middle=6, decoder=(4, 1, 1), bpa=("decoder",), window=8),
         LDPConfig("small", width=32, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2)),
         LDPConfig("large", width=64, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2), head_dim=64),
     )

@@ -545,7 +545,7 @@ def test_tensorrt_fuses_attention_normalisation_and_pooling(fresh: bool, tmp_pat
     assert len(pooled) == number(network, SimplifiedChannelAttention)
     assert report.bytes is not None
     # Full maps of the first scale are 256/2 x 384/2 x 32 FP16 numbers.
-    assert 50 < report.bytes / (128 * 192 * 32 * 2) < 160
+    assert 50 < report.bytes / (128 * 192 * 32 * 2) < 240
     assert report.activation_bytes is not None
     assert report.activation_bytes > 128 * 192 * 64 * 2
 

@@ -118,7 +118,7 @@ def test_lists_of_photographs(photos: Path, tmp_path: Path) -> None:
 
 def test_the_recipe_s_list() -> None:
     names = read_photo_list(RECIPE_LIST)
-    assert len(names) == len(set(names)) == 48
+    assert len(names) == len(set(names)) == 52
     assert sum(name.startswith("skimage:") for name in names) == 10
     assert not any("motorcycle" in name for name in names)
 
