@@ -10,6 +10,7 @@ calibration.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ ARCHITECTURE = "ViT-B-16-quickgelu"
 WEIGHTS = "openai"
 
 _SHOWN = 8
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _FIX = "give the model.pth that the authors of LDP published"
 
 
@@ -118,8 +121,7 @@ def _read_params(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ReleaseError(f"expected the released checkpoint, got {path}, which does not exist; {_FIX}") from None
     except Exception as error:  # torch raises what it likes, from zip and pickle errors to its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ReleaseError(f"{path}: expected a checkpoint of weights alone, got: {reason}; {_FIX}") from error
+        raise ReleaseError(f"{path}: expected a checkpoint of weights alone, got {_reason(error)}; {_FIX}") from error
     if not isinstance(content, dict) or PARAMS not in content:
         got = ", ".join(sorted(map(str, content))[:_SHOWN]) if isinstance(content, dict) else type(content).__name__
         raise ReleaseError(f"{path}: expected a state dict under {PARAMS!r}, got {got or 'nothing'}; {_FIX}")
@@ -127,6 +129,16 @@ def _read_params(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ReleaseError(f"{path}: expected tensors by name under {PARAMS!r}, got something else; {_FIX}")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """Why torch refuses a file, in plain words: its own text has several lines, advice and escape codes."""
+    text = str(error)
+    kinds = sorted(set(_GLOBAL.findall(text)))
+    if kinds:
+        return f"one that also holds {_listed(kinds)}, which unpickling would have to run"
+    lines = [line for line in _ESCAPE.sub("", text).splitlines() if line.strip()]
+    return f"a file that torch cannot read ({': '.join([type(error).__name__, *lines[:1]])})"
 
 
 def _check(path: Path, state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ from ldp_runtime.command import make_parser, run
 
 COMMANDS = (
     "deblur",
+    "split",
     "blur-map",
     "batch",
     "serve",

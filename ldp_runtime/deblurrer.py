@@ -6,7 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from ldp_runtime.backends.base import Backend, SessionBackend
 from ldp_runtime.bundle.bundle import Bundle
@@ -17,6 +18,9 @@ from ldp_runtime.registry import select
 from ldp_runtime.result import PendingResult, Result
 from ldp_runtime.stages.tiles import AUTO, check_tile
 from ldp_runtime.tensors import is_device_array
+
+if TYPE_CHECKING:
+    from ldp_runtime.images.decode import Photo
 
 
 class Deblurrer:
@@ -108,6 +112,34 @@ class Deblurrer:
             BackendError: The backend failed.
         """
         return self.start(left, right, axis=axis).result()
+
+    def restore_files(
+        self,
+        left: str | os.PathLike[str],
+        right: str | os.PathLike[str] | None = None,
+        *,
+        axis: str = "horizontal",
+        swap: bool = False,
+    ) -> Photo:
+        """Restores a pair of files, or one that holds both views, such as a dual-pixel raw photo.
+
+        Args:
+            left: File of the left view, or of both, as for ``images.pair_files.read_views``.
+            right: File of the right view, or None.
+            axis: As for a call; a camera that was turned is known from EXIF.
+            swap: The views are exchanged.
+
+        Returns:
+            The restored photo with the metadata of the left view, for ``images.photo.write_photo``.
+
+        Raises:
+            LDPError: A file cannot be read, or as for a call.
+        """
+        from ldp_runtime.images.pair_files import read_views
+
+        views = read_views(left, right, axis=axis, swap=swap)
+        result = self(views.left.pixels, views.right.pixels, axis=views.axis)
+        return replace(views.left, pixels=result.restored)
 
     def map(self, pairs: Iterable[tuple[Any, Any]], *, axis: str = "horizontal") -> Iterator[Result]:
         """Restores a sequence of pairs; reading them, copies, the GPU and the use of a result overlap.

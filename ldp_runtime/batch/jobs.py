@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ldp_runtime.batch.pairs import Pair, PairingError
+from ldp_runtime.images import raw_container
 
 FORMATS = {"png": ".png", "tiff": ".tif", "jpg": ".jpg"}
 """Format of the restored images -> suffix."""
@@ -27,6 +28,7 @@ class Settings:
         axis: How the sensor splits its pixels.
         swap: The names of the views are exchanged.
         content: ``Bundle.content`` of the bundle; every worker needs the same.
+        side_by_side: Each picture holds both views.
     """
 
     bundle: str
@@ -37,12 +39,15 @@ class Settings:
     axis: str
     swap: bool
     content: str
+    side_by_side: bool = False
 
     def key(self) -> str:
         """SHA-256 of the settings that change a restored image."""
         fields = asdict(self)
         for name in ("bundle", "threads"):  # neither changes the image
             del fields[name]
+        if not self.side_by_side:  # so that journals from before there was this option stay valid
+            del fields["side_by_side"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -51,18 +56,25 @@ class Job:
     """A pair to restore.
 
     Attributes:
-        left: File of the left view, absolute.
-        right: File of the right view, absolute.
+        left: File of the left view, absolute, or of both.
+        right: File of the right view, absolute; None if ``left`` holds both.
         output: The restored image to write, absolute.
         blur_map: The blur map to write, absolute, or None.
         name: ``output`` below the output folder, with slashes.
+        target: The sharp photo to compare with, absolute, or None.
     """
 
     left: Path
-    right: Path
+    right: Path | None
     output: Path
     blur_map: Path | None
     name: str
+    target: Path | None = None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that the job reads."""
+        return tuple(path for path in (self.left, self.right, self.target) if path is not None)
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -70,14 +82,22 @@ class Job:
         return (self.output,) if self.blur_map is None else (self.output, self.blur_map)
 
 
-def make_jobs(pairs: Iterable[Pair], folder: Path, *, image_format: str | None, map_format: str | None) -> list[Job]:
+def make_jobs(
+    pairs: Iterable[Pair],
+    folder: Path,
+    *,
+    image_format: str | None,
+    map_format: str | None,
+    targets: Mapping[PurePosixPath, Path] | None = None,
+) -> list[Job]:
     """Names the outputs of pairs.
 
     Args:
         pairs: The pairs.
         folder: The output folder.
-        image_format: A name of ``FORMATS``; None for the left view's.
+        image_format: A name of ``FORMATS``; None for the left view's, TIFF for raw files.
         map_format: A name of ``MAP_FORMATS``; None for no blur maps.
+        targets: ``Pair.name`` -> its target.
 
     Raises:
         PairingError: Two outputs have one name, or one is an input.
@@ -85,13 +105,16 @@ def make_jobs(pairs: Iterable[Pair], folder: Path, *, image_format: str | None, 
     folder = Path(os.path.abspath(folder))
     jobs = []
     for pair in pairs:
-        suffix = pair.suffix or (pair.left.suffix if image_format is None else FORMATS[image_format])
+        own = ".tif" if pair.left.suffix.lower() in raw_container.SUFFIXES else pair.left.suffix
+        suffix = pair.suffix or (own if image_format is None else FORMATS[image_format])
         stem = str(pair.name)
         blur_map = None if map_format is None else folder / f"{stem}{MAP_FORMATS[map_format]}"
         name = stem + suffix
-        left, right = (Path(os.path.abspath(view)) for view in (pair.left, pair.right))
-        jobs.append(Job(left, right, folder / name, blur_map, name))
-    inputs = {os.path.realpath(view): view for job in jobs for view in (job.left, job.right)}
+        files = (pair.left, pair.right, (targets or {}).get(pair.name))
+        left, right, target = (None if path is None else Path(os.path.abspath(path)) for path in files)
+        assert left is not None
+        jobs.append(Job(left, right, folder / name, blur_map, name, target))
+    inputs = {os.path.realpath(path) for job in jobs for path in job.inputs}
     makers: dict[str, Job] = {}
     for job in jobs:
         for output in job.outputs:

@@ -59,17 +59,19 @@ class Record(Struct, frozen=True):
         name: ``Job.name``.
         settings: ``Settings.key``.
         left: The left view.
-        right: The right view.
+        right: The right view; None if the file of the left view holds both.
         outputs: Path below the output folder -> the file there.
-        made: How it was restored, for people: backend, precision, pixels, seconds.
+        made: How it was restored, for people: backend, precision, pixels, seconds, and its quality if it has a target.
+        target: The target, if it was compared with one.
     """
 
     name: str
     settings: str
     left: FileFacts
-    right: FileFacts
+    right: FileFacts | None
     outputs: dict[str, FileFacts]
     made: dict[str, Any]
+    target: FileFacts | None = None
 
 
 class _Line(Struct, omit_defaults=True):
@@ -132,9 +134,17 @@ class Journal:
         record = self._records.get(job.name)
         if record is None or record.settings != settings:
             return False
+        if (job.right is None) != (record.right is None):
+            return False
         outputs = [record.outputs.get(self._relative(path)) for path in job.outputs]
-        expected = zip((*job.outputs, job.left, job.right), (*outputs, record.left, record.right), strict=True)
-        return all(facts is not None and _holds(path, facts, verify) for path, facts in expected)
+        files = (*job.outputs, job.left, job.right, job.target)
+        expected = zip(files, (*outputs, record.left, record.right, record.target), strict=True)
+        return all(path is None or (facts is not None and _holds(path, facts, verify)) for path, facts in expected)
+
+    def quality(self, name: str) -> dict[str, Any] | None:
+        """The quality of a finished pair, by ``Job.name``, if it was compared with a target."""
+        record = self._records.get(name)
+        return None if record is None else record.made.get("quality")
 
     def foreign(self, jobs: Iterable[Job]) -> list[Path]:
         """The outputs that exist though no run wrote them."""

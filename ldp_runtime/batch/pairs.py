@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,27 @@ from pathlib import Path, PurePosixPath
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.files import cannot_read
+from ldp_runtime.images import raw_container, tiff
 from ldp_runtime.images.photo import SUFFIXES
 
-CONVENTIONS = "NAME_L and NAME_R, folders left/ and right/, folders NAME_l/ and NAME_r/ (DPD-blur), or left and right"
+CONVENTIONS = (
+    "NAME_L and NAME_R, the words left and right in names, folders left/ and right/, inputL/ and inputR/, or NAME_l/ "
+    "and NAME_r/ (DPD-blur), NAME-1 and NAME-2 (DPRSplit), or files that hold both views"
+)
 CSV_COLUMNS = ("left", "right", "output")
 
 _LEFT, _RIGHT = "left", "right"
+_SIDES = {"l": _LEFT, "left": _LEFT, "r": _RIGHT, "right": _RIGHT}
+_GAPS = "_-. "
+_TIFF = tiff.TIFF.suffixes
+_IMAGES = (*SUFFIXES, *raw_container.SUFFIXES)
 _SHOWN = 5
+
+_WORD = re.compile(r"(?<![a-z])(?P<side>left|right)(?![a-z])", re.IGNORECASE)
+_LETTER = re.compile(r"(?<=.)_(?P<side>[lr])$", re.IGNORECASE)
+_LETTER_FOLDER = re.compile(r"(?P<name>.+)_(?P<side>[lr])", re.IGNORECASE)
+_CAMEL_FOLDER = re.compile(r"(?P<name>.*[a-z])(?P<side>[LR])")
+_NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d)")
 
 
 class PairingError(ImageError):
@@ -33,14 +48,14 @@ class Pair:
     """The files of a pair.
 
     Attributes:
-        left: File of the left view.
-        right: File of the right view.
+        left: File of the left view, or one that holds both.
+        right: File of the right view; None if ``left`` holds both.
         name: The output's path below the output folder, without a suffix.
         suffix: The output's suffix with its dot, if the user gave one.
     """
 
     left: Path
-    right: Path
+    right: Path | None
     name: PurePosixPath
     suffix: str | None = None
 
@@ -67,17 +82,30 @@ class _Mark:
     name: PurePosixPath
 
 
-def find_pairs(folder: Path, output: Path) -> Listing:
+def find_pairs(folder: Path, output: Path, *, targets: Path | None = None, side_by_side: bool = False) -> Listing:
     """Finds the pairs in a folder and in the folders in it, except hidden ones.
 
     Args:
         folder: The input folder.
         output: The output folder, whose files are no inputs.
+        targets: The folder of the targets, whose files are no views.
+        side_by_side: Each picture holds both views.
 
     Raises:
         PairingError: The folder cannot be read, or a file belongs to more than one pair.
     """
-    return match_files(folder, _images(folder, output))
+    files = _images(folder, *(path for path in (output, targets) if path is not None))
+    if side_by_side:
+        return Listing(tuple(_alone(folder, file) for file in sorted(files)), ())
+    listing = match_files(folder, files)
+    two_pages = [path for path in listing.alone if path.suffix.lower() in _TIFF and tiff.count_pages(path) == 2]
+    pages = [_alone(folder, PurePosixPath(path.relative_to(folder).as_posix())) for path in two_pages]
+    pairs = sorted((*listing.pairs, *pages), key=lambda pair: pair.name)
+    return Listing(tuple(pairs), tuple(path for path in listing.alone if path not in two_pages))
+
+
+def _alone(folder: Path, file: PurePosixPath) -> Pair:
+    return Pair(folder / file, None, file.with_suffix(""))
 
 
 def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
@@ -112,18 +140,25 @@ def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
                 f"{folder / file} makes a pair with each of {several}; expected one: move the others away, rename "
                 "them, or list the pairs in a CSV"
             )
-    pairs = tuple(
-        Pair(folder / left, folder / right, name)
-        for (left, right), name in sorted(found.items(), key=lambda item: item[1])
+    rest = [file for file in files if file not in partners]
+    for left, right, name in _numbered(rest):
+        found[left, right] = name
+        partners[left], partners[right] = {right}, {left}
+    raw = [file for file in rest if file.suffix.lower() in raw_container.SUFFIXES and file not in partners]
+    pairs = [Pair(folder / left, folder / right, name) for (left, right), name in found.items()]
+    pairs += [_alone(folder, file) for file in raw]
+    pairs.sort(key=lambda pair: pair.name)
+    companions = _companions(partners, found.values(), raw)
+    alone = tuple(
+        folder / file for file in rest if file not in partners and file not in raw and not _is_below(file, companions)
     )
-    targets = _target_places(partners)
-    alone = tuple(folder / file for file in files if file not in partners and not _is_target(file, targets))
-    return Listing(pairs, alone)
+    return Listing(tuple(pairs), alone)
 
 
-def read_csv(path: Path) -> tuple[Pair, ...]:
+def read_csv(path: Path, *, side_by_side: bool = False) -> tuple[Pair, ...]:
     """Reads a CSV with the columns ``left``, ``right`` and, to choose the name, ``output``.
 
+    ``right`` is empty where the file in ``left`` holds both views, which ``side_by_side`` says of every picture.
     ``left`` and ``right`` are relative to the CSV's folder; ``output`` is below the output folder, and its suffix, if
     it has one, chooses the format.
 
@@ -140,11 +175,47 @@ def read_csv(path: Path) -> tuple[Pair, ...]:
                     f"{','.join(columns) or 'none'}; rename the columns"
                 )
             reader.fieldnames = columns
-            return tuple(_row(path, reader.line_num, row) for row in reader if any(row.values()))
+            return tuple(_row(path, reader.line_num, row, side_by_side) for row in reader if any(row.values()))
     except OSError as error:
         raise PairingError(cannot_read(path, error)) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise PairingError(f"{path} is no CSV in UTF-8 ({error}); save it as one") from error
+
+
+def match_targets(pairs: Sequence[Pair], folder: Path) -> dict[PurePosixPath, Path]:
+    """Finds the target of each pair: the picture in a folder with the pair's name, or with the last part of it.
+
+    In the folders of DPD-blur targets have other names than their views, but the same order: where no name is found and
+    there are as many pictures as pairs, the order decides.
+
+    Returns:
+        ``Pair.name`` -> the target; pairs without one are left out.
+
+    Raises:
+        PairingError: The folder cannot be read, or holds the target of no pair.
+    """
+    if not folder.is_dir():
+        raise PairingError(f"{folder} is not a folder; expected the folder of the targets, each with its pair's name")
+    files = sorted(_images(folder))
+    paths: dict[PurePosixPath, Path] = {}
+    names: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        paths.setdefault(file.with_suffix(""), folder / file)
+        names[file.stem].append(folder / file)
+    found = {}
+    for pair in pairs:
+        alike = names.get(pair.name.name, [])
+        target = paths.get(pair.name) or (alike[0] if len(alike) == 1 else None)
+        if target is not None:
+            found[pair.name] = target
+    if not found and len(files) == len(pairs):
+        found = {pair.name: folder / file for pair, file in zip(pairs, files, strict=True)}
+    if not found:
+        raise PairingError(
+            f"{folder} holds the target of no pair; expected pictures with the names of the pairs, such as "
+            f"{pairs[0].name}.png"
+        )
+    return found
 
 
 def check_listing(folder: Path, listing: Listing, *, skip_unpaired: bool) -> None:
@@ -159,7 +230,7 @@ def check_listing(folder: Path, listing: Listing, *, skip_unpaired: bool) -> Non
             f"{CONVENTIONS}: fix the names, list the pairs in a CSV, or skip such files with --skip-unpaired"
         )
     if not listing.pairs:
-        raise PairingError(f"{folder} has no pairs ({', '.join(SUFFIXES)}); expected {CONVENTIONS}, or give a CSV")
+        raise PairingError(f"{folder} has no pairs ({', '.join(_IMAGES)}); expected {CONVENTIONS}, or give a CSV")
 
 
 def first_names(paths: Sequence[Path]) -> str:
@@ -174,60 +245,95 @@ def first_names(paths: Sequence[Path]) -> str:
 def _marks(file: PurePosixPath, root: str) -> Iterator[_Mark]:
     """The matches of the rules for a file; ``root`` is the name of the input folder."""
     stem = file.stem
-    side = {"_l": _LEFT, "_r": _RIGHT}.get(stem[-2:].lower())
-    if side is not None and len(stem) > 2:
-        yield _Mark(("suffix", name := file.with_name(stem[:-2])), side, name)
     if stem.lower() in (_LEFT, _RIGHT):
         name = file.parent if file.parent.name else PurePosixPath(root)
         yield _Mark(("files", name), stem.lower(), name)
+    elif (marked := _marked(stem)) is not None:
+        side, start, end = marked
+        key = file.with_name(f"{stem[:start]}*{stem[end:]}")
+        yield _Mark(("names", key), side, file.with_name(_without_mark(stem, side)))
     for i, part in enumerate(file.parts[:-1]):
-        before, after = file.parts[:i], file.parts[i + 1 :]
+        before, after = file.parts[:i], PurePosixPath(*file.parts[i + 1 :])
         if part.lower() in (_LEFT, _RIGHT):
-            rest = _without_mark(PurePosixPath(*after), part.lower())
+            rest = after.with_name(_without_mark(after.stem, part.lower()))
             yield _Mark(("folders", PurePosixPath(*before, "*", rest)), part.lower(), PurePosixPath(*before, rest))
-        side = {"_l": _LEFT, "_r": _RIGHT}.get(part[-2:].lower())
-        if side is not None and len(part) > 2:
-            name = PurePosixPath(*before, part[:-2], _without_mark(PurePosixPath(*after), side))
-            yield _Mark(("DPD-blur", name), side, name)
+        elif (match := _LETTER_FOLDER.fullmatch(part) or _CAMEL_FOLDER.fullmatch(part)) is not None:
+            side = _SIDES[match["side"].lower()]
+            rest = after.with_name(_without_mark(after.stem, side))
+            inner = (match["name"],) if match.re is _LETTER_FOLDER else ()  # test_l/ makes test/, inputL/ nothing
+            key = PurePosixPath(*before, f"{match['name']}*", rest)
+            yield _Mark((match.re.pattern, key), side, PurePosixPath(*before, *inner, rest))
 
 
-def _without_mark(file: PurePosixPath, side: str) -> PurePosixPath:
-    """Drops the suffix, and ``_L`` or ``_R`` if it repeats the view that the folder names."""
-    stem = file.stem
-    marked = stem[-2:].lower() == f"_{side[0]}" and len(stem) > 2
-    return file.with_name(stem[:-2] if marked else stem)
+def _marked(stem: str) -> tuple[str, int, int] | None:
+    """The side that a name without suffix says, and where: ``_L`` at its end, or the last word left or right."""
+    found = [*_WORD.finditer(stem), *_LETTER.finditer(stem)]
+    if not found:
+        return None
+    mark = max(found, key=lambda match: match.start("side"))
+    return _SIDES[mark["side"].lower()], mark.start("side"), mark.end("side")
 
 
-def _target_places(views: Iterable[PurePosixPath]) -> frozenset[PurePosixPath]:
-    """The places of targets beside these views: folders ``NAME_c`` of DPD-blur, and ``target`` beside ``left``."""
-    places = set()
+def _without_mark(stem: str, side: str) -> str:
+    """A name without the mark of this side, and without what separated the mark."""
+    marked = _marked(stem)
+    if marked is None or marked[0] != side:
+        return stem
+    before, after = stem[: marked[1]], stem[marked[2] :]
+    return (before.rstrip(_GAPS) + after if after else before.rstrip(_GAPS)) or stem
+
+
+def _numbered(files: Iterable[PurePosixPath]) -> Iterator[tuple[PurePosixPath, PurePosixPath, PurePosixPath]]:
+    """The pairs ``NAME-1`` (sum) and ``NAME-2`` (view) of DPRSplit, and ``NAME``; a third number is another naming."""
+    groups: dict[PurePosixPath, dict[str, list[PurePosixPath]]] = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        match = _NUMBERED.fullmatch(file.stem)
+        if match is not None:
+            groups[file.with_name(match["name"])][match["number"]].append(file)
+    for name, numbers in groups.items():
+        if sorted(numbers) == ["1", "2"] and all(len(files) == 1 for files in numbers.values()):
+            yield numbers["1"][0], numbers["2"][0], name
+
+
+def _companions(
+    views: Iterable[PurePosixPath], names: Iterable[PurePosixPath], raw: Iterable[PurePosixPath]
+) -> frozenset[PurePosixPath]:
+    """Files, without suffix, and folders that belong to pairs but are no views.
+
+    Targets in folders ``NAME_c`` of DPD-blur, ``target`` and ``inputC`` beside ``inputL``, and ``target`` beside
+    ``left``; the combined view of ``ldp split``; a camera's JPEG beside its raw file.
+    """
+    places = {file.with_suffix("") for file in raw} | {name.with_name(f"{name.name}_combined") for name in names}
     for view in views:
         if view.stem.lower() == _LEFT:
             places.add(view.parent / "target")
         for i, part in enumerate(view.parts[:-1]):
-            if part[-2:].lower() == "_l":
-                places.add(PurePosixPath(*view.parts[:i], f"{part[:-2]}_c"))
+            here = PurePosixPath(*view.parts[:i])
+            if (match := _LETTER_FOLDER.fullmatch(part)) is not None:
+                places.add(here / f"{match['name']}_c")
+            elif (match := _CAMEL_FOLDER.fullmatch(part)) is not None:
+                places |= {here / f"{match['name']}C", here / "target"}
     return frozenset(places)
 
 
-def _is_target(file: PurePosixPath, places: frozenset[PurePosixPath]) -> bool:
+def _is_below(file: PurePosixPath, places: frozenset[PurePosixPath]) -> bool:
     return not places.isdisjoint({file.with_suffix(""), *file.parents})
 
 
 # --- files and rows -----------------------------------------------------------------------------------------
 
 
-def _images(folder: Path, output: Path) -> list[PurePosixPath]:
-    """The images in a folder, as paths relative to it."""
+def _images(folder: Path, *avoided: Path) -> list[PurePosixPath]:
+    """The images in a folder, as paths relative to it; those in the avoided folders are left out."""
 
     def fail(error: OSError) -> None:
         raise PairingError(cannot_read(error.filename, error)) from error
 
     found: list[PurePosixPath] = []
-    avoid, seen = os.path.realpath(output), set()
+    seen = {os.path.realpath(path) for path in avoided}
     for here, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(here)
-        if real == avoid or real in seen:  # a link may lead back up
+        if real in seen:  # a link may lead back up
             folders.clear()
             continue
         seen.add(real)
@@ -236,31 +342,33 @@ def _images(folder: Path, output: Path) -> list[PurePosixPath]:
         found += [
             PurePosixPath(relative.as_posix(), name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in _IMAGES
         ]
     return found
 
 
-def _row(path: Path, line: int, row: dict[str, str | None]) -> Pair:
+def _row(path: Path, line: int, row: dict[str, str | None], side_by_side: bool) -> Pair:
     where = f"{path}, line {line}"
     cells = {name: (row.get(name) or "").strip() for name in CSV_COLUMNS}
     if None in row:
         raise PairingError(f"{where}: expected {len(row) - 1} cells, got more; quote names that hold a comma")
-    views = []
-    for column in (_LEFT, _RIGHT):
+    both = side_by_side or Path(cells[_LEFT]).suffix.lower() in (*raw_container.SUFFIXES, *_TIFF)
+    for column in (_LEFT,) if both else (_LEFT, _RIGHT):
         if not cells[column]:
             raise PairingError(f"{where}: expected a file in the column {column}, got none; fill it in")
-        views.append(path.parent / cells[column])
-        if not views[-1].is_file():
-            raise PairingError(f"{where}: {views[-1]} does not exist; names are relative to the CSV's folder")
+    views = [path.parent / cells[column] if cells[column] else None for column in (_LEFT, _RIGHT)]
+    for view in views:
+        if view is not None and not view.is_file():
+            raise PairingError(f"{where}: {view} does not exist; names are relative to the CSV's folder")
+    left, right = path.parent / cells[_LEFT], views[1]
     if cells["output"]:
         name = PurePosixPath(cells["output"].replace(os.sep, "/"))
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise PairingError(f"{where}: expected an output below the output folder, got {name}; omit .. and /")
         if name.suffix.lower() in SUFFIXES:
-            return Pair(views[0], views[1], name.with_suffix(""), name.suffix)
-        return Pair(views[0], views[1], name)
-    return Pair(views[0], views[1], _own_name(path.parent, PurePosixPath(cells[_LEFT]), PurePosixPath(cells[_RIGHT])))
+            return Pair(left, right, name.with_suffix(""), name.suffix)
+        return Pair(left, right, name)
+    return Pair(left, right, _own_name(path.parent, PurePosixPath(cells[_LEFT]), PurePosixPath(cells[_RIGHT])))
 
 
 def _own_name(folder: Path, left: PurePosixPath, right: PurePosixPath) -> PurePosixPath:

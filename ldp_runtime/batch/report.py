@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import structs
 
 from ldp_runtime.batch.work import Done, Failure, Outcome
+from ldp_runtime.images.quality import Quality
 
 LINE_SECONDS = 30.0
 _SHOWN = 20
@@ -29,6 +30,7 @@ class Tally:
         pixels: Pixels that this run restored.
         stages: Seconds by stage, summed over the pairs; stages overlap.
         ran: Backend and precision -> how many pairs they restored.
+        quality: Output -> its quality, see ``quality.against_target``; of pairs with a target.
         begin: When the run began, by ``time.monotonic``.
     """
 
@@ -40,6 +42,7 @@ class Tally:
     pixels: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     ran: dict[str, int] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
     begin: float = field(default_factory=time.monotonic)
 
     def add(self, outcome: Outcome) -> list[str]:
@@ -52,6 +55,8 @@ class Tally:
         self.pixels += made["pixels"]
         ran = f"{made['backend']} {made['precision']}"
         self.ran[ran] = self.ran.get(ran, 0) + 1
+        if "quality" in made:
+            self.quality[outcome.record.name] = made["quality"]
         for stage, value in made["seconds"].items():
             self.stages[stage] = self.stages.get(stage, 0.0) + value
         new = [warning for warning in dict.fromkeys(outcome.warnings) if warning not in self.warnings]
@@ -94,6 +99,7 @@ class Tally:
             "stages": {name: round(value, 3) for name, value in self.stages.items()},
             "warnings": self.warnings,
             "failures": [structs.asdict(failure) for failure in self.failures],
+            **({"quality": dict(sorted(self.quality.items()))} if self.quality else {}),
         }
 
 
@@ -102,6 +108,23 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
     lines = [f"failed: {failure.name}: {failure.error}" for failure in failures[:_SHOWN]]
     if len(failures) > _SHOWN:
         lines.append(f"failed: {len(failures) - _SHOWN} more, see the log")
+    return lines
+
+
+def quality_table(quality: Mapping[str, Quality]) -> list[str]:
+    """PSNR in dB and SSIM of the center views and the restored images against their targets, and the means."""
+    width = max(len("mean"), *map(len, quality))
+    keys = [(image, value) for image in ("center_view", "restored") for value in ("psnr_db", "ssim")]
+    lines = [f"{'':{width}}  {'center view':>17}  {'restored':>17}"]
+    rows = {name: [each[image][value] for image, value in keys] for name, each in sorted(quality.items())}
+    columns = [[value for value in column if value is not None] for column in zip(*rows.values(), strict=True)]
+    rows["mean"] = [sum(column) / len(column) if column else None for column in columns]
+    for name, values in rows.items():
+        cells = [
+            f"{'equal' if psnr is None else f'{psnr:.2f} dB':>9}  {'-' if ssim is None else f'{ssim:.4f}':>6}"
+            for psnr, ssim in (values[:2], values[2:])
+        ]
+        lines.append(f"{name:{width}}  {'  '.join(cells)}")
     return lines
 
 

@@ -24,8 +24,10 @@ from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, WriteError, one_line
 from ldp_runtime.files import cannot_read, cannot_write, write_files
-from ldp_runtime.images.pair_files import Views, encode_blur_map, read_views
-from ldp_runtime.images.photo import check_format, encode_photo
+from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.pair_files import Views, check_like, encode_blur_map, read_views
+from ldp_runtime.images.photo import check_format, encode_photo, read_photo
+from ldp_runtime.images.quality import against_target
 from ldp_runtime.result import PendingResult, Result
 from ldp_runtime.stages.tiles import ran_out_of_memory
 
@@ -36,7 +38,7 @@ class Failure(Struct, frozen=True, tag=True):
     Attributes:
         name: ``Job.name``.
         left: Its left view.
-        right: Its right view.
+        right: Its right view; None if one file holds both.
         error: Why, a line.
         whole: The backend or the bundle failed, so other pairs are likely to fail too.
         traceback: The traceback of a bug.
@@ -44,7 +46,7 @@ class Failure(Struct, frozen=True, tag=True):
 
     name: str
     left: str
-    right: str
+    right: str | None
     error: str
     whole: bool = False
     traceback: str | None = None
@@ -79,8 +81,8 @@ class Read:
 
     job: Job
     views: Views
-    left: FileFacts
-    right: FileFacts
+    files: dict[Path, FileFacts]
+    target: Photo | None
     seconds: float
 
 
@@ -122,12 +124,18 @@ def read(job: Job, settings: Settings) -> Read:
     with failing_alone(job):
         begin = time.perf_counter()
         try:
-            facts = FileFacts.from_file(job.left), FileFacts.from_file(job.right)
+            facts = {path: FileFacts.from_file(path) for path in job.inputs}
         except OSError as error:
             raise ImageError(cannot_read(error.filename, error)) from error
-        views = read_views(job.left, job.right, axis=settings.axis, swap=settings.swap)
+        views = read_views(
+            job.left, job.right, axis=settings.axis, swap=settings.swap, side_by_side=settings.side_by_side
+        )
         check_format(job.output, views.left)
-        return Read(job, views, *facts, time.perf_counter() - begin)
+        target = None
+        if job.target is not None:
+            target = read_photo(job.target)
+            check_like(job.target, target, "the views", views.left)
+        return Read(job, views, facts, target, time.perf_counter() - begin)
 
 
 def start(deblurrer: Deblurrer, pair: Read) -> PendingResult:
@@ -166,6 +174,10 @@ def write(restored: Restored, settings: Settings) -> Done:
         if job.blur_map is not None:
             contents[job.blur_map] = encode_blur_map(job.blur_map, result.blur_map)
         _write_files(contents)
+        left, right = pair.views.left, pair.views.right
+        quality = None
+        if pair.target is not None:
+            quality = against_target(left.pixels, right.pixels, result.restored, pair.target.pixels)
         seconds = {"read": pair.seconds, **result.timings, "write": time.perf_counter() - begin}
         made = {
             "backend": result.backend,
@@ -173,11 +185,13 @@ def write(restored: Restored, settings: Settings) -> Done:
             "tiles": result.tiles,
             "pixels": pair.views.pixels,
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
+            **({} if quality is None else {"quality": quality}),
         }
         folder = _root(job)
         outputs = {path.relative_to(folder).as_posix(): _facts(path, content) for path, content in contents.items()}
-        record = Record(job.name, settings.key(), pair.left, pair.right, outputs, made)
-        return Done(record, (*pair.views.warnings, *result.notes))
+        files = [None if path is None else pair.files[path] for path in (job.right, job.target)]
+        record = Record(job.name, settings.key(), pair.files[job.left], files[0], outputs, made, files[1])
+        return Done(record, (*pair.views.warnings, *pair.views.notes, *result.notes))
 
 
 @contextmanager
@@ -200,7 +214,8 @@ def failing_alone(job: Job) -> Iterator[None]:
 
 def failure(job: Job, error: str, *, whole: bool = False, traceback: str | None = None) -> Failure:
     """The failure of a job."""
-    return Failure(job.name, str(job.left), str(job.right), error, whole, traceback)
+    right = None if job.right is None else str(job.right)
+    return Failure(job.name, str(job.left), right, error, whole, traceback)
 
 
 def _write_files(contents: dict[Path, bytes]) -> None:

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of a command on a pair."""
-    parser.add_argument("left", metavar="LEFT", help="left view: PNG, TIFF or JPEG, 8 or 16 bits")
-    parser.add_argument("right", metavar="RIGHT", help="right view, of the same size and depth")
+    parser.add_argument(
+        "left",
+        metavar="LEFT|PHOTO",
+        help="left view (PNG, TIFF, JPEG, PGM or PPM), or a file that holds both views: a dual-pixel raw photo (CR2, "
+        "CR3, DNG), a TIFF of two pages, or a picture for --side-by-side",
+    )
+    parser.add_argument("right", nargs="?", metavar="RIGHT", help="right view, of the same size and depth")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
     add_json_argument(parser)
     add_bundle_argument(parser)
@@ -87,6 +92,7 @@ class PairReport:
             f"backend  {fields['reason']}",
             "pair     {width} x {height} px, {bits} bits, {axis} disparity".format(**fields),
         ]
+        lines += [f"note     {note}" for note in fields["notes"]]
         lines += [f"  {name:12}{value:8.3f} s" for name, value in self._seconds.items()]
         lines.append(f"  {'total':12}{sum(self._seconds.values()):8.3f} s")
         for name, value in fields.get("quality", {}).items():
@@ -111,11 +117,23 @@ def check_outputs(inputs: Sequence[str], outputs: Sequence[str]) -> None:
         check_writable(output)
 
 
+def view_files(arguments: argparse.Namespace) -> list[str]:
+    """The files of the views: two, or one that holds both."""
+    return [name for name in (arguments.left, arguments.right) if name is not None]
+
+
 def read_pair(arguments: argparse.Namespace, report: PairReport) -> Views:
     """Reads and checks both views; warnings and their size go into the report."""
     from ldp_runtime.images.pair_files import read_views
 
-    views = read_views(arguments.left, arguments.right, axis=arguments.axis, swap=arguments.swap)
+    views = read_views(
+        arguments.left,
+        arguments.right,
+        axis=arguments.axis,
+        swap=arguments.swap,
+        side_by_side=arguments.side_by_side,
+    )
+    report.fields["notes"] = list(views.notes)
     for warning in views.warnings:
         report.warn(warning)
     height, width = views.left.pixels.shape[:2]

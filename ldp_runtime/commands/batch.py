@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Generator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
@@ -37,15 +37,26 @@ examples:
   ldp batch photos/ restored/
   ldp batch photos/ restored/ --dry-run
   ldp batch pairs.csv restored/ --format tiff --blur-map png
-  ldp batch dd_dp_dataset_canon/ restored/ --bundle my-bundle --backend cuda
+  ldp batch test/ restored/ --target test/target
+  ldp batch card/ restored/
   ldp batch /share/photos/ /share/restored/ --ray head:6379
 
 INPUT is a folder, in which pairs are found by name, with all the folders in it:
   NAME_L.png and NAME_R.png           -> NAME.png
+  NAME left.png and NAME right.png, NAME_left.pgm and NAME_right.pgm -> NAME.*
   left/NAME.png and right/NAME.png    -> NAME.png
+  inputL/NAME.png, inputR/NAME.png    -> NAME.png
   test_l/NAME_L.png, test_r/NAME_R.png, targets in test_c/ (DPD-blur) -> test/NAME.png
   NAME/left.png and NAME/right.png    -> NAME.png
-or a CSV with the columns left,right or left,right,output, names relative to it.
+  NAME-1.tif (sum), NAME-2.tif (view) -> NAME.tif (DPRSplit)
+  NAME.CR2, NAME.CR3, NAME.DNG: dual-pixel raw photos -> NAME.tif
+  NAME.tif with two pages, the left view first -> NAME.tif
+or a CSV with the columns left,right or left,right,output, names relative to it;
+right is empty for a file that holds both views.
+
+With --target, a table of PSNR and SSIM follows, of the center views (the mean of
+both views) and of the restored images. Targets have the names of the pairs, or,
+as in DPD-blur, only their order.
 
 Reading, computing and writing overlap. The same command again skips finished
 pairs: those whose views, options and outputs have not changed, by their hashes
@@ -76,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--blur-map", choices=("png", "npy"), help="also write each blur map, NAME_blur, as a picture or as numbers"
+    )
+    parser.add_argument(
+        "--target", type=Path, metavar="FOLDER", help="folder of the sharp photos; prints PSNR and SSIM against them"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="restore every pair again, and replace files that no run wrote"
@@ -122,7 +136,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise ImageError("expected --ray ADDRESS|local with --workers, got none; name a cluster, or omit --workers")
     if arguments.blur_map is not None:
         require_blur_map(arguments.bundle)
-    jobs = make_jobs(_pairs(arguments), arguments.output, image_format=arguments.format, map_format=arguments.blur_map)
+    pairs = _pairs(arguments)
+    jobs = make_jobs(
+        pairs,
+        arguments.output,
+        image_format=arguments.format,
+        map_format=arguments.blur_map,
+        targets=_targets(pairs, arguments.target),
+    )
     bundle = Bundle.load(arguments.bundle)
     plan = Plan.make(
         jobs, _settings(arguments, bundle), arguments.output, overwrite=arguments.overwrite, verify=arguments.verify
@@ -135,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
     from ldp_runtime.batch.journal import OutputError
-    from ldp_runtime.batch.report import Progress, Tally, failure_lines
+    from ldp_runtime.batch.report import Progress, Tally, failure_lines, quality_table
     from ldp_runtime.batch.run import LOG_FILE, follow, write_log
     from ldp_runtime.files import check_writable
 
@@ -146,6 +167,10 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
         journal.remove_leftovers(plan.jobs)
         journal.claim(plan.todo)
         tally = Tally(len(plan.jobs), len(plan.jobs) - len(plan.todo))
+        todo = set(plan.todo)
+        for job in plan.jobs:
+            if job not in todo and job.target is not None and (quality := journal.quality(job.name)) is not None:
+                tally.quality[job.name] = quality
         outcomes = _outcomes(plan, bundle, arguments)
         progress = Progress(tally, quiet=arguments.quiet)
         try:
@@ -175,7 +200,7 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({**fields, "log": str(log)}, indent=2, allow_nan=False))
     elif not arguments.quiet:
-        print(f"{tally.summary()}\nlog in {log}")
+        print("\n".join([*(quality_table(tally.quality) if tally.quality else ()), tally.summary(), f"log in {log}"]))
     if end is not None:
         raise end
     if tally.failures:
@@ -206,6 +231,17 @@ def _progress_text(tally: Tally) -> str:
     )
 
 
+def _targets(pairs: tuple[Pair, ...], folder: Path | None) -> dict[PurePosixPath, Path]:
+    from ldp_runtime.batch.pairs import match_targets
+
+    if folder is None:
+        return {}
+    targets = match_targets(pairs, folder)
+    if len(targets) < len(pairs):
+        print(f"ldp: warning: {len(pairs) - len(targets)} pairs have no target in {folder}", file=sys.stderr)
+    return targets
+
+
 def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
     from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, read_csv
 
@@ -213,7 +249,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
     if source.is_dir():
         if os.path.realpath(source) == os.path.realpath(arguments.output):
             raise PairingError(f"{arguments.output} is the folder of the views; choose another output folder")
-        listing = find_pairs(source, arguments.output)
+        listing = find_pairs(source, arguments.output, targets=arguments.target, side_by_side=arguments.side_by_side)
         check_listing(source, listing, skip_unpaired=arguments.skip_unpaired)
         if listing.alone:
             print(f"ldp: warning: {len(listing.alone)} images belong to no pair and are left out", file=sys.stderr)
@@ -222,7 +258,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
         raise PairingError(f"{source} does not exist; give a folder with pairs or a CSV that lists them")
     if source.suffix.lower() != ".csv":
         raise PairingError(f"expected a folder or a .csv, got {source}; for one pair there is ldp deblur")
-    pairs = read_csv(source)
+    pairs = read_csv(source, side_by_side=arguments.side_by_side)
     if not pairs:
         raise PairingError(f"{source} lists no pairs; expected a line a pair below the first")
     return pairs
@@ -239,6 +275,7 @@ def _settings(arguments: argparse.Namespace, bundle: Bundle) -> Settings:
         tile=arguments.tile,
         axis=arguments.axis,
         swap=arguments.swap,
+        side_by_side=arguments.side_by_side,
         content=bundle.content,
     )
 
@@ -248,13 +285,13 @@ def _print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
 
     def fields(job: Job) -> dict[str, Any]:
         outputs = [str(path) for path in job.outputs]
-        return {"left": str(job.left), "right": str(job.right), "outputs": outputs, "done": job not in todo}
+        views = {"left": str(job.left), "right": None if job.right is None else str(job.right)}
+        return {**views, "outputs": outputs, "done": job not in todo}
 
     if arguments.json:
         print(json.dumps([fields(job) for job in plan.jobs], indent=2))
         return
     for job in plan.jobs:
-        print(
-            f"{'restore' if job in todo else 'done':8} {job.left} + {job.right} -> {' + '.join(map(str, job.outputs))}"
-        )
+        views = " + ".join(str(path) for path in (job.left, job.right) if path is not None)
+        print(f"{'restore' if job in todo else 'done':8} {views} -> {' + '.join(map(str, job.outputs))}")
     print(f"{len(plan.jobs)} pairs: {len(plan.todo)} to restore, {len(plan.jobs) - len(plan.todo)} done")

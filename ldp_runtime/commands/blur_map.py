@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, read_pair
+from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, read_pair, view_files
 from ldp_runtime.commands.options import load, require_blur_map
 
 HELP = "Shows where a pair is blurred."
@@ -12,6 +12,7 @@ EXAMPLES = """\
 examples:
   ldp blur-map left.png right.png -o blur.png
   ldp blur-map left.png right.png -o blur.npy
+  ldp blur-map PHOTO.CR3 -o blur.png
 
 A picture shows the map in colour, dark where it is sharp and light where it is
 blurred; .npy holds its numbers, an array (h, w) of float32 from 0 (sharp) to 1
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = PairReport(arguments)
     check_blur_map_name(arguments.output)
     require_blur_map(arguments.bundle)
-    check_outputs([arguments.left, arguments.right], [arguments.output])
+    check_outputs(view_files(arguments), [arguments.output])
     with report.stage("read"):
         views = read_pair(arguments, report)
     with report.stage("load"):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING
 
-from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, quality_text, read_pair
+from ldp_runtime.commands._pair import (
+    PairReport,
+    add_pair_arguments,
+    check_outputs,
+    quality_text,
+    read_pair,
+    view_files,
+)
 from ldp_runtime.commands.options import add_tile_argument, load, require_blur_map
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ldp_runtime.images.decode import Photo
+    from ldp_runtime.images.quality import Quality
     from ldp_runtime.result import Result
-
-_Quality = dict[str, dict[str, float | None]]
-"""Image -> "psnr_db" (None: infinite, the images are equal) and "ssim" (None: the images are too small)."""
 
 HELP = "Restores a pair: everything in focus."
 EXAMPLES = """\
@@ -25,10 +27,14 @@ examples:
   ldp deblur left.tif right.tif -o sharp.tif --blur-map blur.png --compare before-after.jpg
   ldp deblur left.png right.png -o sharp.png --target truth.png --json
   ldp deblur top.png bottom.png -o sharp.png --axis vertical
+  ldp deblur PHOTO.CR3 -o sharp.tif
+  ldp deblur 20240101_120000_000_left.pgm 20240101_120000_000_right.pgm -o sharp.png
 
-OUT has the format of its suffix (.png, .tif, .tiff, .jpg, .jpeg) and the
-depth, ICC profile, EXIF data, alpha and greyness of LEFT; it is upright (the
-EXIF orientation is applied). An existing OUT is replaced.
+OUT has the format of its suffix (.png, .tif, .tiff, .jpg, .jpeg, .pgm, .ppm,
+.pnm) and the depth, ICC profile, EXIF data, alpha and greyness of LEFT; it is
+upright (the EXIF orientation is applied). An existing OUT is replaced.
+
+A dual-pixel raw photo is split and developed as `ldp split` does it.
 
 """
 
@@ -54,9 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     from ldp_runtime.files import write_files
     from ldp_runtime.images.pair_files import check_blur_map_name, encode_blur_map
     from ldp_runtime.images.photo import check_format, encode_photo, image_format
+    from ldp_runtime.images.quality import against_target
 
     report = PairReport(arguments)
-    inputs = [arguments.left, arguments.right, *([arguments.target] if arguments.target else [])]
+    inputs = [*view_files(arguments), *([arguments.target] if arguments.target else [])]
     outputs = [p for p in (arguments.output, arguments.blur_map, arguments.compare) if p is not None]
     image_format(arguments.output)
     if arguments.blur_map is not None:
@@ -78,7 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
     report.fields["tiles"] = result.tiles
     del deblurrer  # frees the memory of its graphs before a large photo is encoded
 
-    quality = _quality(left, right, result.restored, target) if target is not None else None
+    quality = None
+    if target is not None:
+        quality = against_target(left.pixels, right.pixels, result.restored, target.pixels)
     with report.stage("write"):
         contents = {arguments.output: encode_photo(arguments.output, replace(left, pixels=result.restored))}
         if arguments.blur_map is not None:
@@ -102,32 +111,13 @@ def _read_target(name: str, left: Photo) -> Photo:
     return target
 
 
-def _quality(left: Photo, right: Photo, restored: np.ndarray, target: Photo) -> _Quality:
-    """PSNR and SSIM of the center view and of the restored image."""
-    import numpy as np
-
-    from ldp_runtime.images import quality
-
-    data_range = float(np.iinfo(restored.dtype).max)
-    images = {"center_view": quality.center_view(left.pixels, right.pixels), "restored": restored}
-    values: _Quality = {}
-    for name, image in images.items():
-        psnr = quality.psnr(image, target.pixels, data_range=data_range)
-        large = min(restored.shape[:2]) >= quality.SSIM_WINDOW
-        values[name] = {
-            "psnr_db": psnr if math.isfinite(psnr) else None,
-            "ssim": quality.ssim(image, target.pixels, data_range=data_range) if large else None,
-        }
-    return values
-
-
 def _encode_comparison(
     path: str,
     left: Photo,
     right: Photo,
     result: Result,
     target: Photo | None,
-    quality: _Quality | None,
+    quality: Quality | None,
 ) -> bytes:
     import numpy as np
 

@@ -59,7 +59,10 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the sensor splits its pixels: vertical for top (LEFT) and bottom (RIGHT); a camera "
         "that was turned is known from EXIF (default: %(default)s)",
     )
-    parser.add_argument("--swap", action="store_true", help="use LEFT as the right view and RIGHT as the left")
+    parser.add_argument("--swap", action="store_true", help="exchange the left and the right view")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="a picture holds both views, the left one in its left half"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
 
 

@@ -41,6 +41,7 @@ class Photo:
             thumbnail, or None.
         dpi: Horizontal and vertical resolution in pixels per inch, or None.
         orientation: The EXIF orientation (1 to 8) that was applied; it says where the sensor's x axis points.
+        notes: How the pixels were made of what the file holds, where that is more than decoding; sentences.
     """
 
     pixels: np.ndarray
@@ -50,19 +51,22 @@ class Photo:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     orientation: int = 1
+    notes: tuple[str, ...] = ()
 
 
 class Decoded(NamedTuple):
     """A picture as its file stores it: pixels ``(h, w, c)`` uint8 or uint16, and its metadata, where there is any.
 
-    c is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). ``exif`` is a block with or without its ``Exif`` prefix, or a
-    whole TIFF file, whose start is one; ``dpi`` is horizontal and vertical.
+    c is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); float32 is linear light, of which ``white`` is the largest
+    value that the file names. ``exif`` is a block with or without its ``Exif`` prefix, or a whole TIFF file, whose
+    start is one; ``dpi`` is horizontal and vertical.
     """
 
     pixels: np.ndarray
     icc_profile: bytes | None
     exif: bytes | None
     dpi: tuple[float, float] | None
+    white: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,13 @@ import numpy as np
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.one_file import both_views
 from ldp_runtime.images.orientation import upright_disparity
-from ldp_runtime.images.photo import encode_photo, image_format, read_photo
+from ldp_runtime.images.photo import decode_photos, encode_photo, image_format, photo_size, read_bytes
+from ldp_runtime.images.pixel_capture import develop_pixel_capture, is_pixel_capture
 from ldp_runtime.images.quality import view_correlation
+from ldp_runtime.images.raw import develop, raw_size
+from ldp_runtime.images.raw_container import is_raw
 from ldp_runtime.images.visualize import colour_blur_map
 
 MATCH_THRESHOLD = 0.5
@@ -33,12 +38,14 @@ class Views:
         right: The right view, of the same size and depth.
         axis: Direction of the disparity in the upright picture, as for ``Deblurrer``.
         warnings: What seems wrong though the pair can be restored, a sentence each.
+        notes: How the pixels were made of what the files hold, where that is more than decoding; sentences.
     """
 
     left: Photo
     right: Photo
     axis: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -47,23 +54,96 @@ class Views:
         return int(height * width)
 
 
+File = tuple[str | os.PathLike[str], bytes]
+"""The name of a file in messages, and its content."""
+
+
 def read_views(
-    left: str | os.PathLike[str], right: str | os.PathLike[str], *, axis: str = "horizontal", swap: bool = False
+    left: str | os.PathLike[str],
+    right: str | os.PathLike[str] | None = None,
+    *,
+    axis: str = "horizontal",
+    swap: bool = False,
+    side_by_side: bool = False,
 ) -> Views:
     """Reads both views and checks that they belong together.
 
     Args:
-        left: File of the left view.
-        right: File of the right view.
+        left: File of the left view, or one that holds both, see ``one_file``.
+        right: File of the right view; None if ``left`` holds both. Two raw files are a sum and one view of it, as
+            DPRSplit writes them.
         axis: How the sensor splits its pixels; a camera that was turned is known from EXIF.
-        swap: The names of the files are exchanged.
+        swap: The views are exchanged.
+        side_by_side: ``left`` is a picture with both views abreast.
 
     Raises:
-        ImageError: A file cannot be read, or they differ in size, depth or EXIF orientation.
+        ImageError: A file cannot be read, they differ in size, depth or EXIF orientation, or one file does not hold
+            two views.
+        LDPError: It is a raw photo, and the extra ``raw`` is not installed.
     """
-    names = (right, left) if swap else (left, right)
-    first, second = (read_photo(name) for name in names)
-    return match_views(first, second, names, axis=axis)
+    names = [left] if right is None else [left, right]
+    return decode_views(
+        [(name, read_bytes(Path(name))) for name in names], axis=axis, swap=swap, side_by_side=side_by_side
+    )
+
+
+def decode_views(
+    files: Sequence[File],
+    *,
+    axis: str = "horizontal",
+    swap: bool = False,
+    side_by_side: bool = False,
+    own_names: Sequence[str] | None = None,
+) -> Views:
+    """Decodes the content of one or two files, as ``read_views`` does.
+
+    Args:
+        files: The file of the left view and that of the right one, or one that holds both.
+        axis: As for ``read_views``.
+        swap: As for ``read_views``.
+        side_by_side: As for ``read_views``.
+        own_names: The names by which a capture app's files are known, where those in ``files`` are for messages alone.
+
+    Raises:
+        ImageError: As for ``read_views``.
+        LDPError: As for ``read_views``.
+    """
+    names: tuple[str | os.PathLike[str], ...]
+    if len(files) == 1:
+        name, data = files[0]
+        photos: Sequence[Photo] = both_views(name, data, side_by_side=side_by_side)
+        names = f"the left view in {name}", f"the right view in {name}"
+    else:
+        names = tuple(name for name, _ in files)
+        if side_by_side:
+            raise ImageError(
+                f"expected one picture with both views side by side, got {names[0]} and {names[1]}; give one file, or "
+                "omit --side-by-side"
+            )
+        photos = _two_photos(files, own_names or [name for name, _ in files])
+    order = slice(None, None, -1 if swap else 1)
+    first, second = photos[order]
+    first_name, second_name = names[order]
+    return match_views(first, second, (first_name, second_name), axis=axis)
+
+
+def _two_photos(files: Sequence[File], own_names: Sequence[str | os.PathLike[str]]) -> Sequence[Photo]:
+    names = [name for name, _ in files]
+    raw = [is_raw(data) for _, data in files]
+    if all(raw):
+        return list(develop(*files[0], second=files[1]))
+    if any(raw):
+        raise ImageError(
+            f"{names[raw.index(True)]} is a raw photo and {names[raw.index(False)]} is not; expected two pictures, or "
+            "one raw file that holds both views"
+        )
+    photos = decode_photos(files)
+    return [develop_pixel_capture(photo) for photo in photos] if is_pixel_capture(own_names, photos) else photos
+
+
+def claimed_size(name: str | os.PathLike[str], data: bytes) -> tuple[int, int]:
+    """The width and height in px that the header of a file claims, as ``photo_size``; raw photos are known too."""
+    return raw_size(name, data) if is_raw(data) else photo_size(name, data)
 
 
 def match_views(
@@ -106,7 +186,7 @@ def match_views(
     axis, mirrored = upright_disparity(axis, first.orientation)
     if mirrored:
         first, second = replace(first, pixels=second.pixels), replace(second, pixels=first.pixels)
-    return Views(first, second, axis, tuple(warnings))
+    return Views(first, second, axis, tuple(warnings), tuple(dict.fromkeys((*first.notes, *second.notes))))
 
 
 def check_like(name: str | os.PathLike[str], photo: Photo, other: str | os.PathLike[str], expected: Photo) -> None:

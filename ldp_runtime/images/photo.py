@@ -1,4 +1,4 @@
-"""Reading and writing photographs at 8 and 16 bits, with their metadata.
+"""Reading and writing photographs at 8 and 16 bits, with their metadata; linear light in 32-bit TIFF is read too.
 
 Pillow has no 16-bit RGB. So it reads JPEG and 8-bit PNG, OpenCV reads 16-bit PNG, and tifffile reads TIFF,
 except what it cannot unpack alone: there Pillow (8 bits) and OpenCV (16-bit LZW) step in. PNG and TIFF have encoders
@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.files import cannot_read, write_files
-from ldp_runtime.images.decode import Format, Photo, decoding
+from ldp_runtime.images.decode import Decoded, Format, Photo, UnsupportedError, decoding
 from ldp_runtime.images.exif import clean_exif
 from ldp_runtime.images.jpeg import JPEG
+from ldp_runtime.images.linear import encode_srgb
 from ldp_runtime.images.orientation import upright
 from ldp_runtime.images.png import PNG
+from ldp_runtime.images.pnm import PGM, PPM
 from ldp_runtime.images.tiff import TIFF
 
-FORMATS = (PNG, TIFF, JPEG)
+FORMATS = (PNG, TIFF, JPEG, PGM, PPM)
 """Every format that is read and written."""
 
 SUFFIXES = {suffix: each for each in FORMATS for suffix in each.suffixes}
@@ -33,13 +36,15 @@ MAX_FILE_BYTES = 2**32
 """Largest image file that is read: the largest picture with alpha at 16 bits needs half of it."""
 
 _NAMES = f"{', '.join(each.name for each in FORMATS[:-1])} or {FORMATS[-1].name}"
+_NEAR_WHITE = 0.5
 _MAX_DPI = 65535  # the most that JPEG can hold
 
 
 def read_photo(path: str | os.PathLike[str]) -> Photo:
-    """Reads an 8- or 16-bit file of one of ``FORMATS`` and turns it upright.
+    """Reads a file of one of ``FORMATS`` and turns it upright.
 
-    Grey, palette and 1-bit pictures become RGB; a JPEG with several pictures inside gives its main one.
+    Grey, palette and 1-bit pictures become RGB; a JPEG with several pictures inside gives its main one; linear light is
+    encoded as sRGB, 16 bits.
 
     Args:
         path: The file. Its first bytes select the format, not its suffix.
@@ -49,10 +54,10 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
 
     Raises:
         ImageError: The file is missing, unreadable, damaged or truncated, of another format, too large, or
-            stores samples that are not 8- or 16-bit grey or RGB.
+            stores samples that are not 8- or 16-bit or floating-point grey or RGB.
     """
     path = Path(path)
-    return decode_photo(path, _read_bytes(path))
+    return decode_photo(path, read_bytes(path))
 
 
 def decode_photo(name: str | os.PathLike[str], data: bytes) -> Photo:
@@ -65,10 +70,50 @@ def decode_photo(name: str | os.PathLike[str], data: bytes) -> Photo:
     Raises:
         ImageError: As for ``read_photo``.
     """
-    path = Path(name)
-    with decoding(path):
-        array, icc_profile, exif_block, dpi = _format_of_content(path, data).decode(data)
+    return decode_photos([(name, data)])[0]
+
+
+def decode_photos(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> list[Photo]:
+    """Decodes files of one photo, as ``read_photo`` does; those in linear light get one exposure.
+
+    Args:
+        files: Name and content of each, as for ``decode_photo``.
+
+    Raises:
+        ImageError: As for ``read_photo``.
+    """
+    pictures = []
+    for name, data in files:
+        path = Path(name)
+        with decoding(path):
+            decoded = _format_of_content(path, data).decode(data)
+            if decoded.pixels.dtype == np.float32 and not np.isfinite(decoded.pixels).all():
+                raise UnsupportedError("holds NaN or infinite values; expected finite ones: export it again")
+        pictures.append(decoded)
+    white = max((_white(picture) for picture in pictures if picture.pixels.dtype == np.float32), default=1.0)
+    return [_make_photo(picture, white) for picture in pictures]
+
+
+def _white(picture: Decoded) -> float:
+    """The value of full light: as the file says, else 1 if the values are close to it, else the largest."""
+    if picture.white is not None:
+        return picture.white
+    colours = picture.pixels[..., : 1 if picture.pixels.shape[2] <= 2 else 3]
+    largest = float(colours.max())
+    return largest if largest > 1 or 0 < largest < _NEAR_WHITE else 1.0
+
+
+def _make_photo(decoded: Decoded, white: float) -> Photo:
+    """Turns a picture upright and splits it; linear light is encoded, with ``white`` as the value of full light."""
+    array, icc_profile, exif_block, dpi, _ = decoded
     orientation, exif = clean_exif(exif_block or b"")
+    notes: tuple[str, ...] = ()
+    if array.dtype == np.float32:
+        colours = array.shape[2] - (array.shape[2] + 1) % 2
+        alpha = np.rint(65535 * array[..., colours:].clip(0, 1)).astype(np.uint16)
+        array = np.concatenate([encode_srgb(array[..., :colours], white=white), alpha], axis=2)
+        icc_profile = None  # it describes linear light
+        notes = (f"linear floating-point samples were encoded as sRGB, with {white:.6g} as white",)
     array = upright(array, orientation)
     if dpi is not None:
         x, y = reversed(dpi) if orientation >= 5 else dpi
@@ -83,6 +128,7 @@ def decode_photo(name: str | os.PathLike[str], data: bytes) -> Photo:
         exif=exif,
         dpi=dpi,
         orientation=orientation,
+        notes=notes,
     )
 
 
@@ -105,13 +151,15 @@ def _format_of_content(path: Path, data: bytes) -> Format:
     for each in FORMATS:
         if data.startswith(each.signatures):
             return each
-    raise ImageError(
-        f"{path} is not a {_NAMES} file; convert it to one of them (a raw photo has to be split into its two views "
-        "and developed first)"
-    )
+    raise ImageError(f"{path} is not a {_NAMES} file; convert it to one of them")
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Reads a regular file of at most ``MAX_FILE_BYTES``.
+
+    Raises:
+        ImageError: It is missing, empty, too large, or cannot be read.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -10,6 +10,9 @@ import numpy as np
 SSIM_WINDOW = 7
 """Side in px of the uniform window of SSIM; smaller images have no SSIM."""
 
+Quality = dict[str, dict[str, float | None]]
+"""``center_view`` and ``restored`` -> ``psnr_db`` (None: infinite, equal images), ``ssim`` (None: too small)."""
+
 _CORRELATION_SIDE = 16
 _FLAT_STD = 1 / 512
 
@@ -70,6 +73,20 @@ def ssim(image: np.ndarray, target: np.ndarray, *, data_range: float) -> float:
         similarity = (2 * ux * uy + c1) * (2 * vxy + c2) / ((ux * ux + uy * uy + c1) * (vx + vy + c2))
         means.append(float(similarity.mean()))
     return sum(means) / len(means)
+
+
+def against_target(left: np.ndarray, right: np.ndarray, restored: np.ndarray, target: np.ndarray) -> Quality:
+    """PSNR and SSIM of the center view and of the restored image; all ``(h, w, 3)`` of one integer dtype."""
+    data_range = float(np.iinfo(restored.dtype).max)
+    values: Quality = {}
+    for name, image in {"center_view": center_view(left, right), "restored": restored}.items():
+        decibel = psnr(image, target, data_range=data_range)
+        large = min(restored.shape[:2]) >= SSIM_WINDOW
+        values[name] = {
+            "psnr_db": decibel if math.isfinite(decibel) else None,
+            "ssim": ssim(image, target, data_range=data_range) if large else None,
+        }
+    return values
 
 
 def view_correlation(left: np.ndarray, right: np.ndarray) -> float:

@@ -9,6 +9,7 @@ import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -30,7 +31,7 @@ from ldp_runtime.images.decode import (
 from ldp_runtime.images.exif import LONG, RATIONAL, SHORT, UNDEFINED, header, numbers, read_block, write_directory
 
 MAX_PAGES = 64
-"""Most pages of a TIFF file; more than one is a picture with thumbnails or masks."""
+"""Most pages of a TIFF file: a picture, or two views, with thumbnails and masks."""
 
 _MAX_BYTES = 2**32 - 2**24  # 32-bit offsets, less room for tags and incompressible strips
 _DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
@@ -44,31 +45,96 @@ _RATIOS: dict[int, int] = {
     **dict.fromkeys(_DEFLATE, DEFLATE_RATIO),
 }
 
+_LEAST_FULL = 1 / 4
+"""A page with a smaller share of the largest one's pixels is a thumbnail, whether it says so or not."""
+
+_LEAST_WHITE = 1e-30
+
 _TILE_PIXELS = 2**22  # a tile of a small picture may be larger than the picture
 
 
 def _size(data: bytes) -> tuple[int, int]:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages[0].aspage()
+        page = _full_pages(tiff)[0]
         return page.imagewidth, page.imagelength
 
 
 def _decode(data: bytes) -> Decoded:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_PAGES + 1)]
-        if len(pages) > MAX_PAGES:
-            raise UnsupportedError(f"has more than {MAX_PAGES} pages; expected one: export that page")
-        page = pages[0]
-        full = [p for p in pages if not p.is_reduced]
-        if full != [page]:
+        full = _full_pages(tiff)
+        if len(full) > 1:
             raise UnsupportedError(
-                f"has {len(full)} full-size pages; expected one, the first: export that page (a raw photo has to be "
-                "split into its two views and developed first)"
+                f"has {len(full)} full-size pages; expected one: export that page, or give the file alone if its two "
+                "pages are the views of a pair"
             )
+        page = full[0]
+        if page.index > 0:  # a thumbnail precedes it
+            return _decode(_page_alone(data, page))
         check_size(page.imagewidth, page.imagelength)
         _check_samples(page)
         _check_segments(page)
-        return Decoded(_decode_page(data, page), page.iccprofile, data, _dpi(page))
+        pixels = _decode_page(data, page)
+        return Decoded(pixels, page.iccprofile, data, _dpi(page), _stated_white(page) if _is_float(page) else None)
+
+
+def count_pages(path: Path) -> int:
+    """How many full-size pages a file has; 0 if it is no TIFF file that can be read."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return len(_full_pages(tiff))
+    except Exception:  # a damaged file may give nearly any; whoever reads it reports it
+        return 0
+
+
+def split_pages(data: bytes) -> tuple[bytes, ...]:
+    """Makes a file of each full-size page of a TIFF file; thumbnails and masks are left out.
+
+    Raises:
+        UnsupportedError: It has more than ``MAX_PAGES`` pages.
+        Exception: It is no TIFF file, or damaged.
+    """
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        return tuple(_page_alone(data, page) for page in _full_pages(tiff))
+
+
+def _full_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """The pages that are no thumbnails: neither marked as reduced nor far smaller than the largest.
+
+    Raises:
+        UnsupportedError: There are too many pages.
+        ValueError: All are marked as reduced.
+    """
+    pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_PAGES + 1)]
+    if len(pages) > MAX_PAGES:
+        raise UnsupportedError(f"has more than {MAX_PAGES} pages; expected one: export that page")
+    full = [page for page in pages if not page.is_reduced]
+    if not full:
+        raise ValueError("none of its pages is a full-size picture")
+    pixels = max(page.imagewidth * page.imagelength for page in full)
+    return [page for page in full if page.imagewidth * page.imagelength >= pixels * _LEAST_FULL]
+
+
+def _page_alone(data: bytes, page: tifffile.TiffPage) -> bytes:
+    """The same file with this page as its first and only one."""
+    form = page.parent.tiff
+    patched = bytearray(data)
+    struct.pack_into(form.offsetformat, patched, form.offsetsize, page.offset)
+    (count,) = struct.unpack_from(form.tagnoformat, data, page.offset)
+    struct.pack_into(form.offsetformat, patched, page.offset + form.tagnosize + count * form.tagsize, 0)
+    return bytes(patched)
+
+
+def _is_float(page: tifffile.TiffPage) -> bool:
+    return bool(page.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP)
+
+
+def _stated_white(page: tifffile.TiffPage) -> float | None:
+    """The largest value that the file names for its samples, if it does."""
+    for name in ("SMaxSampleValue", "MaxSampleValue"):
+        if name in page.tags:
+            value = float(np.max(np.asarray(page.tags[name].value, np.float64)))
+            return value if _LEAST_WHITE < value < 1 / _LEAST_WHITE else None
+    return None
 
 
 def _check_segments(page: tifffile.TiffPage) -> None:
@@ -99,11 +165,13 @@ def _check_samples(page: tifffile.TiffPage) -> None:
     if page.photometric not in (*_DIRECT, PHOTOMETRIC.PALETTE, PHOTOMETRIC.YCBCR):
         name = PHOTOMETRIC(page.photometric).name
         raise UnsupportedError(f"stores {name} colour; expected grey or RGB: convert it to RGB")
-    if page.sampleformat != tifffile.SAMPLEFORMAT.UINT or page.bitspersample not in (1, 2, 4, 8, 16):
+    depths = (32,) if _is_float(page) else (1, 2, 4, 8, 16)
+    integers = page.sampleformat == tifffile.SAMPLEFORMAT.UINT
+    if page.bitspersample not in depths or not (integers or _is_float(page)):
         kind = tifffile.SAMPLEFORMAT(page.sampleformat).name
         raise UnsupportedError(
             f"stores {page.bitspersample}-bit {kind} samples; expected 8- or 16-bit unsigned "
-            "integers: export it as 16-bit TIFF or PNG"
+            "integers, or 32-bit floating point: export it as 16-bit TIFF or PNG"
         )
     colours = 3 if page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) else 1
     if not colours <= page.samplesperpixel <= colours + 1:
@@ -123,26 +191,34 @@ def _decode_page(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     """Decodes the only page of a TIFF file with what can: tifffile, OpenCV or Pillow.
 
     Returns:
-        ``(h, w, c)`` uint8 or uint16, c from 1 to 4, grey with 0 = black.
+        ``(h, w, c)`` uint8, uint16 or float32, c from 1 to 4, grey with 0 = black.
     """
     premultiplied = page.extrasamples[:1] == (tifffile.EXTRASAMPLE.ASSOCALPHA,)
     direct = page.photometric in _DIRECT
     contiguous = page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     unpacks = page.compression in _TIFFFILE_UNPACKS and page.fillorder == tifffile.FILLORDER.MSB2LSB
-    if page.bitspersample in (8, 16) and direct and not premultiplied and unpacks:
+    float_predictor = page.predictor == tifffile.PREDICTOR.FLOATINGPOINT  # tifffile needs another package for it
+    unpacks = unpacks and not float_predictor
+    if page.bitspersample in (8, 16, 32) and direct and not premultiplied and unpacks:
         array = _inflate(data, page) if page.compression in _DEFLATE else page.asarray()
         if not contiguous:
             array = np.moveaxis(array, 0, -1)  # (c, h, w) -> (h, w, c)
     elif page.bitspersample < 16:
         return decode_pillow(TiffImagePlugin.TiffImageFile(io.BytesIO(_without_orientation(data, page))))
     elif premultiplied:
-        raise UnsupportedError("is 16-bit with premultiplied alpha; save it with straight alpha, or without")
-    elif page.compression == COMPRESSION.LZW and contiguous and page.samplesperpixel != 2:
+        bits = page.bitspersample
+        raise UnsupportedError(f"is {bits}-bit with premultiplied alpha; save it with straight alpha, or without")
+    elif (float_predictor or page.compression == COMPRESSION.LZW) and contiguous and page.samplesperpixel != 2:
         array = decode_cv2(_without_orientation(data, page))
     else:
         name = COMPRESSION(page.compression).name
-        raise UnsupportedError(f"is 16-bit TIFF with {name} compression; save it with deflate or no compression")
+        bits = page.bitspersample
+        raise UnsupportedError(f"is {bits}-bit TIFF with {name} compression; save it with deflate or no compression")
     array = array.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+    if array.dtype.kind == "f":
+        if page.photometric == PHOTOMETRIC.MINISWHITE:
+            raise UnsupportedError("stores light as less is more; expected more is more: export it as RGB")
+        return array.astype(np.float32, copy=False)
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         array = array.copy()
         array[..., 0] = np.iinfo(array.dtype).max - array[..., 0]
@@ -151,7 +227,7 @@ def _decode_page(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
 
 def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     """Decodes a page with deflate: as ``page.asarray()``, which would inflate a strip or tile without a limit."""
-    array = np.empty(page.shaped, np.dtype(f"u{page.bitspersample // 8}"))  # (planes, 1, h, w, samples of a plane)
+    array = np.empty(page.shaped, page.dtype)  # (planes, 1, h, w, samples of a plane)
     limit = math.prod(page.chunks) * array.itemsize
     if not page.is_tiled:  # a single strip may claim any number of rows
         limit = min(limit, array.nbytes)

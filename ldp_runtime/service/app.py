@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ldp_runtime import __version__
+from ldp_runtime.images.pixel_capture import has_capture_names
 from ldp_runtime.service import problems
 from ldp_runtime.service.gate import Gate
 from ldp_runtime.service.models import Health, Limits, RestorationStatus
@@ -94,13 +95,32 @@ CurrentService = Annotated[Service, Depends(_service)]
 
 
 async def _read_upload(
-    left: Annotated[UploadFile, Form(description="Left (or top) view: PNG, TIFF or JPEG, 8 or 16 bits")],
-    right: Annotated[UploadFile, Form(description="Right (or bottom) view, of the same size and depth")],
+    left: Annotated[
+        UploadFile,
+        Form(
+            description="Left (or top) view: PNG, TIFF, JPEG, PGM or PPM; or a file that holds both views: a "
+            "dual-pixel raw photo (CR2, CR3, DNG), a TIFF of two pages, or a picture for `side_by_side`"
+        ),
+    ],
+    right: Annotated[
+        UploadFile | None,
+        Form(description="Right (or bottom) view, of the same size and depth; left out where `left` holds both"),
+    ] = None,
     axis: Annotated[Axis, Form(description="How the sensor splits its pixels")] = "horizontal",
-    swap: Annotated[bool, Form(description="The files are exchanged")] = False,
+    swap: Annotated[bool, Form(description="The views are exchanged")] = False,
+    side_by_side: Annotated[bool, Form(description="`left` is a picture with the left view in its left half")] = False,
     format: Annotated[Format, Form(description="Format of the restored image")] = "png",
 ) -> Upload:
-    return Upload(await left.read(), await right.read(), axis, swap, format)
+    names = [file.filename or "" for file in (left, right) if file is not None]
+    return Upload(
+        await left.read(),
+        None if right is None else await right.read(),
+        axis,
+        swap,
+        format,
+        side_by_side,
+        is_pixel_capture=has_capture_names(names),
+    )
 
 
 CurrentUpload = Annotated[Upload, Depends(_read_upload)]

@@ -1,4 +1,4 @@
-"""From the two files of a client to the files of their restoration."""
+"""From the files of a client, two or one that holds both views, to the files of their restoration."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images.decode import Photo
-from ldp_runtime.images.pair_files import Views, encode_blur_map, match_views
-from ldp_runtime.images.photo import check_format, decode_photo, encode_photo, photo_size
+from ldp_runtime.images.pair_files import Views, claimed_size, decode_views, encode_blur_map
+from ldp_runtime.images.photo import check_format, encode_photo
+from ldp_runtime.images.pixel_capture import CAPTURE_NAMES
 from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import to_uint8
 from ldp_runtime.service.jobs import Job, JobQueue
@@ -29,6 +30,8 @@ FileName = Literal["image", "blur-map", "before", "after"]
 SUFFIXES: dict[Format, str] = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
 NAMES = ("the left view", "the right view")
 """The names of the files in errors: a client's own names are not repeated."""
+BOTH = "the photo"
+"""The name of a file that holds both views."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,22 @@ class Upload:
     """A client's request.
 
     Attributes:
-        left: Content of the file of the left view.
-        right: Content of the file of the right view.
+        left: Content of the file of the left view, or of one that holds both.
+        right: Content of the file of the right view; None if ``left`` holds both.
         axis: How the sensor splits its pixels, as for ``read_views``.
         swap: The files are exchanged.
         format: Of the restored image.
+        side_by_side: ``left`` is a picture with both views abreast.
+        is_pixel_capture: The files have the names of a Pixel capture.
     """
 
     left: bytes
-    right: bytes
+    right: bytes | None
     axis: Axis = "horizontal"
     swap: bool = False
     format: Format = "png"
+    side_by_side: bool = False
+    is_pixel_capture: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,25 +126,33 @@ def restore(
         precision=result.precision,
         tiles=result.tiles,
         blur_map=deblurrer.bundle.manifest.reads_blur_map,
-        warnings=[*views.warnings, *result.notes],
+        warnings=[*views.warnings, *views.notes, *result.notes],
     )
     return Restoration(files, report)
 
 
 def _read(upload: Upload, max_pixels: int) -> Views:
-    contents = (upload.right, upload.left) if upload.swap else (upload.left, upload.right)
-    names = (NAMES[1], NAMES[0]) if upload.swap else NAMES
-    for name, data in zip(names, contents, strict=True):
+    if upload.right is None:
+        files = [(BOTH, upload.left)]
+    else:
+        files = list(zip(NAMES, (upload.left, upload.right), strict=True))
+    views = 2 if upload.side_by_side else 1
+    for name, data in files:
         if not data:
             raise ImageError(f"{name} is empty (0 bytes); choose the file again")
-        width, height = photo_size(name, data)
-        if width * height > max_pixels:
+        width, height = claimed_size(name, data)
+        if width * height > max_pixels * views:
             raise ImageError(
-                f"{name} has {width} x {height} pixels; expected at most {max_pixels / 1e6:g} megapixels: crop or "
-                "scale it, or start the service with a larger --max-megapixels"
+                f"{name} has {width} x {height} pixels; expected at most {max_pixels * views / 1e6:g} megapixels: crop "
+                "or scale it, or start the service with a larger --max-megapixels"
             )
-    first, second = (decode_photo(name, data) for name, data in zip(names, contents, strict=True))
-    return match_views(first, second, names, axis=upload.axis)
+    return decode_views(
+        files,
+        axis=upload.axis,
+        swap=upload.swap,
+        side_by_side=upload.side_by_side,
+        own_names=CAPTURE_NAMES if upload.is_pixel_capture else None,
+    )
 
 
 def _previews(views: Views, result: Result, image: File) -> dict[str, File]:

@@ -243,9 +243,10 @@ def _control(kind: str, case: Case, place: Place) -> None:
 
 
 KINDS: dict[str, tuple[int, Runner]] = {
-    "png": (24, functools.partial(_run_image, "png")),
+    "png": (22, functools.partial(_run_image, "png")),
     "tiff": (24, functools.partial(_run_image, "tiff")),
     "jpeg": (16, functools.partial(_run_image, "jpeg")),
+    "pnm": (2, functools.partial(_run_image, "pnm")),
     "exif": (6, _run_exif),
     "manifest": (12, functools.partial(_run_bundle, "manifest")),
     "graph": (8, functools.partial(_run_bundle, "graph")),

@@ -1,6 +1,7 @@
-"""Small photos of every kind that is read, and changes that know PNG's chunks, TIFF's tags and JPEG's markers."""
+"""Small photos of every kind that is read, and changes that know what their formats are made of."""
 
 import functools
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def originals() -> dict[str, dict[str, bytes]]:
             "planes": tiff(np.moveaxis(rgb16, 2, 0), planarconfig="separate", byteorder=">"),
             "big": tiff(rgb16, bigtiff=True, compression="zlib"),
             "tagged": encode_photo("a.tif", Photo(rgb16, **tagged)),
+            "float": tiff(rgb16.astype(np.float32), compression="zlib", extratags=[(341, 11, 3, (65535.0,) * 3, True)]),
+            "floats of opencv": cv2.imencode(".tif", rgb.astype(np.float32) / 255)[1].tobytes(),
             "alpha": encode_photo("a.tif", Photo(rgba[..., :3], alpha=rgba[..., 3], exif=exif_block(order=">"))),
         },
         "jpeg": {
@@ -64,6 +67,13 @@ def originals() -> dict[str, dict[str, bytes]]:
             "progressive": pillow(rgb, "JPEG", progressive=True, comment=b"hello"),
             "tagged": encode_photo("a.jpg", Photo(rgb, **tagged)),
             "cmyk": pillow(rgb, "JPEG", "CMYK"),
+        },
+        "pnm": {
+            "grey": encode_photo("a.pgm", Photo(np.repeat(grey[..., None], 3, axis=2), grey=True)),
+            "rgb": encode_photo("a.ppm", Photo(rgb)),
+            "rgb16": encode_photo("a.ppm", Photo(rgb16)),
+            "text": b"P2 # levels\n13 9\n255\n" + " ".join(map(str, grey.reshape(-1))).encode(),
+            "rgb text": b"P3 20 12 65535\n" + "\n".join(map(str, rgb16.reshape(-1))).encode(),
         },
     }
 
@@ -369,9 +379,33 @@ def _changed_frame(random: Random, body: bytes) -> bytes:
     return bytes(frame)
 
 
+# --- PGM and PPM
+
+
+def mutate_pnm(random: Random, data: bytes) -> bytes:
+    """A change of a number in the header, of the kind, or of any bytes."""
+    match random.randrange(4):
+        case 0:
+            return b"P" + random.choice(b"1234567").to_bytes() + data[2:]
+        case 1 | 2:
+            numbers = list(re.finditer(rb"\d+", data[2:200]))[:3]
+            if numbers:
+                at = random.choice(numbers)
+                new = random.choice((b"%d" % number(random), b"0", b"65536", b"9" * random.randint(1, 40)))
+                return data[: 2 + at.start()] + new + data[2 + at.end() :]
+    return change_bytes(random, data)
+
+
+def mutate_pnm_metadata(random: Random, data: bytes) -> bytes:
+    """A comment after the kind, which changes nothing."""
+    text = random.randbytes(random.choice((0, 1, 20, 3000))).replace(b"\n", b"").replace(b"\r", b"")
+    return data[:2] + b"#" + text + b"\n" + data[2:]
+
+
 MUTATIONS: dict[str, tuple[Callable[[Random, bytes], bytes], Callable[[Random, bytes], bytes]]] = {
     "png": (mutate_png, mutate_png_metadata),
     "tiff": (mutate_tiff, mutate_tiff_metadata),
     "jpeg": (mutate_jpeg, mutate_jpeg_metadata),
+    "pnm": (mutate_pnm, mutate_pnm_metadata),
 }
 """Format -> a change of anything, and one after which the pixels are the same or the file is refused."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,11 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, mon
             read_release(tmp_path / "model.pth")
         assert "\n" not in str(caught.value)
         assert not Path("ran").exists()
+    save(tmp_path, {"params": {}, "best": np.float64(1)})
+    with pytest.raises(ReleaseError) as caught:
+        read_release(tmp_path / "model.pth")
+    assert re.search(r"got one that also holds numpy\.[\w.]+, .*; give the model\.pth", str(caught.value))
+    assert str(caught.value).isprintable()
     Path("model.pth").write_bytes(b"no pickle")
     with pytest.raises(ReleaseError, match="expected a checkpoint of weights alone"):
         read_release(tmp_path / "model.pth")

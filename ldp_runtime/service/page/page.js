@@ -71,6 +71,9 @@ const SIDES = {
   right: /(^|[^a-z])(right|bottom|r)([^a-z]|$)/i,
 };
 
+const HOLDS_BOTH = /\.(cr2|cr3|dng|tiff?)$/i; // a raw photo, or a TIFF of two pages
+const RAW = /\.(cr2|cr3|dng)$/i;
+
 function arrange(files) {
   const [first, second] = files;
   if (!second) return SIDES.right.test(first.name) && !SIDES.left.test(first.name) ? [null, first] : [first, null];
@@ -91,6 +94,7 @@ function choose(files) {
   const chosen = [...files].slice(0, 2);
   if (chosen.length === 0) return;
   const [left, right] = arrange(chosen);
+  if (chosen.length === 1 && RAW.test(chosen[0].name)) put($(left ? "right" : "left"), null);
   if (left) put($("left"), left);
   if (right) put($("right"), right);
   say(files.length > 2 ? "Only the first two files are used." : "");
@@ -135,8 +139,9 @@ function setBusy(on) {
 }
 
 function check(left, right) {
-  if (!left || !right) return "Choose both views first.";
-  if (limits && left.size + right.size > limits.max_upload - 4096) {
+  const alone = !left !== !right ? left ?? right : null;
+  if (alone ? !HOLDS_BOTH.test(alone.name) : !left) return "Choose both views first.";
+  if (limits && (left?.size ?? 0) + (right?.size ?? 0) > limits.max_upload - 4096) {
     return `The two files have more than ${Math.floor(limits.max_upload / 2 ** 20)} MiB, more than the service accepts.`;
   }
   return "";
@@ -168,8 +173,9 @@ $("form").addEventListener("submit", async (event) => {
   showError(wrong);
   if (wrong) return;
   const form = new FormData();
-  form.append("left", left);
-  form.append("right", right);
+  form.append("left", left ?? right);
+  if (left && right) form.append("right", right);
+  if (!left) form.append("swap", "true"); // a file with both views, exchanged
   form.append("axis", $("axis").value);
   form.append("format", $("format").value);
   setBusy(true);
@@ -184,7 +190,7 @@ $("form").addEventListener("submit", async (event) => {
     work.path = `/v1/restorations/${id}`;
     $("progress").removeAttribute("value"); // the rest takes an unknown time
     $("progress").setAttribute("aria-label", "Restoration");
-    await show(await follow(work.path), left.name, form.get("format"));
+    await show(await follow(work.path), (left ?? right).name, form.get("format"));
     ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has every picture now
     say("Done.");
   } catch (error) {

@@ -1,9 +1,11 @@
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
+import tifffile
 
 from ldp_runtime.batch.jobs import make_jobs
-from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, match_files, read_csv
+from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, match_files, match_targets, read_csv
 
 ROOT = Path("photos")
 
@@ -32,10 +34,75 @@ def touch(folder: Path, *files: str) -> None:
         ("set/val_l/a.png", "set/val_r/a.png", "set/val/a"),
         ("motorcycle/left.png", "motorcycle/right.png", "motorcycle"),
         ("left.png", "right.png", "photos"),
+        ("IMG_0001_Left.TIF", "IMG_0001_Right.TIF", "IMG_0001"),
+        ("20240101_120000_000_left.pgm", "20240101_120000_000_right.pgm", "20240101_120000_000"),
+        ("photo left.png", "photo right.png", "photo"),
+        ("left-photo.png", "right-photo.png", "-photo"),
+        ("LEFT/photo_left.png", "RIGHT/photo_right.png", "photo"),
+        ("inputL/1P0A1670.png", "inputR/1P0A1670.png", "1P0A1670"),
+        ("test/inputL/a.png", "test/inputR/a.png", "test/a"),
+        ("x/a-1.tif", "x/a-2.tif", "x/a"),
+        ("a-1.dng", "a-2.dng", "a"),
     ],
 )
 def test_conventions(left: str, right: str, name: str) -> None:
     assert named(left, right) == {name: (left, right)}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("bright.png", "lefty.png", "righty.png"),
+        ("a-1.png", "a-2.png", "a-3.png"),
+        ("a-1.png", "a-2.png", "a-2.tif"),
+        ("inputl/a.png", "inputr/a.png"),
+    ],
+)
+def test_like_names_are_no_pairs(files: tuple[str, ...]) -> None:
+    assert named(*files) == {}
+
+
+def test_numbers_yield_to_other_names() -> None:
+    assert named("left/a-1.png", "left/a-2.png", "right/a-1.png", "right/a-2.png") == {
+        f"a-{i}": (f"left/a-{i}.png", f"right/a-{i}.png") for i in (1, 2)
+    }
+
+
+def test_files_that_hold_both_views(tmp_path: Path) -> None:
+    touch(tmp_path, "a.CR3", "a.JPG", "b.dng", "c/d.CR2", "e-1.dng", "e-2.dng", "f.tif", "g.tif", "h.png")
+    with tifffile.TiffWriter(tmp_path / "f.tif") as writer:
+        for _ in range(2):
+            writer.write(np.zeros((4, 5, 3), np.uint8), photometric="rgb")
+    listing = find_pairs(tmp_path, tmp_path / "out")
+    found = {str(pair.name): (pair.left.name, pair.right and pair.right.name) for pair in listing.pairs}
+    assert found == {
+        "a": ("a.CR3", None),
+        "b": ("b.dng", None),
+        "c/d": ("d.CR2", None),
+        "e": ("e-1.dng", "e-2.dng"),
+        "f": ("f.tif", None),
+    }
+    assert listing.alone == (tmp_path / "g.tif", tmp_path / "h.png")
+    jobs = make_jobs(listing.pairs, tmp_path / "out", image_format=None, map_format=None)
+    assert [job.name for job in jobs] == ["a.tif", "b.tif", "c/d.tif", "e.tif", "f.tif"]
+    abreast = find_pairs(tmp_path, tmp_path / "out", side_by_side=True)
+    assert all(pair.right is None for pair in abreast.pairs)
+    assert len(abreast.pairs) == 9
+
+
+def test_targets_by_name_and_by_order(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"in/{side}/{i}.png" for side in ("inputL", "inputR", "inputC", "target") for i in (1, 2)))
+    listing = find_pairs(tmp_path / "in", tmp_path / "out", targets=tmp_path / "in/target")
+    assert listing.alone == ()
+    targets = match_targets(listing.pairs, tmp_path / "in/target")
+    assert {str(name): path.name for name, path in targets.items()} == {"1": "1.png", "2": "2.png"}
+    touch(tmp_path, "other/x/2.tif", "ordered/8.png", "ordered/9.png", "none/1.txt")
+    assert list(match_targets(listing.pairs, tmp_path / "other").values()) == [tmp_path / "other/x/2.tif"]
+    by_order = match_targets(listing.pairs, tmp_path / "ordered")
+    assert [path.name for path in by_order.values()] == ["8.png", "9.png"]
+    for wrong, words in (("none", "holds the target of no pair"), ("in/inputL/1.png", "is not a folder")):
+        with pytest.raises(PairingError, match=words):
+            match_targets(listing.pairs, tmp_path / wrong)
 
 
 def test_views_of_different_pairs_are_not_matched() -> None:
@@ -122,6 +189,10 @@ def test_csv(tmp_path: Path) -> None:
     path.write_text("left,right\nx/1.png,y/2.png\nleft/b.tif,right/b.tif\n")
     jobs = make_jobs(read_csv(path), tmp_path / "out", image_format=None, map_format="npy")
     assert [job.name for job in jobs] == ["x/1.png", "b.tif"]
+    path.write_text("left,right\nleft/b.tif,\n")
+    assert [(pair.left, pair.right) for pair in read_csv(path)] == [(tmp_path / "left/b.tif", None)]
+    path.write_text("left,right\nx/1.png,\n")
+    assert read_csv(path, side_by_side=True)[0].right is None
     assert jobs[0].blur_map == tmp_path / "out/x/1_blur.npy"
 
 

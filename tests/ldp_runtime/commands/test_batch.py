@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -20,8 +21,11 @@ from ldp_runtime.errors import BackendError, NumericsError
 from ldp_runtime.host import HostChain
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import read_photo, write_photo
+from ldp_runtime.images.quality import against_target
 from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.conftest import H, W
+from tests.ldp_runtime.images.pictures import noise
+from tests.ldp_runtime.images.raw_files import dng, small_dng
 
 PAIRS = 4
 Run = Callable[..., tuple[int, str, str]]
@@ -116,6 +120,60 @@ def test_json_report_and_log(run: Run, out: Path) -> None:
     assert {"read", "deblur", "write"} <= fields["stages"].keys()
     assert fields.pop("log") == str(out / "ldp-batch.json")
     assert fields == log(out)
+
+
+def test_targets_give_a_table(run: Run, source: Path, out: Path, tmp_path: Path, starts: list[int]) -> None:
+    targets = tmp_path / "targets"
+    for i in range(PAIRS - 1):
+        (targets / f"{i:02}").mkdir(parents=True)
+        shutil.copy(source / f"{i:02}/pair_L.png", targets / f"{i:02}/pair.png")
+    code, printed, err = run("--target", targets)
+    assert code == 0
+    assert "1 pairs have no target" in err
+    lines = printed.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == [*(f"{i:02}/pair.png" for i in range(PAIRS - 1)), "mean"]
+    assert re.fullmatch(r"mean +(\d+\.\d\d dB +0\.\d{4} *){2}", lines[4])
+    _, printed, _ = run("--target", targets, "--json")  # from the journal
+    quality = json.loads(printed)["quality"]
+    assert len(starts) == PAIRS
+    left, right, restored = (
+        read_photo(path).pixels for path in (source / "00/pair_L.png", source / "00/pair_R.png", out / "00/pair.png")
+    )
+    assert quality["00/pair.png"] == against_target(left, right, restored, left)
+    shutil.copy(source / "01/pair_L.png", targets / "00/pair.png")
+    run("--target", targets)
+    assert len(starts) == PAIRS + 1
+
+
+def test_files_that_hold_both_views(
+    tmp_path: Path, out: Path, bundle: Path, capsys: pytest.CaptureFixture[str], starts: list[int]
+) -> None:
+    source = tmp_path / "card"
+    source.mkdir()
+    (source / "a.dng").write_bytes(small_dng())
+    (source / "b.DNG").write_bytes(dng([noise(32, 40, dtype=np.uint16)]))
+    arguments = command(source, out, bundle)
+    assert main(arguments) == 1
+    _, err = capsys.readouterr()
+    assert "b.DNG is not a dual-pixel photo" in err
+    assert read_photo(out / "a.tif").pixels.dtype == np.uint16
+    assert len(starts) == 1
+    assert main(arguments) == 1  # the journal knows a.dng
+    assert len(starts) == 1
+    assert main([*arguments, "--swap"]) == 1
+    assert len(starts) == 2
+
+
+def test_side_by_side(tmp_path: Path, out: Path, bundle: Path, source: Path, run: Run) -> None:
+    run()
+    abreast = tmp_path / "abreast"
+    (abreast / "00").mkdir(parents=True)
+    views = [read_photo(source / f"00/pair_{side}.png").pixels for side in "LR"]
+    write_photo(abreast / "00/pair.png", Photo(np.concatenate(views, axis=1)))
+    assert main(command(abreast, tmp_path / "other", bundle, "--side-by-side")) == 0
+    np.testing.assert_array_equal(
+        read_photo(tmp_path / "other/00/pair.png").pixels, read_photo(out / "00/pair.png").pixels
+    )
 
 
 def test_dry_run_writes_nothing(run: Run, out: Path, starts: list[int]) -> None:

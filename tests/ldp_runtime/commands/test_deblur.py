@@ -16,6 +16,7 @@ from ldp_runtime.images.photo import read_photo, write_photo
 from ldp_runtime.images.quality import psnr, ssim
 from tests.ldp_runtime.conftest import H, Run, W, check_error, files, scene
 from tests.ldp_runtime.images.pictures import exif_block
+from tests.ldp_runtime.images.raw_files import small_dng
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
@@ -270,3 +271,35 @@ def test_without_a_blur_map_there_is_none_to_write(
     expected = mapless(scene(shift=1), scene(shift=-1)).restored
     np.testing.assert_array_equal(read_photo(tmp_path / "out.png").pixels, expected)
     assert read_photo(compare).pixels.shape[1] < 6 * W  # two panels, without the wide label of a blur map
+
+
+# --- one file for both views --------------------------------------------------------------------------------
+
+
+def test_a_raw_photo_in_place_of_a_pair(run: Run, tmp_path: Path, deblurrer: Deblurrer) -> None:
+    pytest.importorskip("rawpy")
+    photo, out = tmp_path / "a.dng", tmp_path / "out.tif"
+    photo.write_bytes(small_dng(H + 1, W + 1))
+    code, printed, err = run("deblur", photo, "-o", out)
+    assert (code, err) == (0, "")
+    assert "note     the file does not say which side its second frame is" in printed
+    restored = deblurrer.restore_files(photo)
+    np.testing.assert_array_equal(read_photo(out).pixels, restored.pixels)
+    assert b"Model" in (read_photo(out).exif or b"")
+    _, printed, _ = run("deblur", photo, "-o", out, "--swap", "--json")
+    assert "--swap" in json.loads(printed)["notes"][0]
+    assert (read_photo(out).pixels != restored.pixels).any()
+    check_error(run("deblur", photo, photo, "-o", out), "holds one frame")
+
+
+def test_side_by_side(run: Run, tmp_path: Path, deblurrer: Deblurrer) -> None:
+    views = scene(shift=1), scene(shift=-1)
+    photo = save(tmp_path / "both.png", np.concatenate(views, axis=1))
+    out = tmp_path / "out.png"
+    assert run("deblur", photo, "-o", out, "--side-by-side")[0] == 0
+    np.testing.assert_array_equal(read_photo(out).pixels, deblurrer(*views).restored)
+    out.unlink()
+    check_error(run("deblur", photo, "-o", out), "both.png holds one picture", "--side-by-side")
+    check_error(run("deblur", photo, photo, "-o", out, "--side-by-side"), "expected one picture")
+    check_error(run("deblur", photo, "-o", photo, "--side-by-side"), "is an input")
+    assert not out.exists()

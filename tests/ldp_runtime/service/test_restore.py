@@ -6,6 +6,8 @@ from fastapi.testclient import TestClient
 
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import decode_photo, encode_photo
+from ldp_runtime.images.raw import develop
+from tests.ldp_runtime.images.raw_files import small_dng
 from tests.ldp_runtime.service.fakes import FakeDeblurrer, H, W, check_problem, encoded, pair, served, view
 
 
@@ -34,7 +36,11 @@ def test_swap_and_axis(client: TestClient, deblurrer: FakeDeblurrer) -> None:
 @pytest.mark.parametrize(
     ("files", "data", "words"),
     [
-        ({"left": ("l.png", b"no image"), "right": ("r.png", encoded())}, {}, ["the left view", "PNG, TIFF or JPEG"]),
+        (
+            {"left": ("l.png", b"no image"), "right": ("r.png", encoded())},
+            {},
+            ["the left view", "PNG, TIFF, JPEG, PGM or PPM"],
+        ),
         ({"left": ("l.png", b""), "right": ("r.png", encoded())}, {}, ["the left view", "empty"]),
         ({"left": ("l", encoded()[:-40]), "right": ("r", encoded())}, {}, ["the left view", "damaged"]),
         (
@@ -44,7 +50,7 @@ def test_swap_and_axis(client: TestClient, deblurrer: FakeDeblurrer) -> None:
         ),
         ({"left": ("l", encoded()), "right": ("r", encoded(dtype=np.uint16))}, {}, ["16 bits", "expected 8"]),
         (pair(dtype=np.uint16), {"format": "jpeg"}, ["JPEG holds 8 bits"]),
-        ({"left": ("l", encoded())}, {}, ["right", "required"]),
+        ({"left": ("l", encoded())}, {}, ["the photo holds one picture", "expected both views"]),
         ({}, {"left": "text", "right": "text"}, ["left"]),
         (pair(), {"axis": "diagonal"}, ["axis", "'horizontal' or 'vertical'"]),
         (pair(), {"format": "gif"}, ["format", "'png', 'tiff' or 'jpeg'"]),
@@ -66,8 +72,34 @@ def test_a_view_of_too_many_pixels_is_refused_before_it_is_decoded(
     def decode(*_: object) -> None:
         raise AssertionError("the view was decoded")
 
-    monkeypatch.setattr("ldp_runtime.service.restore.decode_photo", decode)
+    monkeypatch.setattr("ldp_runtime.service.restore.decode_views", decode)
     with served(deblurrer, max_pixels=H * W - 1) as (client, _):
         for suffix in (".png", ".tif", ".jpg"):
             answer = client.post("/v1/deblur", files=pair(suffix))
             check_problem(answer, 422, f"{W} x {H} pixels", "--max-megapixels")
+
+
+def test_one_file_may_hold_both_views(client: TestClient) -> None:
+    pytest.importorskip("rawpy")
+    data = small_dng()
+    left, right = develop("a", data)
+    for swap, view_ in (("false", left), ("true", right)):
+        answer = client.post("/v1/deblur", files={"left": ("a.dng", data)}, data={"swap": swap})
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_array_equal(decode_photo("answer", answer.content).pixels, 65535 - view_.pixels)
+        assert "--swap" in answer.headers["ldp-warning"]
+    abreast = encode_photo("a.png", Photo(np.concatenate([view(1), view(-1)], axis=1)))
+    answer = client.post("/v1/deblur", files={"left": ("a.png", abreast)}, data={"side_by_side": "true"})
+    np.testing.assert_array_equal(decode_photo("answer", answer.content).pixels, 255 - view(1))
+    small = {"left": ("a.dng", data)}
+    with served(FakeDeblurrer(), max_pixels=32 * 40 - 1) as (limited, _):
+        check_problem(limited.post("/v1/deblur", files=small), 422, "40 x 32 pixels", "--max-megapixels")
+
+
+def test_a_pixel_capture_is_known_by_the_names_of_its_files(client: TestClient) -> None:
+    samples = np.linspace(4096, 65535, 600).round().astype(np.uint16).reshape(20, 30)
+    data = encode_photo("a.pgm", Photo(np.repeat(samples[..., None], 3, 2), grey=True))
+    files = {"left": ("1_left.pgm", data), "right": ("1_right.pgm", data)}
+    answer = client.post("/v1/deblur", files=files)
+    assert decode_photo("answer", answer.content).pixels.shape == (40, 30, 3)
+    assert "Pixel capture" in answer.headers["ldp-warning"]
