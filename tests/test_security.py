@@ -7,7 +7,7 @@ import pytest
 
 from ldp_runtime import selftest
 from ldp_runtime.bundle import fields, npy_files, onnx_files, schema
-from ldp_runtime.images import decode, jpeg, photo, tiff
+from ldp_runtime.images import decode, jpeg, photo, pnm, raw, raw_container, tiff
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
@@ -60,5 +60,8 @@ def test_the_limits_are_those_of_the_code() -> None:
         "1040 bytes of pixels per byte of deflate": decode.DEFLATE_RATIO == 1040,
         "64 pages": tiff.MAX_PAGES == 64,
         "100 scans": jpeg.MAX_SCANS == 100,
+        "64 KiB of header, 9 digits": (pnm.LONGEST_HEADER, pnm.MOST_DIGITS) == (64 << 10, 9),
+        "16 pixels per byte": raw.PIXELS_PER_BYTE == 16,
+        "32 directories": raw_container.MOST_DIRECTORIES == 32,
     }
     assert [phrase for phrase, holds in limits.items() if not holds or phrase not in PAGE] == []

@@ -10,10 +10,14 @@ from ldp_runtime.images.decode import Decoded, Format, Photo, check_size
 
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _HEADER = re.compile(rb"P([2356])" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})\s")
-_LONGEST_HEADER = 2**16  # comments may be long
+LONGEST_HEADER = 2**16
+"""Bytes of a header that are read; comments may be long."""
+
 _WHITE, _NO_NUMBER = re.compile(rb"\s"), re.compile(rb"[^0-9\s]")
 _TEXT_BLOCK = 2**22
-_MOST_DIGITS = 9
+MOST_DIGITS = 9
+"""Most digits of a sample in text, leading zeros included."""
+
 _CHANNELS = {2: 1, 3: 3, 5: 1, 6: 3}
 
 
@@ -23,7 +27,7 @@ def _signatures(*kinds: int) -> tuple[bytes, ...]:
 
 def _header(data: bytes) -> tuple[int, int, int, int, int]:
     """Kind, width, height, largest value, and where the samples begin."""
-    match = _HEADER.match(data[:_LONGEST_HEADER])
+    match = _HEADER.match(data[:LONGEST_HEADER])
     if match is None:
         raise ValueError("its header cannot be read")
     kind, width, height, largest = (int(group) for group in match.groups())
@@ -80,7 +84,7 @@ def _numbers(text: bytes) -> np.ndarray:
     edges = np.flatnonzero(np.diff(symbols >= ord("0"), prepend=False, append=False))
     first, end = edges[::2], edges[1::2]
     digits = int((end - first).max(initial=0))
-    if digits > _MOST_DIGITS:
+    if digits > MOST_DIGITS:
         raise ValueError(f"a sample has {digits} digits")
     values = np.zeros(first.size, np.int32)
     for place in range(digits):

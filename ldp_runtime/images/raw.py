@@ -25,7 +25,9 @@ from ldp_runtime.images.raw_frames import Frame, Pairing, measured_black, pairin
 LEFT, RIGHT, COMBINED = "left", "right", "combined"
 
 _VIEWS = {LEFT: "difference", RIGHT: "second", COMBINED: "sum"}
-_PIXELS_PER_BYTE = 16  # of raw data; lossless compression of a sensor's noise stays far below
+PIXELS_PER_BYTE = 16
+"""Most pixels that a byte of a raw file stands for; lossless compression of a sensor's noise stays far below."""
+
 _ORIENTATIONS = {0: 1, 3: 3, 5: 8, 6: 6}
 """How LibRaw names the camera's rotation -> EXIF orientation."""
 
@@ -105,7 +107,7 @@ def _opened(path: Path, data: bytes, shot: int = 0) -> Iterator[Any]:
             with decoding(path):
                 sizes = raw.sizes
                 check_size(sizes.raw_width, sizes.raw_height)
-                if sizes.raw_width * sizes.raw_height > len(data) * _PIXELS_PER_BYTE:
+                if sizes.raw_width * sizes.raw_height > len(data) * PIXELS_PER_BYTE:
                     raise ValueError(
                         f"{len(data)} bytes cannot hold the {sizes.raw_width} x {sizes.raw_height} px that it claims"
                     )

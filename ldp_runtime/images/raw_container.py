@@ -22,7 +22,8 @@ _PHOTOMETRIC, _CFA = 262, 32803
 _SUB_DIRECTORIES = 330
 # Where the data of a raw image lies and how it is packed, and its levels.
 _DATA_TAGS = (259, 273, 278, 279, 322, 323, 324, 325, 50714, 50717)
-_MOST_DIRECTORIES = 32
+MOST_DIRECTORIES = 32
+"""Directories of a TIFF file that are looked through for raw images."""
 
 
 def is_raw(data: bytes) -> bool:
@@ -101,7 +102,7 @@ def _directories(data: bytes, order: ByteOrder) -> Iterator[dict[int, int]]:
     """The directories of a TIFF file, inner ones too: tag -> where its entry lies."""
     (start,) = struct.unpack_from(order + "I", data, 4) if len(data) >= 8 else (0,)
     pending, seen = [start], set[int]()
-    while pending and len(seen) < _MOST_DIRECTORIES:
+    while pending and len(seen) < MOST_DIRECTORIES:
         start = pending.pop(0)
         if not 8 <= start <= len(data) - 2 or start in seen:
             continue
@@ -114,7 +115,7 @@ def _directories(data: bytes, order: ByteOrder) -> Iterator[dict[int, int]]:
         yield entries
         if _SUB_DIRECTORIES in entries:
             _, number, value = struct.unpack_from(order + "HII", data, entries[_SUB_DIRECTORIES] + 2)
-            number = min(number, _MOST_DIRECTORIES)
+            number = min(number, MOST_DIRECTORIES)
             if number == 1:
                 pending.append(value)
             elif value + 4 * number <= len(data):

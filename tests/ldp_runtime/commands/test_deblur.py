@@ -191,7 +191,7 @@ def test_views_that_are_no_pair(run: Run, pair: tuple[str, str], tmp_path: Path)
         (tmp_path / "missing", ["missing", "does not exist"]),
         (tmp_path / "empty", ["is empty"]),
         (tmp_path / "damaged", ["damaged or truncated"]),
-        (tmp_path / "text", ["not a PNG, TIFF or JPEG"]),
+        (tmp_path / "text", ["not a PNG, TIFF, JPEG, PGM or PPM"]),
     ):
         check_error(run("deblur", pair[0], right, "-o", out), *words)
         if right != turned:
