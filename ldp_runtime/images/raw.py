@@ -19,7 +19,7 @@ from ldp_runtime.errors import ImageError, LDPError, one_line
 from ldp_runtime.images.decode import Photo, UnsupportedError, check_size, decoding
 from ldp_runtime.images.exif import clean_exif
 from ldp_runtime.images.orientation import upright
-from ldp_runtime.images.raw_container import metadata_block, with_second_image
+from ldp_runtime.images.raw_container import dual_pixel_tag, metadata_block, with_second_image
 from ldp_runtime.images.raw_frames import Frame, Pairing, measured_black, pairing, view_rows
 
 LEFT, RIGHT, COMBINED = "left", "right", "combined"
@@ -76,7 +76,7 @@ def develop(
     with _opened(path, data) as raw, decoding(path):
         main, white, metadata = _read_frame(raw)
         candidates = _second_frames(path, data) if second is None else [(Path(second[0]), second[1], 0)]
-        one = _second_frame(path, candidates, main, white)
+        one = _second_frame(candidates, main, white, dual_pixel_tag(data))
         balance = _white_balance(raw)
         orientation = _ORIENTATIONS.get(raw.sizes.flip, 1)
         _, exif = clean_exif(metadata_block(data))
@@ -152,8 +152,8 @@ def _second_frames(path: Path, data: bytes) -> Iterator[tuple[Path, bytes, int]]
         yield path, other, 0
 
 
-def _second_frame(path: Path, candidates: Iterable[tuple[Path, bytes, int]], main: Frame, white: int) -> Frame:
-    """The frame of one photodiode.
+def _second_frame(candidates: Iterable[tuple[Path, bytes, int]], main: Frame, white: int, tag: bool | None) -> Frame:
+    """The frame of one photodiode; ``tag`` is what the file says of itself, which decides nothing.
 
     Raises:
         UnsupportedError: There is none.
@@ -172,9 +172,10 @@ def _second_frame(path: Path, candidates: Iterable[tuple[Path, bytes, int]], mai
             return second
         if found is not Pairing.NONE:
             break
+    off = ", and its tag says that Dual Pixel RAW was off" if tag is False else ""
     raise UnsupportedError(
-        f"is not a dual-pixel photo: it holds {found.value}; expected a sum and one view: switch Dual Pixel RAW on in "
-        "the camera, and keep the second frame when the file is converted"
+        f"is not a dual-pixel photo: it holds {found.value}{off}; expected a sum and one view: switch Dual Pixel RAW "
+        "on in the camera, and keep the second frame when the file is converted"
     )
 
 

@@ -138,7 +138,12 @@ def small_dng(height: int = 32, width: int = 40, **options: Any) -> bytes:
 _MAKER, _EXPOSURE = (2, 6, b"Maker\0"), (5, 1, struct.pack("<II", 1, 250))
 
 
-def cr3() -> bytes:
+def _maker_note(on: bool) -> dict[int, tuple[int, int, bytes]]:
+    """Canon's LightingOpt, in which Dual Pixel RAW is on or off."""
+    return {0x4018: (4, 13, struct.pack("<13I", 52, *[7] * 10, int(on), 7))}
+
+
+def cr3(on: bool = True) -> bytes:
     """The boxes of a CR3 file with its metadata, without frames, for ``fake_libraw``."""
 
     def box(kind: bytes, *parts: bytes) -> bytes:
@@ -149,7 +154,8 @@ def cr3() -> bytes:
         return header("<", 8) + write_directory("<", {tag: entry}, 8)
 
     canon = bytes.fromhex("85c0b687820f11e08111f4ce462b6a48")
-    metadata = box(b"CMT1", block(0x010F, _MAKER)), box(b"CMT2", block(0x829A, _EXPOSURE))
+    metadata = [box(b"CMT1", block(0x010F, _MAKER)), box(b"CMT2", block(0x829A, _EXPOSURE))]
+    metadata.append(box(b"CMT3", header("<", 8) + write_directory("<", _maker_note(on), 8)))
     return (
         box(b"ftyp", b"crx \0\0\0\1crx isom")
         + box(b"moov", box(b"uuid", canon, box(b"CNCV", b"CanonCR3_001"), *metadata))
@@ -157,9 +163,9 @@ def cr3() -> bytes:
     )
 
 
-def cr2() -> bytes:
+def cr2(on: bool = True) -> bytes:
     """The header of a CR2 file with its metadata, without frames, for ``fake_libraw``."""
-    tags = {0x010F: _MAKER, 0x8769: {0x829A: _EXPOSURE}}
+    tags = {0x010F: _MAKER, 0x8769: {0x829A: _EXPOSURE, 0x927C: _maker_note(on)}}
     return b"II*\0" + struct.pack("<I", 16) + b"CR\2\0\0\0\0\0" + write_directory("<", tags, 16) + bytes(20_000)
 
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from ldp_runtime.images.exif import clean_exif, read_block
-from ldp_runtime.images.raw_container import is_raw, metadata_block, with_second_image
+from ldp_runtime.images.raw_container import dual_pixel_tag, is_raw, metadata_block, with_second_image
 from tests.ldp_runtime.images.pictures import RGB8, pillow, tiff
 from tests.ldp_runtime.images.raw_files import cr2, cr3, dng
 
@@ -26,7 +27,18 @@ def test_the_exif_data_of_canons_files_is_found(data: bytes) -> None:
     assert exif is not None
     tags = read_block(exif)[1]
     assert tags[0x010F] == (2, 6, b"Maker\0")
-    assert tags[0x8769] == {0x829A: (5, 1, struct.pack("<II", 1, 250))}
+    inner = tags[0x8769]
+    assert isinstance(inner, dict)
+    assert inner[0x829A] == (5, 1, struct.pack("<II", 1, 250))
+
+
+@pytest.mark.parametrize("make", [cr2, cr3])
+def test_the_tag_of_dual_pixel_raw(make: Callable[..., bytes]) -> None:
+    assert dual_pixel_tag(make(on=True)) is True
+    assert dual_pixel_tag(make(on=False)) is False
+    assert dual_pixel_tag(dng(FRAMES)) is None
+    for cut in range(0, 400, 3):
+        dual_pixel_tag(make()[:cut])
 
 
 @pytest.mark.parametrize("cut", range(0, 230, 3))
@@ -35,6 +47,7 @@ def test_damaged_boxes_give_less_or_nothing(cut: int) -> None:
     for damaged in (data[:cut], data[:cut] + b"\xff" * 8 + data[cut + 8 :], data[:cut] + bytes(8) + data[cut + 8 :]):
         clean_exif(metadata_block(damaged))
         is_raw(damaged)
+        dual_pixel_tag(damaged)
 
 
 def test_the_second_raw_image_is_put_in_place_of_the_first() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from ldp_runtime.images.photo import decode_photo
+from ldp_runtime.images.raw import develop
+from tests.ldp_runtime.images.raw_files import small_dng
 from tests.ldp_runtime.service.fakes import H, InThread, W, encoded, view
 
 pytestmark = pytest.mark.browser
@@ -176,6 +178,24 @@ def test_16_bit_tiff_files_are_shown_too(page: Any) -> None:
     np.testing.assert_array_equal(decode_photo(name, content).pixels, 65535 - view(1, np.uint16))
 
 
+def test_a_raw_photo_holds_both_views(page: Any) -> None:
+    pytest.importorskip("rawpy")
+    data = small_dng()
+    left, right = develop("a", data)
+    file = {"name": "IMG_1.DNG", "mimeType": "image/x-adobe-dng", "buffer": data}
+    page.locator("#left").set_input_files(file)
+    restore(page)
+    assert "40 × 32 px, 16 bits" in page.locator("#summary").inner_text()
+    assert "which side its second frame is" in page.locator("#warnings").inner_text()
+    name, content = download(page, "Download image")
+    assert name == "IMG_1-restored.png"
+    np.testing.assert_array_equal(decode_photo(name, content).pixels, 65535 - left.pixels)
+    page.get_by_role("button", name="Exchange left and right").click()
+    restore(page)
+    _, content = download(page, "Download image")
+    np.testing.assert_array_equal(decode_photo(name, content).pixels, 65535 - right.pixels)
+
+
 def test_dropped_files_are_assigned_to_their_side(page: Any) -> None:
     page.evaluate(
         """async ([left, right]) => {
@@ -205,7 +225,7 @@ def test_errors_are_shown_and_a_restoration_can_be_cancelled(page: Any, service:
     choose(page)
     page.locator("#right").set_input_files({"name": "r.png", "mimeType": "image/png", "buffer": b"no image"})
     page.get_by_role("button", name="Restore").click()
-    page.get_by_text("The right view is not a PNG, TIFF or JPEG file").wait_for()
+    page.get_by_text("The right view is not a PNG, TIFF, JPEG, PGM or PPM file").wait_for()
     service.deblurrer.go.clear()
     choose(page)
     page.get_by_role("button", name="Restore").click()
