@@ -280,7 +280,7 @@ def _without_mark(stem: str, side: str) -> str:
     if marked is None or marked[0] != side:
         return stem
     before, after = stem[: marked[1]], stem[marked[2] :]
-    return (before.rstrip(_GAPS) + after if after else before.rstrip(_GAPS)) or stem
+    return (before.rstrip(_GAPS) + after).lstrip(_GAPS) or stem
 
 
 def _numbered(files: Iterable[PurePosixPath]) -> Iterator[tuple[PurePosixPath, PurePosixPath, PurePosixPath]]:

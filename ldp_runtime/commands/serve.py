@@ -27,6 +27,7 @@ examples:
   ldp serve
   ldp serve --port 9000 --workers 2 --max-megapixels 50
   curl -F left=@left.png -F right=@right.png http://127.0.0.1:8000/v1/deblur -o sharp.png
+  curl -F left=@PHOTO.CR3 http://127.0.0.1:8000/v1/deblur -o sharp.png
   LDP_TOKEN=$(cat token) ldp serve --host 0.0.0.0
 
 It listens on 127.0.0.1 alone unless --host names another address. Then clients

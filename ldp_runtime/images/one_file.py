@@ -12,7 +12,7 @@ from ldp_runtime.errors import ImageError
 from ldp_runtime.images import tiff
 from ldp_runtime.images.decode import Photo, decoding
 from ldp_runtime.images.photo import decode_photo, decode_photos
-from ldp_runtime.images.raw import develop
+from ldp_runtime.images.raw import develop_pair
 from ldp_runtime.images.raw_container import is_raw
 
 
@@ -29,8 +29,7 @@ def both_views(name: str | os.PathLike[str], data: bytes, *, side_by_side: bool 
         LDPError: It is a raw photo, and the extra ``raw`` is not installed.
     """
     if is_raw(data):
-        left, right = develop(name, data)
-        return left, right
+        return develop_pair(name, data)
     if side_by_side:
         return _halves(name, decode_photo(name, data))
     if data.startswith(tiff.TIFF.signatures):

@@ -17,7 +17,7 @@ from ldp_runtime.images.orientation import upright_disparity
 from ldp_runtime.images.photo import decode_photos, encode_photo, image_format, photo_size, read_bytes
 from ldp_runtime.images.pixel_capture import develop_pixel_capture, is_pixel_capture
 from ldp_runtime.images.quality import view_correlation
-from ldp_runtime.images.raw import develop, raw_size
+from ldp_runtime.images.raw import develop_pair, raw_size
 from ldp_runtime.images.raw_container import is_raw
 from ldp_runtime.images.visualize import colour_blur_map
 
@@ -131,7 +131,7 @@ def _two_photos(files: Sequence[File], own_names: Sequence[str | os.PathLike[str
     names = [name for name, _ in files]
     raw = [is_raw(data) for _, data in files]
     if all(raw):
-        return list(develop(*files[0], second=files[1]))
+        return develop_pair(*files[0], second=files[1])
     if any(raw):
         raise ImageError(
             f"{names[raw.index(True)]} is a raw photo and {names[raw.index(False)]} is not; expected two pictures, or "
