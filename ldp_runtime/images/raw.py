@@ -75,7 +75,8 @@ def develop(
         LDPError: The extra ``raw`` is not installed.
     """
     path = Path(name)
-    with _opened(path, data) as raw, decoding(path):
+    _libraw()  # its absence is no damage of the file
+    with decoding(path), _opened(path, data) as raw:
         main, white, metadata = _read_frame(raw)
         candidates = _second_frames(path, data) if second is None else [(Path(second[0]), second[1], 0)]
         one = _second_frame(candidates, main, white, dual_pixel_tag(data))

@@ -126,6 +126,17 @@ def struct_long(tag: int, value: int) -> bytes:
     return tag.to_bytes(2, "little") + b"\4\0\1\0\0\0" + value.to_bytes(4, "little")
 
 
+def test_too_little_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    rawpy = pytest.importorskip("rawpy")
+
+    def postprocess(*_: object, **__: object) -> None:
+        raise rawpy.LibRawUnsufficientMemoryError(b"Insufficient memory")
+
+    monkeypatch.setattr("ldp_runtime.images.raw._develop", postprocess)
+    with pytest.raises(MemoryError):
+        list(develop("a.dng", dng(FRAMES)))
+
+
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rawpy", None)
     with pytest.raises(LDPError, match=r"pip install 'ldp\[raw\]'"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tifffile
 
 from ldp_runtime.images.exif import clean_exif, read_block
 from ldp_runtime.images.raw_container import dual_pixel_tag, is_raw, metadata_block, with_second_image
@@ -59,6 +60,23 @@ def test_the_second_raw_image_is_put_in_place_of_the_first() -> None:
     assert with_second_image(dng(FRAMES)) is None
     assert with_second_image(dng(FRAMES[:1])) is None
     assert with_second_image(cr3()) is None
+
+
+def test_raw_images_in_inner_directories_are_found() -> None:
+    """Adobe's DNGs have a preview in the first directory, and the raw images in directories that it points to."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(RGB8, photometric="rgb", metadata=None, subifds=2)
+        for frame in FRAMES:
+            cfa = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, bytes([0, 1, 1, 2]), True)]
+            writer.write(frame, photometric="cfa", metadata=None, extratags=cfa)
+    data = with_second_image(buffer.getvalue())
+    assert data is not None
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        inner = file.pages.first.pages
+        assert inner is not None
+        for page in inner:
+            np.testing.assert_array_equal(page.asarray(), FRAMES[1])
 
 
 def test_directories_in_a_circle_end() -> None:
