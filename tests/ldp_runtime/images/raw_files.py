@@ -1,7 +1,5 @@
 """Synthetic dual-pixel raw photos: frames from two views, DNGs that LibRaw reads, CR2 and CR3 over a fake LibRaw."""
 
-from __future__ import annotations
-
 import io
 import struct
 import sys

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,6 @@ def frame(samples: Any, black: int = BLACK) -> Frame:
 def textured(seed: int, scale: float) -> np.ndarray:
     light = np.kron(np.random.default_rng(seed).uniform(0.1, 0.9, (12, 16)), np.ones((8, 8)))
     return np.rint(BLACK + light * scale * (WHITE - BLACK)).astype(np.uint16)
-
-
-# --- black --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("top", "left"), [(TOP, LEFT), (TOP, 0), (TOP + 1, LEFT + 1)])
@@ -45,9 +40,6 @@ def test_black_by_colour() -> None:
 def test_a_margin_that_is_not_masked_is_not_used(margin: np.ndarray) -> None:
     assert measured_black(margin, METADATA, TOP, LEFT, WHITE) is METADATA
     assert measured_black(margin, METADATA, 0, 0, WHITE) is METADATA
-
-
-# --- what a second frame is ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,9 +68,6 @@ def test_a_flat_wall_is_known_by_its_exposure_alone() -> None:
     one, other = (rng.normal(3000, 20, (96, 96)) for _ in range(2))
     assert pairing(frame(one + other + BLACK), frame(other + BLACK), WHITE) is Pairing.DUAL_PIXEL
     assert pairing(frame(one + BLACK), frame(other + BLACK), WHITE) is Pairing.WHOLE
-
-
-# --- views --------------------------------------------------------------------------------------------------
 
 
 def views(main: Frame, second: Frame, black: np.ndarray = METADATA) -> dict[str, np.ndarray]:
