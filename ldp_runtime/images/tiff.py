@@ -102,11 +102,13 @@ def _full_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 
     Raises:
         UnsupportedError: There are too many pages.
-        ValueError: All are marked as reduced.
+        ValueError: All are marked as reduced, or a size is not a number.
     """
     pages = [page.aspage() for page in itertools.islice(tiff.pages, MAX_PAGES + 1)]
     if len(pages) > MAX_PAGES:
         raise UnsupportedError(f"has more than {MAX_PAGES} pages; expected one: export that page")
+    if not all(isinstance(side, int) for page in pages for side in (page.imagewidth, page.imagelength)):
+        raise ValueError("the size of a page is not a number")  # a tuple times a number could fill the memory
     full = [page for page in pages if not page.is_reduced]
     if not full:
         raise ValueError("none of its pages is a full-size picture")

@@ -158,6 +158,13 @@ def test_a_circle_of_directories_ends(tmp_path: Path, length: int) -> None:
     assert "pages" in refusal(tmp_path, bytes(data))
 
 
+def test_a_size_of_many_numbers_is_refused(tmp_path: Path) -> None:
+    data = bytearray(encode_photo("a.tif", Photo(noise(20, 20, 3, dtype=np.uint16))))
+    at = data.index(struct.pack("<HHI", 256, 4, 1))
+    struct.pack_into("<HHII", data, at, 256, 4, 13, 8)  # as a sequence, which times 2^30 would fill the memory
+    assert "not a number" in refusal(tmp_path, set_long(bytes(data), 257, 2**30))
+
+
 def test_a_missing_strip_or_size_is_refused(tmp_path: Path) -> None:
     data = encode_photo("a.tif", Photo(noise(20, 20, 3, dtype=np.uint16)))
     assert "a part of the picture is missing" in refusal(tmp_path, set_long(data, 279, 0))
