@@ -22,6 +22,7 @@ IN_FLIGHT = 2
 """Pairs in flight at a time: one is computed while the result of the one before is used."""
 
 Item = TypeVar("Item")
+Progress = Callable[[float], None]
 
 
 class Chain(ABC):
@@ -37,7 +38,9 @@ class Chain(ABC):
     precision: str
     bundle: Bundle
 
-    def submit(self, left: Any, right: Any, axis: str, *, restore: bool = True) -> PendingResult:
+    def submit(
+        self, left: Any, right: Any, axis: str, *, restore: bool = True, progress: Progress | None = None
+    ) -> PendingResult:
         """Starts on a pair; several may be in flight.
 
         Args:
@@ -46,6 +49,8 @@ class Chain(ABC):
             right: The other view, of the same shape and dtype, in the same place.
             axis: Direction of the disparity, one of ``AXES``; with ``"vertical"`` ``left`` is the top view.
             restore: Whether the restored image is wanted; otherwise the blur map alone.
+            progress: Called with the share of the work that is done, 0 to 1, as windows and tiles end; a GPU, which is
+                done in an instant, does not call it.
 
         Returns:
             The pair in flight. Neither view may change until its result is there.
@@ -61,11 +66,11 @@ class Chain(ABC):
                 "choose another bundle"
             )
         left, right = self.view_impl("left", left), self.view_impl("right", right)
-        _check_pair(left, right, axis)
-        return self.submit_impl(left, right, axis, restore)
+        check_arrays(left, right, axis)
+        return self.submit_impl(left, right, axis, restore, progress)
 
     @abstractmethod
-    def submit_impl(self, left: Any, right: Any, axis: str, restore: bool) -> PendingResult:
+    def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
         """Starts on a pair that was checked; the rest is as for ``submit``."""
 
     def view_impl(self, name: str, array: Any) -> Any:
@@ -119,8 +124,8 @@ def _expected(name: str) -> str:
     return f"expected {name} as an array (h, w, 3) of uint8 or uint16"
 
 
-def _check_pair(left: Any, right: Any, axis: str) -> None:
-    """Raises ImageError unless these are a pair, on the host or on a device."""
+def check_arrays(left: Any, right: Any, axis: str) -> None:
+    """Raises ImageError unless these are the arrays of a pair, on the host or on a device."""
     if axis not in AXES:
         raise ImageError(f"expected an axis, one of {', '.join(AXES)}, got {axis!r}")
     for name, view in (("left", left), ("right", right)):

@@ -14,6 +14,7 @@ COMMANDS = (
     "deblur",
     "split",
     "blur-map",
+    "check",
     "batch",
     "serve",
     "info",

@@ -9,13 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from ldp_runtime.backends.base import Backend, SessionBackend
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.chain import Chain, ChainBackend, in_flight
-from ldp_runtime.errors import BackendError
+from ldp_runtime.chain import Chain, ChainBackend, Progress, check_arrays, in_flight
+from ldp_runtime.errors import BackendError, ImageError
 from ldp_runtime.host import HostChain
+from ldp_runtime.paircheck.modes import MODES
 from ldp_runtime.registry import select
 from ldp_runtime.result import PendingResult, Result
+from ldp_runtime.stages.scale_choice import BLUR_RANGE, SCALES
 from ldp_runtime.stages.tiles import AUTO, check_tile
 from ldp_runtime.tensors import is_device_array
 
@@ -44,10 +48,16 @@ class Deblurrer:
         precision: str = "auto",
         threads: int | None = None,
         tile: int | str = AUTO,
+        check: str = "off",
+        scale: str = AUTO,
     ) -> None:
         """Makes a deblurrer of a loaded bundle; the arguments are those of ``from_bundle``."""
         self.bundle = bundle
         self._tile = check_tile(tile, bundle.manifest.tile_multiple)
+        for name, value, allowed in (("check", check, MODES), ("scale", scale, (AUTO, *SCALES))):
+            if value not in allowed:
+                raise ImageError(f"expected {name} as one of {', '.join(allowed)}, got {value!r}")
+        self._check, self._scale = check, scale
         self._asked = (backend, precision)
         self._threads = threads
         self._failed: dict[str, str] = {}
@@ -63,6 +73,8 @@ class Deblurrer:
         precision: str = "auto",
         threads: int | None = None,
         tile: int | str = AUTO,
+        check: str = "off",
+        scale: str = AUTO,
     ) -> Deblurrer:
         """Loads and verifies a bundle and picks the backend.
 
@@ -74,13 +86,27 @@ class Deblurrer:
             tile: Longest side in px of the tiles that an image is restored in; ``"auto"`` takes tiles where memory
                 asks for them, see ``tiles.tilings``, and ``"off"`` never. Tiles differ a little from the whole, see
                 ``tiles.TILE_HALO``.
+            check: ``"auto"`` measures each pair first, corrects what can be corrected without loss, refuses what would
+                only do harm, and says so in ``Result.notes``; ``"warn"`` only says. A program gets ``"off"``, unlike a
+                command: it mostly knows where its arrays come from, its results should depend on nothing but them, and
+                next to a GPU some 10 ms on the CPU are long. Views on a device are never measured.
+            scale: Scale to restore at, a name of ``scales.SCALES``; ``"auto"`` takes the largest at which the disparity
+                that the check measures fits the model, and 1 without a check.
 
         Raises:
             BundleError: The bundle is missing, damaged, or lacks the graphs of that precision.
             BackendError: The backend or precision is unknown or does not work here.
             TileError: No tile has that size.
         """
-        return cls(Bundle.load(bundle), backend=backend, precision=precision, threads=threads, tile=tile)
+        return cls(
+            Bundle.load(bundle),
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            tile=tile,
+            check=check,
+            scale=scale,
+        )
 
     @property
     def backend(self) -> str:
@@ -92,7 +118,15 @@ class Deblurrer:
         """Precision that the graphs run in."""
         return self._precision
 
-    def __call__(self, left: Any, right: Any, *, axis: str = "horizontal") -> Result:
+    def __call__(
+        self,
+        left: Any,
+        right: Any,
+        *,
+        axis: str = "horizontal",
+        linear: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
         """Restores a pair.
 
         Args:
@@ -101,17 +135,19 @@ class Deblurrer:
             right: The other view, of the same shape and dtype.
             axis: Direction of the disparity: ``"horizontal"``, or ``"vertical"`` for sensors that split top
                 and bottom (then ``left`` is the top view).
+            linear: Whether the values are linear light rather than sRGB; None leaves it to the check.
+            progress: As for ``Chain.submit``.
 
         Returns:
             The restored image and the blur map, where the views were: on the host or on the device.
 
         Raises:
-            ImageError: The views are not such a pair.
+            ImageError: The views are not such a pair, or the check refuses it.
             NumericsError: NaN or Inf appeared.
             BundleError: The bundle's graphs are not those of the chain.
             BackendError: The backend failed.
         """
-        return self.start(left, right, axis=axis).result()
+        return self.start(left, right, axis=axis, linear=linear, progress=progress).result()
 
     def restore_files(
         self,
@@ -161,7 +197,15 @@ class Deblurrer:
             for _, pending in started:
                 yield pending.result()
 
-    def start(self, left: Any, right: Any, *, axis: str = "horizontal") -> PendingResult:
+    def start(
+        self,
+        left: Any,
+        right: Any,
+        *,
+        axis: str = "horizontal",
+        linear: bool | None = None,
+        progress: Progress | None = None,
+    ) -> PendingResult:
         """Starts on a pair.
 
         On a GPU the work goes on meanwhile; on a CPU ``PendingResult.result`` does it. An error of one pair leaves the
@@ -171,37 +215,73 @@ class Deblurrer:
             left: As for a call.
             right: As for a call; neither may change until the result is there.
             axis: As for a call.
+            linear: As for a call.
+            progress: As for a call.
 
         Raises:
-            ImageError: The views are not a pair.
+            ImageError: The views are not a pair, or the check refuses it.
             BundleError: The bundle's graphs are not those of the chain.
             BackendError: The backend failed.
         """
-        return self._submit(left, right, axis, restore=True)
+        return self._start(left, right, axis, True, linear, progress)
 
-    def blur_map(self, left: Any, right: Any, *, axis: str = "horizontal") -> Result:
+    def blur_map(
+        self,
+        left: Any,
+        right: Any,
+        *,
+        axis: str = "horizontal",
+        linear: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
         """Estimates the blur map alone; the deblur graph is not opened, and ``restored`` of the result is None.
 
         Args:
             left: As for a call.
             right: As for a call.
             axis: As for a call.
+            linear: As for a call.
+            progress: As for a call.
 
         Raises:
-            ImageError: The views are not a pair.
+            ImageError: The views are not a pair, or the check refuses it.
             NumericsError: NaN or Inf appeared.
             BundleError: The bundle has no blur map, or its graphs are not those of the chain.
             BackendError: The backend failed.
         """
-        return self._submit(left, right, axis, restore=False).result()
+        return self._start(left, right, axis, False, linear, progress).result()
 
-    def _submit(self, left: Any, right: Any, axis: str, *, restore: bool) -> PendingResult:
+    def _start(
+        self, left: Any, right: Any, axis: str, restore: bool, linear: bool | None, progress: Progress | None
+    ) -> PendingResult:
+        """Checks a pair and starts on what is left of it."""
+        measured = isinstance(left, np.ndarray) and isinstance(right, np.ndarray)
+        if not measured or (self._check == "off" and self._scale in ("1", AUTO)):
+            return self._submit(left, right, axis, restore, progress)
+        from ldp_runtime.paircheck.prepare import prepare  # OpenCV takes a while to load
+
+        check_arrays(left, right, axis)
+        prepared = prepare(
+            left,
+            right,
+            axis,
+            mode=self._check,
+            scale=self._scale,
+            blur_range=self.bundle.manifest.blur_range or BLUR_RANGE,
+            linear=linear,
+        )
+        pending = self._submit(prepared.left, prepared.right, prepared.axis, restore, progress)
+        return PendingResult(lambda: prepared.finish(pending.result()), pending.cancel)
+
+    def _submit(
+        self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None = None
+    ) -> PendingResult:
         """Starts on a pair; "auto" moves on to the next backend when one cannot."""
         while True:
             try:
                 if self._chain is None:
                     self._chain = self._open_chain()
-                return self._chain.submit(left, right, axis, restore=restore)
+                return self._chain.submit(left, right, axis, restore=restore, progress=progress)
             except BackendError as error:
                 if self._asked[0] != "auto" or is_device_array(left):  # no other backend takes it
                     raise

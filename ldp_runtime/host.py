@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ldp_runtime.backends.base import Session, SessionBackend, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.chain import Chain
+from ldp_runtime.chain import Chain, Progress
 from ldp_runtime.errors import BackendError, BundleError, NumericsError, one_line
 from ldp_runtime.result import PendingResult, Result, StageClock
 from ldp_runtime.stages.blur_map import blur_logits, upsample_map
@@ -34,6 +34,9 @@ CLIP_BATCH = 8
 
 PATCH_BATCH = 32
 """Patches that CLIP sees at a time, at most, where the blur map comes from patches."""
+
+BLUR_SHARE = 0.3
+"""Share of the time that the blur map takes, for the progress alone."""
 
 _FIX_GRAPHS = "export the bundle again with ldp-export onnx"
 
@@ -60,7 +63,7 @@ class HostChain(Chain):
         self._sessions: dict[str, Session] = {}
         self._too_large: int | None = None
 
-    def submit_impl(self, left: Any, right: Any, axis: str, restore: bool) -> PendingResult:
+    def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
         """Opens the graphs; the work is done when the result is asked for."""
         clock = StageClock()
         with clock("open"):  # all of them, before the first is run
@@ -68,9 +71,11 @@ class HostChain(Chain):
                 self._session("clip")
             if restore:
                 self._session("deblur")
-        return PendingResult(functools.partial(self._run, left, right, axis, restore, clock))
+        return PendingResult(functools.partial(self._run, left, right, axis, restore, clock, progress or _ignore))
 
-    def _run(self, left: Image, right: Image, axis: str, restore: bool, clock: StageClock) -> Result:
+    def _run(
+        self, left: Image, right: Image, axis: str, restore: bool, clock: StageClock, progress: Progress
+    ) -> Result:
         size = left.shape[:2]
         if axis == "vertical":  # turned without a copy, so that the disparity runs along x
             left, right = left.transpose(1, 0, 2), right.transpose(1, 0, 2)
@@ -79,12 +84,16 @@ class HostChain(Chain):
         blur_map: Any = None
         tiles, notes = 1, tuple[str, ...]()
         if self.bundle.manifest.reads_blur_map:
-            logits = self._blur_logits(left, right, padded, clock)
+            share = BLUR_SHARE if restore else 1.0
+            logits = self._blur_logits(left, right, padded, clock, lambda done: progress(share * done))
             upright = logits if axis == "horizontal" else np.ascontiguousarray(logits.T)
             # Not a method: a result must not keep the graphs and their memory alive.
             blur_map = functools.partial(upsample_map, upright, size, self.bundle.manifest.blur_cell)
         if restore:
-            image, tiles, notes = self._restore(padded, logits, left, axis, clock)
+            first = 0.0 if logits is None else BLUR_SHARE
+            image, tiles, notes = self._restore(
+                padded, logits, left, axis, clock, lambda done: progress(first + (1 - first) * done)
+            )
         elif blur_map is not None:  # it is all that was wanted: made now, and timed
             with clock("finish"):
                 blur_map = blur_map()
@@ -121,10 +130,15 @@ class HostChain(Chain):
 
     # --- the blur map
 
-    def _blur_logits(self, left: Image, right: Image, padded: PaddedPair, clock: StageClock) -> Floats:
+    def _blur_logits(
+        self, left: Image, right: Image, padded: PaddedPair, clock: StageClock, progress: Progress
+    ) -> Floats:
         """Blur logits of a pair along x, one per ``blur_cell``."""
         patch = self.bundle.manifest.blur_map.patch
-        logits = self._patch_logits(left, right, patch, clock) if patch else self._window_logits(padded, clock)
+        if patch:
+            logits = self._patch_logits(left, right, patch, clock, progress)
+        else:
+            logits = self._window_logits(padded, clock, progress)
         if not np.isfinite(logits).all():
             raise NumericsError(
                 f"expected finite blur logits, got NaN or Inf in {np.sum(~np.isfinite(logits))} of {logits.size}; "
@@ -132,7 +146,7 @@ class HostChain(Chain):
             )
         return logits
 
-    def _window_logits(self, padded: PaddedPair, clock: StageClock) -> Floats:
+    def _window_logits(self, padded: PaddedPair, clock: StageClock, progress: Progress) -> Floats:
         """Blur logits ``(H / p, W / p)`` of a padded pair, window by window (Eq. 4 to 6)."""
         manifest, clip = self.bundle.manifest, self._session("clip")
         spec, embeddings = manifest.require_clip(), self.bundle.text_embeddings
@@ -165,10 +179,11 @@ class HostChain(Chain):
                         manifest.ensemble,
                     )
                 )
+            progress(min(1.0, (first + CLIP_BATCH) / len(origins)))
         with clock("blur_logits"):
             return np.ascontiguousarray(grid.blend(np.concatenate(fields))[: H // p, : W // p])
 
-    def _patch_logits(self, left: Image, right: Image, side: int, clock: StageClock) -> Floats:
+    def _patch_logits(self, left: Image, right: Image, side: int, clock: StageClock, progress: Progress) -> Floats:
         """Blur logits of patches of ``side`` px of a pair without padding, by their pooled features."""
         clip = self._session("clip")
         (spec,) = clip.inputs
@@ -186,6 +201,7 @@ class HostChain(Chain):
                 self._check_features({"features": features}, {"features": (len(chosen),)})
             with clock("blur_logits"), np.errstate(all="ignore"):
                 values.append(patch_values(features, embeddings, self.bundle.manifest.prompts[0]))
+            progress(min(1.0, (first + PATCH_BATCH) / len(origins)))
         with clock("blur_logits"), np.errstate(all="ignore"):
             return map_logits(stretch(np.concatenate(values).reshape(rows, columns)))
 
@@ -202,7 +218,13 @@ class HostChain(Chain):
     # --- the restored image
 
     def _restore(
-        self, padded: PaddedPair, logits: Floats | None, view: Image, axis: str, clock: StageClock
+        self,
+        padded: PaddedPair,
+        logits: Floats | None,
+        view: Image,
+        axis: str,
+        clock: StageClock,
+        progress: Progress,
     ) -> tuple[Image, int, tuple[str, ...]]:
         """Restores a pair in one piece or in tiles, in smaller ones where memory runs out.
 
@@ -220,7 +242,7 @@ class HostChain(Chain):
             if too_large is not None and area >= too_large:
                 continue
             try:
-                image = self._restore_tiles(tiles, padded, logits, view, axis, clock)
+                image = self._restore_tiles(tiles, padded, logits, view, axis, clock, progress)
             except (MemoryError, BackendError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -243,6 +265,7 @@ class HostChain(Chain):
         view: Image,
         axis: str,
         clock: StageClock,
+        progress: Progress,
     ) -> Image:
         """Restores a pair tile by tile; beyond the image it keeps a tile and the seams.
 
@@ -253,13 +276,14 @@ class HostChain(Chain):
             view: ``(h, w, 3)``, a view of the pair along x.
             axis: As for ``submit``.
             clock: Takes the times.
+            progress: Called after each tile.
         """
         with clock("open"):
             deblur = self._session("deblur")
         th, tw = tiles.tile
         image, pixels = new_image(view, axis)
         blender = TileBlender(tiles) if len(tiles) > 1 else None
-        for y, x in tiles.origins():
+        for done, (y, x) in enumerate(tiles.origins(), 1):
             with clock("prepare"):
                 feeds = {"pair": padded.region(y, x, th, tw)[None]}
                 if logits is not None:
@@ -274,6 +298,7 @@ class HostChain(Chain):
                 check_finite(restored[0], (y, x))
                 (top, start), block = ((y, x), restored[0]) if blender is None else blender.add(restored[0])
                 write_pixels(block, pixels[top : top + block.shape[1], start : start + block.shape[2]])
+            progress(done / len(tiles))
         return image
 
     def _blur_feed(self, logits: Floats, origin: tuple[int, int], size: tuple[int, int]) -> dict[str, Floats]:
@@ -284,3 +309,7 @@ class HostChain(Chain):
         if manifest.blur_map.network_input == "logits":
             return {"blur_logits": part[None, None]}
         return {"blur_map": upsample_map(part, size, cell)[None, None]}
+
+
+def _ignore(done: float) -> None:
+    """A progress that nobody follows."""

@@ -23,6 +23,8 @@ class Result:
         precision: Precision that they ran in.
         tiles: Number of tiles that the image was restored in; 1 is one piece.
         notes: What the user should know of how the result was made, such as that memory ran out; sentences.
+        check: What the check of the pair found, a ``paircheck.check.PairCheck``; None where it was off.
+        scale: Scale that the pair was restored at: 1, 0.5 or 0.25.
     """
 
     def __init__(
@@ -46,11 +48,18 @@ class Result:
         self.precision = precision
         self.tiles = tiles
         self.notes = notes
+        self.check: Any = None
+        self.scale = 1.0
 
     @functools.cached_property
     def blur_map(self) -> Any:
         """``(h, w)`` float32 in [0, 1], larger where more blurred; None if the bundle has no blur map."""
         return self._blur_map() if callable(self._blur_map) else self._blur_map
+
+    def replace_blur_map(self, blur_map: Callable[[], Any]) -> None:
+        """Takes a function that makes another map when it is first read."""
+        self._blur_map = blur_map
+        self.__dict__.pop("blur_map", None)
 
 
 class PendingResult:

@@ -170,8 +170,8 @@ def make_deblurrer(folder: Path, parameters: Mapping[str, str]) -> Deblurrer:
 
     Args:
         folder: It holds the bundle, and the graphs' models where others run them.
-        parameters: Of the model's config: ``backend``, ``precision``, ``threads`` (0 leaves it to the backend) and
-            ``tile``, as for ``Deblurrer.from_bundle``; each may be missing.
+        parameters: Of the model's config: ``backend``, ``precision``, ``threads`` (0 leaves it to the backend),
+            ``tile``, ``check`` and ``scale``, as for ``Deblurrer.from_bundle``; each may be missing.
 
     Raises:
         LDPError: The bundle is damaged, or a parameter is wrong.
@@ -195,6 +195,8 @@ def make_deblurrer(folder: Path, parameters: Mapping[str, str]) -> Deblurrer:
         precision=precision,
         threads=int(threads) or None,
         tile=int(tile) if tile.isdecimal() else tile,
+        check=parameters.get("check", "off"),
+        scale=parameters.get("scale", "auto"),
     )
 
 

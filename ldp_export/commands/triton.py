@@ -34,7 +34,7 @@ An existing repository is replaced once the new one is complete.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.commands.options import add_backend_arguments, add_tile_argument
+    from ldp_runtime.commands.options import add_backend_arguments, add_check_arguments, add_tile_argument
 
     parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="REPO", help="folder of the repository")
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_backend_arguments(parser)
     add_tile_argument(parser)
+    add_check_arguments(parser, default="off")
     parser.add_argument(
         "--openvino", action="store_true", help="with the variant onnxruntime: OpenVINO executes the graphs on the CPU"
     )
@@ -100,6 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         threads=arguments.threads,
         tile=arguments.tile,
+        pair_check=arguments.check,
+        scale=arguments.scale,
         openvino=arguments.openvino,
         warm_up=parse_size(arguments.warm_up),
     )

@@ -44,6 +44,8 @@ def model_config(
     """The config of a model that clients call; ``blur_map`` is an output of it."""
     image = {"data_type": _IMAGE_TYPES[bits], "dims": [-1, -1, 3]}
     parameters = {"precision": _precision(serving), "tile": str(tile)}
+    if serving.pair_check != OFF:
+        parameters |= {"check": serving.pair_check, "scale": serving.scale}
     if serving.variant == "python":
         parameters |= {"backend": serving.backend, "threads": str(serving.threads or 0)}
     config: Config = {

@@ -42,6 +42,8 @@ class Serving:
         backend: With the variant "python", what runs the graphs there.
         precision: Precision of the graphs; "auto" is the backend's own, FP32 with ONNX Runtime, FP16 with TensorRT.
         threads: With the variant "python", CPU threads of a process; None leaves it to the backend.
+        pair_check: ``check`` of ``Deblurrer.from_bundle``.
+        scale: As for ``Deblurrer.from_bundle``.
         tile: As for ``Deblurrer.from_bundle``; with the variant "tensorrt" "auto" is what the engine takes.
         openvino: With the variant "onnxruntime", OpenVINO executes the graphs on the CPU.
         warm_up: Height and width in px of a pair that is restored before a model counts as ready.
@@ -57,6 +59,8 @@ class Serving:
     precision: str = "auto"
     threads: int | None = None
     tile: int | str = AUTO
+    pair_check: str = "off"
+    scale: str = AUTO
     openvino: bool = False
     warm_up: tuple[int, int] = (256, 256)
 

@@ -21,7 +21,7 @@ MAP_FORMATS = {"png": "_blur.png", "npy": "_blur.npy"}
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of all pairs; ``backend``, ``precision``, ``threads`` and ``tile`` as for ``Deblurrer.from_bundle``.
+    """The settings of all pairs; those not listed as for ``Deblurrer.from_bundle``.
 
     Attributes:
         bundle: The bundle's folder.
@@ -40,6 +40,8 @@ class Settings:
     swap: bool
     content: str
     side_by_side: bool = False
+    check: str = "auto"
+    scale: str = "auto"
 
     def key(self) -> str:
         """SHA-256 of the settings that change a restored image."""

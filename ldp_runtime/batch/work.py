@@ -112,6 +112,8 @@ def make_deblurrer(bundle: Bundle, settings: Settings) -> Deblurrer:
         precision=settings.precision,
         threads=settings.threads,
         tile=settings.tile,
+        check=settings.check,
+        scale=settings.scale,
     )
 
 
@@ -145,7 +147,8 @@ def start(deblurrer: Deblurrer, pair: Read) -> PendingResult:
         PairError: The backend failed.
     """
     with failing_alone(pair.job):
-        return deblurrer.start(pair.views.left.pixels, pair.views.right.pixels, axis=pair.views.axis)
+        views = pair.views
+        return deblurrer.start(views.left.pixels, views.right.pixels, axis=views.axis, linear=views.linear)
 
 
 def finish(pair: Read, pending: PendingResult) -> Restored:
@@ -183,6 +186,7 @@ def write(restored: Restored, settings: Settings) -> Done:
             "backend": result.backend,
             "precision": result.precision,
             "tiles": result.tiles,
+            "scale": result.scale,
             "pixels": pair.views.pixels,
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
             **({} if quality is None else {"quality": quality}),

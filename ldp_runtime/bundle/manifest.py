@@ -142,6 +142,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         opset: ONNX opset of the graphs.
         tools: Versions of what exported the bundle.
         blur_map: How the blur map is estimated and given to the network.
+        blur_range: Largest radius in px of a circle of confusion in training; None where it was not written down.
         training: Provenance of the weights.
         parity: Figures measured at export.
         evaluation: Figures of ``ldp-export evaluate``.
@@ -163,6 +164,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     opset: Count
     tools: Mapping[str, str]
     blur_map: BlurMapSpec = BlurMapSpec()
+    blur_range: Annotated[float, Meta(gt=0, le=1000)] | None = None
     training: Mapping[str, Any]
     parity: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -176,6 +178,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **msgspec.to_builtins(self)}
         if self.blur_map == BlurMapSpec():
             del value["blur_map"]
+        if self.blur_range is None:
+            del value["blur_range"]
         if not self.quantization:
             del value["quantization"]
         return value

@@ -15,6 +15,7 @@ from ldp_runtime import __version__
 from ldp_runtime.commands.options import (
     add_backend_arguments,
     add_bundle_argument,
+    add_check_arguments,
     add_json_argument,
     add_view_arguments,
 )
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from ldp_runtime.result import Result
 
 
-def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of a command on a pair."""
+def add_pair_arguments(parser: argparse.ArgumentParser, *, restores: bool) -> None:
+    """Declares the options of a command on a pair; ``--scale`` where it restores it."""
     parser.add_argument(
         "left",
         metavar="LEFT|PHOTO",
@@ -40,6 +41,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle_argument(parser)
     add_backend_arguments(parser)
     add_view_arguments(parser)
+    add_check_arguments(parser, scale=restores)
 
 
 class PairReport:
@@ -74,6 +76,10 @@ class PairReport:
         self._seconds |= result.timings
         for name, why in deblurrer.passed_over.items():
             self.warn(f"{name} was passed over, {result.backend} ran: {why}")
+        if result.check is not None:
+            self.fields["check"] = result.check.to_json()
+            self.fields["axis"] = result.check.correction.axis if result.check.mode == "auto" else result.check.axis
+        self.fields["scale"] = result.scale
         for note in result.notes:
             self.warn(note)
 

@@ -15,6 +15,7 @@ from ldp_runtime.command import CheckFailedError
 from ldp_runtime.commands.options import (
     add_backend_arguments,
     add_bundle_argument,
+    add_check_arguments,
     add_json_argument,
     add_tile_argument,
     add_view_arguments,
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend_arguments(parser)
     add_view_arguments(parser)
     add_tile_argument(parser)
+    add_check_arguments(parser)
     parser.add_argument(
         "--format",
         choices=("png", "tiff", "jpg"),
@@ -273,6 +275,8 @@ def _settings(arguments: argparse.Namespace, bundle: Bundle) -> Settings:
         precision=arguments.precision,
         threads=arguments.threads,
         tile=arguments.tile,
+        check=arguments.check,
+        scale=arguments.scale,
         axis=arguments.axis,
         swap=arguments.swap,
         side_by_side=arguments.side_by_side,

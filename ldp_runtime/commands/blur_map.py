@@ -6,6 +6,7 @@ import argparse
 
 from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, read_pair, view_files
 from ldp_runtime.commands.options import load, require_blur_map
+from ldp_runtime.commands.progress import ProgressBar
 
 HELP = "Shows where a pair is blurred."
 EXAMPLES = """\
@@ -24,7 +25,7 @@ which `ldp info` shows, has none.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    add_pair_arguments(parser)
+    add_pair_arguments(parser, restores=False)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,7 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
         views = read_pair(arguments, report)
     with report.stage("load"):
         deblurrer = load(arguments)
-    result = deblurrer.blur_map(views.left.pixels, views.right.pixels, axis=views.axis)
+    with ProgressBar(quiet=arguments.quiet or arguments.json) as progress:
+        result = deblurrer.blur_map(
+            views.left.pixels, views.right.pixels, axis=views.axis, linear=views.linear, progress=progress
+        )
     report.add_result(deblurrer, result)
     with report.stage("write"):
         write_files({arguments.output: encode_blur_map(arguments.output, result.blur_map)})

@@ -14,6 +14,7 @@ from ldp_runtime.commands._pair import (
     view_files,
 )
 from ldp_runtime.commands.options import add_tile_argument, load, require_blur_map
+from ldp_runtime.commands.progress import ProgressBar
 
 if TYPE_CHECKING:
     from ldp_runtime.images.decode import Photo
@@ -29,6 +30,7 @@ examples:
   ldp deblur top.png bottom.png -o sharp.png --axis vertical
   ldp deblur PHOTO.CR3 -o sharp.tif
   ldp deblur 20240101_120000_000_left.pgm 20240101_120000_000_right.pgm -o sharp.png
+  ldp deblur left.jpg right.jpg -o sharp.jpg --scale 1/2
 
 OUT has the format of its suffix (.png, .tif, .tiff, .jpg, .jpeg, .pgm, .ppm,
 .pnm) and the depth, ICC profile, EXIF data, alpha and greyness of LEFT; it is
@@ -41,7 +43,7 @@ A dual-pixel raw photo is split and developed as `ldp split` does it.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    add_pair_arguments(parser)
+    add_pair_arguments(parser, restores=True)
     add_tile_argument(parser)
     parser.add_argument("--blur-map", metavar="PATH", help="also write the blur map (picture or .npy)")
     parser.add_argument("--compare", metavar="PATH", help="also write a picture of before, after and blur map")
@@ -80,14 +82,16 @@ def run(arguments: argparse.Namespace) -> None:
         target = _read_target(arguments.target, left) if arguments.target else None
     with report.stage("load"):
         deblurrer = load(arguments)
-    result = deblurrer(left.pixels, right.pixels, axis=views.axis)
+    with ProgressBar(quiet=arguments.quiet or arguments.json) as progress:
+        result = deblurrer(left.pixels, right.pixels, axis=views.axis, linear=views.linear, progress=progress)
     report.add_result(deblurrer, result)
     report.fields["tiles"] = result.tiles
     del deblurrer  # frees the memory of its graphs before a large photo is encoded
 
     quality = None
     if target is not None:
-        quality = against_target(left.pixels, right.pixels, result.restored, target.pixels)
+        left_, right_, target_ = (_scaled_alike(photo, result).pixels for photo in (left, right, target))
+        quality = against_target(left_, right_, result.restored, target_)
     with report.stage("write"):
         contents = {arguments.output: encode_photo(arguments.output, replace(left, pixels=result.restored))}
         if arguments.blur_map is not None:
@@ -109,6 +113,18 @@ def _read_target(name: str, left: Photo) -> Photo:
     target = read_photo(name)
     check_like(name, target, "the views", left)
     return target
+
+
+def _scaled_alike(photo: Photo, result: Result) -> Photo:
+    """The photo, its values over the whole range where the restored image has them so."""
+    from dataclasses import replace
+
+    from ldp_runtime.paircheck.correct import full_range
+
+    check = result.check
+    if check is None or check.mode != "auto":
+        return photo
+    return replace(photo, pixels=full_range(photo.pixels, check.measurement.coding))
 
 
 def _encode_comparison(

@@ -50,6 +50,28 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_check_arguments(parser: argparse.ArgumentParser, *, scale: bool = True, default: str = "auto") -> None:
+    """Declares ``--check`` and, for commands that restore, ``--scale``."""
+    from ldp_runtime.paircheck.modes import MODES
+    from ldp_runtime.stages.scale_choice import SCALES
+
+    parser.add_argument(
+        "--check",
+        default=default,
+        choices=MODES,
+        help="measure each pair first: correct exposure, axis, alignment, coding and bit depth, and refuse what would "
+        "only do harm (auto), only say what seems wrong (warn), or neither (off) (default: %(default)s)",
+    )
+    if scale:
+        parser.add_argument(
+            "--scale",
+            default="auto",
+            choices=("auto", *SCALES),
+            help="restore at a part of the size, for full-size files whose blur is beyond what the model knows; auto "
+            "takes the largest scale at which the measured disparity fits (default: %(default)s)",
+        )
+
+
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares how the views of a pair are to be read, and ``--quiet``."""
     parser.add_argument(
@@ -102,7 +124,9 @@ def load(arguments: argparse.Namespace) -> Deblurrer:
         backend=arguments.backend,
         precision=arguments.precision,
         threads=arguments.threads,
-        tile=getattr(arguments, "tile", "auto"),  # commands that restore nothing do not have it
+        tile=getattr(arguments, "tile", "auto"),  # commands that restore nothing have neither
+        check=arguments.check,
+        scale=getattr(arguments, "scale", "auto"),
     )
 
 

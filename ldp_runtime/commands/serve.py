@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ldp_runtime.commands.options import (
     add_backend_arguments,
     add_bundle_argument,
+    add_check_arguments,
     add_tile_argument,
     load,
     positive_int,
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle_argument(parser)
     add_backend_arguments(parser)
     add_tile_argument(parser)
+    add_check_arguments(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print no line per request")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import EngineEntry
-from ldp_runtime.chain import Chain
+from ldp_runtime.chain import Chain, Progress
 from ldp_runtime.cuda import arrays
 from ldp_runtime.cuda.base import Device, Engine, OutOfDeviceMemoryError
 from ldp_runtime.cuda.frame import FrameRunner
@@ -94,7 +94,7 @@ class CudaChain(Chain):
             self.device.activate()
             return arrays.view(array, self.device, self._streams.compute)
 
-    def submit_impl(self, left: Any, right: Any, axis: str, restore: bool) -> PendingResult:
+    def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
         """See ``Chain``.
 
         Raises:

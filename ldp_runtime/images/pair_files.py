@@ -12,19 +12,14 @@ import numpy as np
 
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.icc import match_profiles
 from ldp_runtime.images.one_file import both_views
 from ldp_runtime.images.orientation import upright_disparity
 from ldp_runtime.images.photo import decode_photos, encode_photo, image_format, photo_size, read_bytes
 from ldp_runtime.images.pixel_capture import develop_pixel_capture, is_pixel_capture
-from ldp_runtime.images.quality import view_correlation
 from ldp_runtime.images.raw import develop_pair, raw_size
 from ldp_runtime.images.raw_container import is_raw
 from ldp_runtime.images.visualize import colour_blur_map
-
-MATCH_THRESHOLD = 0.5
-"""Views that correlate less count as different photos. Of 380 pairs of unrelated photos (scikit-image's)
-99 % correlate less; each photo correlates more than 0.6 with itself when one copy is shifted by 5 % of the
-width, both are blurred over twice that shift, and noise of 3 % is added."""
 
 _NUMBERS = ".npy"
 
@@ -39,6 +34,7 @@ class Views:
         axis: Direction of the disparity in the upright picture, as for ``Deblurrer``.
         warnings: What seems wrong though the pair can be restored, a sentence each.
         notes: How the pixels were made of what the files hold, where that is more than decoding; sentences.
+        linear: Whether the values are linear light, where the ICC profile says so.
     """
 
     left: Photo
@@ -46,6 +42,7 @@ class Views:
     axis: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    linear: bool | None = None
 
     @property
     def pixels(self) -> int:
@@ -170,23 +167,12 @@ def match_views(
             "expected two views of one photo: give both files the same orientation tag"
         )
     check_like(names[1], second, names[0], first)
-    warnings = []
-    if np.array_equal(first.pixels, second.pixels):
-        warnings.append(
-            f"{names[0]} and {names[1]} hold the same picture, so there is no disparity to restore from; "
-            "give the two views of a dual-pixel pair"
-        )
-    else:
-        correlation = view_correlation(first.pixels, second.pixels)
-        if correlation < MATCH_THRESHOLD:
-            warnings.append(
-                f"{names[0]} and {names[1]} do not look like two views of one photo (correlation "
-                f"{correlation:.2f}, expected at least {MATCH_THRESHOLD}); check that they belong together"
-            )
+    second, linear, warnings = match_profiles(first, second, names)
     axis, mirrored = upright_disparity(axis, first.orientation)
     if mirrored:
         first, second = replace(first, pixels=second.pixels), replace(second, pixels=first.pixels)
-    return Views(first, second, axis, tuple(warnings), tuple(dict.fromkeys((*first.notes, *second.notes))))
+    notes = tuple(dict.fromkeys((*first.notes, *second.notes)))
+    return Views(first, second, axis, warnings, notes, linear)
 
 
 def check_like(name: str | os.PathLike[str], photo: Photo, other: str | os.PathLike[str], expected: Photo) -> None:

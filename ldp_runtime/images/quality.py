@@ -96,7 +96,7 @@ def view_correlation(left: np.ndarray, right: np.ndarray) -> float:
     and noise averages out.
 
     Args:
-        left: ``(h, w, 3)`` uint8 or uint16.
+        left: ``(h, w, c)`` uint8, uint16 or float32 in [0, 1].
         right: The same shape and dtype.
 
     Returns:
@@ -107,8 +107,8 @@ def view_correlation(left: np.ndarray, right: np.ndarray) -> float:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = []
     for view in (left, right):
-        grey = cv2.resize(view, size, interpolation=cv2.INTER_AREA).mean(axis=2, dtype=np.float64)
-        small.append((grey - grey.mean()) / np.iinfo(view.dtype).max)
+        grey = cv2.resize(view, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1).mean(2, dtype=np.float64)
+        small.append((grey - grey.mean()) / (np.iinfo(view.dtype).max if view.dtype.kind == "u" else 1))
     a, b = small
     if max(a.std(), b.std()) < _FLAT_STD:
         return 1.0

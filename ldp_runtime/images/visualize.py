@@ -32,6 +32,27 @@ def colour_blur_map(blur_map: np.ndarray) -> np.ndarray:
     return coloured
 
 
+def colour_disparity(disparity: np.ndarray, known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Colours a disparity: red where positive, blue where negative, grey where unknown, white at none.
+
+    Args:
+        disparity: ``(rows, columns)`` float, of blocks.
+        known: ``(rows, columns)`` bool.
+        size: Width and height in px of the picture.
+
+    Returns:
+        ``(height, width, 3)`` uint8 RGB.
+    """
+    largest = max(1.0, float(np.abs(disparity[known]).max(initial=0.0)))
+    share = np.clip(disparity / largest, -1, 1)[..., None]
+    red, blue, grey = (np.array(colour, np.float32) for colour in ((178, 24, 43), (33, 102, 172), (128, 128, 128)))
+    white = np.float32(247)
+    coloured = np.where(share > 0, white + share * (red - white), white - share * (blue - white))
+    blocks = np.where(known[..., None], coloured, grey).round().astype(np.uint8)
+    picture: np.ndarray = cv2.resize(blocks, size, interpolation=cv2.INTER_NEAREST)
+    return picture
+
+
 def comparison(panels: Mapping[str, np.ndarray]) -> np.ndarray:
     """Sets images side by side, each under its label; four of them as two rows of two.
 

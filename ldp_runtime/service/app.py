@@ -262,7 +262,9 @@ def _path(name: str) -> str:
 def _status(service: Service, name: str, job: RestorationJob) -> RestorationStatus:
     if not job.future.done():
         position = service.queue.position(job)
-        return RestorationStatus(id=name, state="running" if position is None else "waiting", position=position)
+        if position is not None:
+            return RestorationStatus(id=name, state="waiting", position=position)
+        return RestorationStatus(id=name, state="running", progress=round(job.done, 3))
     raised = job.late() if job.future.cancelled() else job.future.exception()
     if raised is not None:
         error = problem_of(raised)

@@ -27,6 +27,7 @@ class Job(Generic[W, T]):
         submitted: When it was submitted, by ``time.monotonic``.
         deadline: When its result is useless, by the same clock.
         finished: When it ended, or None.
+        done: Share of the work that is done, 0 to 1.
     """
 
     def __init__(self, work: Callable[[W, Job[W, T]], T], time_limit: float) -> None:
@@ -35,6 +36,7 @@ class Job(Generic[W, T]):
         self.submitted = time.monotonic()
         self.deadline = self.submitted + time_limit
         self.finished: float | None = None
+        self.done = 0.0
         self._time_limit = time_limit
         self._abandoned = False
 
@@ -52,6 +54,11 @@ class Job(Generic[W, T]):
             raise ProblemError(503, "the client left")
         if time.monotonic() > self.deadline:
             raise self.late()
+
+    def progress(self, done: float) -> None:
+        """Keeps the share of the work that is done; ends work whose result nobody waits for, as ``check`` does."""
+        self.check()
+        self.done = done
 
     def late(self) -> ProblemError:
         """The error of a job that is not done in time."""

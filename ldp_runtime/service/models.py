@@ -27,8 +27,9 @@ class Report(BaseModel):
     backend: str
     precision: str
     tiles: int = Field(description="How many tiles the image was restored in")
+    scale: float = Field(description="Scale that the pair was restored at: 1, 0.5 or 0.25")
     blur_map: bool = Field(description="Whether there is a blur map: some networks read none")
-    warnings: list[str] = Field(description="What seems wrong, a sentence each")
+    warnings: list[str] = Field(description="What seems wrong and what was corrected, a sentence each")
 
 
 class RestorationStatus(BaseModel):
@@ -37,6 +38,7 @@ class RestorationStatus(BaseModel):
     id: str
     state: Literal["waiting", "running", "done", "failed"]
     position: int | None = Field(default=None, description="While it waits: 1 is the next")
+    progress: float | None = Field(default=None, description="While it runs: share that is done, 0 to 1")
     report: Report | None = Field(default=None, description="Once it is done")
     links: dict[str, str] = Field(default={}, description="Once it is done: name of a picture -> its path")
     problem: Problem | None = Field(default=None, description="If it failed")

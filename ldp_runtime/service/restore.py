@@ -108,7 +108,9 @@ def restore(
     check_format(name, views.left)
     seconds["read"] = time.monotonic() - begin
     job.check()
-    result = deblurrer(views.left.pixels, views.right.pixels, axis=views.axis)
+    result = deblurrer(
+        views.left.pixels, views.right.pixels, axis=views.axis, linear=views.linear, progress=job.progress
+    )
     job.check()
     begin = time.monotonic()
     files = {"image": File(encode_photo(name, replace(views.left, pixels=result.restored)), upload.format)}
@@ -125,6 +127,7 @@ def restore(
         backend=result.backend,
         precision=result.precision,
         tiles=result.tiles,
+        scale=result.scale,
         blur_map=deblurrer.bundle.manifest.reads_blur_map,
         warnings=[*views.warnings, *views.notes, *result.notes],
     )

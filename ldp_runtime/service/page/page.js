@@ -152,7 +152,11 @@ async function follow(path) {
     const status = await (await ask(path)).json();
     if (status.state === "done") return status;
     if (status.state === "failed") throw new ServiceError(status.problem.detail);
-    say(status.state === "waiting" ? `Waiting: number ${status.position} in the queue` : "Restoring…");
+    if (status.state === "waiting") say(`Waiting: number ${status.position} in the queue`);
+    else if (status.progress > 0) {
+      $("progress").value = status.progress;
+      say(`Restoring: ${Math.round(100 * status.progress)} %`);
+    } else say("Restoring…");
     await new Promise((resolve) => setTimeout(resolve, pause));
     if (work.cancelled) throw new ServiceError("cancelled");
   }
@@ -188,7 +192,7 @@ $("form").addEventListener("submit", async (event) => {
     work.request = sent.request;
     const { id } = await sent.answer;
     work.path = `/v1/restorations/${id}`;
-    $("progress").removeAttribute("value"); // the rest takes an unknown time
+    $("progress").removeAttribute("value"); // until the first windows are done
     $("progress").setAttribute("aria-label", "Restoration");
     await show(await follow(work.path), (left ?? right).name, form.get("format"));
     ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has every picture now
@@ -241,7 +245,7 @@ async function show(status, name, format) {
 
 function describe(report) {
   const total = Object.values(report.seconds).reduce((sum, value) => sum + value, 0);
-  $("summary").textContent = `${report.width} × ${report.height} px, ${report.bits} bits, restored in `
+  $("summary").textContent = `${report.width} × ${report.height} px, ${report.bits} bits, restored ${report.scale < 1 ? `at 1/${1 / report.scale} of its size ` : ""}in `
     + `${total.toFixed(1)} s by ${report.bundle} on ${report.backend} (${report.precision})`;
   $("seconds").replaceChildren(...Object.entries(report.seconds).map(([stage, value]) => {
     const row = document.createElement("tr");

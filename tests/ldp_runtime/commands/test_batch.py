@@ -214,7 +214,7 @@ def test_another_bundle_restores_again(
 
 
 def test_only_what_changed_is_restored_again(run: Run, source: Path, out: Path, starts: list[int]) -> None:
-    run("--blur-map", "png")
+    run("--blur-map", "png", "--check", "warn")
     before = outputs(out)
     damaged = out / "00/pair.png"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")  # the same size
@@ -223,7 +223,7 @@ def test_only_what_changed_is_restored_again(run: Run, source: Path, out: Path, 
         os.utime(path, ns=(0, 0))
     shutil.copy(source / "00/pair_R.png", source / "03/pair_R.png")
     starts.clear()
-    code, printed, _ = run("--blur-map", "png")
+    code, printed, _ = run("--blur-map", "png", "--check", "warn")
     assert code == 0
     assert "3 restored, 1 skipped" in printed
     assert len(starts) == 3

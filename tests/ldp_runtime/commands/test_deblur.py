@@ -98,7 +98,7 @@ def test_quality(run: Run, pair: tuple[str, str], tmp_path: Path) -> None:
     _, printed, _ = run("deblur", *pair, "-o", out, "--target", save(tmp_path / "target.png", scene()))
     for image in ("center view", "restored"):
         assert re.search(rf"^{image} +PSNR \d+\.\d\d dB, SSIM 0\.\d{{4}}$", printed, re.MULTILINE)
-    _, printed, _ = run("deblur", pair[0], pair[0], "-o", out, "--target", pair[0], "--json")
+    _, printed, _ = run("deblur", pair[0], pair[0], "-o", out, "--target", pair[0], "--json", "--check", "warn")
     assert json.loads(printed)["quality"]["center_view"] == {"psnr_db": None, "ssim": pytest.approx(1)}  # equal
     strips = [save(tmp_path / f"{i}.png", scene(shift=i, width=16)[:, :1]) for i in range(2)]
     _, printed, _ = run("deblur", *strips, "-o", out, "--target", strips[0], "--json")
@@ -171,6 +171,10 @@ def test_warnings(run: Run, pair: tuple[str, str], tmp_path: Path) -> None:
     other = save(tmp_path / "other.png", scene()[::-1, ::-1])
     for right, words in ((pair[0], "hold the same picture"), (other, "do not look like two views of one photo")):
         code, out, err = run("deblur", pair[0], right, "-o", tmp_path / "out.png", "--json")
+        assert (code, out) == (2, "") and words in err
+        assert not (tmp_path / "out.png").exists()
+        code, out, err = run("deblur", pair[0], right, "-o", tmp_path / "out.png", "--json", "--check", "warn")
+        (tmp_path / "out.png").unlink()
         assert code == 0
         assert err.startswith("ldp: warning: ") and words in err
         assert json.loads(out)["warnings"] == [err.removeprefix("ldp: warning: ").rstrip("\n")]

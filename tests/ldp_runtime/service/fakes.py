@@ -14,6 +14,7 @@ import numpy as np
 import uvicorn
 from fastapi.testclient import TestClient
 
+from ldp_runtime.chain import Progress
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import encode_photo
 from ldp_runtime.result import Result
@@ -46,8 +47,11 @@ class FakeDeblurrer:
         self.error: Exception | None = None
         self.axes: list[str] = []
 
-    def __call__(self, left: np.ndarray, right: np.ndarray, *, axis: str) -> Result:
+    def __call__(
+        self, left: np.ndarray, right: np.ndarray, *, axis: str, linear: bool | None, progress: Progress
+    ) -> Result:
         self.axes.append(axis)
+        progress(0.5)
         self.begun.set()
         assert self.go.wait(60)
         if self.error is not None:

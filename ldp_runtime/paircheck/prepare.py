@@ -1,0 +1,125 @@
+"""A pair made ready for the chain, and its result taken back: what a check corrects, and the scale."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ldp_runtime.paircheck.check import PairCheck, check_pair
+from ldp_runtime.paircheck.modes import MODES
+from ldp_runtime.result import Result
+from ldp_runtime.stages.scale_choice import AUTO, SCALES, fitting_scale
+from ldp_runtime.stages.scales import blend_full_size, reduce_view
+
+Image = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pair made ready.
+
+    Attributes:
+        left: The left view for the chain.
+        right: The right view.
+        axis: Direction of the disparity.
+        check: What was found; None where nothing was measured.
+        scale: Px of the photo per px of what the chain restores.
+        full: The corrected views at full size; None at scale 1.
+        dtype: Of the views that were given.
+        seconds: What this took.
+    """
+
+    left: Image
+    right: Image
+    axis: str
+    check: PairCheck | None
+    scale: int
+    full: tuple[Image, Image] | None
+    dtype: np.dtype[Any]
+    seconds: float
+
+    def finish(self, result: Result) -> Result:
+        """The result as the caller wants it: at full size, in the coding of the views."""
+        if self.check is None:
+            return result
+        begin = time.perf_counter()
+        notes = self.check.notes if self.check.mode != "off" else ()
+        if self.full is not None:
+            self._enlarge(result)
+            notes += (
+                f"the disparity reaches {self.check.disparity:.1f} px; the pair was restored at 1/{self.scale} of its "
+                "size, where it fits the model, and sharp parts keep their detail (--scale 1 restores at full size)",
+            )
+        if self.check.mode == "auto" and result.restored is not None:
+            result.restored = self.check.correction.undo(result.restored, self.dtype)
+        result.notes = (*notes, *result.notes)
+        result.check, result.scale = self.check, 1 / self.scale
+        result.timings = {"check": self.seconds, **result.timings}
+        if self.full is not None:
+            result.timings["enlarge"] = time.perf_counter() - begin
+        return result
+
+    def _enlarge(self, result: Result) -> None:
+        assert self.full is not None and self.check is not None
+        left, right = self.full
+        size = left.shape[1::-1]
+        small = result.blur_map
+        if result.restored is not None:
+            result.restored = blend_full_size(result.restored, left, right, self.scale, self.axis)
+        if small is not None:
+            result.replace_blur_map(functools.partial(_enlarged_map, small, size, self.scale))
+
+
+def _enlarged_map(small: Image, size: tuple[int, int], n: int) -> Image:
+    width, height = size
+    large = cv2.resize(small, (small.shape[1] * n, small.shape[0] * n), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(large[:height, :width])
+
+
+def prepare(
+    left: Image,
+    right: Image,
+    axis: str,
+    *,
+    mode: str,
+    scale: str,
+    blur_range: float,
+    linear: bool | None = None,
+) -> Prepared:
+    """Checks a pair, corrects it, and reduces it where its blur is beyond the model.
+
+    Args:
+        left: ``(h, w, 3)`` uint8 or uint16.
+        right: The other view, of the same shape and dtype.
+        axis: The direction of the disparity that was stated.
+        mode: One of ``check.MODES``.
+        scale: ``"auto"`` or a name of ``scales.SCALES``.
+        blur_range: Largest radius in px that the model knows.
+        linear: Whether the values are linear light; None judges by the picture.
+
+    Raises:
+        ImageError: Restoring the pair would only do harm.
+    """
+    begin = time.perf_counter()
+    n = SCALES.get(scale, 1)
+    dtype = left.dtype
+    if mode == MODES[-1] and n == 1:
+        return Prepared(left, right, axis, None, 1, None, dtype, 0.0)
+    check = check_pair(left, right, axis=axis, mode=mode, linear=linear)
+    check.raise_refused()
+    if mode == "auto":
+        left, right = check.correction.apply(left, right)
+        axis = check.correction.axis
+    if scale == AUTO and mode != MODES[-1]:
+        n = fitting_scale(check.disparity, blur_range)
+    full = None
+    if n > 1:
+        full = left, right
+        left, right = reduce_view(left, n), reduce_view(right, n)
+    return Prepared(left, right, axis, check, n, full, dtype, time.perf_counter() - begin)

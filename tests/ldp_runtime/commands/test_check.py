@@ -1,0 +1,37 @@
+"""``ldp check``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ldp_runtime.images.photo import read_photo, write_pixels
+from tests.ldp_runtime.conftest import Run
+
+SAMPLE = Path(__file__).parents[3] / "samples/motorcycle"
+
+
+def test_a_good_pair(run: Run, tmp_path: Path) -> None:
+    picture = tmp_path / "disparity.png"
+    code, out, err = run("check", SAMPLE / "left.png", SAMPLE / "right.png", "--disparity", picture)
+    assert (code, err) == (0, "")
+    assert "nothing wrong was found" in out and "scale        1\n" in out
+    assert read_photo(picture).pixels.shape == (500, 741, 3)
+    assert len(np.unique(read_photo(picture).pixels.reshape(-1, 3), axis=0)) > 20
+
+
+def test_faults_are_named(run: Run, tmp_path: Path) -> None:
+    left, right = (read_photo(SAMPLE / f"{name}.png").pixels for name in ("left", "right"))
+    views = tmp_path / "left.png", tmp_path / "right.png"
+    write_pixels(views[0], left[3:])
+    write_pixels(views[1], right[:-3])
+    code, out, _ = run("check", *views, "--json")
+    fields = json.loads(out)
+    assert code == 0
+    (fault,) = fields["faults"]
+    assert fault["kind"] == "shift" and str(views[1]) in fault["what"] and fault["correction"] and not fault["refused"]
+    assert abs(fields["shift_across_px"] - 3) < 0.15
+    assert "crop both alike" in run("check", *views)[1]
+    assert run("check", views[0], tmp_path / "none.png")[0] == 2
