@@ -10,10 +10,10 @@ from tests.ldp_runtime.conftest import Run, files
 def test_a_bug_asks_for_a_report(
     run: Run, pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(pair_files, "read_photo", bug)
+    monkeypatch.setattr(pair_files, "match_views", bug)
     code, out, err = run("deblur", *pair, "-o", tmp_path / "out.png")
     assert (code, out) == (1, "")
     assert "ZeroDivisionError: a bug" in err

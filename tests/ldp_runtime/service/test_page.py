@@ -229,7 +229,7 @@ def test_errors_are_shown_and_a_restoration_can_be_cancelled(page: Any, service:
     service.deblurrer.go.clear()
     choose(page)
     page.get_by_role("button", name="Restore").click()
-    page.get_by_text("Restoring…").wait_for()
+    page.get_by_text("Restoring: 50 %").wait_for()
     page.get_by_role("button", name="Cancel").click()
     service.deblurrer.go.set()
     page.get_by_text("Cancelled.").wait_for()
