@@ -186,7 +186,7 @@ def test_the_speed_table_of_the_readme_is_that_of_the_benchmarks() -> None:
     measured = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines() if "|" in line]
     seconds = {(row[0], row[1]): row[2] for row in measured}
     peak = {(row[0], row[1]): row[-1] for row in measured}
-    rows = re.findall(r"^\| (\S+ (?:fp32|int8)) \| (\S+) \| (\S+) \| (\S+) \|$", prose("README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| (\S+ (?:bf16|fp32|int8)) \| (\S+) \| (\S+) \| (\S+) \|$", prose("README.md"), re.MULTILINE)
     assert len(rows) >= 4
     for name, small, large, mebibytes in rows:
         assert (small, large) == (seconds["560x840", name], seconds["1120x1680", name])
