@@ -67,11 +67,12 @@ class Prepared:
 
     def _enlarge(self, result: Result) -> None:
         assert self.full is not None and self.check is not None
-        left, right = self.full
-        size = left.shape[1::-1]
+        size = self.full[0].shape[1::-1]
         small = result.blur_map
         if result.restored is not None:
-            result.restored = blend_full_size(result.restored, left, right, self.scale, self.axis)
+            result.restored = blend_full_size(
+                result.restored, self.full, (self.left, self.right), self.scale, self.axis
+            )
         if small is not None:
             result.replace_blur_map(functools.partial(_enlarged_map, small, size, self.scale))
 

@@ -38,22 +38,22 @@ def reduce_view(view: Image, n: int) -> Image:
     return small
 
 
-def blend_full_size(restored: Image, left: Image, right: Image, n: int, axis: str) -> Image:
+def blend_full_size(restored: Image, full: tuple[Image, Image], small: tuple[Image, Image], n: int, axis: str) -> Image:
     """Brings a small restoration back to the size of the photo.
 
     Args:
         restored: ``(ceil(h / n), ceil(w / n), 3)`` uint8 or uint16.
-        left: ``(h, w, 3)``, the left view, of the same dtype.
-        right: The right view.
+        full: The views, ``(h, w, 3)`` in the same dtype.
+        small: The same views, as ``reduce_view`` gives them.
         n: Px of the photo per px of ``restored``.
         axis: Direction of the disparity.
 
     Returns:
         ``(h, w, 3)`` in the dtype of the views.
     """
+    left, right = full
     h, w = left.shape[:2]
     top = np.float32(np.iinfo(left.dtype).max)
-    small = reduce_view(left, n), reduce_view(right, n)
     share = _detail_share(small[0], small[1], n, axis)
     center = small[0].astype(np.float32)
     center += small[1]
@@ -64,13 +64,13 @@ def blend_full_size(restored: Image, left: Image, right: Image, n: int, axis: st
         count = min(rows, h - y)
         strips = (_enlarged_rows(each, y // n, -(-count // n), n)[:count, :w] for each in (restored, center, share))
         blurred, coarse, kept = strips
-        full = left[y : y + count].astype(np.float32)
-        full += right[y : y + count]
-        full /= 2
-        full -= coarse
-        full *= kept[..., None]
-        full += blurred
-        out[y : y + count] = np.clip(np.rint(full), 0, top)
+        blend = left[y : y + count].astype(np.float32)
+        blend += right[y : y + count]
+        blend /= 2
+        blend -= coarse
+        blend *= kept[..., None]
+        blend += blurred
+        out[y : y + count] = np.clip(np.rint(blend), 0, top)
     return out
 
 
