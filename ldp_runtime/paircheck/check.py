@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ldp_runtime.errors import ImageError
 from ldp_runtime.paircheck.correct import Correction
 from ldp_runtime.paircheck.measure import LEAST_SHIFT, Measurement, measure, smoothness
-from ldp_runtime.paircheck.modes import MODES
 
 MATCH_THRESHOLD = 0.5
 """Views that correlate less at 16 px are taken for different photos. Of 380 pairs of unrelated photos (scikit-image's)
@@ -55,7 +54,7 @@ class Fault:
 
     def sentence(self, mode: str) -> str:
         """The note of a result."""
-        return f"{self.what}; {self.done if self.done is not None and mode == MODES[0] else self.fix}"
+        return f"{self.what}; {self.done if self.done is not None and mode == 'auto' else self.fix}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class PairCheck:
         measurement: What was measured.
         faults: What is wrong.
         correction: What would put it right.
-        mode: One of ``MODES``.
+        mode: One of ``modes.MODES``.
     """
 
     axis: str

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.paircheck.check import PairCheck, check_pair
-from ldp_runtime.paircheck.modes import MODES
 from ldp_runtime.result import Result
 from ldp_runtime.stages.scale_choice import AUTO, SCALES, fitting_scale
 from ldp_runtime.stages.scales import blend_full_size, reduce_view
@@ -28,7 +27,7 @@ class Prepared:
         left: The left view for the chain.
         right: The right view.
         axis: Direction of the disparity.
-        check: What was found; None where nothing was measured.
+        check: What was found.
         scale: Px of the photo per px of what the chain restores.
         full: The corrected views at full size; None at scale 1.
         dtype: Of the views that were given.
@@ -38,7 +37,7 @@ class Prepared:
     left: Image
     right: Image
     axis: str
-    check: PairCheck | None
+    check: PairCheck
     scale: int
     full: tuple[Image, Image] | None
     dtype: np.dtype[Any]
@@ -46,8 +45,6 @@ class Prepared:
 
     def finish(self, result: Result) -> Result:
         """The result as the caller wants it: at full size, in the coding of the views."""
-        if self.check is None:
-            return result
         begin = time.perf_counter()
         notes = self.check.notes if self.check.mode != "off" else ()
         if self.full is not None:
@@ -66,7 +63,7 @@ class Prepared:
         return result
 
     def _enlarge(self, result: Result) -> None:
-        assert self.full is not None and self.check is not None
+        assert self.full is not None
         size = self.full[0].shape[1::-1]
         small = result.blur_map
         if result.restored is not None:
@@ -99,7 +96,7 @@ def prepare(
         left: ``(h, w, 3)`` uint8 or uint16.
         right: The other view, of the same shape and dtype.
         axis: The direction of the disparity that was stated.
-        mode: One of ``check.MODES``.
+        mode: One of ``modes.MODES``; with ``"off"`` and scale 1 there is nothing to prepare.
         scale: ``"auto"`` or a name of ``scales.SCALES``.
         blur_range: Largest radius in px that the model knows.
         linear: Whether the values are linear light; None judges by the picture.
@@ -110,14 +107,12 @@ def prepare(
     begin = time.perf_counter()
     n = SCALES.get(scale, 1)
     dtype = left.dtype
-    if mode == MODES[-1] and n == 1:
-        return Prepared(left, right, axis, None, 1, None, dtype, 0.0)
     check = check_pair(left, right, axis=axis, mode=mode, linear=linear)
     check.raise_refused()
     if mode == "auto":
         left, right = check.correction.apply(left, right)
         axis = check.correction.axis
-    if scale == AUTO and mode != MODES[-1]:
+    if scale == AUTO and mode != "off":
         n = fitting_scale(check.disparity, blur_range)
     full = None
     if n > 1:
