@@ -21,9 +21,6 @@ dual-pixel sensors have 8736 x 11648 px, 2.6 times less."""
 MAX_SIDE = 65535
 """Longest side in px of a picture that is decoded."""
 
-DEFLATE_LEVEL = 4
-"""Within 3 % of the size of level 6 on noisy photos, in a fraction of its time."""
-
 DEFLATE_RATIO = 1040
 """Most bytes that a byte of a deflate stream stands for; a header that claims more is false."""
 

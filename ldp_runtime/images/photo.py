@@ -239,7 +239,7 @@ def encode_photo(path: str | os.PathLike[str], photo: Photo) -> bytes:
     kind = check_format(path, photo)
     array = photo.pixels
     if photo.grey:
-        array = np.rint(array.mean(axis=2, dtype=np.float64, keepdims=True)).astype(array.dtype)
+        array = ((array.sum(axis=2, dtype=np.uint32, keepdims=True) + 1) // 3).astype(array.dtype)  # rounded means
     if photo.alpha is not None:
         array = np.concatenate([array, photo.alpha[..., None]], axis=2)
     return kind.encode(array, photo)

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import PngImagePlugin
 
 from ldp_runtime.images.decode import (
-    DEFLATE_LEVEL,
     DEFLATE_RATIO,
     Decoded,
     Format,
@@ -20,6 +19,8 @@ from ldp_runtime.images.decode import (
     decode_cv2,
     decode_pillow,
 )
+from ldp_runtime.images.deflate import STREAM_HEADER, deflate_part, stream_checksum, strip_rows
+from ldp_runtime.threads import each
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -88,31 +89,45 @@ def _check_chunks(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _encode(array: np.ndarray, photo: Photo) -> bytes:
-    """Encodes each row as the difference from the row above."""
+    """Encodes each row as the difference from the row above, strip by strip; each strip is a chunk."""
     height, width, channels = array.shape
-    big_endian = array.astype(array.dtype.newbyteorder(">"), copy=False)
-    rows = np.ascontiguousarray(big_endian).view(np.uint8).reshape(height, -1)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = 2  # filter type "Up"
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    packed = zlib.compress(filtered.data, DEFLATE_LEVEL)
+    rows = strip_rows(1 + width * channels * array.dtype.itemsize)
 
+    def pack(y: int) -> tuple[bytes, tuple[int, int]]:
+        filtered = _filtered(array, y, min(y + rows, height))
+        body = deflate_part(filtered, last=y + rows >= height)
+        checksum = zlib.adler32(filtered.data), filtered.size
+        return _chunk(b"IDAT", body if y else STREAM_HEADER + body), checksum
+
+    strips, checksums = zip(*each(pack, range(0, height, rows)), strict=True)
     header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, _COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = [(b"IHDR", header)]
+    chunks = [_SIGNATURE, _chunk(b"IHDR", header)]
     if photo.icc_profile is not None:
-        chunks.append((b"iCCP", b"ICC\0\0" + zlib.compress(photo.icc_profile)))
+        chunks.append(_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(photo.icc_profile)))
     if photo.dpi is not None:
         per_metre = (round(value / 0.0254) for value in photo.dpi)
-        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+        chunks.append(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if photo.exif is not None:
-        chunks.append((b"eXIf", photo.exif))
-    step = 2**24
-    chunks += [(b"IDAT", packed[start : start + step]) for start in range(0, len(packed), step)]
-    chunks.append((b"IEND", b""))
-    return _SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
+        chunks.append(_chunk(b"eXIf", photo.exif))
+    end = _chunk(b"IDAT", struct.pack(">I", stream_checksum(checksums)))
+    return b"".join((*chunks, *strips, end, _chunk(b"IEND", b"")))
+
+
+def _filtered(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Some rows, big-endian, after filter type "Up": ``(stop - start, 1 + bytes of a row)`` uint8."""
+    above = max(0, start - 1)
+    block = np.ascontiguousarray(array[above:stop], dtype=array.dtype.newbyteorder(">"))
+    rows = block.view(np.uint8).reshape(len(block), -1)
+    filtered = np.empty((stop - start, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 2
+    if start == 0:
+        filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[start == 0 :, 1:])
+    return filtered
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))))
 
 
 PNG = Format("PNG", (".png",), (_SIGNATURE,), _size, _decode, lambda photo: None, _encode)

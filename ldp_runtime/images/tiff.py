@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +16,6 @@ from PIL import TiffImagePlugin
 from tifffile import COMPRESSION, PHOTOMETRIC
 
 from ldp_runtime.images.decode import (
-    DEFLATE_LEVEL,
     DEFLATE_RATIO,
     Decoded,
     Format,
@@ -28,7 +25,9 @@ from ldp_runtime.images.decode import (
     decode_cv2,
     decode_pillow,
 )
+from ldp_runtime.images.deflate import deflate, strip_rows
 from ldp_runtime.images.exif import LONG, RATIONAL, SHORT, UNDEFINED, header, numbers, read_block, write_directory
+from ldp_runtime.threads import each
 
 MAX_PAGES = 64
 """Most pages of a TIFF file: a picture, or two views, with thumbnails and masks."""
@@ -247,9 +246,7 @@ def _inflate(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
         pixels = cast(np.ndarray, segment)[0, : page.imagelength - y, : page.imagewidth - x]
         array[plane, 0, y : y + height, x : x + width] = pixels
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for _ in threads.map(place, itertools.count(), page.dataoffsets, page.databytecounts):
-            pass
+    each(lambda part: place(*part), list(zip(itertools.count(), page.dataoffsets, page.databytecounts, strict=False)))
     return array.reshape(page.shape)
 
 
@@ -267,11 +264,16 @@ def _encode(array: np.ndarray, photo: Photo) -> bytes:
     """Encodes strips of horizontal differences with deflate."""
     height, width, channels = array.shape
     order, tags = read_block(photo.exif or b"")
-    filtered = array.copy()
-    np.subtract(array[:, 1:], array[:, :-1], out=filtered[:, 1:])
-    filtered = filtered.astype(array.dtype.newbyteorder(order))
-    rows = max(1, 2**20 // filtered[0].nbytes)
-    strips = [zlib.compress(filtered[y : y + rows].tobytes(), DEFLATE_LEVEL) for y in range(0, height, rows)]
+    rows = strip_rows(width * channels * array.dtype.itemsize)
+
+    def pack(y: int) -> bytes:
+        strip = array[y : y + rows]
+        filtered = np.empty(strip.shape, array.dtype.newbyteorder(order))
+        filtered[:, :1] = strip[:, :1]
+        np.subtract(strip[:, 1:], strip[:, :-1], out=filtered[:, 1:])
+        return deflate(filtered.view(np.uint8))
+
+    strips = each(pack, range(0, height, rows))
     sizes = [len(strip) for strip in strips]
     ends = list(itertools.accumulate(sizes, initial=8))
 

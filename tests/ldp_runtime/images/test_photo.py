@@ -104,6 +104,10 @@ def test_grey_is_the_mean_of_the_channels(tmp_path: Path) -> None:
     pixels = np.array([[[10, 11, 12], [0, 0, 2]]], np.uint8)
     write_photo(tmp_path / "a.png", Photo(pixels, grey=True))
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[11, 1]]
+    pixels = np.concatenate([noise(50, 40, 3, dtype=np.uint16), np.full((1, 40, 3), 65535, np.uint16)])
+    write_photo(tmp_path / "b.png", Photo(pixels, grey=True))
+    stored = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(stored, np.rint(pixels.mean(axis=2, dtype=np.float64)))
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
