@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
 
     check = actions.add_parser("check", help="compare a folder with the layout of a data set", description=_CHECK)
-    check.add_argument("name", metavar="NAME", help="simulated, dpd-blur, ddd-syn, rdpd, dpd-disp or pixel-dp")
+    check.add_argument("name", metavar="NAME", help="simulated, pairs, dpd-blur, ddd-syn, rdpd, dpd-disp or pixel-dp")
     check.add_argument("folder", metavar="DIR", type=Path, help="where it is")
     check.add_argument("--split", metavar="SPLIT", help="train, val or test (default: all that the data set has)")
     check.set_defaults(data_command=_check)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, make_folder, print_gates, say
 from ldp_runtime.command import CheckFailedError
@@ -24,6 +25,8 @@ examples:
   ldp-export evaluate models/ldp-nano --data dpd-blur=dd_dp_dataset_canon -o runs/scores
   ldp-export evaluate runs/nafnet --data simulated=runs/scenes --split val -o runs/scores
   ldp-export evaluate models/ldp-nano --data simulated=runs/scenes -o benchmarks/reports/evaluate-ldp-nano
+  ldp-export evaluate models/ldp-nano --data pairs=photos -o runs/scores
+  ldp-export evaluate models/ldp-nano --data pairs=pairs.csv -o runs/scores --check auto
 
 Without --data it scores the motorcycle sample. The first run renders two pairs
 under the second simulator, half a minute each, and keeps them in the cache
@@ -33,25 +36,46 @@ With --data it scores every pair of a split and writes a table of the images
 (.csv), a summary beside the paper's figures (.md, .json) and contact sheets
 (.png) into DIR. Data sets: `ldp-export data check` prints their layouts.
 
+`pairs` are photographs of your own: a folder in which pairs are found by the
+names that `ldp batch --help` lists, or a CSV with the columns left, right and,
+where wanted, target. A target lies beside its views: as target.png, in target/
+or NAME_c/ under the pair's name, or in inputC/ beside inputL/. Besides PSNR, SSIM
+and MAE they get a matched PSNR, which forgives other light, an aligned PSNR, which
+forgives a few pixels of misalignment, the gains over the center view, and a
+sharpness that needs no target. Folders of the first level are summed up apart.
+The model gets the views as they are; --check auto corrects and scales them as
+`ldp batch` does.
+
 A checkpoint folder runs in torch, in FP32, without being exported.
 """
+
+_CHECK = "off"  # a model is scored on the views as they are
+_OF_BUNDLES = {"backend": "auto", "precision": "auto", "check": _CHECK, "scale": "auto", "store": False}
+_OF_DATA = {"split": None, "output": None, "check": _CHECK, "scale": "auto"}
+_OF_SAMPLE = {"json": None, "pictures": None, "store": False}
+# option -> its default: the options of bundles alone, and those with --data alone and without it alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.commands.options import add_backend_arguments
+    from ldp_runtime.commands.options import add_backend_arguments, add_check_arguments
 
     parser.add_argument(
         "bundle", metavar="BUNDLE|CHECKPOINT", help="a name that `ldp info` lists, or a folder of either"
     )
     add_backend_arguments(parser)
+    add_check_arguments(parser, default=_CHECK)
     sample = parser.add_argument_group("on the motorcycle sample")
     sample.add_argument("--json", metavar="PATH", type=Path, help="also write the figures as JSON")
     sample.add_argument("--pictures", metavar="DIR", type=Path, help="also write the images behind the figures")
     sample.add_argument("--store", action="store_true", help="write the figures into the bundle's manifest")
     data = parser.add_argument_group("on data sets")
     data.add_argument(
-        "--data", metavar="NAME=DIR", action="append", default=[], help="score a data set; may be given several times"
+        "--data",
+        metavar="NAME=DIR",
+        action="append",
+        default=[],
+        help="score a data set, pairs=FOLDER|CSV for pairs of your own; may be given several times",
     )
     data.add_argument("--split", metavar="SPLIT", help="train, val or test (default: test, or val where there is none)")
     data.add_argument("-o", "--output", metavar="DIR", type=Path, help="with --data: folder of the report")
@@ -71,26 +95,21 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None and arguments.threads < 1:
         raise ArgumentError(f"expected at least 1 thread, got {arguments.threads}")
     if not arguments.data:
-        for option, value in (("--split", arguments.split), ("-o", arguments.output)):
-            if value is not None:
-                raise ArgumentError(f"expected --data NAME=DIR with {option}, got none; say which data set to score")
+        for option in _given(arguments, _OF_DATA):
+            raise ArgumentError(f"expected --data NAME=DIR with {option}, got none; say which data set to score")
     else:
         if arguments.output is None:
             raise ArgumentError("expected -o DIR with --data, got none; say where the report goes")
-        for option, given in (
-            ("--json", arguments.json),
-            ("--pictures", arguments.pictures),
-            ("--store", arguments.store),
-        ):
-            if given:
-                raise ArgumentError(f"expected {option} without --data, got both; the report in -o has all of it")
+        for option in _given(arguments, _OF_SAMPLE):
+            raise ArgumentError(f"expected {option} without --data, got both; the report in -o has all of it")
     if _is_checkpoint(arguments):
-        asked = [f"--{name}" for name in ("backend", "precision") if getattr(arguments, name) != "auto"]
-        asked += ["--store"] if arguments.store else []
-        if asked:
-            raise ArgumentError(
-                f"expected {asked[0]} with a bundle, got a checkpoint; export it first, or leave it out"
-            )
+        for option in _given(arguments, _OF_BUNDLES):
+            raise ArgumentError(f"expected {option} with a bundle, got a checkpoint; export it first, or leave it out")
+
+
+def _given(arguments: argparse.Namespace, options: Mapping[str, Any]) -> list[str]:
+    """Those of the options that have another value than their default."""
+    return [f"--{name}" for name, default in options.items() if getattr(arguments, name) != default]
 
 
 def _is_checkpoint(arguments: argparse.Namespace) -> bool:
@@ -117,7 +136,12 @@ def _open(arguments: argparse.Namespace) -> tuple[str, Deblurrer | TorchDeblurre
     from ldp_runtime.deblurrer import Deblurrer
 
     deblurrer = Deblurrer.from_bundle(
-        arguments.bundle, backend=arguments.backend, precision=arguments.precision, threads=arguments.threads
+        arguments.bundle,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        check=arguments.check,
+        scale=arguments.scale,
     )
     return deblurrer.bundle.manifest.name, deblurrer
 
@@ -151,7 +175,9 @@ def _score(arguments: argparse.Namespace) -> None:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ldp_export.evaluation.score import encode_sheet, score_dataset
+    from ldp_export.data.pairs import NAME as OWN_PAIRS
+    from ldp_export.evaluation.score import score_dataset
+    from ldp_export.evaluation.sheets import encode_sheet
     from ldp_runtime.files import write_files
 
     datasets = [_open_data(given, arguments.split) for given in arguments.data]
@@ -165,7 +191,12 @@ def _score(arguments: argparse.Namespace) -> None:
             write_files({path: encode_sheet(path, pixels)})
 
         report = score_dataset(
-            deblurrer, dataset, name, sheet=write_sheet, progress=Progress(f"pairs of {stem}", len(dataset))
+            deblurrer,
+            dataset,
+            name,
+            photographs=dataset.name == OWN_PAIRS,
+            sheet=write_sheet,
+            progress=Progress(f"pairs of {stem}", len(dataset)),
         )
         texts = {
             "csv": report.to_csv(),
@@ -177,10 +208,15 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _open_data(given: str, split: str | None) -> PairDataset:
-    from ldp_export.data import find_kind, open_dataset
+    from ldp_export.data import find_kind
+    from ldp_export.data.layout import check_kind, open_kind
 
     name, equals, folder = given.partition("=")
     if not equals or not folder:
         raise ArgumentError(f"expected --data NAME=DIR, got {given!r}; for example dpd-blur=dd_dp_dataset_canon")
-    splits = find_kind(name).splits
-    return open_dataset(name, Path(folder), split or ("test" if "test" in splits else "val"))
+    kind = find_kind(name)
+    split = split or ("test" if "test" in kind.splits else "val")
+    dataset = open_kind(kind, Path(folder), split)
+    for remark in check_kind(kind, Path(folder), split).remarks:
+        say(f"ldp-export: warning: {name}: {remark}")
+    return dataset

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ldp_export.data import ddd_syn, dpd_blur, dpd_disp, pixel_dp, rdpd, simulated
+from ldp_export.data import ddd_syn, dpd_blur, dpd_disp, pairs, pixel_dp, rdpd, simulated
 from ldp_export.data.base import SPLITS, DataError, PairDataset, PairSample, iterate
 from ldp_export.data.layout import DatasetKind, open_kind
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 DATASETS: Mapping[str, DatasetKind] = MappingProxyType(
-    {module.KIND.name: module.KIND for module in (simulated, dpd_blur, ddd_syn, rdpd, dpd_disp, pixel_dp)}
+    {module.KIND.name: module.KIND for module in (simulated, pairs, dpd_blur, ddd_syn, rdpd, dpd_disp, pixel_dp)}
 )
 """Every data set by name."""
 

@@ -7,10 +7,8 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,24 +24,30 @@ from ldp_export.evaluation.metrics import (
     ssim,
 )
 from ldp_export.evaluation.paper import OURS, SUBSET_COLUMNS, load
-from ldp_runtime.images.decode import Photo
-from ldp_runtime.images.photo import encode_photo
+from ldp_export.evaluation.photographs import aligned_psnr, is_grey, matched_psnr, sharpness, unit_range
+from ldp_export.evaluation.sheets import ROWS_A_SHEET, contact_row, stack
+from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import SSIM_WINDOW, center_view
-from ldp_runtime.images.visualize import colour_blur_map, comparison
 from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import LOGIT_LIMIT
 
 RESTORATION = ("psnr", "ssim", "mae", "mse_rel")
+PHOTOGRAPH = ("matched_psnr", "aligned_psnr", "sharpness")
 BLUR = ("blur_map_accuracy", "blur_map_balanced_accuracy", "ai1", "ai2", "rank_disagreement")
-CENTER = tuple(f"center_{name}" for name in RESTORATION)
-COLUMNS = (*CENTER, *RESTORATION, *BLUR)
-"""Columns of the table of images, ``center_`` being the scores of the center view, which is what there was before."""
+CENTER = tuple(f"center_{name}" for name in (*RESTORATION, *PHOTOGRAPH))
+GAINS = tuple(f"{name}_gain" for name in ("psnr", "matched_psnr", "aligned_psnr"))
+COLUMNS = (*CENTER, *RESTORATION, *PHOTOGRAPH, *GAINS, *BLUR)
+"""Columns of the table of images, ``center_`` being the scores of the center view, which is what there was before, and
+``_gain`` what the model's are above them."""
 
 HEADINGS = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "mae": "MAE",
     "mse_rel": "MSE_rel",
+    "matched_psnr": "matched PSNR, dB",
+    "aligned_psnr": "aligned PSNR, dB",
+    "sharpness": "sharpness, % per px",
     "blur_map_accuracy": "blur map accuracy",
     "blur_map_balanced_accuracy": "balanced accuracy",
     "ai1": "AI(1)",
@@ -56,9 +60,6 @@ EQUAL_PSNR = 100.0
 WHOLE = ""
 """The name of the whole split among its subsets."""
 
-THUMBNAIL = 240
-ROWS_A_SHEET = 8
-_DIFFERENCE_GAIN = 4
 _PAPER_TABLES = {"dpd-blur": "table1", "ddd-syn": "table2", "rdpd": "table3", "dpd-disp": "discussion"}
 
 
@@ -160,7 +161,7 @@ class Report:
                 }
                 for name, figures in self.summary().items()
             },
-            "notes": _NOTES,
+            "notes": self._notes(),
         }
 
     def to_csv(self) -> str:
@@ -196,39 +197,58 @@ class Report:
                 center = {column: figures[f"center_{column}"] for column in columns if f"center_{column}" in figures}
                 lines.append(_table_row("center view", center, columns))
             lines.append(_table_row(f"**{self.model}**", figures, columns))
+            gains = {column: figures[f"{column}_gain"] for column in columns if f"{column}_gain" in figures}
+            if gains:
+                cells = [f"{gains[column]:+.2f}" if column in gains else "" for column in columns]
+                lines.append(f"| gain | {' | '.join(cells)} |")
             for row in paper_rows(self.dataset, name):
                 lines.append(_table_row(f"paper, {row.label} ({row.source})", row.values, columns))
-        return "\n".join([*lines, "", *(f"- {note}" for note in _NOTES)]) + "\n"
+        return "\n".join([*lines, "", *(f"- {note}" for note in self._notes())]) + "\n"
+
+    def _notes(self) -> list[str]:
+        """What the columns mean that there are."""
+        columns = {column for score in self.scores for column in score.values}
+        return [note for column, note in _NOTES.items() if column in columns]
 
 
-_NOTES = [
-    "PSNR, SSIM and MAE are means over images, in which equal images count 100 dB; SSIM is scikit-image's with its "
-    "defaults, over three channels.",
-    "MSE_rel is 10^(-PSNR/20) of the mean PSNR, as in the paper's tables.",
-    "Blur map: a pixel is blurred where |DP disparity| > 1 px. Accuracy is a mean over images; balanced accuracy is "
-    "over all their pixels.",
-    "AI(1), AI(2) and 1 - |rho_s| compare the logits of the blur map with |DP disparity|, in its unit; means over the "
-    "images in which it varies.",
-]
+_NOTES = {
+    "psnr": "PSNR, SSIM and MAE are means over images, in which equal images count 100 dB; SSIM is scikit-image's with "
+    "its defaults, over three channels.",
+    "mse_rel": "MSE_rel is 10^(-PSNR/20) of the mean PSNR, as in the paper's tables.",
+    "matched_psnr": "Matched PSNR takes the low frequencies (Gaussian, sigma 20 px) from the target, so that light and "
+    "vignetting cancel.",
+    "aligned_psnr": "Aligned PSNR lets each block of 64 px shift by up to 3 px along x and 1 px along y.",
+    "sharpness": "Sharpness is the root mean square of the luminance's gradient, after a Gaussian of 1 px, in percent "
+    "of the peak per px; noise and false texture raise it too. Grey pairs are scored on the mean of the channels.",
+    "blur_map_accuracy": "Blur map: a pixel is blurred where |DP disparity| > 1 px. Accuracy is a mean over images; "
+    "balanced accuracy is over all their pixels.",
+    "ai1": "AI(1), AI(2) and 1 - |rho_s| compare the logits of the blur map with |DP disparity|, in its unit; means "
+    "over the images in which it varies.",
+}
+"""Column -> what it and those beside it mean."""
 
 
-def score_pair(restorer: Restorer, sample: PairSample) -> tuple[Score, Result]:
+def score_pair(restorer: Restorer, sample: PairSample, *, photographs: bool = False) -> tuple[Score, Result]:
     """Restores a pair and scores it.
 
     Args:
         restorer: What is scored.
         sample: The pair.
+        photographs: Score by ``PHOTOGRAPH`` too, as real photographs want it.
 
     Returns:
         The scores for which the pair has a truth and the model an answer, and what the restorer made of it.
     """
     result = restorer(sample.left, sample.right)
     values: dict[str, float] = {}
-    if sample.target is not None:
-        center = center_view(sample.left, sample.right)
-        for prefix, image in (("center_", center), ("", result.restored)):
-            scores = _restoration(image, sample.target, float(sample.peak))
-            values |= {f"{prefix}{name}": value for name, value in scores.items()}
+    for prefix, image in (("center_", center_view(sample.left, sample.right)), ("", result.restored)):
+        scores = image_scores(np.asarray(image), sample.target, float(sample.peak), photographs=photographs)
+        values |= {f"{prefix}{name}": value for name, value in scores.items()}
+    if photographs and sample.target is not None:
+        for gain in GAINS:
+            name = gain.removesuffix("_gain")
+            after, before = (min(values[column], EQUAL_PSNR) for column in (name, f"center_{name}"))
+            values[gain] = after - before
     pixels = (0, 0, 0, 0)
     if sample.disparity is not None and result.blur_map is not None:
         blurred, known = np.abs(sample.disparity) > SHARP_DISPARITY, np.isfinite(sample.disparity)
@@ -251,6 +271,7 @@ def score_dataset(
     dataset: PairDataset,
     model: str,
     *,
+    photographs: bool = False,
     sheet: Callable[[int, NDArray[np.uint8]], None] | None = None,
     progress: Callable[[Iterable[PairSample]], Iterator[PairSample]] = iter,
 ) -> Report:
@@ -260,15 +281,22 @@ def score_dataset(
         restorer: What is scored.
         dataset: The split.
         model: Its name, for the report.
+        photographs: As for ``score_pair``.
         sheet: Takes each contact sheet, ``(h, w, 3)`` RGB, and its number from 1, as soon as it is full.
         progress: Wraps the pairs, to show how far it is.
+
+    Raises:
+        LDPError: A pair cannot be read or restored; the message names it.
     """
     scores, rows, sheets = [], [], 0
     for sample in progress(iterate(dataset)):
-        score, result = score_pair(restorer, sample)
+        try:
+            score, result = score_pair(restorer, sample, photographs=photographs)
+        except LDPError as error:
+            raise type(error)(f"{sample.name}: {error}") from error
         scores.append(score)
         if sheet is not None:
-            rows.append(contact_row(sample, score, result))
+            rows.append(contact_row(sample, result, score.values.get("center_psnr"), score.values.get("psnr")))
             if len(rows) == ROWS_A_SHEET or len(scores) == len(dataset):
                 sheets += 1
                 sheet(sheets, stack(rows))
@@ -321,58 +349,37 @@ def paper_rows(dataset: str, subset: str = WHOLE) -> list[PaperRow]:
     ]
 
 
-# --- contact sheets -------------------------------------------------------------------------------------------
-
-
-def contact_row(sample: PairSample, score: Score, result: Result) -> NDArray[np.uint8]:
-    """One pair of a contact sheet: center view, restored, target, blur map and difference, ``THUMBNAIL`` px wide."""
-    center = center_view(sample.left, sample.right)
-    panels = {
-        _label(sample.name, score.values.get("center_psnr")): center / sample.peak,
-        _label("restored", score.values.get("psnr")): result.restored / sample.peak,
-    }
-    if sample.target is not None:
-        difference = np.abs(result.restored.astype(np.float32) - sample.target) * (_DIFFERENCE_GAIN / sample.peak)
-        panels |= {"target": sample.target / sample.peak, f"difference x {_DIFFERENCE_GAIN}": difference}
-    small = {label: _thumbnail(panel) for label, panel in panels.items()}
-    if result.blur_map is not None:
-        small["blur map"] = _thumbnail(colour_blur_map(result.blur_map) / 255)
-    return comparison(small)
-
-
-def stack(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Rows ``(h, w, 3)`` under each other, narrow ones widened with their own last pixel."""
-    width = max(row.shape[1] for row in rows)
-    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), mode="edge") for row in rows])
-
-
-def encode_sheet(path: Path, pixels: NDArray[np.uint8]) -> bytes:
-    """A contact sheet as a PNG file."""
-    return encode_photo(path, Photo(pixels))
-
-
-def _thumbnail(image: NDArray[np.floating]) -> NDArray[np.float32]:
-    """``(h, w, 3)`` in [0, 1], ``THUMBNAIL`` px wide; small images keep their size."""
-    scale = min(1.0, THUMBNAIL / image.shape[1])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA))
-
-
-def _label(text: str, decibels: float | None) -> str:
-    return text if decibels is None else f"{text} {decibels:.2f} dB"
-
-
 # --- figures --------------------------------------------------------------------------------------------------
 
 
-def _restoration(image: NDArray[Any], target: NDArray[Any], peak: float) -> dict[str, float]:
-    scores = {
-        "psnr": psnr(np.asarray(image), target, data_range=peak),
-        "mae": mae(image, target, data_range=peak),
-        "mse_rel": rmse(image, target, data_range=peak),
-    }
-    if min(target.shape[:2]) >= SSIM_WINDOW:
-        scores["ssim"] = ssim(np.asarray(image), target, data_range=peak)
+def image_scores(
+    image: NDArray[Any], target: NDArray[Any] | None, peak: float, *, photographs: bool = False
+) -> dict[str, float]:
+    """The scores of an image: ``RESTORATION`` where there is a target, and ``PHOTOGRAPH`` where that is wanted.
+
+    Args:
+        image: ``(h, w, 3)`` in [0, peak], any real dtype.
+        target: The same shape, or None. Photographs with a grey target are scored on the mean of their channels.
+        peak: The largest value.
+        photographs: As for ``score_pair``.
+    """
+    scores: dict[str, float] = {}
+    if target is not None:
+        if photographs and is_grey(target):
+            image, target = image.mean(2, keepdims=True), target[..., :1]
+        scores |= {
+            "psnr": psnr(image, target, data_range=peak),
+            "mae": mae(image, target, data_range=peak),
+            "mse_rel": rmse(image, target, data_range=peak),
+        }
+        if min(target.shape[:2]) >= SSIM_WINDOW:
+            scores["ssim"] = ssim(image, target, data_range=peak)
+    if photographs:
+        picture = unit_range(image, peak)
+        if target is not None:
+            truth = unit_range(target, peak)
+            scores |= {"matched_psnr": matched_psnr(picture, truth), "aligned_psnr": aligned_psnr(picture, truth)}
+        scores["sharpness"] = sharpness(picture)
     return scores
 
 
@@ -393,4 +400,4 @@ def _table_row(label: str, figures: Mapping[str, float], columns: Sequence[str])
 
 
 def _shown(value: float, column: str) -> str:
-    return f"{value:.2f}" if column == "psnr" else f"{value:.4f}"
+    return f"{value:.2f}" if column.endswith("psnr") else f"{value:.4f}"

@@ -23,7 +23,7 @@ CONVENTIONS = (
     "NAME_L and NAME_R, the words left and right in names, folders left/ and right/, inputL/ and inputR/, or NAME_l/ "
     "and NAME_r/ (DPD-blur), NAME-1 and NAME-2 (DPRSplit), or files that hold both views"
 )
-CSV_COLUMNS = ("left", "right", "output")
+CSV_COLUMNS = ("left", "right", "output", "target")
 
 _LEFT, _RIGHT = "left", "right"
 _SIDES = {"l": _LEFT, "left": _LEFT, "r": _RIGHT, "right": _RIGHT}
@@ -52,12 +52,14 @@ class Pair:
         right: File of the right view; None if ``left`` holds both.
         name: The output's path below the output folder, without a suffix.
         suffix: The output's suffix with its dot, if the user gave one.
+        target: The sharp photo, if a CSV names it.
     """
 
     left: Path
     right: Path | None
     name: PurePosixPath
     suffix: str | None = None
+    target: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def find_pairs(folder: Path, output: Path, *, targets: Path | None = None, side_
     Raises:
         PairingError: The folder cannot be read, or a file belongs to more than one pair.
     """
-    files = _images(folder, *(path for path in (output, targets) if path is not None))
+    files = list_images(folder, *(path for path in (output, targets) if path is not None))
     if side_by_side:
         return Listing(tuple(_alone(folder, file) for file in sorted(files)), ())
     listing = match_files(folder, files)
@@ -156,11 +158,11 @@ def match_files(folder: Path, files: Iterable[PurePosixPath]) -> Listing:
 
 
 def read_csv(path: Path, *, side_by_side: bool = False) -> tuple[Pair, ...]:
-    """Reads a CSV with the columns ``left``, ``right`` and, to choose the name, ``output``.
+    """Reads a CSV with the columns ``left``, ``right`` and, where wanted, ``output``, the name, and ``target``.
 
     ``right`` is empty where the file in ``left`` holds both views, which ``side_by_side`` says of every picture.
-    ``left`` and ``right`` are relative to the CSV's folder; ``output`` is below the output folder, and its suffix, if
-    it has one, chooses the format.
+    Files are relative to the CSV's folder; ``output`` is below the output folder, and its suffix, if it has one,
+    chooses the format.
 
     Raises:
         PairingError: The CSV cannot be read, has other columns, or names missing files.
@@ -169,9 +171,10 @@ def read_csv(path: Path, *, side_by_side: bool = False) -> tuple[Pair, ...]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             columns = tuple(name.strip() for name in reader.fieldnames or ())
-            if set(columns) not in ({*CSV_COLUMNS[:2]}, {*CSV_COLUMNS}) or len(columns) != len(set(columns)):
+            if not {*CSV_COLUMNS[:2]} <= {*columns} <= {*CSV_COLUMNS} or len(columns) != len(set(columns)):
+                optional = " or ".join(CSV_COLUMNS[2:])
                 raise PairingError(
-                    f"{path}: expected a first line left,right or left,right,output, got "
+                    f"{path}: expected a first line left,right, and {optional} where wanted, got "
                     f"{','.join(columns) or 'none'}; rename the columns"
                 )
             reader.fieldnames = columns
@@ -180,42 +183,6 @@ def read_csv(path: Path, *, side_by_side: bool = False) -> tuple[Pair, ...]:
         raise PairingError(cannot_read(path, error)) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise PairingError(f"{path} is no CSV in UTF-8 ({error}); save it as one") from error
-
-
-def match_targets(pairs: Sequence[Pair], folder: Path) -> dict[PurePosixPath, Path]:
-    """Finds the target of each pair: the picture in a folder with the pair's name, or with the last part of it.
-
-    In the folders of DPD-blur targets have other names than their views, but the same order: where no name is found and
-    there are as many pictures as pairs, the order decides.
-
-    Returns:
-        ``Pair.name`` -> the target; pairs without one are left out.
-
-    Raises:
-        PairingError: The folder cannot be read, or holds the target of no pair.
-    """
-    if not folder.is_dir():
-        raise PairingError(f"{folder} is not a folder; expected the folder of the targets, each with its pair's name")
-    files = sorted(_images(folder))
-    paths: dict[PurePosixPath, Path] = {}
-    names: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        paths.setdefault(file.with_suffix(""), folder / file)
-        names[file.stem].append(folder / file)
-    found = {}
-    for pair in pairs:
-        alike = names.get(pair.name.name, [])
-        target = paths.get(pair.name) or (alike[0] if len(alike) == 1 else None)
-        if target is not None:
-            found[pair.name] = target
-    if not found and len(files) == len(pairs):
-        found = {pair.name: folder / file for pair, file in zip(pairs, files, strict=True)}
-    if not found:
-        raise PairingError(
-            f"{folder} holds the target of no pair; expected pictures with the names of the pairs, such as "
-            f"{pairs[0].name}.png"
-        )
-    return found
 
 
 def check_listing(folder: Path, listing: Listing, *, skip_unpaired: bool) -> None:
@@ -300,20 +267,28 @@ def _companions(
 ) -> frozenset[PurePosixPath]:
     """Files, without suffix, and folders that belong to pairs but are no views.
 
-    Targets in folders ``NAME_c`` of DPD-blur, ``target`` and ``inputC`` beside ``inputL``, and ``target`` beside
-    ``left``; the combined view of ``ldp split``; a camera's JPEG beside its raw file.
+    The places of targets; the combined view of ``ldp split``; a camera's JPEG beside its raw file.
     """
     places = {file.with_suffix("") for file in raw} | {name.with_name(f"{name.name}_combined") for name in names}
-    for view in views:
-        if view.stem.lower() == _LEFT:
-            places.add(view.parent / "target")
-        for i, part in enumerate(view.parts[:-1]):
-            here = PurePosixPath(*view.parts[:i])
-            if (match := _LETTER_FOLDER.fullmatch(part)) is not None:
-                places.add(here / f"{match['name']}_c")
-            elif (match := _CAMEL_FOLDER.fullmatch(part)) is not None:
-                places |= {here / f"{match['name']}C", here / "target"}
-    return frozenset(places)
+    return frozenset(places.union(*map(target_places, views)))
+
+
+def target_places(view: PurePosixPath) -> list[PurePosixPath]:
+    """The places, relative to the input folder, where a view's target may lie: files without suffix, and folders.
+
+    These are ``target`` beside the view or beside the folder of the views, ``NAME_c`` beside ``NAME_l`` (DPD-blur) and
+    ``inputC`` beside ``inputL``.
+    """
+    places = [view.parent / "target"]
+    for i, part in enumerate(view.parts[:-1]):
+        here = PurePosixPath(*view.parts[:i])
+        if part.lower() in (_LEFT, _RIGHT):
+            places.append(here / "target")
+        elif (match := _LETTER_FOLDER.fullmatch(part)) is not None:
+            places.append(here / f"{match['name']}_c")
+        elif (match := _CAMEL_FOLDER.fullmatch(part)) is not None:
+            places += [here / f"{match['name']}C", here / "target"]
+    return places
 
 
 def _is_below(file: PurePosixPath, places: frozenset[PurePosixPath]) -> bool:
@@ -323,7 +298,7 @@ def _is_below(file: PurePosixPath, places: frozenset[PurePosixPath]) -> bool:
 # --- files and rows -----------------------------------------------------------------------------------------
 
 
-def _images(folder: Path, *avoided: Path) -> list[PurePosixPath]:
+def list_images(folder: Path, *avoided: Path) -> list[PurePosixPath]:
     """The images in a folder, as paths relative to it; those in the avoided folders are left out."""
 
     def fail(error: OSError) -> None:
@@ -356,19 +331,20 @@ def _row(path: Path, line: int, row: dict[str, str | None], side_by_side: bool) 
     for column in (_LEFT,) if both else (_LEFT, _RIGHT):
         if not cells[column]:
             raise PairingError(f"{where}: expected a file in the column {column}, got none; fill it in")
-    views = [path.parent / cells[column] if cells[column] else None for column in (_LEFT, _RIGHT)]
-    for view in views:
-        if view is not None and not view.is_file():
-            raise PairingError(f"{where}: {view} does not exist; names are relative to the CSV's folder")
-    left, right = path.parent / cells[_LEFT], views[1]
+    given = [path.parent / cells[column] if cells[column] else None for column in (_LEFT, _RIGHT, "target")]
+    for file in given:
+        if file is not None and not file.is_file():
+            raise PairingError(f"{where}: {file} does not exist; names are relative to the CSV's folder")
+    left, right, target = path.parent / cells[_LEFT], given[1], given[2]
     if cells["output"]:
         name = PurePosixPath(cells["output"].replace(os.sep, "/"))
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise PairingError(f"{where}: expected an output below the output folder, got {name}; omit .. and /")
         if name.suffix.lower() in SUFFIXES:
-            return Pair(left, right, name.with_suffix(""), name.suffix)
-        return Pair(left, right, name)
-    return Pair(left, right, _own_name(path.parent, PurePosixPath(cells[_LEFT]), PurePosixPath(cells[_RIGHT])))
+            return Pair(left, right, name.with_suffix(""), name.suffix, target)
+    else:
+        name = _own_name(path.parent, PurePosixPath(cells[_LEFT]), PurePosixPath(cells[_RIGHT]))
+    return Pair(left, right, name, target=target)
 
 
 def _own_name(folder: Path, left: PurePosixPath, right: PurePosixPath) -> PurePosixPath:

@@ -52,12 +52,12 @@ INPUT is a folder, in which pairs are found by name, with all the folders in it:
   NAME-1.tif (sum), NAME-2.tif (view) -> NAME.tif (DPRSplit)
   NAME.CR2, NAME.CR3, NAME.DNG: dual-pixel raw photos -> NAME.tif
   NAME.tif with two pages, the left view first -> NAME.tif
-or a CSV with the columns left,right or left,right,output, names relative to it;
-right is empty for a file that holds both views.
+or a CSV with the columns left,right and, where wanted, output and target, names
+relative to it; right is empty for a file that holds both views.
 
-With --target, a table of PSNR and SSIM follows, of the center views (the mean of
-both views) and of the restored images. Targets have the names of the pairs, or,
-as in DPD-blur, only their order.
+With targets, of --target or of the CSV, a table of PSNR and SSIM follows, of the
+center views (the mean of both views) and of the restored images. Those of
+--target have the names of the pairs, or, as in DPD-blur, only their order.
 
 Reading, computing and writing overlap. The same command again skips finished
 pairs: those whose views, options and outputs have not changed, by their hashes
@@ -234,10 +234,10 @@ def _progress_text(tally: Tally) -> str:
 
 
 def _targets(pairs: tuple[Pair, ...], folder: Path | None) -> dict[PurePosixPath, Path]:
-    from ldp_runtime.batch.pairs import match_targets
+    from ldp_runtime.batch.targets import match_targets
 
     if folder is None:
-        return {}
+        return {pair.name: pair.target for pair in pairs if pair.target is not None}
     targets = match_targets(pairs, folder)
     if len(targets) < len(pairs):
         print(f"ldp: warning: {len(pairs) - len(targets)} pairs have no target in {folder}", file=sys.stderr)

@@ -15,11 +15,21 @@ from ldp_export.data import PairSample, open_dataset
 from ldp_export.evaluation import score as module
 from ldp_export.evaluation.metrics import affine_invariant_mae, rank_disagreement
 from ldp_export.evaluation.paper import load_table
-from ldp_export.evaluation.score import ROWS_A_SHEET, Score, paper_rows, score_dataset, score_pair, summarise
+from ldp_export.evaluation.photographs import aligned_psnr, matched_psnr, sharpness, unit_range
+from ldp_export.evaluation.score import GAINS, Score, paper_rows, score_dataset, score_pair, summarise
+from ldp_export.evaluation.sheets import ROWS_A_SHEET, contact_row
+from ldp_runtime.errors import ImageError
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import psnr, ssim
 from ldp_runtime.result import Result
-from tests.ldp_export.data.miniatures import DPD_BLUR_TEST, make_dpd_blur, make_dpd_disp, make_scenes, noise
+from tests.ldp_export.data.miniatures import (
+    DPD_BLUR_TEST,
+    make_dpd_blur,
+    make_dpd_disp,
+    make_scenes,
+    noise,
+    write_image,
+)
 
 H, W = 32, 48
 
@@ -57,7 +67,7 @@ def test_a_model_without_a_blur_map_gets_no_scores_of_it() -> None:
     disparity = np.broadcast_to(np.linspace(0, 4, W, dtype=np.float32), (H, W))
     seen, blind = (score_pair(restorer(), make_sample(disparity=disparity)) for restorer in (FakeRestorer, Blind))
     assert blind[0].values.keys() == seen[0].values.keys() - set(module.BLUR) < seen[0].values.keys()
-    rows = [module.contact_row(make_sample(), *scored) for scored in (seen, blind)]
+    rows = [contact_row(make_sample(), result, None, None) for _, result in (seen, blind)]
     assert rows[1].shape[1] < rows[0].shape[1]
 
 
@@ -108,6 +118,70 @@ def test_16_bits_are_scored_at_16_bits() -> None:
     score, _ = score_pair(FakeRestorer(), sample)
     assert score.values["psnr"] == pytest.approx(20 * math.log10(65535 / 257))
     assert score.values["center_psnr"] == pytest.approx(20 * math.log10(65535 / 256))
+
+
+def test_photographs_are_scored_in_other_light_and_without_a_target() -> None:
+    target = noise((70, 80, 3), 0)
+    sample = PairSample("a", target // 2 + np.uint8(8), target // 2 + np.uint8(4), target)
+    score, result = score_pair(FakeRestorer(), sample, photographs=True)
+    values = score.values
+    picture, truth = (unit_range(image, 255.0) for image in (result.restored, target))
+    assert values["matched_psnr"] == matched_psnr(picture, truth)
+    assert values["aligned_psnr"] == aligned_psnr(picture, truth)
+    assert values["sharpness"] == sharpness(picture)
+    for gain in GAINS:
+        name = gain.removesuffix("_gain")
+        assert values[gain] == values[name] - values[f"center_{name}"] != 0
+    assert set(score_pair(FakeRestorer(), sample)[0].values) == {
+        name for name in values if not any(word in name for word in ("gain", "matched", "aligned", "sharpness"))
+    }
+    blind = score_pair(FakeRestorer(), PairSample("a", sample.left, sample.right), photographs=True)[0]
+    assert blind.values == {name: values[name] for name in ("sharpness", "center_sharpness")}
+
+
+def test_grey_photographs_are_scored_on_the_mean_of_the_channels() -> None:
+    class Tinted(FakeRestorer):
+        def __call__(self, left: np.ndarray, right: np.ndarray) -> Result:
+            result = super().__call__(left, right)
+            result.restored = np.broadcast_to(np.array([97, 100, 103], np.uint8), left.shape)
+            return result
+
+    assert score_pair(Tinted(), make_sample(), photographs=True)[0].values["psnr"] == math.inf
+    assert score_pair(Tinted(), make_sample())[0].values["psnr"] == pytest.approx(20 * math.log10(255 / 6**0.5))
+
+
+def test_the_command_scores_pairs_of_ones_own(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("in/left", "in/right", "in/target", "out/left", "out/right", "out/left-over")):
+        write_image(tmp_path / f"photos/{name}.png", noise((24, 32, 3), seed))
+    out = tmp_path / "scores"
+    assert main(["evaluate", str(tiny_checkpoint), "--data", f"pairs={tmp_path / 'photos'}", "-o", str(out)]) == 0
+    names = {f"pairs-test{end}" for end in (".csv", ".json", ".md", "-sheet-01.png")}
+    assert {path.name for path in out.iterdir()} == names
+    captured = capsys.readouterr()
+    assert "ldp-export: warning: pairs: left out" in captured.err and "left-over.png" in captured.err
+    assert "warning: pairs: 1 of 2 pairs have no target" in captured.err
+    rows = list(csv.DictReader((out / "pairs-test.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["in", "out"]
+    gain = float(rows[0]["psnr"]) - float(rows[0]["center_psnr"])
+    assert float(rows[0]["psnr_gain"]) == pytest.approx(gain, abs=1e-4)
+    assert rows[1]["psnr"] == "" and float(rows[1]["sharpness"]) > 0
+    figures = json.loads((out / "pairs-test.json").read_text())["groups"]["all"]["figures"]
+    assert figures["psnr_gain"] == pytest.approx(gain, abs=1e-4)
+    assert f"| gain | {gain:+.2f} |" in captured.out and "blur map accuracy" not in captured.out
+
+
+def test_an_error_names_the_pair(tmp_path: Path) -> None:
+    for name in ("left", "right"):
+        write_image(tmp_path / f"scene/{name}.png", noise((24, 32, 3), 0))
+
+    class Refusing(FakeRestorer):
+        def __call__(self, left: np.ndarray, right: np.ndarray) -> Result:
+            raise ImageError("the views are one picture")
+
+    with pytest.raises(ImageError, match="scene: the views are one picture"):
+        score_dataset(Refusing(), open_dataset("pairs", tmp_path, "test"), "fake")
 
 
 def test_summaries() -> None:
@@ -232,7 +306,8 @@ def test_options_that_do_not_fit(tiny_checkpoint: Path, tmp_path: Path, capsys: 
     out = ["-o", str(tmp_path / "out")]
     for arguments, message in (
         (data, "expected -o DIR with --data"),
-        (out, "expected --data NAME=DIR with -o"),
+        (out, "expected --data NAME=DIR with --output"),
+        (["--check", "auto"], "expected --data NAME=DIR with --check"),
         (["--split", "val"], "expected --data NAME=DIR with --split"),
         ([*data, *out, "--store"], "expected --store without --data"),
         ([*data, *out, "--json", "a.json"], "expected --json without --data"),
@@ -240,6 +315,7 @@ def test_options_that_do_not_fit(tiny_checkpoint: Path, tmp_path: Path, capsys: 
         (["--data", f"nothing={scenes}", *out], "expected a data set, one of"),
         ([*data, *out, "--split", "train"], "no shards"),
         ([*data, *out, "--backend", "onnxruntime"], "expected --backend with a bundle"),
+        ([*data, *out, "--scale", "1/2"], "expected --scale with a bundle"),
         (["--store"], "expected --store with a bundle"),
         ([*data, *out, "--threads", "0"], "at least 1 thread"),
     ):

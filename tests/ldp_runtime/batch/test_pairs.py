@@ -5,7 +5,7 @@ import pytest
 import tifffile
 
 from ldp_runtime.batch.jobs import make_jobs
-from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, match_files, match_targets, read_csv
+from ldp_runtime.batch.pairs import PairingError, check_listing, find_pairs, match_files, read_csv
 
 ROOT = Path("photos")
 
@@ -89,21 +89,6 @@ def test_files_that_hold_both_views(tmp_path: Path) -> None:
     abreast = find_pairs(tmp_path, tmp_path / "out", side_by_side=True)
     assert all(pair.right is None for pair in abreast.pairs)
     assert len(abreast.pairs) == 9
-
-
-def test_targets_by_name_and_by_order(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"in/{side}/{i}.png" for side in ("inputL", "inputR", "inputC", "target") for i in (1, 2)))
-    listing = find_pairs(tmp_path / "in", tmp_path / "out", targets=tmp_path / "in/target")
-    assert listing.alone == ()
-    targets = match_targets(listing.pairs, tmp_path / "in/target")
-    assert {str(name): path.name for name, path in targets.items()} == {"1": "1.png", "2": "2.png"}
-    touch(tmp_path, "other/x/2.tif", "ordered/8.png", "ordered/9.png", "none/1.txt")
-    assert list(match_targets(listing.pairs, tmp_path / "other").values()) == [tmp_path / "other/x/2.tif"]
-    by_order = match_targets(listing.pairs, tmp_path / "ordered")
-    assert [path.name for path in by_order.values()] == ["8.png", "9.png"]
-    for wrong, words in (("none", "holds the target of no pair"), ("in/inputL/1.png", "is not a folder")):
-        with pytest.raises(PairingError, match=words):
-            match_targets(listing.pairs, tmp_path / wrong)
 
 
 def test_views_of_different_pairs_are_not_matched() -> None:
@@ -195,6 +180,8 @@ def test_csv(tmp_path: Path) -> None:
     path.write_text("left,right\nx/1.png,\n")
     assert read_csv(path, side_by_side=True)[0].right is None
     assert jobs[0].blur_map == tmp_path / "out/x/1_blur.npy"
+    path.write_text("left,target,right\nx/1.png,a_L.png,y/2.png\nleft/b.tif,,right/b.tif\n")
+    assert [pair.target for pair in read_csv(path)] == [tmp_path / "a_L.png", None]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +192,7 @@ def test_csv(tmp_path: Path) -> None:
         ("left,right,left\n", "expected a first line"),
         ("left,right\na_L.png,\n", "line 2: expected a file in the column right"),
         ("left,right\na_L.png,b_R.png\n", "b_R.png does not exist"),
+        ("left,right,target\na_L.png,a_R.png,b.png\n", "b.png does not exist"),
         ("left,right\na_L.png,a_R.png,more\n", "line 2: expected 2 cells"),
         ("left,right,output\na_L.png,a_R.png,../x\n", "below the output folder"),
         ("left,right,output\na_L.png,a_R.png,/x.png\n", "below the output folder"),
