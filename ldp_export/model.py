@@ -9,11 +9,14 @@ from typing import Any
 from ldp_export.checkpoint import Checkpoint, Windows, choose_windows
 from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, WindowEncoder, load_clip
 from ldp_export.network import CONFIGS, LDPNet
+from ldp_export.network.published.base import PublishedNetwork
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.network.released import ReleasedNet
 from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.geometry import padding_multiple
+
+DeblurNetwork = LDPNet | ReleasedNet | PublishedNetwork
 
 
 class ExportError(LDPError):
@@ -39,7 +42,7 @@ class ExportModel:
         ExportError: Only one of CLIP and its windows is given, or the network reads a blur map and there is no CLIP.
     """
 
-    network: LDPNet | ReleasedNet
+    network: DeblurNetwork
     clip: LoadedClip | None
     prompts: tuple[Prompt, ...]
     windows: Windows | None

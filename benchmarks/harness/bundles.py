@@ -34,20 +34,21 @@ CLIP_PATCH = 32
 CHECKPOINTS = "checkpoints"
 
 
-def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool) -> None:
+def keep_deblur_graph(network: Any, multiple: int, path: Path, *, half: bool, blur_map: bool = True) -> None:
     """Exports the deblurring graph of a network to a file of the cache, in one step.
 
     Args:
-        network: See ``ldp_export.bundling.onnx_graphs.deblur_graph``, also for ``multiple`` and ``half``.
+        network: See ``ldp_export.bundling.onnx_graphs.deblur_graph``, also for ``multiple``, ``half``, ``blur_map``.
         multiple: H and W are multiples of this many px.
         path: The ONNX file.
         half: FP16 inside.
+        blur_map: The graph has an input for the blur.
     """
     from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
 
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     try:
-        save_graph(deblur_graph(network.eval(), multiple, half=half), partial)
+        save_graph(deblur_graph(network.eval(), multiple, half=half, blur_map=blur_map), partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -163,7 +164,7 @@ def exporter_key() -> str:
     """A key that changes with the exporter's sources, and so with anything that could change an exported bundle."""
     package = ROOT / "ldp_export"
     names = ("checkpoint.py", "blur_map.py", "model.py", "bundling/onnx_graphs.py", "bundling/parity.py")
-    wings = (path for wing in ("network", "clip") for path in (package / wing).glob("*.py"))
+    wings = (path for wing in ("network", "clip") for path in (package / wing).rglob("*.py"))
     return sources_key([*wings, *(package / name for name in names)])
 
 

@@ -23,11 +23,12 @@ from benchmarks.harness.results import BenchmarkError, Report, publish
 from benchmarks.harness.sample import pair_files, write_pair
 from benchmarks.harness.tables import size_text
 from benchmarks.latency.worker import Block, Spec, Timing
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS
 from benchmarks.peers.export import export_peer
 from benchmarks.peers.summary import OURS, Measurement, summarise_all
 from benchmarks.peers.tables import markdown
 from benchmarks.peers.worker import PeerSpec
+from ldp_export.network.published import Published
 from ldp_runtime.bundle.bundle import Bundle
 
 EXAMPLES = """\
@@ -110,7 +111,7 @@ def choose_backends(asked: Sequence[str]) -> list[tuple[str, str]]:
 
 def measure(
     bundle: Bundle,
-    peers: Sequence[Peer],
+    peers: Sequence[Published],
     backends: Sequence[tuple[str, str]],
     sizes: Sequence[tuple[int, int]],
     *,

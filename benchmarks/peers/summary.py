@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.tables import size_text
 from benchmarks.harness.timing import ratio, summarise
-from benchmarks.peers import Peer
 from benchmarks.peers.export import export_peer
 from benchmarks.roofline.chain import walk_graphs
 from benchmarks.roofline.flops import graph_cost
+from ldp_export.network.published import Published
 from ldp_runtime.bundle.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Measurement:
         return [block.seconds for block in self.blocks]
 
 
-def summarise_all(bundle: Bundle, peers: Sequence[Peer], measurements: Sequence[Measurement]) -> dict[str, Any]:
+def summarise_all(bundle: Bundle, peers: Sequence[Published], measurements: Sequence[Measurement]) -> dict[str, Any]:
     """The report's figures, as plain JSON values.
 
     Returns:
@@ -121,7 +121,7 @@ def _scaling(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     return rows
 
 
-def _network(peer: Peer, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _network(peer: Published, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     from ldp_export.evaluation.paper import load_table
     from ldp_runtime.stages.geometry import Padding, padding_multiple
 
@@ -134,14 +134,13 @@ def _network(peer: Peer, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     flops = {}
     for size in sizes:
         H, W = Padding(padding_multiple(peer.multiple)).padded_size(*size)
-        cost = graph_cost(graph, {"pair": (1, 6, H, W), "blur_logits": (1, 1, 1, 1)})
+        cost = graph_cost(graph, {"pair": (1, 6, H, W)})
         flops[size_text(size)] = cost.contraction_flops
     return {
         "who": peer.name,
         "title": peer.title,
-        "parameters": sum(parameter.numel() for parameter in peer.build().parameters()),
+        "parameters": peer.parameters,
         "source": peer.source,
-        "checked": peer.checked,
         "quoted": quoted,
         "flops": flops,
     }
@@ -161,7 +160,6 @@ def _own_network(bundle: Bundle, sizes: Sequence[tuple[int, int]]) -> dict[str, 
         "title": f"{bundle.manifest.name}, the whole chain",
         "parameters": _weights(bundle.graph("clip")) + _weights(bundle.graph("deblur")),
         "source": "weights in both graphs, CLIP's included",
-        "checked": "the graphs",
         "quoted": None
         if row is None
         else _quote(load_table(1).find(row).values, f"LDP paper, Table 1, {row}", "average_"),

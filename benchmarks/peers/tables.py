@@ -62,13 +62,9 @@ def markdown(data: Mapping[str, Any]) -> str:
         ]
     parts += [
         "## Parameter counts",
-        "\n".join(f"- {n['title']}: {n['source']}; {_checked(n)}." for n in data["networks"]),
+        "\n".join(f"- {n['title']}: {n['source']}." for n in data["networks"]),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _checked(network: Mapping[str, Any]) -> str:
-    return f"checked against {network['checked']}" if network["checked"] else "**unverified**"
 
 
 def _cells(row: Mapping[str, Any], title: str) -> list[object]:

@@ -30,8 +30,7 @@ from ldp_export.bundling.parity import Parity, measure
 from ldp_export.bundling.selftest import add_sample
 from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, PatchEncoder, WindowEncoder, embed_texts
-from ldp_export.model import ExportError, ExportModel
-from ldp_export.network import LDPNet
+from ldp_export.model import DeblurNetwork, ExportError, ExportModel
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import NAFBlock
 from ldp_export.network.released import ReleasedNet
@@ -141,7 +140,7 @@ def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool
     )
 
 
-def deblur_graph(network: LDPNet | ReleasedNet, multiple: int, *, half: bool, blur_map: bool = True) -> ir.Model:
+def deblur_graph(network: DeblurNetwork, multiple: int, *, half: bool, blur_map: bool = True) -> ir.Model:
     """The graph of the deblurring network.
 
     Args:

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import onnx
 import pytest
 
 from benchmarks.harness.results import BenchmarkError
@@ -11,6 +10,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.bench import choose_backends, measure
 from benchmarks.peers.summary import OURS
 from ldp_runtime.bundle.bundle import Bundle
+from tests.benchmarks.peers.graphs import save_mean_graph
 
 NANO = Path(__file__).resolve().parents[3] / "models" / "ldp-nano"
 
@@ -28,12 +28,7 @@ def test_backends_by_name() -> None:
 def test_ours_and_a_peer_are_measured_in_processes_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = {"pair": [1, 6, "H", "W"], "blur_logits": [1, 1, "h", "w"], "restored": [1, 3, "H", "W"]}
-    infos = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, s) for name, s in ends.items()}
-    node = onnx.helper.make_node("Split", ["pair"], ["restored", "rest"], axis=1, num_outputs=2)
-    graph = onnx.helper.make_graph([node], "first view", [infos["pair"], infos["blur_logits"]], [infos["restored"]])
-    path = tmp_path / "peer.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    path = save_mean_graph(tmp_path / "peer.onnx")
     monkeypatch.setattr("benchmarks.peers.bench.export_peer", lambda peer, half: path)
     backends = [("torch", "fp32"), ("onnxruntime", "fp32")]
     found = measure(Bundle.load(NANO), [PEERS["nafnet"]], backends, [(48, 64)], threads=1)

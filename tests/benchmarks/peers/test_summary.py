@@ -7,6 +7,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.summary import OURS, Measurement, summarise_all
 from benchmarks.peers.tables import markdown
 from ldp_runtime.bundle.bundle import Bundle
+from tests.benchmarks.peers.graphs import save_mean_graph
 
 NANO = Path(__file__).resolve().parents[3] / "models" / "ldp-nano"
 
@@ -30,8 +31,11 @@ def measurements() -> list[Measurement]:
     return found
 
 
-def test_ratios_scaling_and_failures(measurements: list[Measurement], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.peers.summary.export_peer", lambda peer, half: Bundle.load(NANO).graph("deblur"))
+def test_ratios_scaling_and_failures(
+    measurements: list[Measurement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = save_mean_graph(tmp_path / "peer.onnx")
+    monkeypatch.setattr("benchmarks.peers.summary.export_peer", lambda peer, half: graph)
     data = summarise_all(Bundle.load(NANO), [PEERS["nafnet"], PEERS["restormer"]], measurements)
     rows = {(row["who"], tuple(row["size"])): row for row in data["rows"]}
     assert rows["nafnet", (64, 64)]["time_ratio"] == pytest.approx(3)

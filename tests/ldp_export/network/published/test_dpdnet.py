@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from benchmarks.peers.dpdnet import WIDTHS, DPDNet, UpConvolution
+from ldp_export.network.published.dpdnet import WIDTHS, DPDNet, UpConvolution
 
 
 def parameters(module: torch.nn.Module) -> int:

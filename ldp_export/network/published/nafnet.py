@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.layers import ChannelNorm, center
+from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
+from ldp_export.network.published.layers import ChannelNorm, center
 
 WIDTH = 32
 ENCODER = (1, 1, 1, 28)
@@ -48,14 +49,32 @@ class Block(nn.Module):
         return x + self.contract(_gate(self.expand(self.channel_norm(x)))) * self.channel_scale
 
 
-class NAFNet(nn.Module):
-    """The network; H and W are multiples of 16.
+class NAFNet(PublishedNetwork):
+    """The network.
 
     Args:
-        channels: Channels of the input: 6 for a pair, 3 in the paper.
+        channels: Channels of the input: 6 for a pair; 3, as in the paper, for the center view alone.
     """
 
-    multiple = 16
+    config = PublishedConfig("nafnet", multiple=16, memory=2000)
+    adds_center = True
+    linear_end = "last"
+    names = (
+        (r"^first\.", "intro."),
+        (r"^last\.", "ending."),
+        (r"^(en|de)coder\.", r"\1coders."),
+        (r"^middle\.", "middle_blks."),
+        (r"\.widen\.", ".conv1."),
+        (r"\.depthwise\.", ".conv2."),
+        (r"\.attention\.", ".sca.1."),
+        (r"\.mix\.", ".conv3."),
+        (r"\.expand\.", ".conv4."),
+        (r"\.contract\.", ".conv5."),
+        (r"\.spatial_norm\.", ".norm1."),
+        (r"\.channel_norm\.", ".norm2."),
+        (r"\.spatial_scale$", ".beta"),
+        (r"\.channel_scale$", ".gamma"),
+    )
 
     def __init__(self, channels: int = 6) -> None:
         super().__init__()
@@ -73,9 +92,9 @@ class NAFNet(nn.Module):
             self.decoder.append(nn.Sequential(*(Block(width) for _ in range(count))))
         self.last = nn.Conv2d(width, 3, 3, padding=1)
 
-    def forward(self, pair: Tensor) -> Tensor:
-        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
-        x = self.first(pair)
+    def restore(self, pair: Tensor) -> Tensor:
+        """See ``PublishedNetwork.restore``; the residual alone."""
+        x = self.first(pair if self.first.in_channels == 6 else center(pair))
         skips = []
         for blocks, down in zip(self.encoder, self.downs, strict=True):
             x = blocks(x)
@@ -84,4 +103,4 @@ class NAFNet(nn.Module):
         x = self.middle(x)
         for up, blocks in zip(self.ups, self.decoder, strict=True):
             x = blocks(up(x) + skips.pop())
-        return self.last(x) + center(pair)
+        return self.last(x)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
+
 WIDTHS = (64, 128, 256, 512, 1024)
 
 
@@ -32,10 +34,10 @@ class UpConvolution(nn.Module):
         return F.relu(self.convolution(F.pad(F.interpolate(x, scale_factor=2.0, mode="nearest"), (0, 1, 0, 1))))
 
 
-class DPDNet(nn.Module):
-    """The network; H and W are multiples of 16."""
+class DPDNet(PublishedNetwork):
+    """The network; its authors' file is Keras', and reads and writes BGR."""
 
-    multiple = 16
+    config = PublishedConfig("dpdnet", multiple=16, memory=1600, halo=192)
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,8 +46,8 @@ class DPDNet(nn.Module):
         self.decoder = nn.ModuleList(_pair_of_convolutions(2 * width, width) for width in reversed(WIDTHS[:-1]))
         self.last = nn.Sequential(nn.Conv2d(WIDTHS[0], 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Sigmoid())
 
-    def forward(self, pair: Tensor) -> Tensor:
-        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
+    def restore(self, pair: Tensor) -> Tensor:
+        """See ``PublishedNetwork.restore``."""
         x, skips = pair, []
         for i, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if i else x)

@@ -1,17 +1,17 @@
 import numpy as np
 import torch
 
-from benchmarks.peers.ifan import FILTERS, SLOPE, TAPS, adaptive_convolution
+from ldp_export.network.published.ifan import FILTERS, SLOPE, TAPS, adaptive_convolution
 
 
 def test_adaptive_convolution_by_loops() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, 4, 5, generator=generator)
-    filters = torch.randn(1, FILTERS * 2 * (2 * TAPS + 1), 4, 5, generator=generator) / 2
+    filters = torch.randn(1, FILTERS * 2 * (TAPS + 1), 4, 5, generator=generator) / 2
     expected = x[0].numpy().astype(np.float64)
-    for step in filters[0].numpy().reshape(FILTERS, 2 * (2 * TAPS + 1), 4, 5):
-        column, row, bias = step[:6].reshape(TAPS, 2, 4, 5), step[6:12].reshape(TAPS, 2, 4, 5), step[12:]
-        for axis, taps in ((1, column), (2, row)):
+    for step in filters[0].numpy().reshape(FILTERS, 2 * (TAPS + 1), 4, 5):
+        taps, bias = step[:6].reshape(TAPS, 2, 4, 5), step[6:]
+        for axis in (1, 2):
             widths = [(0, 0), (0, 0), (0, 0)]
             widths[axis] = (1, 1)
             padded = np.pad(expected, widths, mode="edge")

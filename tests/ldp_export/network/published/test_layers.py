@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from benchmarks.peers.layers import ChannelNorm
+from ldp_export.network.published.layers import ChannelNorm
 from ldp_export.network.randomise import randomise
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.layers import ChannelNorm
+from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
+from ldp_export.network.published.layers import ChannelNorm
 
 CHANNELS = 48
 BLOCKS = (4, 6, 6, 8)
@@ -88,10 +89,37 @@ def _up(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2))
 
 
-class Restormer(nn.Module):
-    """The network; H and W are multiples of 8."""
+class Restormer(PublishedNetwork):
+    """The network."""
 
-    multiple = 8
+    config = PublishedConfig("restormer", multiple=8, memory=9000)
+    linear_end = "last"
+    names = (
+        (r"^first\.", "patch_embed.proj."),
+        (r"^encoder\.3\.", "latent."),
+        (r"^encoder\.0\.", "encoder_level1."),
+        (r"^encoder\.1\.", "encoder_level2."),
+        (r"^encoder\.2\.", "encoder_level3."),
+        (r"^decoder\.0\.", "decoder_level1."),
+        (r"^decoder\.1\.", "decoder_level2."),
+        (r"^decoder\.2\.", "decoder_level3."),
+        (r"^downs\.0\.", "down1_2.body."),
+        (r"^downs\.1\.", "down2_3.body."),
+        (r"^downs\.2\.", "down3_4.body."),
+        (r"^ups\.0\.", "up2_1.body."),
+        (r"^ups\.1\.", "up3_2.body."),
+        (r"^ups\.2\.", "up4_3.body."),
+        (r"^reduce\.0\.", "reduce_chan_level2."),
+        (r"^reduce\.1\.", "reduce_chan_level3."),
+        (r"\.attention\.project_in\.", ".attn.qkv."),
+        (r"\.attention\.depthwise\.", ".attn.qkv_dwconv."),
+        (r"\.attention\.", ".attn."),
+        (r"\.feed_forward\.depthwise\.", ".ffn.dwconv."),
+        (r"\.feed_forward\.", ".ffn."),
+        (r"\.norm([12])\.", r".norm\1.body."),
+        (r"^skip\.", "skip_conv."),
+        (r"^last\.", "output."),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,8 +135,8 @@ class Restormer(nn.Module):
         self.skip = nn.Conv2d(c, 2 * c, 1, bias=False)
         self.last = nn.Conv2d(2 * c, 3, 3, padding=1, bias=False)
 
-    def forward(self, pair: Tensor) -> Tensor:
-        """Pair ``(B, 6, H, W)`` in [0, 1] to the restored image ``(B, 3, H, W)``."""
+    def restore(self, pair: Tensor) -> Tensor:
+        """See ``PublishedNetwork.restore``."""
         x = first = self.first(pair)
         skips = []
         for level in range(3):

@@ -1,4 +1,4 @@
-"""Layers that several peers share."""
+"""Layers that several published networks share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of ``(B, C, H, W)``, with FP32 statistics.
 
-    The network's own ``LayerNorm2d`` spells the same out for export; the peers have the same
-    form for the same export, but their own code, so that a change of ours does not change theirs.
+    ``ldp_export.network.layers.LayerNorm2d`` spells the same out; a change of ours does not change theirs.
     """
 
     def __init__(self, channels: int, eps: float) -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from benchmarks.peers.restormer import TransposedAttention
+from ldp_export.network.published.restormer import TransposedAttention
 from ldp_export.network.randomise import randomise
 
 
