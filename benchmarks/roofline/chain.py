@@ -22,7 +22,7 @@ from ldp_runtime.stages.blur_map import select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 
 ARCH = "sm_89"
-"""The GPU that engines are planned for; TensorRT-RTX moves the same bytes for sm_80 to sm_120."""
+"""The GPU that engines are planned for; TensorRT-RTX moves the same bytes for sm_86 to sm_120."""
 
 _ADDRESS = 1 << 20  # stands for any aligned device address: nothing is run
 

@@ -1,4 +1,4 @@
-"""Builds TensorRT engines from a bundle's FP16 graphs, or from its INT8 or FP8 graphs. Imports no torch.
+"""Builds TensorRT engines from a bundle's FP16 graphs, or from its FP8 graph of CLIP. Imports no torch.
 
 TensorRT-RTX compiles for GPUs that need not be there. The enterprise TensorRT times its kernels on the GPU that will
 run them, so it needs that GPU.
@@ -25,6 +25,7 @@ from ldp_runtime.bundle.engines import (
     clip_shapes,
     deblur_shapes,
     engine_key,
+    engine_precision,
 )
 from ldp_runtime.bundle.fields import ENGINE_FOLDER
 from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
@@ -153,7 +154,7 @@ def build_engines(
         sizes: Padded sizes that the engines shall take.
         flavour: A name of ``FLAVOURS``.
         architectures: As for ``TensorRT.targets``.
-        precision: A name of ``ENGINE_PRECISIONS``.
+        precision: A name of ``ENGINE_PRECISIONS``; ``"fp8"`` is for CLIP's engines, the deblur engines stay in FP16.
         progress: Makes a ``Progress`` from a build's name.
         report: Takes what was built and what was there, a line at a time, and TensorRT's warnings.
 
@@ -173,23 +174,24 @@ def build_engines(
         )
     tensorrt = TensorRT(flavour)
     targets = tensorrt.targets(architectures, precision)
-    source = ENGINE_PRECISIONS[precision]
-    graphs = {kind: bundle.graph_hash(kind, source) for kind in bundle.manifest.graphs}
+    sources = {kind: engine_precision(kind, precision) for kind in bundle.manifest.graphs}
+    graphs = {kind: bundle.graph_hash(kind, source) for kind, source in sources.items()}
     _drop_stale(bundle)
     entries = []
     for kind, profile in profiles(bundle.manifest, sizes).items():
+        source = sources[kind]
         for group in targets:
-            parts = kind, flavour, tensorrt.version, group, precision, profile
+            parts = kind, flavour, tensorrt.version, group, source, profile
             key = engine_key(graphs[kind], *parts)
             entry = _found(bundle, key)
             if entry is not None:
                 report(f"there already: {entry}")
             else:
-                with (progress or _no_progress)(f"{kind} in {precision} for {', '.join(group)}") as listener:
+                with (progress or _no_progress)(f"{kind} in {source} for {', '.join(group)}") as listener:
                     plan = tensorrt.build(bundle.graph(kind, source), profile, group, progress=listener)
                 for warning in dict.fromkeys(plan.warnings):
                     report(f"{tensorrt.name} warns: {one_line(Exception(warning))}")
-                file = f"{ENGINE_FOLDER}/{kind}-{precision}-{flavour}-{key[:16]}.engine"
+                file = f"{ENGINE_FOLDER}/{kind}-{source}-{flavour}-{key[:16]}.engine"
                 entry = EngineEntry(*parts, key, file, hashlib.sha256(plan.content).hexdigest(), len(plan.content))
                 _write(bundle, entry, plan.content)
                 report(f"built {entry} ({entry.size / 2**20:.1f} MiB)")
@@ -227,10 +229,10 @@ def _write(bundle: Bundle, entry: EngineEntry, content: bytes) -> None:
 def _drop_stale(bundle: Bundle) -> None:
     """Takes engines of other graphs off the manifest, and engine files that it does not list off the folder."""
     hashes = {
-        (kind, precision): bundle.graph_hash(kind, source)
+        (kind, precision): bundle.graph_hash(kind, precision)
         for kind, files in bundle.manifest.graphs.items()
-        for precision, source in ENGINE_PRECISIONS.items()
-        if source in files
+        for precision in ENGINE_PRECISIONS
+        if precision in files
     }
 
     def fresh(entry: EngineEntry) -> bool:

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from ldp_export.bundling.onnx_graphs import EXTERNAL_ABOVE
 from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.manifest import GRAPHS
 from ldp_runtime.errors import LDPError
 from ldp_runtime.registry import SESSION_BACKENDS
-
-DEPTHWISE = "depthwise"
-"""The ``role`` of depthwise convolutions."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,9 @@ class Format:
         title: Its name for people.
         scheme: What is quantised how, for the manifest.
         type: Its name in ``onnxruntime.quantization.QuantType``.
-        graphs: Precision of what is not quantised -> that of the graphs that are written with it.
-        depthwise: Depthwise convolutions are quantised too.
+        graphs: Which graphs are quantised.
+        ops: Operators of the nodes that are.
+        rest: Precision of what is not, in the graphs that are written.
         largest: The largest number of the format, which the largest value of each tensor becomes; None leaves scales
             to the quantiser.
     """
@@ -40,8 +39,9 @@ class Format:
     title: str
     scheme: str
     type: str
-    graphs: Mapping[str, str]
-    depthwise: bool = True
+    graphs: tuple[str, ...]
+    ops: tuple[str, ...]
+    rest: str
     largest: float | None = None
 
 
@@ -50,20 +50,21 @@ FORMATS = {
         "INT8",
         "Q/DQ, symmetric, INT8 activations a tensor (min-max), weights a channel in 7 bits",
         "QInt8",
-        {"fp32": "int8", "fp16": "int8-fp16"},
+        GRAPHS,
+        ("Conv", "MatMul"),
+        "fp32",
     ),
     "fp8": Format(
         "FP8",
-        "Q/DQ, symmetric, FP8 E4M3, activations and weights a tensor (min-max), depthwise convolutions in float",
+        "Q/DQ, symmetric, FP8 E4M3, activations and weights a tensor (min-max), CLIP's matrix products alone",
         "QFLOAT8E4M3FN",
-        {"fp16": "fp8-fp16"},
-        depthwise=False,
+        ("clip",),
+        ("MatMul",),
+        "fp16",
         largest=448.0,
     ),
 }
 """Precision of a session -> what layers are quantised to for it."""
-
-_OPS = ("Conv", "MatMul")
 
 _SECOND_HALF = ".second.weight"  # of a convolution that `ldp_export.network.layers.Halves` made two of
 
@@ -98,24 +99,29 @@ class Layer:
 
 
 class _Graph:
-    """A graph of a bundle in FP32 and FP16, whose layers have the same names in both.
+    """A graph of a bundle in FP32, and where it is written in FP16 in that too; layers have the same names in both.
 
-    A layer is one node, or in the FP32 graph two: the halves of a convolution before a gate.
+    A layer is one node, or two: the halves of a convolution before a gate.
     """
 
     def __init__(self, bundle: Bundle, kind: str, format_: Format, scratch: Path) -> None:
         self._kind, self._format = kind, format_
-        self._models = {precision: onnx.load(bundle.graph(kind, precision)) for precision in ("fp32", "fp16")}
+        self._models = {precision: onnx.load(bundle.graph(kind, precision)) for precision in {"fp32", format_.rest}}
         self._path = scratch / f"{kind}.float.onnx"
         self.layers: tuple[Layer, ...] = ()
         self._inputs: dict[str, dict[str, list[str]]] = {}  # precision -> layer -> what each of its nodes takes
         self._ranges: dict[str, tuple[float, float]] = {}  # of tensors of the FP32 graph
-        found = {precision: _layer_nodes(model.graph) for precision, model in self._models.items()}
+        found = {precision: _layer_nodes(model.graph, format_.ops) for precision, model in self._models.items()}
         shapes = {p: [(n[0].op_type, _shape(self._models[p].graph, n)) for n in nodes] for p, nodes in found.items()}
-        if shapes["fp32"] != shapes["fp16"]:
+        if shapes["fp32"] != shapes[format_.rest]:
             raise QuantizeError(
                 f"expected the same layers in the FP32 and the FP16 {kind} graph of {bundle.manifest.name!r}, got "
                 f"{len(shapes['fp32'])} and {len(shapes['fp16'])}, or of other shapes; export the bundle again"
+            )
+        if not shapes["fp32"]:
+            raise QuantizeError(
+                f"expected {' or '.join(format_.ops)} with weights in the {kind} graph of {bundle.manifest.name!r}, "
+                "which is what is quantised, got none; run it in fp32 or fp16"
             )
         for precision, layers in found.items():
             self._inputs[precision] = {}
@@ -141,7 +147,7 @@ class _Graph:
         _save(model, self._path)
         calibrator = create_calibrator(
             self._path,
-            list(_OPS),
+            list(self._format.ops),
             augmented_model_path=str(self._path.with_suffix(".ranges.onnx")),
             calibrate_method=CalibrationMethod.MinMax,
         )
@@ -150,13 +156,12 @@ class _Graph:
         for name in {name for names in self._inputs["fp32"].values() for name in names}:
             low, high = (float(np.asarray(value).item()) for value in ranges[name].range_value)
             self._ranges[name] = low, high
-        layers = _layers(model.graph, self._kind, self._output_sizes(feeds[0]))
-        self.layers = tuple(x for x in layers if self._format.depthwise or not x.group.endswith(DEPTHWISE))
+        self.layers = tuple(_layers(model.graph, self._kind, self._output_sizes(feeds[0]), self._format.ops))
 
     def _output_sizes(self, feeds: Feeds) -> dict[str, int]:
         """How many numbers each layer puts out."""
         model = copy.deepcopy(self._models["fp32"])
-        nodes = _weighted(model.graph)
+        nodes = _weighted(model.graph, self._format.ops)
         for node in nodes:
             model.graph.output.append(
                 onnx.helper.make_tensor_value_info(f"{node.name}_shape", onnx.TensorProto.INT64, None)
@@ -170,32 +175,21 @@ class _Graph:
     def quantized(self, kept: set[str], path: Path, precision: str = "fp32") -> Path:
         """Writes the graph with these layers quantised.
 
-        With FP16 for the rest, which is for engines, depthwise convolutions stay in FP16 too: TensorRT-RTX 1.7 makes
-        dense ones of those in INT8, which made the engine of ldp-nano 56 MB in place of 14.
-
         Args:
             kept: Names of layers.
             path: Where to write it.
             precision: Of what is not quantised.
         """
-        if precision == "fp16":
-            kept = kept - {layer.name for layer in self.layers if layer.group.endswith(DEPTHWISE)}
         model = copy.deepcopy(self._models[precision])
         if kept:
             dtype = np.dtype(np.float32 if precision == "fp32" else np.float16)
-            ranges = dict(pair for layer in kept for pair in self._input_ranges(layer, precision))
-            nodes = [node for node in _weighted(model.graph) if _layer_of(node) in kept]
+            here, in_fp32 = self._inputs[precision], self._inputs["fp32"]
+            named = (pair for layer in kept for pair in zip(here[layer], in_fp32[layer], strict=True))
+            ranges = {name: self._ranges[calibrated] for name, calibrated in named}
+            nodes = [node for node in _weighted(model.graph, self._format.ops) if _layer_of(node) in kept]
             model = _quantize(model, nodes, ranges, dtype, self._format)
         _save(model, path)
         return path
-
-    def _input_ranges(self, layer: str, precision: str) -> list[tuple[str, tuple[float, float]]]:
-        """What the nodes of a layer take, and the range of each: the widest where they are fewer than in FP32."""
-        names = self._inputs[precision][layer]
-        ranges = [self._ranges[name] for name in self._inputs["fp32"][layer]]
-        if len(names) < len(ranges):
-            ranges = [(min(low for low, _ in ranges), max(high for _, high in ranges))]
-        return list(zip(names, ranges, strict=True))
 
 
 def _quantize(
@@ -226,7 +220,7 @@ def _quantize(
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
         "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": list(_OPS),
+        "OpTypesToExcludeOutputQuantization": list(format_.ops),
     }
     if format_.largest is not None:  # the quantiser's own scales of FP8 come from standard deviations and cut tails off
         from ml_dtypes import float8_e4m3fn
@@ -253,7 +247,7 @@ def _quantize(
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
         nodes_to_quantize=[node.name for node in nodes],
         nodes_to_exclude=[],
-        op_types_to_quantize=list(_OPS),
+        op_types_to_quantize=list(format_.ops),
         extra_options=options,
     )
     quantizer.quantize_model()
@@ -261,16 +255,16 @@ def _quantize(
     return quantizer.model.model
 
 
-def _weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The convolutions and matrix products whose second factor is a weight, in the order of the graph."""
+def _weighted(graph: onnx.GraphProto, ops: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes of these operators whose second factor is a weight, in the order of the graph."""
     weights = {tensor.name for tensor in graph.initializer if not tensor.name.endswith(_AVERAGING)}
-    return [node for node in graph.node if node.op_type in _OPS and node.input[1] in weights]
+    return [node for node in graph.node if node.op_type in ops and node.input[1] in weights]
 
 
-def _layer_nodes(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
+def _layer_nodes(graph: onnx.GraphProto, ops: Sequence[str]) -> list[list[onnx.NodeProto]]:
     """The nodes of each layer, in the order of the graph."""
     layers: list[list[onnx.NodeProto]] = []
-    for node in _weighted(graph):
+    for node in _weighted(graph, ops):
         if node.input[1].endswith(_SECOND_HALF):
             layers[-1].append(node)
         else:
@@ -293,13 +287,13 @@ def _weight(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.TensorProto:
     return next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
 
 
-def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int]) -> Iterator[Layer]:
+def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int], ops: Sequence[str]) -> Iterator[Layer]:
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     weights = {tensor.name for tensor in graph.initializer}
-    for node, *halves in _layer_nodes(graph):
+    for node, *halves in _layer_nodes(graph, ops):
         weight = _weight(graph, node)
         name = node.input[1]
         if "." not in name:  # a weight that the export transposed; the bias still has its name
@@ -323,7 +317,7 @@ def role(node: onnx.NodeProto, weight: onnx.TensorProto, name: str) -> str:
         return "matmul"
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     if groups > 1:
-        return DEPTHWISE
+        return "depthwise"
     return "sca" if ".sca." in name else "x".join(map(str, weight.dims[2:]))
 
 

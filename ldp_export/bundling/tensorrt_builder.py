@@ -23,8 +23,11 @@ from ldp_runtime.errors import BackendError, one_line
 
 Group = tuple[str, ...]
 
-RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
-"""The GPUs that TensorRT-RTX builds for where none is asked for: from Turing to Blackwell."""
+RTX_ARCHITECTURES = ("sm_75", "sm_86", "sm_89", "sm_120")
+"""The GPUs that TensorRT-RTX builds for where none is asked for: GeForce RTX 20 to 50."""
+
+_RTX_SUPPORTED = (*RTX_ARCHITECTURES, "sm_121")
+"""The GPUs in its support matrix; its ``ComputeCapability`` also names sm_80, which the matrix lacks."""
 
 _INSTALL = {
     "rtx": "pip install 'ldp[rtx]'",
@@ -99,8 +102,8 @@ class TensorRT:
 
     def _known(self) -> list[str]:
         if self.flavour == "rtx":
-            members = (name for name in self._trt.ComputeCapability.__members__ if name.startswith("SM"))
-            return sorted((f"sm_{name[2:]}" for name in members), key=_number)
+            members = {f"sm_{name[2:]}" for name in self._trt.ComputeCapability.__members__ if name.startswith("SM")}
+            return [name for name in _RTX_SUPPORTED if name in members]
         from ldp_runtime.cuda.device import NoGpuError, open_device
 
         try:

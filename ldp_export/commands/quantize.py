@@ -23,10 +23,10 @@ examples:
   ldp-export quantize my-bundle --max-loss 0.02
   ldp-export quantize my-bundle --data dpd-blur=dd_dp_dataset_canon
 
-The graphs have explicit Q/DQ nodes: 8 bits for convolutions and matrix products
-with weights, float for all else. INT8 runs with --precision int8 on openvino and
-onnxruntime, and ldp-export engine --precision int8 builds engines from it. FP8
-is for engines alone, for sm_89 and later: ldp-export engine --precision fp8.
+The graphs have explicit Q/DQ nodes. INT8 is for CPUs, --precision int8 on
+openvino and onnxruntime: 8 bits for convolutions and matrix products with
+weights, float for all else. FP8 is for CLIP's matrix products on GPUs, sm_89
+and later, in engines alone: ldp-export engine --precision fp8.
 
 Each group of layers is quantised alone and compared with the float graphs.
 Those that cost most quality for the work that they would save stay in float,
@@ -130,7 +130,6 @@ def table(record: Mapping[str, Any]) -> str:
     for name, figures in record["check"].items():
         lines.append(
             f"{name}, {figures['pairs']} pairs: {figures['fp32_psnr_db']:.3f} dB to the target in FP32, change in 8 "
-            f"bits {figures['delta_db']:+.4f} dB, with the rest of the deblur graph in FP16 "
-            f"{figures['deblur_fp16_delta_db']:+.4f} dB (at most {figures['limit_db']:g})"
+            f"bits {figures['delta_db']:+.4f} dB (at most {figures['limit_db']:g})"
         )
     return "\n".join(lines)

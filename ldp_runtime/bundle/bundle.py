@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from ldp_runtime.bundle.engines import (
     ENGINE_PRECISION,
-    ENGINE_PRECISIONS,
     FLAVOURS,
     EngineEntry,
     Shape,
+    engine_precision,
     nearest,
 )
 from ldp_runtime.bundle.fields import FILE_NAME, FILE_NAME_RULE
@@ -135,9 +135,8 @@ class Bundle:
     def _graph_file(self, kind: str, precision: str) -> str:
         files = self.manifest.graphs[kind]
         if precision not in files:
-            arithmetic = precision.partition("-")[0]
-            quantized = arithmetic in QUANTIZED_PRECISIONS
-            fix = f"make it with ldp-export quantize --precision {arithmetic}" if quantized else FIX_MANIFEST
+            quantized = precision in QUANTIZED_PRECISIONS
+            fix = f"make it with ldp-export quantize --precision {precision}" if quantized else FIX_MANIFEST
             raise BundleError(
                 f"expected a {precision} {kind} graph in bundle {self.manifest.name!r}, "
                 f"got {', '.join(files)}; choose another precision or {fix}"
@@ -182,7 +181,8 @@ class Bundle:
             BackendError: There is none; the message lists the others and says how to build one.
             BundleError: The bundle has no graph to build engines of this precision from.
         """
-        graph = self.graph_hash(kind, ENGINE_PRECISIONS[precision])
+        precision = engine_precision(kind, precision)
+        graph = self.graph_hash(kind, precision)
         alike = [e for e in self.manifest.engines if (e.kind, e.precision) == (kind, precision)]
         fresh = [e for e in alike if e.made_from(graph)]
         same = [e for e in fresh if (e.flavour, e.version) == (flavour, version) and arch in e.targets]

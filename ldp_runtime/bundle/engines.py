@@ -20,8 +20,8 @@ from ldp_runtime.structs import one_of
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 """The two TensorRTs: the one for RTX GPUs, which builds without a GPU, and the enterprise one, which needs the GPU."""
 
-ENGINE_PRECISIONS = {"fp16": "fp16", "int8": "int8-fp16", "fp8": "fp8-fp16"}
-"""Precision of an engine -> precision of the graph it is built from."""
+ENGINE_PRECISIONS = ("fp16", "fp8")
+"""Precisions of engines, each built from the graph of its name."""
 
 LEAST_ARCHITECTURE = {"fp8": 89}
 """Precision of an engine -> the lowest compute capability that supports it; other precisions run on all."""
@@ -110,6 +110,16 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
         inputs = ", ".join(f"{name} {shapes}" for name, shapes in self.profile.items())
         kind = self.kind if self.precision == ENGINE_PRECISION else f"{self.kind} in {self.precision}"
         return f"{kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
+
+
+def engine_precision(kind: str, precision: str) -> str:
+    """Precision of the engine of a graph in a chain of a precision: FP8 is for CLIP alone.
+
+    Args:
+        kind: ``"clip"`` or ``"deblur"``.
+        precision: A name of ``ENGINE_PRECISIONS``.
+    """
+    return precision if kind == "clip" else ENGINE_PRECISION
 
 
 def engine_key(

@@ -44,11 +44,11 @@ PROMPTS = 8
 
 GRAPHS = ("clip", "deblur")
 
-GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8-fp16")
-"""Of graphs: "int8" leaves in FP32 what is not quantised; those that engines are built from leave it in FP16."""
+GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "fp8")
+"""Of graphs: "int8" leaves in FP32 what is not quantised, "fp8" in FP16."""
 
 QUANTIZED_PRECISIONS = ("int8", "fp8")
-"""What ``ldp-export quantize`` makes; "fp8" is for engines alone."""
+"""What ``ldp-export quantize`` makes; "fp8" is for CLIP's engines alone."""
 
 BLUR_METHODS = ("dense", "patch")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ENGINE_PRECISIONS, EngineEntry, Shape
+from ldp_runtime.bundle.engines import ENGINE_PRECISIONS, EngineEntry, Shape, engine_precision
 from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cache import cache_folder
@@ -53,7 +53,7 @@ class TensorRtBackend(ChainBackend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return tuple(ENGINE_PRECISIONS)
+        return ENGINE_PRECISIONS
 
     def describe(self) -> str:
         """See ``Backend``."""
@@ -69,7 +69,7 @@ class TensorRtBackend(ChainBackend):
                 f"{bundle.manifest.name!r} is of another kind; choose a backend such as onnxruntime-cuda"
             )
         source = TensorRtSource(_import(self.name, self._flavour), self._flavour, open_device(), bundle, precision)
-        if not source.candidates():
+        if {entry.kind for entry in source.candidates()} < set(bundle.manifest.graphs):
             raise BackendError(
                 f"bundle {bundle.manifest.name!r} has no {precision} engine of {MODULES[self._flavour]} "
                 f"{source.version} for {source.device.arch}; build some with ldp-export engine {bundle.path} "
@@ -94,7 +94,7 @@ class CudaBackend(ChainBackend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return tuple(ENGINE_PRECISIONS)
+        return ENGINE_PRECISIONS
 
     def describe(self) -> str:
         """See ``Backend``."""
@@ -146,7 +146,8 @@ class TensorRtSource(EngineSource):
         return [
             entry
             for entry in self._bundle.manifest.engines
-            if (entry.flavour, entry.version, entry.precision) == (self._flavour, self.version, self._precision)
+            if (entry.flavour, entry.version) == (self._flavour, self.version)
+            and entry.precision == engine_precision(entry.kind, self._precision)
             and self.device.arch in entry.targets
         ]
 

@@ -125,7 +125,7 @@ def test_nano_builds_with_no_gpu_and_no_warning(tmp_path: Path) -> None:
     save_manifest(folder, msgspec.structs.replace(manifest, engines=()))
     lines: list[str] = []
     bundle = Bundle.load(folder)
-    options: dict[str, Any] = {"architectures": ["sm_80", "sm_86", "sm_89", "sm_120"], "report": lines.append}
+    options: dict[str, Any] = {"architectures": ["sm_86", "sm_89", "sm_120"], "report": lines.append}
     entries = build_engines(bundle, SizeRange.covering(manifest.padding, None, None, None), **options)
     assert not [line for line in lines if "warns" in line]
     assert [entry.kind for entry in entries] == ["clip", "deblur"]
@@ -133,7 +133,7 @@ def test_nano_builds_with_no_gpu_and_no_warning(tmp_path: Path) -> None:
     assert keys(folder) == {entry.key for entry in entries}
     version = TensorRT("rtx").version
     for entry in entries:
-        assert entry.targets == ("sm_80", "sm_86", "sm_89", "sm_120")
+        assert entry.targets == ("sm_86", "sm_89", "sm_120")
         assert entry.version == version
         assert len(bundle.read_engine(entry)) == entry.size
         weights = bundle.graph(entry.kind, "fp16").stat().st_size
@@ -154,7 +154,7 @@ def test_the_command_builds_turing_apart_and_says_so(tiny: Path, capsys: pytest.
     assert output.out.startswith(f"{tiny}: 4 engines, ")
     assert "sizes, padded: 64x96" in output.err
     built = [(entry.kind, entry.targets) for entry in Bundle.load(tiny).manifest.engines]
-    ampere = ("sm_80", "sm_86", "sm_89", "sm_120")
+    ampere = ("sm_86", "sm_89", "sm_120")
     assert sorted(built) == [(k, t) for k in ("clip", "deblur") for t in (("sm_75",), ampere)]
     assert main(["engine", str(tiny), "--shape", "33x65"]) == 0
     assert capsys.readouterr().err.count("there already") == 4
@@ -348,6 +348,7 @@ def test_a_bundle_of_another_kind_is_refused(tiny: Path) -> None:
     ("architectures", "message"),
     [
         ("sm_90", "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*got sm_90; for other GPUs"),
+        ("sm_80", r"for here \(sm_75, sm_86, sm_89, sm_120, sm_121\), got sm_80; for other GPUs"),
         ("sm_86,sm_61", "got sm_61"),
         ("89", "give architectures such as sm_89,sm_120"),
         ("", "give architectures such as sm_89,sm_120"),

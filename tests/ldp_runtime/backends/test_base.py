@@ -146,4 +146,4 @@ def test_precisions_and_description(name: str) -> None:
 
 
 def test_graph_of_each_precision() -> None:
-    assert [graph_precision(precision) for precision in PRECISIONS] == ["fp32", "fp32", "fp16", "int8", "fp8-fp16"]
+    assert [graph_precision(precision) for precision in PRECISIONS] == ["fp32", "fp32", "fp16", "int8", "fp8"]

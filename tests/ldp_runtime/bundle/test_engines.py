@@ -103,7 +103,7 @@ def test_an_engine_of_another_graph_is_not_taken(bundle: Path, tmp_path: Path) -
         {"flavour": "tensorrt"},
         {"targets": ("sm_90",)},
         {"profile": profile((32, 32), MIDDLE, (512, 512))},
-        {"precision": "int8"},
+        {"precision": "fp8"},
     ],
 )
 def test_a_manifest_cannot_claim_another_origin(bundle: Path, change: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def test_every_file_that_is_needed_is_listed(file: str, name: str) -> None:
         (engine("targets", []), "field 'engines[0].targets': expected a non-empty list"),
         (engine("targets", ["sm_89", "sm_86"]), "field 'engines[0].targets': expected architectures"),
         (engine("targets", ["89"]), "field 'engines[0].targets[0]': expected an architecture such as"),
-        (engine("precision", "fp32"), "field 'engines[0].precision': expected one of fp16, int8"),
+        (engine("precision", "fp32"), "field 'engines[0].precision': expected one of fp16, fp8"),
         (engine("profile", {}), "field 'engines[0].profile': expected a non-empty object"),
         (drop("engines", 0, "profile", "pair", "max"), "field 'engines[0].profile.pair.max' is missing"),
         (sizes([0]), "profile.pair.opt[0]': expected an integer >= 1"),
