@@ -45,6 +45,9 @@ DEFAULT_SHAPES = ((160, 240), (240, 360), (320, 480))
 
 DEFAULT_BACKENDS = ("torch:fp32", "auto")
 
+SLOW_PEERS = ("k3dn",)
+"""They work at a size of their own, whatever the photo's: minutes per run on a CPU."""
+
 _SECONDS = 2.0
 _MOST = 50
 
@@ -52,7 +55,13 @@ _MOST = 50
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     options.add_bundle(parser)
-    parser.add_argument("--peer", nargs="+", choices=tuple(PEERS), default=list(PEERS), help="which (default: all)")
+    parser.add_argument(
+        "--peer",
+        nargs="+",
+        choices=tuple(PEERS),
+        default=[name for name in PEERS if name not in SLOW_PEERS],
+        help=f"which (default: all but {', '.join(SLOW_PEERS)})",
+    )
     parser.add_argument(
         "--backend",
         nargs="+",

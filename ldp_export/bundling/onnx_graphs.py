@@ -33,6 +33,7 @@ from ldp_export.clip import LoadedClip, PatchEncoder, WindowEncoder, embed_texts
 from ldp_export.model import DeblurNetwork, ExportError, ExportModel
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.layers import NAFBlock
+from ldp_export.network.published.base import PublishedNetwork
 from ldp_export.network.released import ReleasedNet
 from ldp_runtime import __version__
 from ldp_runtime.bundle.bundle import write_manifest
@@ -160,9 +161,11 @@ def deblur_graph(network: DeblurNetwork, multiple: int, *, half: bool, blur_map:
             if not half:
                 block.split_gates()
     module.to(torch.float16 if half else torch.float32)
-    height, width = (Dim(name, min=1, max=_SIZE_LIMIT) * multiple for name in ("rows", "columns"))
+    least = module.config.least if isinstance(module, PublishedNetwork) else multiple
+    fewest = -(-least // multiple)
+    height, width = (Dim(name, min=fewest, max=_SIZE_LIMIT) * multiple for name in ("rows", "columns"))
+    sides = (3 * fewest * multiple, 5 * fewest * multiple)  # that no rule of the network can confuse
     if isinstance(module, ReleasedNet):
-        sides = (3 * multiple, 5 * multiple)
         names = {2: "H", 3: "W"}
         return _to_onnx(
             module,
@@ -171,7 +174,7 @@ def deblur_graph(network: DeblurNetwork, multiple: int, *, half: bool, blur_map:
             {name: {2: height, 3: width} for name in ("pair", "blur_map")},
             {name: names for name in ("pair", "blur_map", "restored")},
         )
-    pair = torch.zeros(1, 6, 3 * multiple, 5 * multiple)  # sides that no rule of the network can confuse
+    pair = torch.zeros(1, 6, *sides)
     if not blur_map:
         names = {2: "H", 3: "W"}
         dynamic = {"pair": {2: height, 3: width}}

@@ -168,6 +168,42 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                 None,
                 "NAFNet",
             ),
+            Published(
+                "dddnet",
+                "DDDNet",
+                "DDDNet",
+                8,
+                6_516_714,
+                "every layer of panpanfei/Dual-Pixel-Exploration-Simultaneous-Depth-Estimation-and-Image-Restoration, "
+                "DDDNet/model_test.py, which has 10,964,814 with those that an image does not need",
+                Weights(
+                    ("Estd.pkl", "Esti.pkl"),
+                    "DDDNet/checkpoints/model_dpd of that repository on GitHub",
+                    "none stated; its README allows academic use only",
+                    _FORBIDDEN,
+                    "Liyuan Pan, Shah Chowdhury, Richard Hartley, Miaomiao Liu, Hongguang Zhang and Hongdong Li, Dual "
+                    "Pixel Exploration: Simultaneous Depth Estimation and Image Restoration, CVPR 2021",
+                ),
+                "DDDNet",
+            ),
+            Published(
+                "k3dn",
+                "K3DN, at 1152x1792",
+                "K3DN",
+                1,
+                15_673_878,
+                "every layer of cjsj166/k3dn, models.py, size L, which has 16,099,350 before its kernels are folded; "
+                "no repository of the authors was found",
+                Weights(
+                    ("best.pt",),
+                    "checkpoints/dp_2_ft of cjsj166/k3dn on GitHub, whose origin is not stated",
+                    "none stated",
+                    _FORBIDDEN,
+                    "Yan Yang, Liyuan Pan, Liu Liu and Miaomiao Liu, K3DN: Disparity-Aware Kernel Estimation for "
+                    "Dual-Pixel Defocus Deblurring, CVPR 2023",
+                ),
+                "K3DN",
+            ),
         )
     }
 )
