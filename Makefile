@@ -116,5 +116,5 @@ $(BASE): $(VENV_MADE) $(REQUIREMENTS)
 	@touch $@
 
 $(ALL): $(VENV_MADE) $(REQUIREMENTS)
-	$(PIP) install --quiet -c constraints.txt -e '.[export,train,bench,ray,rtx,cuda,serve,raw,fuzz,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[export,train,bench,ray,rtx,cuda,serve,raw,fuzz,import,dev]'
 	@touch $(BASE) $@

@@ -9,7 +9,7 @@ from ldp_runtime.command import make_parser, run
 
 COMMANDS = (
     "onnx",
-    "import-release",
+    "import",
     "selftest",
     "quantize",
     "engine",

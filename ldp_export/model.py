@@ -9,12 +9,12 @@ from typing import Any
 from ldp_export.checkpoint import Checkpoint, Windows, choose_windows
 from ldp_export.clip import PROMPTS, LoadedClip, PatchEncoder, WindowEncoder, load_clip
 from ldp_export.network import CONFIGS, LDPNet
-from ldp_export.network.published.base import PublishedNetwork
+from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.network.released import ReleasedNet
-from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
+from ldp_runtime.bundle.manifest import BlurMapSpec, Origin, Prompt
 from ldp_runtime.errors import LDPError
-from ldp_runtime.stages.geometry import padding_multiple
+from ldp_runtime.stages.geometry import Padding, padding_multiple
 
 DeblurNetwork = LDPNet | ReleasedNet | PublishedNetwork
 
@@ -37,6 +37,7 @@ class ExportModel:
         training: Provenance for the manifest.
         licences: Licences of weights and data for the manifest.
         blur_map: How the blur map is estimated and given to the network.
+        origin: Where imported weights come from; None where they were not imported.
 
     Raises:
         ExportError: Only one of CLIP and its windows is given, or the network reads a blur map and there is no CLIP.
@@ -50,6 +51,7 @@ class ExportModel:
     training: Mapping[str, Any] = field(default_factory=dict)
     licences: Mapping[str, Any] = field(default_factory=dict)
     blur_map: BlurMapSpec = field(default_factory=BlurMapSpec)
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         if (self.clip is None) != (self.windows is None) or (self.clip is None and self.prompts):
@@ -62,6 +64,12 @@ class ExportModel:
         """Height and width of the padded pair are multiples of this many px."""
         patch = self.clip.encoder.patch if self.clip is not None and self.blur_map.method == "dense" else 1
         return padding_multiple(self.network.config.multiple, patch)
+
+    @property
+    def padding(self) -> Padding:
+        """The size rule of the pair."""
+        config = self.network.config
+        return Padding(self.multiple, least=config.least if isinstance(config, PublishedConfig) else 1)
 
     def clip_encoder(self) -> WindowEncoder | PatchEncoder | None:
         """The encoder that the bundle's CLIP graph holds, FP32, in evaluation mode; None without CLIP."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -61,14 +62,16 @@ def make_parser(program: str, description: str, package: str, commands: Sequence
         program: Its name.
         description: Its purpose, a line.
         package: Package of the command modules.
-        commands: Names of the commands; that of ``import-release`` is in the module ``import_release``.
+        commands: Names of the commands; that of ``blur-map`` is in the module ``blur_map``, of ``import`` in
+            ``import_``.
     """
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=program, description=description, epilog=_EXIT_CODES, formatter_class=form)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     added = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in commands:
-        command = cast(Command, importlib.import_module(f"{package}.{name.replace('-', '_')}"))
+        module = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+        command = cast(Command, importlib.import_module(f"{package}.{module}"))
         subparser = added.add_parser(
             name,
             help=command.HELP,

@@ -53,7 +53,7 @@ class Deblurrer:
     ) -> None:
         """Makes a deblurrer of a loaded bundle; the arguments are those of ``from_bundle``."""
         self.bundle = bundle
-        self._tile = check_tile(tile, bundle.manifest.tile_multiple)
+        self._tile = check_tile(tile, bundle.manifest.tile_multiple, bundle.manifest.tile_halo)
         for name, value, allowed in (("check", check, MODES), ("scale", scale, (AUTO, *SCALES))):
             if value not in allowed:
                 raise ImageError(f"expected {name} as one of {', '.join(allowed)}, got {value!r}")

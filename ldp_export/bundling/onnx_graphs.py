@@ -39,7 +39,6 @@ from ldp_runtime import __version__
 from ldp_runtime.bundle.bundle import write_manifest
 from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest
 from ldp_runtime.files import staged_folder
-from ldp_runtime.stages.geometry import Padding
 
 OPSET = 20
 """Up to 22 attention stays matrix products and softmax, which every runtime takes."""
@@ -287,7 +286,7 @@ def _manifest(model: ExportModel, name: str, files: Mapping[str, Mapping[str, st
         clip=None if model.clip is None or model.windows is None else _clip_spec(name, model.clip, model.windows),
         prompts=model.prompts,
         ensemble=model.network.config.ensemble,
-        padding=Padding(model.multiple),
+        padding=model.padding,
         graphs=files,
         opset=OPSET,
         tools={"ldp": __version__, "python": platform.python_version(), **tools},
@@ -296,6 +295,7 @@ def _manifest(model: ExportModel, name: str, files: Mapping[str, Mapping[str, st
         parity=parity.figures,
         evaluation={},
         licences=model.licences,
+        origin=model.origin,
         engines=(),
         files={},
     )

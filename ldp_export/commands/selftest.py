@@ -10,7 +10,7 @@ examples:
   ldp-export selftest models/ldp-nano
 
 Restores a small made pair with the bundle's FP32 graphs and keeps both in
-selftest.npz. `ldp-export onnx` and `import-release` do it by themselves; this
+selftest.npz. `ldp-export onnx` and `import` do it by themselves; this
 is for bundles that were exported before.
 """
 

@@ -332,7 +332,7 @@ class TorchDeblurrer:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         self.backend, self.precision, self._layout = f"torch on {self._device.type}", precision, LAYOUTS[layout]
         place = self._device, DTYPES[precision], self._layout
-        self._blur, self.padding = model.blur_map, Padding(model.multiple)
+        self._blur, self.padding = model.blur_map, model.padding
         self.estimator: Estimator | None = None
         if model.clip is not None and model.windows is not None:
             if (side := model.blur_map.patch) is not None:

@@ -187,10 +187,10 @@ def choose_tile(serving: Serving, bundle: Bundle) -> int | str:
         LDPError: No tile has that size, or the engines take none of it.
     """
     manifest = bundle.manifest
-    multiple = manifest.tile_multiple
+    rule = manifest.tile_multiple, manifest.tile_halo
     if serving.variant != "tensorrt":
-        return check_tile(serving.tile, multiple)
+        return check_tile(serving.tile, *rule)
     most = min(min(entry.profile["pair"].max[2:]) for entry in served_engines(bundle)["deblur"].values())
     if serving.tile == OFF or (isinstance(serving.tile, int) and serving.tile > most):
         raise TritonError(f"expected tiles of at most {most} px, which the engines take, got {serving.tile}")
-    return check_tile(most if serving.tile == AUTO else serving.tile, multiple)
+    return check_tile(most if serving.tile == AUTO else serving.tile, *rule)

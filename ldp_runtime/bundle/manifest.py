@@ -26,7 +26,7 @@ from ldp_runtime.bundle.fields import (
 from ldp_runtime.errors import BundleError
 from ldp_runtime.stages.blur_map import ENSEMBLES, FORMATS
 from ldp_runtime.stages.geometry import Padding
-from ldp_runtime.stages.tiles import tile_multiple
+from ldp_runtime.stages.tiles import tile_halo, tile_multiple
 from ldp_runtime.structs import one_of
 
 SCHEMA = "ldp-bundle"
@@ -116,6 +116,31 @@ class BlurMapSpec(Struct, frozen=True, forbid_unknown_fields=True):
     patch: Side | None = None
 
 
+class SourceFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The name and SHA-256 of a file of the authors'."""
+
+    name: Text
+    sha256: Sha256
+
+
+class Origin(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an imported bundle's weights come from.
+
+    Attributes:
+        kind: Which network it is, as ``ldp-export import`` names it.
+        files: The authors' files.
+        licence: Their licence, a phrase.
+        sharing: Whether the bundle may be passed on, a phrase.
+        cite: The sentence to cite.
+    """
+
+    kind: Text
+    files: Annotated[tuple[SourceFile, ...], Meta(min_length=1, max_length=MAX_FILES)]
+    licence: Text
+    sharing: Text
+    cite: Text
+
+
 class FileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """The SHA-256 (64 hexadecimal digits, lower case) and size in bytes of a file of the bundle."""
 
@@ -149,6 +174,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         quantization: Precision -> how its quantised graphs were made and what they cost; a manifest without the field
             has none.
         licences: Licences of weights and data.
+        origin: Where imported weights come from; None where they were not imported.
         engines: Built TensorRT engines. They carry their own hashes: one for another GPU need not be here.
         files: Hash and size of every file, by its path inside the bundle with forward slashes.
     """
@@ -170,6 +196,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evaluation: Mapping[str, Any]
     quantization: Mapping[str, Any] = {}
     licences: Mapping[str, Any]
+    origin: Origin | None = None
     engines: Annotated[tuple[EngineEntry, ...], Meta(max_length=MAX_FILES)]
     files: Annotated[Mapping[FileName, FileEntry], Meta(max_length=MAX_FILES)]
 
@@ -178,8 +205,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **msgspec.to_builtins(self)}
         if self.blur_map == BlurMapSpec():
             del value["blur_map"]
-        if self.blur_range is None:
-            del value["blur_range"]
+        for name in ("blur_range", "origin"):
+            if getattr(self, name) is None:
+                del value[name]
+        if self.padding.least == 1:
+            del value["padding"]["least"]
         if not self.quantization:
             del value["quantization"]
         return value
@@ -210,6 +240,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def tile_multiple(self) -> int:
         """The grid that tile origins lie on, in px, see ``tiles.tile_multiple``."""
         return tile_multiple(self.network, self.padding.multiple, self.blur_cell)
+
+    @property
+    def tile_halo(self) -> int:
+        """Px that neighbouring tiles share on each side of a seam, see ``tiles.tile_halo``."""
+        return tile_halo(self.network)
 
     def graph_names(self, kind: str) -> tuple[set[str], set[str]]:
         """Names of the inputs and of the outputs of a graph, ``"clip"`` or ``"deblur"``."""

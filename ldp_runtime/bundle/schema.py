@@ -60,6 +60,8 @@ class _Network(Struct):
     bpa: Annotated[list[Any], Meta(max_length=16)] = []
     sca_cell: Side | None = None
     window: Side | None = None
+    halo: Side | None = None
+    memory: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
 
 
 def parse_manifest(content: bytes, path: PathLike[str]) -> Manifest:

@@ -160,6 +160,7 @@ class CudaChain(Chain):
                 self._source.open(entry) if entry is not None else None for entry in (clip, deblur)
             )
             runner = FrameRunner(
+                self.device,
                 self._streams,
                 plan,
                 self.bundle.manifest,

@@ -22,10 +22,12 @@ class Padding(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         multiple: Both padded sides are multiples of this many px.
         mode: The border rule; ``"reflect-101"`` is the only one.
+        least: Both padded sides are at least this many px, rounded up to ``multiple``.
     """
 
     multiple: Annotated[int, Meta(ge=1, le=4096)]
     mode: str = PADDING_MODE
+    least: Annotated[int, Meta(ge=1, le=4096)] = 1
 
     def padded_size(self, h: int, w: int) -> tuple[int, int]:
         """The smallest allowed size that holds an image of ``h`` x ``w`` px.
@@ -38,7 +40,7 @@ class Padding(Struct, frozen=True, forbid_unknown_fields=True):
             ``(H, W)`` in px.
         """
         m = self.multiple
-        return -(-h // m) * m, -(-w // m) * m
+        return -(-max(h, self.least) // m) * m, -(-max(w, self.least) // m) * m
 
 
 def padding_multiple(*multiples: int) -> int:

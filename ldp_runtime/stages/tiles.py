@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,17 +57,18 @@ class TileError(LDPError):
     """A pair cannot be restored in tiles of that size."""
 
 
-def check_tile(tile: int | str, multiple: int) -> int | str:
+def check_tile(tile: int | str, multiple: int, halo: int = TILE_HALO) -> int | str:
     """Checks the size of tiles that the user asks for.
 
     Args:
         tile: Longest side in px, ``"auto"`` or ``"off"``.
         multiple: Tiles begin at multiples of this many px, see ``tile_multiple``.
+        halo: See ``tile_halo``.
 
     Raises:
         TileError: It is none of these, or too short for its halos.
     """
-    least = least_side(multiple)
+    least = least_side(multiple, halo)
     if tile in (AUTO, OFF) or (isinstance(tile, int) and tile >= least):
         return tile
     raise TileError(f"expected tiles of {AUTO}, {OFF} or at least {least} px for this bundle, got {tile}")
@@ -89,7 +92,8 @@ def tilings(
     """The tiles to restore a pair in: the first choice, and after it smaller and smaller ones if that fails.
 
     ``"auto"`` takes one piece up to ``WHOLE_BYTES`` of memory, which is 6.7 megapixels for nano and 1.97 for small,
-    and above that tiles of at most ``TILE_BYTES``; a network whose tiles differ from the whole gets one piece first.
+    and above that tiles of at most ``TILE_BYTES``; a network whose tiles differ from the whole goes in one piece as
+    long as memory is free for it.
 
     Args:
         H: Height of the padded pair in px.
@@ -101,16 +105,17 @@ def tilings(
         engine_sizes: Height and width of further tiles, and the multiple that they begin at: engines for one size.
     """
     whole = TileGrid.cover(H, W, (H, W), multiple=multiple)
-    cost, least = bytes_per_pixel(network), least_side(multiple)
-    bounded = H * W * cost <= WHOLE_BYTES
+    cost, halo = bytes_per_pixel(network), tile_halo(network)
+    least, needed = least_side(multiple, halo), H * W * cost
     asked = tile if isinstance(tile, int) else None
-    if tile == OFF or (tile == AUTO and (whole_first or bounded or not is_local(network))):
+    fits = whole_first or needed <= WHOLE_BYTES or (not is_local(network) and needed <= free_memory())
+    if tile == OFF or (tile == AUTO and fits):
         yield whole
     if tile == OFF:
         return
-    side = asked or max(least, math.isqrt(TILE_BYTES // cost))
+    side = asked or max(least, 4 * halo, math.isqrt(TILE_BYTES // cost))
     while True:
-        grid = TileGrid.even(H, W, side, multiple=multiple)
+        grid = TileGrid.even(H, W, side, multiple=multiple, halo=halo)
         if grid is not None:
             yield grid
         if side == least:
@@ -119,9 +124,9 @@ def tilings(
     for height, width, step in engine_sizes:
         if asked is not None and max(height, width) > asked:
             continue
-        rows, columns = fit_tile(H, height, multiple=step), fit_tile(W, width, multiple=step)
+        rows, columns = (fit_tile(n, most, multiple=step, halo=halo) for n, most in ((H, height), (W, width)))
         if rows is not None and columns is not None:
-            yield TileGrid.cover(H, W, (rows, columns), multiple=step)
+            yield TileGrid.cover(H, W, (rows, columns), multiple=step, halo=halo)
 
 
 def describe_tiles(
@@ -183,7 +188,27 @@ def is_local(network: Mapping[str, Any]) -> bool:
         network: The manifest's ``network``.
     """
     attends = bool(network.get("bpa"))
-    return network.get("sca_cell", 0) is not None and not (attends and network.get("window", 0) is None)
+    bounded = network.get("sca_cell", 0) is not None and network.get("halo", 0) is not None
+    return bounded and not (attends and network.get("window", 0) is None)
+
+
+def tile_halo(network: Mapping[str, Any]) -> int:
+    """Px that neighbouring tiles share on each side of a seam, at least: the network's own, else ``TILE_HALO``.
+
+    Args:
+        network: The manifest's ``network``.
+    """
+    return int(network.get("halo") or TILE_HALO)
+
+
+def free_memory() -> float:
+    """Bytes of memory that programs can still have; infinite where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return math.inf
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return 1024.0 * int(found[1]) if found else math.inf
 
 
 def bytes_per_pixel(network: Mapping[str, Any]) -> int:
@@ -192,8 +217,10 @@ def bytes_per_pixel(network: Mapping[str, Any]) -> int:
     Measured with OpenVINO in bf16: 320 for nano, 1090 for small; ONNX Runtime in FP32 takes 385 for nano.
 
     Args:
-        network: The manifest's ``network``; one without a width is taken for nano.
+        network: The manifest's ``network``, which may name the figure; one without a width is taken for nano.
     """
+    if "memory" in network:
+        return int(network["memory"])
     channels = int(network.get("width", 8)) / int(network.get("stem", 1)) ** 2  # of the widest scale, per px
     return 64 + round(32 * channels)
 
@@ -364,3 +391,40 @@ class TileGrid:
         """
         th, tw = (even_tile(size, most, multiple=multiple, halo=halo) for size in (H, W))
         return None if th is None or tw is None else cls.cover(H, W, (th, tw), multiple=multiple, halo=halo)
+
+
+class TileBlender:
+    """Blends tiles as they come, and gives out what no later tile touches: it keeps the seams, not the image."""
+
+    def __init__(self, grid: TileGrid, channels: int = 3) -> None:
+        """Takes the tiles of an image of so many channels."""
+        self._grid = grid
+        self._weights = grid.rows.weights(), grid.columns.weights()
+        self._places = itertools.product(range(len(grid.rows.origins)), range(len(grid.columns.origins)))
+        self._above = np.empty((channels, grid.rows.longest_overlap, grid.columns.size), dtype=np.float32)
+        self._left = np.empty((channels, grid.rows.tile, 0), dtype=np.float32)
+
+    def add(self, tile: NDArray[np.float32]) -> tuple[tuple[int, int], NDArray[np.float32]]:
+        """Takes the next tile, in the order of ``TileGrid.origins``.
+
+        Args:
+            tile: ``(c, *grid.tile)``; overwritten.
+
+        Returns:
+            The first px ``(y, x)`` of a finished block, and the block ``(c, .., ..)``, which lies in ``tile``. Blocks
+            cover the image, each px once.
+        """
+        rows, columns = self._grid.rows, self._grid.columns
+        i, j = next(self._places)
+        tile *= self._weights[0][i][:, None] * self._weights[1][j]
+        shared_left = columns.overlap(j)
+        if j:
+            tile[:, :, :shared_left] += self._left
+        y, x = rows.origins[i], columns.origins[j]
+        shared_above = rows.overlap(i)
+        # The px shared with the tile on the left have the row above in them already.
+        tile[:, :shared_above, shared_left:] += self._above[:, :shared_above, x + shared_left : x + columns.tile]
+        height, width = rows.tile - rows.overlap(i + 1), columns.tile - columns.overlap(j + 1)
+        self._left = tile[:, :, width:].copy()
+        self._above[:, : rows.overlap(i + 1), x : x + width] = tile[:, height:, :width]
+        return (y, x), tile[:, :height, :width]

@@ -96,7 +96,7 @@ class Published:
 
 _FREE = "may be passed on with the authors' licence and names"
 _COPYLEFT = "may be passed on under the same licence alone"
-_FORBIDDEN = "must not be passed on"
+FORBIDDEN = "must not be passed on"
 
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
     {
@@ -150,11 +150,47 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                     ("dual_pixel_defocus_deblurring.pth",),
                     "release v1.0 of swz30/Restormer on GitHub, and Google Drive",
                     "Restormer's Academic Public License, no commercial use",
-                    _FORBIDDEN,
+                    FORBIDDEN,
                     "Syed Waqas Zamir, Aditya Arora, Salman Khan, Munawar Hayat, Fahad Shahbaz Khan and Ming-Hsuan "
                     "Yang, Restormer: Efficient Transformer for High-Resolution Image Restoration, CVPR 2022",
                 ),
                 "Restormer",
+            ),
+            Published(
+                "rdpd",
+                "RDPD, single image",
+                "RDPD",
+                16,
+                12_481_423,
+                "the layers of Abdullah-Abuolaim/recurrent-defocus-deblurring-synth-dual-pixel; the file has 24.28 M, "
+                "of which one image needs no recurrent kernel and no forget gate",
+                Weights(
+                    ("RDPD+.hdf5",),
+                    "sync.com, linked from the README of "
+                    "Abdullah-Abuolaim/recurrent-defocus-deblurring-synth-dual-pixel",
+                    "Apache-2.0",
+                    _FREE,
+                    "Abdullah Abuolaim, Mauricio Delbracio, Damien Kelly, Michael S. Brown and Peyman Milanfar, "
+                    "Learning to Reduce Defocus Blur by Realistically Modeling Dual-Pixel Data, ICCV 2021",
+                ),
+                "RDPD",
+            ),
+            Published(
+                "bambnet",
+                "BAMBNet",
+                "BAMBNet",
+                16,
+                4_497_731,
+                "the layers of junjun-jiang/BaMBNet",
+                Weights(
+                    ("200_models.pth",),
+                    "Google Drive, linked from the README of junjun-jiang/BaMBNet",
+                    "CC-BY-NC-4.0, no commercial use",
+                    FORBIDDEN,
+                    "Pengwei Liang, Junjun Jiang, Xianming Liu and Jiayi Ma, BaMBNet: A Blur-aware Multi-branch "
+                    "Network for Dual-pixel Defocus Deblurring, IEEE/CAA Journal of Automatica Sinica, 2022",
+                ),
+                "BAMBNet",
             ),
             Published(
                 "nafnet",
@@ -180,7 +216,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                     ("Estd.pkl", "Esti.pkl"),
                     "DDDNet/checkpoints/model_dpd of that repository on GitHub",
                     "none stated; its README allows academic use only",
-                    _FORBIDDEN,
+                    FORBIDDEN,
                     "Liyuan Pan, Shah Chowdhury, Richard Hartley, Miaomiao Liu, Hongguang Zhang and Hongdong Li, Dual "
                     "Pixel Exploration: Simultaneous Depth Estimation and Image Restoration, CVPR 2021",
                 ),
@@ -198,7 +234,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                     ("best.pt",),
                     "checkpoints/dp_2_ft of cjsj166/k3dn on GitHub, whose origin is not stated",
                     "none stated",
-                    _FORBIDDEN,
+                    FORBIDDEN,
                     "Yan Yang, Liyuan Pan, Liu Liu and Miaomiao Liu, K3DN: Disparity-Aware Kernel Estimation for "
                     "Dual-Pixel Defocus Deblurring, CVPR 2023",
                 ),

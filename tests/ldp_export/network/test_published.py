@@ -28,7 +28,13 @@ def test_the_parameters_are_as_many_as_stated(name: str) -> None:
     assert network.config.multiple <= 16 or network.config.least == 1
 
 
-FILES = {"dpdnet": (48, 31_035_151), "ifan": (158, 10_477_860), "restormer": (495, 26_132_548)}
+FILES = {
+    "bambnet": (452, 4_497_731),
+    "dpdnet": (48, 31_035_151),
+    "ifan": (158, 10_477_860),
+    "rdpd": (49, 24_278_415),
+    "restormer": (495, 26_132_548),
+}
 """Tensors and numbers in the authors' files, counted in their code."""
 
 

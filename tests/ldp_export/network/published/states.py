@@ -29,6 +29,8 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> State:
             values = torch.tensor(7)
         elif name.endswith(("running_var", "moving_variance:0")):
             values = 0.5 + torch.rand(shape, generator=generator)
+        elif name.endswith("kernel"):  # of Keras
+            values = values / math.sqrt(math.prod(shape[:3]))
         elif len(shape) > 1:
             values = values / math.sqrt(math.prod(shape[1:]))
         elif name.endswith("weight"):

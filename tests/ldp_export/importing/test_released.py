@@ -19,11 +19,12 @@ from ldp_export.checkpoint import CheckpointError, save_checkpoint
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, LoadedClip, load_clip
 from ldp_export.evaluation.reference import TorchDeblurrer
+from ldp_export.importing.released import PROMPT, dense_release, patch_release, read_release
+from ldp_export.importing.state import WeightsError
 from ldp_export.model import ExportModel
 from ldp_export.network import LDPNet
 from ldp_export.network.randomise import randomise
 from ldp_export.network.released import ReleasedConfig, ReleasedNet, released_state
-from ldp_export.release import PROMPT, ReleaseError, dense_release, patch_release, read_release
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.manifest import BlurMapSpec, Prompt
@@ -106,7 +107,8 @@ def test_the_network_has_7_62_million_parameters() -> None:
 
 
 def test_the_checkpoint_loads_into_the_places_that_its_names_say(checkpoint: Path, state: dict[str, Tensor]) -> None:
-    network = read_release(checkpoint)
+    network, origin = read_release(checkpoint)
+    assert origin.kind == "released" and origin.files[0].name == "model.pth"
     assert not network.training
     own = network.state_dict()
     assert len(own) == len(state) - 1
@@ -126,7 +128,7 @@ def test_missing_unknown_and_misshaped_names_are_listed(tmp_path: Path, state: d
     changed = {**state, "naf.intro.weight": torch.zeros(32, 32, 1, 1), "ca.temperature": torch.tensor([[[torch.nan]]])}
     del changed["skip_conv.weight"], changed["ca.qkv_dwconv.weight"]
     changed |= {f"extra.{i:02}.weight": torch.zeros(1) for i in range(11)}
-    with pytest.raises(ReleaseError) as caught:
+    with pytest.raises(WeightsError) as caught:
         read_release(save(tmp_path, {"params": changed}))
     message = str(caught.value)
     assert "2 missing: ca.qkv_dwconv.weight, skip_conv.weight" in message
@@ -140,14 +142,14 @@ def test_missing_unknown_and_misshaped_names_are_listed(tmp_path: Path, state: d
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}}, "expected a state dict under 'params', got state_dict"),
-        ({}, "expected a state dict under 'params', got nothing"),
-        (torch.zeros(3), "expected a state dict under 'params', got Tensor"),
-        ({"params": {"a": 1}}, "expected tensors by name under 'params'"),
+        ({"state_dict": {}}, "alone or under one of params, state_dict, model, got state_dict"),
+        ({}, "under one of params, state_dict, model, got nothing"),
+        (torch.zeros(3), "under one of params, state_dict, model, got Tensor"),
+        ({"params": {"a": 1}}, "expected tensors by name, alone or under one of params, .*, got params"),
     ],
 )
 def test_other_files_of_torch_are_errors(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(ReleaseError, match=message):
+    with pytest.raises(WeightsError, match=message):
         read_release(save(tmp_path, content))
 
 
@@ -165,19 +167,19 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, mon
         lambda: Path("model.pth").write_bytes(pickle.dumps(Evil())),
     ):
         write()
-        with pytest.raises(ReleaseError, match="expected a checkpoint of weights alone") as caught:
+        with pytest.raises(WeightsError, match="expected a checkpoint of weights alone") as caught:
             read_release(tmp_path / "model.pth")
         assert "\n" not in str(caught.value)
         assert not Path("ran").exists()
     save(tmp_path, {"params": {}, "best": np.float64(1)})
-    with pytest.raises(ReleaseError) as caught:
+    with pytest.raises(WeightsError) as caught:
         read_release(tmp_path / "model.pth")
     assert re.search(r"got one that also holds numpy\.[\w.]+, .*; give the model\.pth", str(caught.value))
     assert str(caught.value).isprintable()
     Path("model.pth").write_bytes(b"no pickle")
-    with pytest.raises(ReleaseError, match="expected a checkpoint of weights alone"):
+    with pytest.raises(WeightsError, match="expected a checkpoint of weights alone"):
         read_release(tmp_path / "model.pth")
-    with pytest.raises(ReleaseError, match="does not exist"):
+    with pytest.raises(WeightsError, match=r"got .*other\.pth, which is none"):
         read_release(tmp_path / "other.pth")
 
 
@@ -324,7 +326,7 @@ def test_the_dense_blur_map_feeds_the_same_network(tmp_path: Path, clip: LoadedC
 def test_options_that_do_not_fit(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["import-release", "model.pth", "-o", str(tmp_path / "b"), *arguments]) == 2
+    assert main(["import", "released", "model.pth", "-o", str(tmp_path / "b"), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -332,7 +334,7 @@ def test_options_that_do_not_fit(
 
 def test_a_wrong_checkpoint_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path, {"params": {"weight": torch.zeros(1)}})
-    assert main(["import-release", str(path), "-o", str(tmp_path / "bundle")]) == 2
+    assert main(["import", "released", str(path), "-o", str(tmp_path / "bundle")]) == 2
     assert "1 unknown: weight" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
 
@@ -350,10 +352,10 @@ def test_the_released_sizes_import_export_and_run(
 ) -> None:
     save_file(clip.model.state_dict(), tmp_path / "clip.safetensors")
     arguments = ["--clip", str(tiny_clip_file), "--clip-weights", str(tmp_path / "clip.safetensors")]
-    assert main(["import-release", str(checkpoint), "-o", str(tmp_path / "bundle"), *arguments]) == 0
+    assert main(["import", "released", str(checkpoint), "-o", str(tmp_path / "bundle"), *arguments]) == 0
     assert "deblur half PSNR in dB" in capsys.readouterr().out
     left, right = views(H, W)
     result = Deblurrer.from_bundle(tmp_path / "bundle", backend="openvino", precision="fp32", threads=1)(left, right)
-    network = read_release(checkpoint)
+    network, _ = read_release(checkpoint)
     expected = chain(patch_release(network, clip), result.blur_map, left, right)
     assert np.abs(result.restored - expected).max() <= 0.51

@@ -1,0 +1,59 @@
+"""The authors' files of a published network, made ready for export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldp_export.importing.keras import read_keras
+from ldp_export.importing.state import State, WeightsError, check_state, file_hash, read_torch
+from ldp_export.model import ExportModel
+from ldp_export.network.published import PUBLISHED, Published
+from ldp_runtime.bundle.manifest import Origin, SourceFile
+
+IMPORTABLE = {name: network for name, network in PUBLISHED.items() if network.weights is not None}
+"""Networks of which the authors publish weights for dual-pixel pairs."""
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def import_published(published: Published, paths: Sequence[Path]) -> ExportModel:
+    """Reads the authors' files of a network.
+
+    Args:
+        published: One of ``IMPORTABLE``.
+        paths: The files, in the order of ``Weights.files``.
+
+    Raises:
+        WeightsError: A file cannot be read, holds more than weights, or its names and shapes are others.
+    """
+    weights = published.weights
+    if weights is None or len(paths) != len(weights.files):
+        wanted = "none" if weights is None else ", ".join(weights.files)
+        raise WeightsError(f"expected the files of {published.title} ({wanted}), got {len(paths)}; give those")
+    fix = f"give {' and '.join(weights.files)} from {weights.where}"
+    files, state = [], State()
+    for path, name in zip(paths, weights.files, strict=True):
+        files.append(SourceFile(path.name, file_hash(path, fix)))
+        prefix = f"{Path(name).stem.lower()}." if len(paths) > 1 else ""
+        state |= {prefix + key: tensor for key, tensor in _read(path, fix).items()}
+    network = published.network_class.fitting(state)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(network.ignored)}
+    check_state(", ".join(map(str, paths)), state, network.published_state(), published.title, fix)
+    network.load_published_state({key: tensor.float() for key, tensor in state.items()})
+    return ExportModel(
+        network=network.eval(),
+        clip=None,
+        prompts=(),
+        windows=None,
+        trained=True,
+        training={"weights": f"published by the authors of {published.title}"},
+        licences={"weights": weights.licence, "data": ["see the authors' paper"]},
+        origin=Origin(published.name, tuple(files), weights.licence, weights.sharing, weights.cite),
+    )
+
+
+def _read(path: Path, fix: str) -> State:
+    with path.open("rb") as file:
+        keras = file.read(len(_HDF5)) == _HDF5
+    return read_keras(path, fix) if keras else read_torch(path, fix)
