@@ -230,8 +230,9 @@ def measure_seams(
 
     from ldp_runtime.deblurrer import Deblurrer
     from ldp_runtime.registry import SESSION_BACKENDS
+    from ldp_runtime.stages.blend import TileBlender
     from ldp_runtime.stages.pixels import PaddedPair
-    from ldp_runtime.stages.tiles import TileBlender, TileGrid, least_side, tile_multiple
+    from ldp_runtime.stages.tiles import TileGrid, least_side, tile_multiple
 
     manifest = bundle.manifest
     cell = manifest.blur_cell

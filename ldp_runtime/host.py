@@ -14,6 +14,7 @@ from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.chain import Chain, Progress
 from ldp_runtime.errors import BackendError, BundleError, NumericsError, one_line
 from ldp_runtime.result import PendingResult, Result, StageClock
+from ldp_runtime.stages.blend import TileBlender
 from ldp_runtime.stages.blur_map import blur_logits, upsample_map
 from ldp_runtime.stages.geometry import WindowGrid
 from ldp_runtime.stages.patch_blur_map import cut_patches, map_logits, patch_values, stretch
@@ -23,11 +24,10 @@ from ldp_runtime.stages.pixels import (
     PaddedPair,
     canvases,
     check_features,
-    check_finite,
     new_image,
     write_pixels,
 )
-from ldp_runtime.stages.tiles import TileBlender, TileGrid, describe_tiles, ran_out_of_memory, tilings
+from ldp_runtime.stages.tiles import TileGrid, describe_tiles, ran_out_of_memory, tilings
 
 CLIP_BATCH = 8
 """Windows that CLIP sees at a time, at most: bounds the memory that a large photo takes."""
@@ -79,7 +79,8 @@ class HostChain(Chain):
         size = left.shape[:2]
         if axis == "vertical":  # turned without a copy, so that the disparity runs along x
             left, right = left.transpose(1, 0, 2), right.transpose(1, 0, 2)
-        padded = PaddedPair(left, right, self.bundle.manifest.padding.padded_size(*left.shape[:2]))
+        padded_size = self.bundle.manifest.padding.padded_size(*left.shape[:2])
+        padded = PaddedPair(left, right, padded_size, self._threads)
         logits = upright = image = None
         blur_map: Any = None
         tiles, notes = 1, tuple[str, ...]()
@@ -188,7 +189,7 @@ class HostChain(Chain):
         clip = self._session("clip")
         (spec,) = clip.inputs
         rows, columns = (-(-n // side) for n in left.shape[:2])
-        source = PaddedPair(left, right, (rows * side, columns * side))
+        source = PaddedPair(left, right, (rows * side, columns * side), self._threads)
         origins = [(i * side, j * side) for i in range(rows) for j in range(columns)]
         embeddings, values = self.bundle.text_embeddings, []
         assert embeddings is not None
@@ -295,9 +296,9 @@ class HostChain(Chain):
                     raise BundleError(
                         f"expected restored (1, 3, {th}, {tw}) of the deblur graph, got {restored.shape}; {_FIX_GRAPHS}"
                     )
-                check_finite(restored[0], (y, x))
                 (top, start), block = ((y, x), restored[0]) if blender is None else blender.add(restored[0])
-                write_pixels(block, pixels[top : top + block.shape[1], start : start + block.shape[2]])
+                target = pixels[top : top + block.shape[1], start : start + block.shape[2]]
+                write_pixels(block, target, (top, start), self._threads)
             progress(done / len(tiles))
         return image
 

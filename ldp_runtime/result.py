@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from ldp_runtime.errors import LDPError
 
 
 class Result:
@@ -66,13 +69,14 @@ class PendingResult:
     """A pair in flight.
 
     On a GPU the work goes on by itself; on a CPU ``result`` does it. Results are to be asked for in the order in which
-    their pairs were submitted.
+    their pairs were submitted. One that goes before anybody asked for its result gives up the pair.
     """
 
     def __init__(self, finish: Callable[[], Result], cancel: Callable[[], None] | None = None) -> None:
         """Takes what waits for the result or raises, and what gives up the pair; one of them is called, once."""
         self._finish: Callable[[], Result] | None = finish
         self._cancel = cancel
+        self._unasked = weakref.finalize(self, _give_up, cancel) if cancel is not None else None
         self._result: Result | None = None
         self._error: BaseException | None = None
 
@@ -96,7 +100,7 @@ class PendingResult:
         """
         if self._finish is not None:
             finish = self._finish
-            self._finish = self._cancel = None
+            self._close()
             try:
                 self._result = finish()
             except BaseException as error:
@@ -112,10 +116,21 @@ class PendingResult:
         if self._finish is None:
             return
         cancel = self._cancel
-        self._finish = self._cancel = None
+        self._close()
         self._error = CancelledError("the pair was cancelled before its result was asked for")
         if cancel is not None:
             cancel()
+
+    def _close(self) -> None:
+        self._finish = self._cancel = None
+        if self._unasked is not None:
+            self._unasked.detach()
+
+
+def _give_up(cancel: Callable[[], None]) -> None:
+    """Cancels a pair whose ``PendingResult`` is gone; nobody is left to hear of an error."""
+    with suppress(LDPError):
+        cancel()
 
 
 class StageClock:

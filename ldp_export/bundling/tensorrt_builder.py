@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, LEAST_ARCHITECTURE, Profile, architecture_number
-from ldp_runtime.cuda.tensorrt import MODULES, collecting_nothing
+from ldp_runtime.cuda.collecting import collecting_nothing
+from ldp_runtime.cuda.tensorrt import MODULES
 from ldp_runtime.errors import BackendError, one_line
 
 Group = tuple[str, ...]

@@ -76,7 +76,7 @@ def view(array: object, device: Device, stream: Stream) -> DeviceView:
     if shares_by_dlpack(array):
         try:
             return DeviceView(*device.import_dlpack(array, stream), owner=array)
-        except (BufferError, NotImplementedError, RuntimeError) as error:
+        except (BufferError, NotImplementedError, RuntimeError, TypeError) as error:
             raise ImageError(
                 f"expected a device array that DLPack can share, got {type(array).__name__} ({error}); "
                 "detach it, or copy it to this GPU"

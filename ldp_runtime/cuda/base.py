@@ -160,8 +160,13 @@ class Device(ABC):
         """A new event, which keeps the time."""
 
     @abstractmethod
-    def allocate(self, size: int) -> Memory:
-        """Memory of the device, of unknown content.
+    def allocate(self, size: int, stream: Stream, freed: Stream) -> Memory:
+        """Memory of the device, of unknown content. No stream is waited for.
+
+        Args:
+            size: Bytes.
+            stream: Whose work may use it from now on; that of another stream has to wait for what is here now.
+            freed: Where it is given back, after what is there then; a stream that is never captured.
 
         Raises:
             OutOfDeviceMemoryError: There is not so much left.
@@ -184,6 +189,7 @@ class Device(ABC):
 
         Raises:
             BufferError: The library does not let go of it.
+            TypeError: NumPy has no such dtype, as of 8-bit floats.
         """
 
     @abstractmethod

@@ -160,7 +160,6 @@ class CudaChain(Chain):
                 self._source.open(entry) if entry is not None else None for entry in (clip, deblur)
             )
             runner = FrameRunner(
-                self.device,
                 self._streams,
                 plan,
                 self.bundle.manifest,

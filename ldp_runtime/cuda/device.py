@@ -23,6 +23,7 @@ from ldp_runtime.errors import BackendError, one_line
 _CAPTURE_MODE = "thread_local"  # other threads' streams may go on while one is captured
 _DLPACK_CUDA = 2  # kDLCUDA
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_LEAST_CUDA = 13000  # of cuDriverGetVersion: the packages are those of CUDA 13
 
 
 class NoGpuError(BackendError):
@@ -38,7 +39,7 @@ def open_device(index: int = 0) -> CudaDevice:
 
     Raises:
         NoGpuError: No cuda-core, no driver or no GPU.
-        BackendError: The GPU cannot be used.
+        BackendError: The driver is too old, or the GPU cannot be used.
     """
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         raise NoGpuError("CUDA needs the package cuda-core, which is not installed; install ldp[cuda]")
@@ -63,14 +64,22 @@ def _load_driver() -> None:
 
     Raises:
         NoGpuError: There is none.
+        BackendError: It is older than the CUDA packages.
     """
     try:
-        ctypes.CDLL(_DRIVER)
+        driver = ctypes.CDLL(_DRIVER)
     except OSError as error:
         raise NoGpuError(
             f"CUDA needs an NVIDIA driver, which does not load ({one_line(error)}); install the driver, or choose a "
             "CPU backend"
         ) from error
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    if version.value < _LEAST_CUDA:
+        raise BackendError(
+            f"expected an NVIDIA driver for CUDA {_LEAST_CUDA // 1000}, release 580 or newer, got one for CUDA "
+            f"{version.value // 1000}.{version.value % 1000 // 10}; update the driver, or choose a CPU backend"
+        )
 
 
 class CudaDevice(Device):
@@ -100,12 +109,13 @@ class CudaDevice(Device):
         with _translated("an event cannot be made"):
             return CudaEvent(self._device.create_event({"timing_enabled": True}))
 
-    def allocate(self, size: int) -> Memory:
-        """See ``Device``. Ready for every stream: it comes from CUDA's default stream, which is waited for."""
+    def allocate(self, size: int, stream: Stream, freed: Stream) -> Memory:
+        """See ``Device``."""
+        assert isinstance(stream, CudaStream)
+        assert isinstance(freed, CudaStream)
         with _translated(f"{size} bytes of GPU memory cannot be had"):
-            stream = self._device.default_stream
-            buffer = self._device.allocate(size, stream=stream)
-            stream.sync()
+            buffer = self._device.allocate(size, stream=stream.stream)
+            buffer.set_deallocation_stream(freed.stream)
             return CudaMemory(buffer)
 
     def allocate_host(self, size: int) -> HostMemory:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray, DeviceView
-from ldp_runtime.cuda.base import Device, Engine, EngineContext, Event, Graph, Memory
+from ldp_runtime.cuda.base import Engine, EngineContext, Event, Graph, Memory
+from ldp_runtime.cuda.collecting import collecting_nothing
 from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.cuda.launches import Canvases
 from ldp_runtime.cuda.plan import Plan, nbytes
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.cuda.slot import Frame, Marks, Slot, Streams
-from ldp_runtime.errors import BackendError, BundleError, NumericsError
+from ldp_runtime.errors import BackendError, BundleError, NumericsError, one_line
 from ldp_runtime.result import PendingResult, Result
 
 _FIX_NUMERICS = "use a CPU backend with precision fp32, and if that does not help the bundle is at fault"
@@ -36,7 +37,6 @@ class FrameRunner:
 
     def __init__(
         self,
-        device: Device,
         streams: Streams,
         plan: Plan,
         manifest: Manifest,
@@ -48,8 +48,7 @@ class FrameRunner:
         """Allocates everything and makes the engines ready.
 
         Args:
-            device: Where to run.
-            streams: Its streams.
+            streams: Those of the device.
             plan: The sizes.
             manifest: The bundle's.
             table: The bundle's prompts; None where the network reads no blur map.
@@ -63,7 +62,7 @@ class FrameRunner:
             OutOfDeviceMemoryError: There is not enough memory.
         """
         self.plan = plan
-        self._device, self._streams, self._clip_spec, self._table = device, streams, manifest.clip, table
+        self._device, self._streams, self._clip_spec, self._table = streams.device, streams, manifest.clip, table
         self._lock = lock
         self._clip = clip.context(plan.clip_shapes) if clip is not None else None
         self._deblur = deblur.context(plan.deblur_shapes) if deblur is not None else None
@@ -71,12 +70,13 @@ class FrameRunner:
         features = table.channels if table is not None else 0, self._feature_dtype
         scratch = [context.scratch if context is not None else 0 for context in (self._clip, self._deblur)]
         self._layout = plan.work(self._canvas_dtype, features, *scratch)
-        self._work = device.allocate(self._layout.size)
+        self._work = streams.allocate(self._layout.size)
         self._table_memory = self._constant(table.array) if table is not None else None
         rows, columns = plan.tiles.rows.weights(), plan.tiles.columns.weights()
         self._weights = (self._constant(rows), self._constant(columns)) if plan.tiled else None
         self._free: list[Slot] = []
         self._capturable = True
+        self._notes: tuple[str, ...] = ()
         self._ran = False
 
     def submit(
@@ -99,7 +99,7 @@ class FrameRunner:
         resident = isinstance(left, DeviceView)
         slot = next((slot for slot in self._free if slot.resident == resident), None)
         if slot is None:
-            slot = Slot(self._device, self.plan, self._streams.compute, resident)
+            slot = Slot(self.plan, self._streams, resident)
         else:
             self._free.remove(slot)
         try:
@@ -108,7 +108,7 @@ class FrameRunner:
             assert isinstance(left, np.ndarray)
             assert isinstance(right, np.ndarray)
             return self._submit_staged(slot, left, right, fields)
-        except BackendError:
+        except BaseException:
             with contextlib.suppress(BackendError):
                 self._streams.sync()  # the slot goes: nothing may be at work on it
             raise
@@ -162,7 +162,7 @@ class FrameRunner:
         return self._pending(slot, results, {}, fields)
 
     def _new_array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
-        return DeviceArray(self._device, self._device.allocate(nbytes(shape, dtype)), shape, dtype)
+        return DeviceArray(self._device, self._streams.allocate(nbytes(shape, dtype)), shape, dtype)
 
     def _pending(
         self,
@@ -172,7 +172,7 @@ class FrameRunner:
         fields: dict[str, Any],
     ) -> PendingResult:
         """Enqueues the copy back."""
-        streams = self._streams
+        streams, notes = self._streams, fields["notes"] + self._notes
         streams.compute.record(slot.computed)
         streams.download.wait(slot.computed)
         streams.download.record(slot.download_began)
@@ -185,8 +185,9 @@ class FrameRunner:
             slot.downloaded.sync()
 
         def release() -> None:
-            with self._lock:
-                self._free.append(slot)
+            with contextlib.suppress(BackendError):
+                slot.downloaded.sync()  # after Ctrl-C the device may still be at work; else this returns at once
+            self._free.append(slot)  # without the lock: a result that goes unasked for may go in any thread
 
         def finish() -> Result:
             try:
@@ -201,16 +202,14 @@ class FrameRunner:
                 seconds = {name: end.seconds_since(start) for name, (start, end) in spans.items()}
                 timings = {name: seconds[name] for name in ("upload",) if name in seconds}
                 timings |= slot.marks.seconds() | {"download": seconds["download"]}
-                everything = fields | {"timings": fields["timings"] | timings}
+                everything = fields | {"timings": fields["timings"] | timings, "notes": notes}
                 return Result(restored=image, blur_map=blur_map, blur_logits=logits, **everything)
             finally:
                 release()
 
         def cancel() -> None:
-            try:
-                wait()
-            finally:
-                release()
+            self._device.activate()
+            release()
 
         return PendingResult(finish, cancel)
 
@@ -251,20 +250,24 @@ class FrameRunner:
 
     def _capture(self, frame: Frame, slot: Slot) -> Graph | None:
         stream = self._streams.compute
-        if not all(context is None or context.capturable(stream) for context in (self._clip, self._deblur)):
-            self._capturable = False
-            return None
-        try:
-            stream.begin_capture()
-            try:
-                self._enqueue(frame, slot.marks)
-            finally:
-                graph = stream.end_capture()
-        except BackendError:  # frames run one by one, then
-            self._capturable = False
-            return None
-        slot.keep(frame, graph)
-        return graph
+        reason = "an engine cannot be captured"
+        if all(context is None or context.capturable(stream) for context in (self._clip, self._deblur)):
+            for _ in range(2):  # another thread may have spoilt the first
+                try:
+                    with collecting_nothing():
+                        stream.begin_capture()
+                        try:
+                            self._enqueue(frame, slot.marks)
+                        finally:
+                            graph = stream.end_capture()
+                except BackendError as error:
+                    reason = one_line(error)
+                else:
+                    slot.keep(frame, graph)
+                    return graph
+        self._capturable = False
+        self._notes = (f"pairs of this size run without a CUDA graph, which is slower: {reason}",)
+        return None
 
     def _enqueue(self, frame: Frame, marks: Marks) -> None:
         plan, stream = self.plan, self._streams.compute
@@ -439,7 +442,7 @@ class FrameRunner:
 
     def _constant(self, array: NDArray[Any]) -> Memory:
         """A copy of an array on the device, there when this returns."""
-        memory, staged = self._device.allocate(array.nbytes), self._device.allocate_host(array.nbytes)
+        memory, staged = self._streams.allocate(array.nbytes), self._device.allocate_host(array.nbytes)
         np.copyto(staged.array[: array.nbytes].view(array.dtype).reshape(array.shape), array)
         self._streams.compute.copy(memory.address, staged.address, array.nbytes)
         self._streams.compute.sync()

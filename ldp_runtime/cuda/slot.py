@@ -20,6 +20,7 @@ GRAPHS = 4
 class Streams:
     """The streams of a chain: the frame's own, and those of copies to and from the device."""
 
+    device: Device
     compute: Stream
     upload: Stream
     download: Stream
@@ -27,7 +28,15 @@ class Streams:
     @classmethod
     def create(cls, device: Device) -> Streams:
         """Three new streams."""
-        return cls(device.stream(), device.stream(), device.stream())
+        return cls(device, device.stream(), device.stream(), device.stream())
+
+    def allocate(self, size: int) -> Memory:
+        """Memory for work on the compute stream; given back on that of downloads, which is never captured.
+
+        Raises:
+            OutOfDeviceMemoryError: There is not so much left.
+        """
+        return self.device.allocate(size, self.compute, self.download)
 
     def sync(self) -> None:
         """Waits for all of them."""
@@ -95,7 +104,7 @@ class Slot:
         seen: Frames that ran once as they are.
     """
 
-    def __init__(self, device: Device, plan: Plan, stream: Stream, resident: bool) -> None:
+    def __init__(self, plan: Plan, streams: Streams, resident: bool) -> None:
         """Allocates the memory.
 
         Raises:
@@ -105,13 +114,17 @@ class Slot:
         self.inputs, self.outputs = plan.inputs(), plan.outputs()
         on_device = [self.outputs.offsets[name] for name in ("map", "image") if name in self.outputs.offsets]
         self.downloaded_size = min(on_device) if resident and on_device else self.outputs.size
-        self.device_out = device.allocate(self.downloaded_size)
+        device = streams.device
+        self.device_out = streams.allocate(self.downloaded_size)
         self.host_out = device.allocate_host(self.downloaded_size)
-        self.device_in: Memory | None = None if resident else device.allocate(self.inputs.size)
+        self.device_in: Memory | None = None if resident else streams.allocate(self.inputs.size)
         self.host_in: HostMemory | None = None if resident else device.allocate_host(self.inputs.size)
-        self.marks = Marks(device, stream)
-        events = (device.event() for _ in range(5))
-        self.upload_began, self.uploaded, self.computed, self.download_began, self.downloaded = events
+        self.marks = Marks(device, streams.compute)
+        events = (device.event() for _ in range(6))
+        allocated, self.upload_began, self.uploaded, self.computed, self.download_began, self.downloaded = events
+        if not resident:
+            streams.compute.record(allocated)
+            streams.upload.wait(allocated)
         self.graphs: OrderedDict[Frame, Graph] = OrderedDict()
         self.seen: OrderedDict[Frame, None] = OrderedDict()
 

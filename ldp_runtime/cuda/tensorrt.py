@@ -7,11 +7,10 @@ One adapter serves ``tensorrt_rtx`` and ``tensorrt`` 10 and 11. They share the c
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.chain import ChainBackend
-from ldp_runtime.cuda.base import Device, Engine, EngineContext, OutOfDeviceMemoryError, Stream
+from ldp_runtime.cuda.base import Device, Engine, EngineContext, Memory, OutOfDeviceMemoryError, Stream
 from ldp_runtime.cuda.chain import CudaChain, EngineSource
+from ldp_runtime.cuda.collecting import collecting_nothing
 from ldp_runtime.cuda.device import NoGpuError, open_device
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.files import write_whole
@@ -199,7 +199,7 @@ class TensorRtEngine(Engine):
             cache: File that keeps the kernels that TensorRT-RTX compiles here; None for no such file.
         """
         self._trt, self._logger, self._engine, self._cache = trt, logger, engine, cache
-        self._setup = device.stream()
+        self._device, self._setup = device, device.stream()
         specs = [self._spec(engine.get_tensor_name(i)) for i in range(engine.num_io_tensors)]
         self.inputs = tuple(spec for is_input, spec in specs if is_input)
         self.outputs = tuple(spec for is_input, spec in specs if not is_input)
@@ -217,7 +217,7 @@ class TensorRtEngine(Engine):
         trt, engine = self._trt, self._engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._logger.clear()
-        cache = None
+        cache = config = None
         if hasattr(trt, "CudaGraphStrategy"):  # TensorRT-RTX, which compiles kernels when they first run
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
@@ -239,33 +239,75 @@ class TensorRtEngine(Engine):
             raise BackendError(f"the engine wants more inputs than it has: {', '.join(missing)}")
         self._setup.sync()
         outputs = {spec.name: tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs}
-        scratch = int(context.update_device_memory_size_for_shapes())
-        return TensorRtContext(self._logger, context, outputs, scratch, cache)
+        most = int(engine.device_memory_size_v2)
+        scratch = int(context.update_device_memory_size_for_shapes()) or most  # 0 also where it could not tell
+
+        def allocate(stream: Stream) -> Memory:
+            return self._device.allocate(most, stream, self._setup)
+
+        return TensorRtContext(self._logger, context, outputs, scratch, allocate, cache, config)
 
 
 class TensorRtContext(EngineContext):
     """An engine of TensorRT for one shape; its scratch memory is the chain's."""
 
     def __init__(
-        self, logger: Any, context: Any, outputs: Mapping[str, Shape], scratch: int, cache: RuntimeCache | None
+        self,
+        logger: Any,
+        context: Any,
+        outputs: Mapping[str, Shape],
+        scratch: int,
+        allocate: Callable[[Stream], Memory],
+        cache: RuntimeCache | None,
+        config: Any,
     ) -> None:
-        """Takes an ``IExecutionContext`` whose input shapes are set."""
+        """Takes an ``IExecutionContext`` whose input shapes are set.
+
+        Args:
+            logger: Where TensorRT reports.
+            context: The context.
+            outputs: Shape of each output.
+            scratch: Bytes that it wants for these shapes.
+            allocate: Memory for the largest shapes that the engine takes.
+            cache: What keeps the kernels that TensorRT-RTX compiles.
+            config: The ``IRuntimeConfig`` that it was made with, kept for as long as it lives.
+        """
         self.outputs, self.scratch = outputs, scratch
-        self._logger, self._context, self._cache = logger, context, cache
-        self._set: tuple[Mapping[str, int], int] | None = None
+        self._logger, self._context, self._cache, self._config = logger, context, cache, config
+        self._allocate = allocate
+        self._own: Memory | None = None
+        self._addresses: Mapping[str, int] | None = None
+        self._scratch_address: int | None = None
 
     def enqueue(self, stream: Stream, addresses: Mapping[str, int], scratch: int) -> None:
         """See ``EngineContext``."""
         self._logger.clear()
-        if self._set != (addresses, scratch):  # TensorRT prepares anew after a change
+        if self._addresses != addresses:  # TensorRT prepares anew after a change
             for name, address in addresses.items():
                 if not self._context.set_tensor_address(name, address):
                     raise self._logger.error(f"TensorRT refused the address of {name}")
-            if self.scratch:
-                self._context.set_device_memory(scratch, self.scratch)
-            self._set = dict(addresses), scratch
+            self._addresses = dict(addresses)
+        if self.scratch and self._own is None and self._scratch_address != scratch:
+            self._give_memory(scratch, stream)
+            self._scratch_address = scratch
         if not self._context.execute_async_v3(stream.handle):
             raise self._logger.error("TensorRT failed")
+
+    def _give_memory(self, scratch: int, stream: Stream) -> None:
+        """Hands over the scratch memory.
+
+        The size for the shapes that are set is what TensorRT says that it needs; where it refuses that, it gets what
+        its documentation asks for, the size for the largest shapes.
+        """
+        self._context.set_device_memory(scratch, self.scratch)
+        if not self._logger.failed:
+            return
+        own = self._allocate(stream)
+        self._logger.clear()
+        self._context.set_device_memory(own.address, own.size)
+        if self._logger.failed:
+            raise self._logger.error(f"TensorRT refused {self.scratch} and {own.size} bytes of memory")
+        self._own = own
 
     def capturable(self, stream: Stream) -> bool:
         """See ``EngineContext``."""
@@ -304,22 +346,6 @@ class RuntimeCache:
             self._loaded = content
 
 
-@contextlib.contextmanager
-def collecting_nothing() -> Iterator[None]:
-    """Keeps Python's garbage collector away while TensorRT makes a builder or a runtime.
-
-    TensorRT calls the logger meanwhile, under a lock that dropping a builder or a runtime takes too: an older one that
-    is collected within the logger would deadlock.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def make_logger(trt: Any) -> Any:
     """A logger that keeps TensorRT's errors for our messages and prints nothing."""
 
@@ -334,6 +360,10 @@ def make_logger(trt: Any) -> Any:
 
         def clear(self) -> None:
             self._errors.clear()
+
+        @property
+        def failed(self) -> bool:
+            return bool(self._errors)
 
         def error(self, what: str) -> BackendError:
             reasons = one_line(RuntimeError("; ".join(self._errors) or "TensorRT gives no reason"))

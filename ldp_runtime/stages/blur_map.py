@@ -202,7 +202,8 @@ def upsample_map(logits: ArrayLike, size: tuple[int, int], patch: int) -> NDArra
         rows = blur_map[start:stop]
         np.multiply(fy[start:stop, None], lower - upper, out=rows)
         rows += upper
-    return np.clip(blur_map, 0, 1, out=blur_map)
+        np.clip(rows, 0, 1, out=rows)
+    return blur_map
 
 
 def _taps(n: int, patch: int, grid: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:

@@ -1,15 +1,18 @@
-"""The stages of the pipeline that are plain numpy: what the networks are fed, and the pixels that come of it."""
+"""The stages of the pipeline on the host: what the networks are fed, and the pixels that come of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.stages.geometry import reflect_indices
+from ldp_runtime.threads import by_rows
 
 FIX_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
 
@@ -30,10 +33,17 @@ class PaddedPair:
 
     size: tuple[int, int]
 
-    def __init__(self, left: Image, right: Image, size: tuple[int, int]) -> None:
-        """Takes the views ``(h, w, 3)`` uint8 or uint16, disparity along x, and the padded size ``(H, W)`` in px."""
+    def __init__(self, left: Image, right: Image, size: tuple[int, int], threads: int | None = None) -> None:
+        """Pads nothing yet.
+
+        Args:
+            left: ``(h, w, 3)`` uint8 or uint16, any strides and byte order, disparity along x.
+            right: The other view.
+            size: The padded size ``(H, W)`` in px.
+            threads: As for ``threads.each``.
+        """
         h, w = left.shape[:2]
-        self._views = left, right
+        self._views, self._threads = (left, right), threads
         self._set(reflect_indices(h, size[0]), reflect_indices(w, size[1]))
 
     def _set(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> None:
@@ -42,7 +52,7 @@ class PaddedPair:
 
     def extended(self, size: tuple[int, int]) -> PaddedPair:
         """The padded pair padded once more, to ``size`` (reflect-101 of what is there)."""
-        longer = PaddedPair(*self._views, self.size)
+        longer = PaddedPair(*self._views, self.size, self._threads)
         rows, columns = (reflect_indices(n, more) for n, more in zip(self.size, size, strict=True))
         longer._set(self._rows[rows], self._columns[columns])
         return longer
@@ -59,24 +69,34 @@ class PaddedPair:
         Returns:
             ``(6, height, width)`` float32 in [0, 1]: R, G, B of L, then of R.
         """
-        scale = np.float32(np.iinfo(self._views[0].dtype).max)
+        top = np.float32(np.iinfo(self._views[0].dtype).max)
         h, w = self._views[0].shape[:2]
         rows, columns = self._rows[y : y + height], self._columns[x : x + width]
-        ny, nx = (int(np.clip(n - at, 0, most)) for n, at, most in ((h, y, height), (w, x, width)))
+        ny, nx = (min(max(n - at, 0), most) for n, at, most in ((h, y, height), (w, x, width)))
         region = np.empty((6, height, width), dtype=np.float32)
-        for first, view in ((0, self._views[0]), (3, self._views[1])):
-            planes = region[first : first + 3]
-            _scale(view[y : y + ny, x : x + nx], scale, planes[:, :ny, :nx])
-            if nx < width:
-                _scale(view[y : y + ny][:, columns[nx:]], scale, planes[:, :ny, nx:])
-            if ny < height:
-                _scale(view[rows[ny:, None], columns], scale, planes[:, ny:])
+        views = (self._views[0], region[:3]), (self._views[1], region[3:])
+
+        def fill(start: int, stop: int) -> None:
+            for view, planes in views:
+                strip = view[y + start : y + stop]
+                _scale(strip[:, x : x + nx], top, planes[:, start:stop, :nx])
+                if nx < width:
+                    _scale(strip[:, columns[nx:]], top, planes[:, start:stop, nx:])
+
+        by_rows(fill, ny, 3 * 4 * width, self._threads)
+        if ny < height:
+            for view, planes in views:
+                _scale(view[rows[ny:, None], columns], top, planes[:, ny:])
         return region
 
 
-def _scale(pixels: Image, scale: np.float32, planes: NDArray[np.float32]) -> None:
-    for c in range(3):
-        np.divide(pixels[..., c], scale, out=planes[c], dtype=np.float32)
+def _scale(pixels: Image, top: np.float32, planes: NDArray[np.float32]) -> None:
+    if not pixels.size:  # of which OpenCV makes no picture
+        return
+    samples = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)  # OpenCV knows no other byte order
+    for part, plane in zip(cv2.split(samples), planes, strict=True):
+        np.copyto(plane, part)
+        np.divide(plane, top, out=plane)
 
 
 def canvases(
@@ -96,15 +116,17 @@ def canvases(
     s = regions[0].shape[1]
     stereo = np.empty((len(regions), 3, s, 2 * s), dtype=np.float32)
     center = np.empty((len(regions), 3, s, s), dtype=np.float32)
-    offset, scale = (np.asarray(value, np.float32).reshape(3, 1, 1) for value in (mean, std))
+    offset, scale = (np.asarray([*value, *value], np.float32).reshape(6, 1, 1) for value in (mean, std))
+    pair = np.empty((6, s, s), dtype=np.float32)  # contiguous, and small enough for a cache
+    left, right = pair[:3], pair[3:]
     for region, canvas, middle in zip(regions, stereo, center, strict=True):
-        left = canvas[:, :, :s]
-        right = canvas[:, :, : s - 1 : -1]  # the right half read from its right edge: R before its flip
-        np.subtract(region[:3], offset, out=left)
-        np.subtract(region[3:], offset, out=right)
-        canvas /= scale
+        np.subtract(region, offset, out=pair)
+        np.divide(pair, scale, out=pair)
+        canvas[:, :, :s] = left
+        for plane, flipped in zip(right, canvas[:, :, s:], strict=True):
+            cv2.flip(plane, 1, dst=flipped)
         np.add(left, right, out=middle)
-        middle *= np.float32(0.5)
+        np.multiply(middle, np.float32(0.5), out=middle)
     return stereo, center
 
 
@@ -127,27 +149,6 @@ def check_features(features: Mapping[str, NDArray[Any]]) -> None:
             )
 
 
-def check_finite(restored: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> None:
-    """Checks what the network restored.
-
-    Args:
-        restored: ``(3, height, width)`` float32, the padding included.
-        origin: Its first px ``(y, x)`` in the padded pair.
-
-    Raises:
-        NumericsError: NaN or Inf anywhere.
-    """
-    with np.errstate(invalid="ignore"):
-        extremes = restored.min(), restored.max()
-    if not np.isfinite(extremes).all():
-        invalid = ~np.isfinite(restored)
-        c, y, x = (int(at) for at in np.unravel_index(np.argmax(invalid), invalid.shape))
-        raise NumericsError(
-            f"expected finite numbers in the restored image, got NaN or Inf in {np.sum(invalid)} of {invalid.size}, "
-            f"first at channel {c}, y {origin[0] + y}, x {origin[1] + x}; {FIX_NUMERICS}"
-        )
-
-
 def new_image(view: Image, axis: str) -> tuple[Image, Image]:
     """Memory for the restored image.
 
@@ -165,17 +166,45 @@ def new_image(view: Image, axis: str) -> tuple[Image, Image]:
     return image, image if axis == "horizontal" else image.transpose(1, 0, 2)
 
 
-def write_pixels(restored: NDArray[Any], pixels: Image) -> None:
-    """Crops, clamps, rounds half to even and converts.
+def write_pixels(
+    restored: NDArray[np.float32], pixels: Image, origin: tuple[int, int] = (0, 0), threads: int | None = None
+) -> None:
+    """Checks what the network restored; crops, clamps, rounds half to even and converts it.
 
     Args:
-        restored: ``(3, height, width)`` float32, finite, not clamped.
-        pixels: ``(h, w, 3)`` uint8 or uint16 to write to, not larger than ``restored``.
+        restored: ``(3, height, width)`` float32, not clamped, the padding included.
+        pixels: ``(h, w, 3)`` uint8 or uint16 to write to, not larger than ``restored``; undefined after an error.
+        origin: First px ``(y, x)`` of ``restored`` in the padded pair.
+        threads: As for ``threads.each``.
+
+    Raises:
+        NumericsError: NaN or Inf anywhere, in the padding too.
     """
     h, w = pixels.shape[:2]
     top = np.float32(np.iinfo(pixels.dtype).max)
-    plane = np.empty((h, w), dtype=np.float32)
-    for c in range(3):
-        np.multiply(restored[c, :h, :w], top, out=plane)
-        np.clip(np.rint(plane, out=plane), 0, top, out=plane)
-        pixels[..., c] = plane
+
+    def write(start: int, stop: int) -> None:
+        rows = max(0, min(stop, h) - start)
+        values = np.empty((rows, w), np.float32)
+        planes = [np.empty((rows, w), pixels.dtype) for _ in range(3)]
+        for source, plane in zip(restored[:, start:stop], planes, strict=True):
+            if not math.isfinite(cv2.sumElems(source)[0]):  # no sum of NaN or Inf is finite
+                _check_finite(restored, origin)
+            np.multiply(source[:rows, :w], top, out=values)
+            np.rint(values, out=values)
+            np.clip(values, 0, top, out=values)
+            np.copyto(plane, values, casting="unsafe")
+        if planes[0].size:
+            pixels[start : start + rows] = cv2.merge(planes)
+
+    by_rows(write, restored.shape[1], 3 * 4 * restored.shape[2], threads)
+
+
+def _check_finite(restored: NDArray[np.float32], origin: tuple[int, int]) -> None:
+    invalid = ~np.isfinite(restored)
+    if invalid.any():
+        c, y, x = (int(at) for at in np.unravel_index(np.argmax(invalid), invalid.shape))
+        raise NumericsError(
+            f"expected finite numbers in the restored image, got NaN or Inf in {np.sum(invalid)} of {invalid.size}, "
+            f"first at channel {c}, y {origin[0] + y}, x {origin[1] + x}; {FIX_NUMERICS}"
+        )

@@ -46,13 +46,12 @@ def test_prepare_and_finish_are_the_numpy_twins(device: CudaDevice) -> None:
     stream = device.stream()
     views, memory = [], []
     for view in (left, right):
-        view_memory, staged = device.allocate(view.nbytes), device.allocate_host(view.nbytes)
+        view_memory, staged = device.allocate(view.nbytes, stream, stream), device.allocate_host(view.nbytes)
         staged.array[: view.nbytes] = view.reshape(-1).view(np.uint8)
         stream.copy(view_memory.address, staged.address, view.nbytes)
         memory += [view_memory, staged]
         views.append(Pixels(view_memory.address, 3 * size[1]))
-    pair, image = device.allocate(6 * 64 * 64 * 4), device.allocate(left.nbytes)
-    bad = device.allocate(4)
+    pair, image, bad = (device.allocate(size, stream, stream) for size in (6 * 64 * 64 * 4, left.nbytes, 4))
     stream.zero(bad.address, 4)
     region = launches.PairRegion(pair.address, (0, 0), padded)
     stream.launch(launches.prepare(*views, left.dtype, size, padded, pair=region))

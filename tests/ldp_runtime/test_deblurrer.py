@@ -284,7 +284,7 @@ def test_nan_in_a_tile_is_found_at_its_place(bundle: Path, monkeypatch: pytest.M
         return values  # type: ignore[return-value]
 
     monkeypatch.setattr(type(session), "run", spoil)
-    with pytest.raises(NumericsError, match="in 1 of 196608, first at channel 2, y 3, x 37;"):
+    with pytest.raises(NumericsError, match="in 1 of 12288, first at channel 2, y 3, x 37;"):
         deblurrer(*a_pair(300, 520))
 
 

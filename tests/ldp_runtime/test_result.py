@@ -3,7 +3,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from ldp_runtime.errors import NumericsError
+from ldp_runtime.errors import BackendError, NumericsError
 from ldp_runtime.result import PendingResult, Result
 
 
@@ -35,6 +35,22 @@ def test_a_cancelled_pair_has_no_result() -> None:
     assert calls == ["cancelled"]
     with pytest.raises(CancelledError):
         pending.result()
+
+
+def test_a_pair_whose_result_nobody_asks_for_is_given_up() -> None:
+    calls = []
+
+    def cancel() -> None:
+        calls.append("cancelled")
+        raise BackendError("the GPU failed")  # which nobody is left to hear of
+
+    pending = PendingResult(a_result, cancel)
+    del pending
+    assert calls == ["cancelled"]
+    pending = PendingResult(a_result, cancel)
+    pending.result()
+    del pending
+    assert calls == ["cancelled"]
 
 
 def test_a_blur_map_is_made_when_it_is_read() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.stages.pixels import Image, PaddedPair, check_finite, new_image, write_pixels
+from ldp_runtime.stages.pixels import Image, PaddedPair, new_image, write_pixels
 
 
 def prepare(left: Image, right: Image, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -15,7 +15,6 @@ def prepare(left: Image, right: Image, size: tuple[int, int]) -> NDArray[np.floa
 
 def to_image(restored: NDArray[Any], view: Image, axis: str) -> Image:
     """The checked image of ``(3, H, W)`` float32; ``view`` and ``axis`` are those of ``new_image``."""
-    check_finite(restored)
     image, along_x = new_image(view, axis)
     write_pixels(restored, along_x)
     return image

@@ -2,7 +2,8 @@
 
 Nothing that is enqueued runs before somebody waits for it, or a seeded scheduler picks it: an event or a wait that
 is missing then gives wrong numbers, and so does staging memory that is used again too early. Memory is poisoned when
-it is allocated and when it is freed; every address is checked against what is allocated when it is used.
+it is allocated and when it is freed; every address is checked against what is allocated when it is used. With a pool,
+as on a GPU, what is freed is what the next piece of its size gets: addresses come again.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class HostPiece(HostMemory):
     """Device memory or pinned memory: both are the host's."""
 
     def __init__(self, device: HostDevice, size: int, counted: bool) -> None:
-        raw = np.full(size + ALIGNMENT, POISON, dtype=np.uint8)
+        pooled = device.pool.get((size, counted)) if device.pool is not None else None
+        raw = pooled.pop() if pooled else np.full(size + ALIGNMENT, POISON, dtype=np.uint8)
         start = -host_build.address(raw) % ALIGNMENT
         self.array = raw[start : start + size]
         self.address, self.size = host_build.address(self.array), size
@@ -101,6 +103,7 @@ class HostStream(Stream):
         self._waits: dict[int, tuple[HostStream, int]] = {}  # operation -> what it waits for
         self.done = 0
         self.captured: list[Operation] | None = None
+        self._spoilt = False
 
     def enqueue(self, operation: Operation) -> None:
         if self.captured is not None:
@@ -206,11 +209,20 @@ class HostStream(Stream):
             raise BackendError("this device has no graphs")
         assert self.captured is None
         self.device.log.append("capture")
-        self.captured = []
+        self.captured, self._spoilt = [], False
+        if self.device.spoilt:
+            self.device.spoilt -= 1
+            self.spoil()
+
+    def spoil(self) -> None:
+        """Makes a capture that is under way worth nothing."""
+        self._spoilt = self.captured is not None
 
     def end_capture(self) -> Graph:
         assert self.captured is not None
         operations, self.captured = self.captured, None
+        if self._spoilt:
+            raise BackendError("the work cannot become a graph: another call came between")
         return HostGraph(self.device, operations)
 
     def sync(self) -> None:
@@ -226,19 +238,24 @@ class HostDevice(Device):
         seed: None runs nothing before somebody waits for it; a number lets a seeded scheduler run what could.
         limit: Bytes of device memory that there are.
         graphs: Whether it can capture.
+        pooled: Whether memory that is freed is used again.
 
     Attributes:
         log: Kernels, copies, captures and graphs, in the order in which they were enqueued.
         used: Bytes of device memory that are allocated.
         peak: The most that ever were.
+        spoilt: Captures that something spoils, as another library's call does on a GPU.
     """
 
-    def __init__(self, *, seed: int | None = None, limit: int | None = None, graphs: bool = True) -> None:
+    def __init__(
+        self, *, seed: int | None = None, limit: int | None = None, graphs: bool = True, pooled: bool = False
+    ) -> None:
         self.name, self.arch = "the test's host", "sm_0"
         self.limit, self.graphs = limit, graphs
         self.log: list[str] = []
         self.live: dict[int, int] = {}
-        self.used = self.peak = 0
+        self.used = self.peak = self.spoilt = 0
+        self.pool: dict[tuple[int, bool], list[np.ndarray]] | None = {} if pooled else None
         self.streams: dict[int, HostStream] = {1: HostStream(self, 1)}  # 1: the default stream
         self._random = random.Random(seed) if seed is not None else None
         self._graveyard: list[np.ndarray] = []
@@ -255,8 +272,9 @@ class HostDevice(Device):
     def event(self) -> HostEvent:
         return HostEvent(self)
 
-    def allocate(self, size: int) -> Memory:
+    def allocate(self, size: int, stream: Stream, freed: Stream) -> Memory:
         self.check_free("Device.allocate")
+        assert isinstance(stream, HostStream) and isinstance(freed, HostStream)
         if self.limit is not None and self.used + size > self.limit:
             raise OutOfDeviceMemoryError(f"{size} bytes cannot be had: {self.used} of {self.limit} are in use")
         return HostPiece(self, size, True)
@@ -283,7 +301,13 @@ class HostDevice(Device):
 
     def freed(self, raw: np.ndarray, address: int, size: int, counted: bool) -> None:
         raw[:] = POISON
-        self._graveyard.append(raw)  # a late write must not hit what the test process allocates next
+        if self.pool is not None:
+            self.pool.setdefault((size, counted), []).append(raw)
+        else:
+            self._graveyard.append(raw)  # a late write must not hit what the test process allocates next
+        if not counted:  # giving pinned memory back is a call that no capture survives
+            for stream in self.streams.values():
+                stream.spoil()
         del self.live[address]
         self.used -= size if counted else 0
 

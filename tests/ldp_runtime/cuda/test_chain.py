@@ -1,5 +1,8 @@
 """The chain on the host device: the same code as on a GPU, against the CPU pipeline."""
 
+import collections
+import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import ldp_runtime.registry
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.cuda.arrays import DeviceArray
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
+from ldp_runtime.cuda.frame import FrameRunner
+from ldp_runtime.cuda.slot import Slot
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
 from ldp_runtime.result import Result
@@ -236,9 +241,139 @@ def test_an_engine_that_cannot_be_captured(use: Any, monkeypatch: pytest.MonkeyP
     gpu, device = use()
     pair = a_pair(20, 24)
     first = gpu(*pair)
-    assert_same(gpu(*pair), first)
-    assert_same(gpu(*pair), first)
+    assert first.notes == ()
+    for _ in range(2):
+        again = gpu(*pair)
+        assert_same(again, first)
+        assert again.notes == (
+            "pairs of this size run without a CUDA graph, which is slower: an engine cannot be captured",
+        )
     assert "capture" not in device.log
+
+
+@pytest.mark.parametrize("spoilt", [1, 2])
+def test_a_capture_that_is_spoilt_is_tried_once_more(use: Any, spoilt: int) -> None:
+    gpu, device = use()
+    pair = a_pair(20, 24)
+    first = gpu(*pair)
+    device.spoilt = spoilt
+    second, third = gpu(*pair), gpu(*pair)
+    assert_same(second, first)
+    assert_same(third, first)
+    assert all(seconds >= 0 for seconds in third.timings.values())
+    assert device.log.count("capture") == 2
+    if spoilt == 1:
+        assert (second.notes, third.notes, device.log.count("graph")) == ((), (), 2)
+    else:
+        assert second.notes == third.notes
+        assert "without a CUDA graph, which is slower: the work cannot become a graph: another" in third.notes[0]
+        assert "graph" not in device.log
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_nothing_is_collected_during_a_capture(use: Any, monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
+    gpu, device = use()
+    pinned = [device.allocate_host(16) for _ in range(2)]
+    enqueue = host_device.OrtContext.enqueue
+
+    def littering(self: Any, stream: HostStream, *arguments: Any) -> None:
+        if stream.captured is not None and pinned:
+            for piece in [pinned.pop(), *range(2000)]:  # enough for Python to collect some
+                loop: list[Any] = [piece]
+                loop.append(loop)
+            del piece, loop
+        enqueue(self, stream, *arguments)
+
+    monkeypatch.setattr(host_device.OrtContext, "enqueue", littering)
+    if not guarded:  # the control
+        monkeypatch.setattr("ldp_runtime.cuda.frame.collecting_nothing", contextlib.nullcontext)
+    pair = a_pair(20, 24)
+    results = [gpu(*pair) for _ in range(2)]
+    assert_same(*results)
+    assert results[1].notes == ()
+    assert device.log.count("capture") == (1 if guarded else 2)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_pair_that_nobody_asks_for_is_done_before_its_memory_goes(
+    use: Any, bundle: Path, seed: int | None, resident: bool
+) -> None:
+    gpu, device = use(seed=seed, pooled=True)
+    pairs = [a_pair(20, 24, seed=i) for i in range(4)]
+    for pair in pairs[:3]:
+        pending = gpu.start(*(Foreign(device, view) if resident else view for view in pair))
+        del pending
+        assert not any(stream.ready() for stream in device.streams.values())
+    assert_close(gpu(*pairs[3]), on_cpu(bundle)(*pairs[3]))
+    pending = gpu.start(*pairs[0])
+    used = device.used
+    del gpu, pending
+    gc.collect()
+    assert device.used < used
+    assert not any(stream.ready() for stream in device.streams.values())
+
+
+def test_an_interrupted_wait_ends_before_its_memory_is_used_again(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, device = use(pooled=True)
+    pair = a_pair(20, 24)
+    expected = gpu(*pair)
+    sync, calls = host_device.HostEvent.sync, []
+
+    def interrupted(event: Any) -> None:
+        calls.append(event)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        sync(event)
+
+    pending = gpu.start(*a_pair(20, 24, seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(host_device.HostEvent, "sync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pending.result()
+    assert not any(stream.ready() for stream in device.streams.values())
+    for _ in range(3):
+        assert_same(gpu(*pair), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_address_that_comes_again_brings_no_old_graph(
+    use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """A slot goes with an error, and the pool gives its addresses to the next one: graphs have to go with it."""
+    if shared:  # the control: graphs that outlive their slot
+        graphs: Any = collections.OrderedDict()
+        keep = Slot.__init__
+
+        def with_shared_graphs(slot: Slot, *arguments: Any) -> None:
+            keep(slot, *arguments)
+            slot.graphs = graphs
+
+        monkeypatch.setattr(Slot, "__init__", with_shared_graphs)
+    gpu, device = use(pooled=True)
+    pair = a_pair(20, 24)
+    for _ in range(3):
+        gpu(*pair)
+    before = set(device.live)
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameRunner, "_pending", lambda *_: (_ for _ in ()).throw(BackendError("the GPU is ill")))
+        with pytest.raises(BackendError, match="the GPU is ill"):
+            gpu(*pair)
+    gc.collect()
+    assert set(device.live) < before
+    device.log.clear()
+    try:
+        result = gpu(*pair)
+        stale = "graph" in device.log
+        assert_close(result, on_cpu(bundle)(*pair))
+    except (AssertionError, IndexError):
+        stale = True
+    assert set(device.live) == before, "the pool gave other addresses"
+    assert stale is shared
+    if not shared:
+        results = [gpu(*pair) for _ in range(2)]
+        assert [name for name in device.log if name in ("capture", "graph")] == ["capture", "graph", "graph"]
+        assert list(results[1].timings) == list(result.timings)
 
 
 def test_tiles_when_memory_is_short(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +553,7 @@ class Foreign:
     """Another library's array in the device's memory."""
 
     def __init__(self, device: HostDevice, array: np.ndarray, **interface: Any) -> None:
-        self._memory = device.allocate(array.nbytes)
+        self._memory = device.allocate(array.nbytes, device.streams[1], device.streams[1])
         self.array = on_device(self._memory, array.shape, array.dtype)
         self.array[:] = array
         self._interface = interface
@@ -473,6 +608,18 @@ def test_device_arrays_by_dlpack(use: Any, bundle: Path) -> None:
     assert foreign[0].streams == foreign[1].streams
     assert foreign[0].streams[0] in device.streams  # the producer is told which stream will read
     assert result.restored.__dlpack_device__() == (2, 0)
+
+
+def test_arrays_of_a_dtype_that_numpy_lacks_are_refused(use: Any) -> None:
+    gpu, device = use()
+
+    class Quarter(ForeignDlpack):
+        def __dlpack__(self, stream: int) -> object:
+            return np.dtype("float8")
+
+    foreign = [Quarter(Foreign(device, view)) for view in a_pair(20, 24)]
+    with pytest.raises(ImageError, match=r"DLPack can share, got Quarter \(data type 'float8' not understood\)"):
+        gpu(*foreign)
 
 
 def test_device_arrays_wait_for_the_stream_that_they_name(use: Any, bundle: Path) -> None:

@@ -3,13 +3,18 @@
 import ast
 import importlib
 import inspect
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ldp_runtime.cuda import device as module
 from ldp_runtime.cuda.base import OutOfDeviceMemoryError
-from ldp_runtime.cuda.device import NoGpuError, open_device
+from ldp_runtime.cuda.device import CudaDevice, CudaStream, NoGpuError, open_device
 from ldp_runtime.errors import BackendError
 from tests.processes import output
 
@@ -17,7 +22,7 @@ from tests.processes import output
 OWNERS = {
     ("CudaDevice", "device"): "cuda.core.Device",
     ("CudaDevice", "self._device"): "cuda.core.Device",
-    ("CudaDevice", "stream"): "cuda.core.Stream",
+    ("CudaDevice", "buffer"): "cuda.core.Buffer",
     ("CudaDevice", "self._module"): "cuda.core.ObjectCode",
     ("CudaDevice", "ObjectCode"): "cuda.core.ObjectCode",
     ("CudaDevice", "LegacyPinnedMemoryResource()"): "cuda.core.LegacyPinnedMemoryResource",
@@ -119,6 +124,37 @@ except device.NoGpuError as error:
 else:
     raise SystemExit("a GPU without a driver")
 """)
+
+
+@pytest.mark.parametrize(("version", "words"), [(12090, "got one for CUDA 12.9; update the driver"), (13000, None)])
+def test_a_driver_older_than_the_packages_is_named(
+    version: int, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source, library = tmp_path / "driver.c", tmp_path / "driver.so"
+    source.write_text(f"int cuDriverGetVersion(int *version) {{ *version = {version}; return 0; }}")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    monkeypatch.setattr(module, "_DRIVER", str(library))
+    if words is None:
+        module._load_driver()
+        return
+    with pytest.raises(BackendError, match=f"driver for CUDA 13, release 580 or newer, {words}") as caught:
+        module._load_driver()
+    assert not isinstance(caught.value, NoGpuError)  # there is a GPU, so that the user hears of it
+
+
+def test_memory_comes_from_one_stream_and_goes_on_another() -> None:
+    calls: list[Any] = []
+    buffer = SimpleNamespace(handle=4096, size=10, set_deallocation_stream=lambda stream: calls.append(stream.handle))
+    core = SimpleNamespace(name="a GPU", arch="89", set_current=lambda: None)
+    core.allocate = lambda size, *, stream: (calls.append((size, stream.handle)), buffer)[1]
+    device = CudaDevice(core)
+    compute, download = (CudaStream(device, SimpleNamespace(handle=handle)) for handle in (7, 8))
+    memory = device.allocate(10, compute, download)
+    assert (memory.address, memory.size) == (4096, 10)
+    assert calls == [(10, 7), 8]  # and neither a default stream nor a wait, which the device above has not
 
 
 def test_errors_of_cuda_become_ours() -> None:

@@ -1,8 +1,10 @@
 """The TensorRT adapter without a GPU: the names that it uses exist, and it does the right calls in order."""
 
 import ast
+import gc
 import inspect
 import json
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -166,32 +168,44 @@ def fake_context(log: list[Any]) -> Any:
         log.append(call)
         return result
 
-    context = SimpleNamespace(works=True)
+    context = SimpleNamespace(works=True, wants=512, logger=None)
     context.set_optimization_profile_async = lambda index, stream: note("profile", index)
     context.set_input_shape = lambda name, shape: note("shape", name, shape, result=shape[0] <= 64)
     context.infer_shapes = list
     context.get_tensor_shape = lambda name: (2, 3)
     context.update_device_memory_size_for_shapes = lambda: 512
+
+    def set_device_memory(address: int, size: int) -> None:
+        log.append(("scratch", address, size))
+        if size < context.wants:
+            context.logger.log(1, f"{size} bytes are too few")
+
+    context.set_device_memory = set_device_memory
     context.set_tensor_address = lambda name, address: note("address", name, address)
-    context.set_device_memory = lambda address, size: note("scratch", address, size, result=None)
     context.execute_async_v3 = lambda stream: note("execute", stream, result=context.works)
     return context
 
 
 def fake_engine(log: list[Any]) -> Any:
-    engine = SimpleNamespace(num_io_tensors=2, config=FakeConfig(), made=fake_context(log))
+    engine = SimpleNamespace(num_io_tensors=2, made=fake_context(log), device_memory_size_v2=2048)
     engine.get_tensor_name = ("x", "y").__getitem__
     engine.get_tensor_dtype = lambda name: SimpleNamespace(name="HALF")
     engine.get_tensor_shape = lambda name: (-1, 3)
     engine.get_tensor_mode = {"x": "input", "y": "output"}.__getitem__
-    engine.create_runtime_config = lambda: engine.config
+
+    def create_runtime_config() -> FakeConfig:
+        config = FakeConfig()
+        engine.config = weakref.ref(config)
+        return config
+
+    engine.create_runtime_config = create_runtime_config
     engine.create_execution_context = lambda how: (log.append(("context", how)), engine.made)[1]
     return engine
 
 
 def an_engine(rtx: bool, log: list[Any], cache: Path | None = None) -> tuple[TensorRtEngine, Any, Any]:
     trt, fake = fake_module(rtx, log), fake_engine(log)
-    logger = make_logger(trt)
+    logger = fake.made.logger = make_logger(trt)
     return TensorRtEngine(trt, logger, fake, HostDevice(), cache), fake, logger
 
 
@@ -219,14 +233,53 @@ def test_the_calls_of_tensorrt_rtx(tmp_path: Path) -> None:
     log: list[Any] = []
     engine, fake, _ = an_engine(True, log, tmp_path / "kernels.cache")
     context = engine.context({"x": (2, 3)})
-    assert log[0] == ("context", fake.config)
-    config = fake.config
+    config = fake.config()
+    assert log[0] == ("context", config)
     assert (config.strategy, config.cuda_graph_strategy) == ("user managed", "no graphs")
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
     fake.made.is_stream_capturable = lambda stream: False
     assert not context.capturable(HostDevice().stream())
     context.ran()
     assert (tmp_path / "kernels.cache").read_bytes() == b"fresh"
+    log.clear()
+    del config
+    gc.collect()
+    assert fake.config() is not None, "the configuration went before its context"
+    del context
+    gc.collect()
+    assert fake.config() is None
+
+
+def test_memory_that_is_refused_is_made_as_large_as_the_documentation_wants() -> None:
+    log: list[Any] = []
+    engine, fake, _ = an_engine(False, log)
+    fake.made.wants = 2048
+    context = engine.context({"x": (2, 3)})
+    stream = HostDevice().stream()
+    log.clear()
+    context.enqueue(stream, {"x": 10, "y": 20}, 256)
+    context.enqueue(stream, {"x": 10, "y": 20}, 512)  # its own memory is what it goes on with
+    sizes = [call for call in log if call[0] == "scratch"]
+    assert [size for _, _, size in sizes] == [512, 2048]
+    assert sizes[0][1] == 256 and sizes[1][1] not in (256, 512)
+    fake.made.wants = 4096  # not even then
+    context = engine.context({"x": (2, 3)})
+    log.clear()
+    with pytest.raises(BackendError, match="refused 512 and 2048 bytes of memory: 2048 bytes are too few"):
+        context.enqueue(stream, {"x": 10, "y": 20}, 256)
+    assert ("execute", stream.handle) not in log
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(2048, 2048), (0, 0)])
+def test_a_size_of_zero_is_not_believed(most: int, wanted: int) -> None:
+    log: list[Any] = []
+    engine, fake, _ = an_engine(False, log)
+    fake.made.update_device_memory_size_for_shapes = lambda: 0
+    fake.device_memory_size_v2 = most
+    context = engine.context({"x": (2, 3)})
+    assert context.scratch == wanted
+    context.enqueue(HostDevice().stream(), {"x": 10, "y": 20}, 256)
+    assert [call for call in log if call[0] == "scratch"] == ([("scratch", 256, most)] if most else [])
 
 
 def test_the_runtime_cache_is_read_written_and_never_in_the_way(tmp_path: Path) -> None:
