@@ -32,11 +32,13 @@ class Chain(ABC):
         name: Name of the backend.
         precision: Precision that the graphs run in.
         bundle: The bundle.
+        warm_up_rounds: How often ``IN_FLIGHT`` pairs of a size run, after the first, before nothing is made anew.
     """
 
     name: str
     precision: str
     bundle: Bundle
+    warm_up_rounds = 0
 
     def submit(
         self, left: Any, right: Any, axis: str, *, restore: bool = True, progress: Progress | None = None

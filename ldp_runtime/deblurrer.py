@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ldp_runtime.backends.base import Backend, SessionBackend
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.chain import Chain, ChainBackend, Progress, check_arrays, in_flight
+from ldp_runtime.chain import AXES, IN_FLIGHT, Chain, ChainBackend, Progress, check_arrays, in_flight
 from ldp_runtime.errors import BackendError, ImageError
 from ldp_runtime.host import HostChain
 from ldp_runtime.paircheck.modes import MODES
@@ -148,6 +149,27 @@ class Deblurrer:
             BackendError: The backend failed.
         """
         return self.start(left, right, axis=axis, linear=linear, progress=progress).result()
+
+    def warm_up(self, sizes: Iterable[tuple[int, int]], dtype: DTypeLike = np.uint8) -> None:
+        """Does what is done once for pairs of a size, so that a service's first client does not wait for it.
+
+        Graphs are opened and compiled. On a GPU frames are captured, and memory is kept for the last two of the sizes.
+
+        Args:
+            sizes: ``(h, w)`` of the pairs in px.
+            dtype: uint8 or uint16, that of the pairs.
+
+        Raises:
+            BundleError: The bundle's graphs are not those of the chain.
+            BackendError: The backend failed.
+        """
+        for h, w in sizes:
+            blank = np.zeros((h, w, 3), dtype)
+            self._submit(blank, blank, AXES[0], True).result()
+            assert self._chain is not None
+            for _ in range(self._chain.warm_up_rounds):
+                for pending in [self._submit(blank, blank, AXES[0], True) for _ in range(IN_FLIGHT)]:
+                    pending.result()
 
     def restore_files(
         self,

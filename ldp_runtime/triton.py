@@ -32,6 +32,9 @@ LEFT, RIGHT = "LEFT", "RIGHT"
 RESTORED, BLUR_MAP = "RESTORED", "BLUR_MAP"
 """Outputs: ``(n, h, w, 3)`` in the dtype of the inputs, and ``(n, h, w)`` float32 in [0, 1]."""
 
+WARM_UP = "warm_up"
+"""A parameter of the model's config: ``[h, w]`` of pairs that it makes itself ready for."""
+
 AXIS = "axis"
 """A parameter of the request, one of ``chain.AXES``; without it the disparity is horizontal."""
 
@@ -137,6 +140,9 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         try:
             self._deblurrer = make_deblurrer(folder, parameters)
+            if WARM_UP in parameters:
+                dtype = next(value["data_type"] for value in config["input"] if value["name"] == LEFT)
+                self._deblurrer.warm_up([_size(parameters[WARM_UP])], dtype.removeprefix("TYPE_").lower())
         except LDPError as error:
             raise _utils().TritonModelException(str(error)) from error
         _utils().Logger.log_info(f"{args['model_name']}: {self._deblurrer.reason}")
@@ -163,6 +169,14 @@ class TritonPythonModel:
         if BLUR_MAP in job.wanted:
             tensors.append(_tensor(BLUR_MAP, np.stack([result.blur_map for result in results])))
         return pb.InferenceResponse(output_tensors=tensors)
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        h, w = (int(side) for side in json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise BackendError(f"expected the parameter {WARM_UP} as [height, width], got {text!r}") from error
+    return h, w
 
 
 def make_deblurrer(folder: Path, parameters: Mapping[str, str]) -> Deblurrer:

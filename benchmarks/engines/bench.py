@@ -101,7 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", action="append", metavar="BUNDLE", help="a bundle (default: ldp-nano)")
     parser.add_argument("--config", action="append", metavar="NAME", help="a config with random weights, such as small")
     parser.add_argument("--before", action="append", metavar="BUNDLE", help="a bundle with older graphs, to compare")
-    parser.add_argument("--shape", default="1120x1680", metavar="HxW", help="the one size (default: 1120x1680)")
+    parser.add_argument(
+        "--shape",
+        type=options.parse_shape,
+        default="1120x1680",
+        metavar="HxW",
+        help="the one size (default: 1120x1680)",
+    )
     parser.add_argument("--flavour", default="rtx", choices=tuple(FLAVOURS), help="which TensorRT (default: rtx)")
     parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for (default: as ldp-export engine)")
     options.add_output(parser)
@@ -109,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Builds, prints the tables and writes the results."""
-    from ldp_export.bundling.engine import SizeRange, parse_size
+    from ldp_export.bundling.engine import SizeRange
     from ldp_export.bundling.tensorrt_builder import TensorRT
 
     names = arguments.bundle or ([] if arguments.config else ["ldp-nano"])
@@ -118,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     older = [Bundle.load(name) for name in arguments.before or ()]
     tensorrt = TensorRT(arguments.flavour)
     targets = tensorrt.targets(None if arguments.arch is None else arguments.arch.split(","))
-    shape = parse_size(arguments.shape)
+    shape = arguments.shape
 
     graphs = [graph for bundle in bundles for graph in measure_graphs(bundle)]
     builds = []

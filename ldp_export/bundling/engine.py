@@ -265,15 +265,3 @@ def _writing(bundle: Bundle) -> Iterator[None]:
             f"{bundle.path}: the engines cannot be written there ({error.strerror or error}); free some space, or copy "
             "the bundle to a folder of yours and build in the copy"
         ) from error
-
-
-def parse_size(text: str) -> Size:
-    """Reads ``HxW`` in px.
-
-    Raises:
-        EngineError: It has another form.
-    """
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise EngineError(f"expected a size as HEIGHTxWIDTH in px, such as 1120x1680, got {text!r}")
-    return int(parts[0]), int(parts[1])

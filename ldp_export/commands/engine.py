@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ldp_export.commands._parts import ArgumentError, say
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, ENGINE_PRECISIONS, FLAVOURS
+from ldp_runtime.commands.options import parse_size
 
 if TYPE_CHECKING:
     from ldp_export.bundling.tensorrt_builder import Progress
@@ -58,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="arithmetic of the engines (default: %(default)s)",
     )
     parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for, such as sm_89,sm_120 (default: see below)")
-    parser.add_argument("--shape", metavar="HxW", help="one size in px, for the fastest engines")
-    parser.add_argument("--min", metavar="HxW", help="smallest size (default: the smallest there is)")
-    parser.add_argument("--opt", metavar="HxW", help="size to tune for (default: 1120x1680)")
-    parser.add_argument("--max", metavar="HxW", help="largest size (default: 2240x3360)")
+    parser.add_argument("--shape", type=parse_size, metavar="HxW", help="one size in px, for the fastest engines")
+    parser.add_argument("--min", type=parse_size, metavar="HxW", help="smallest size (default: the smallest there is)")
+    parser.add_argument("--opt", type=parse_size, metavar="HxW", help="size to tune for (default: 1120x1680)")
+    parser.add_argument("--max", type=parse_size, metavar="HxW", help="largest size (default: 2240x3360)")
 
 
 def _precision(text: str) -> str:
@@ -76,13 +77,12 @@ def _precision(text: str) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_export.bundling.engine import SizeRange, build_engines, parse_size
+    from ldp_export.bundling.engine import SizeRange, build_engines
     from ldp_runtime.bundle.bundle import Bundle
 
-    asked = [None if text is None else parse_size(text) for text in (arguments.min, arguments.opt, arguments.max)]
-    if arguments.shape is not None and any(asked):
+    shape, asked = arguments.shape, [arguments.min, arguments.opt, arguments.max]
+    if shape is not None and any(asked):
         raise ArgumentError("expected --shape alone or --min, --opt and --max, got both; leave one out")
-    shape = None if arguments.shape is None else parse_size(arguments.shape)
     architectures = None if arguments.arch is None else [name.strip() for name in arguments.arch.split(",")]
     bundle = Bundle.load(arguments.bundle)
     padding = bundle.manifest.padding

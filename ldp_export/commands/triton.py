@@ -34,7 +34,12 @@ An existing repository is replaced once the new one is complete.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.commands.options import add_backend_arguments, add_check_arguments, add_tile_argument
+    from ldp_runtime.commands.options import (
+        add_backend_arguments,
+        add_check_arguments,
+        add_tile_argument,
+        parse_size,
+    )
 
     parser.add_argument("bundle", metavar="BUNDLE", help="a name that `ldp info` lists, or a folder")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="REPO", help="folder of the repository")
@@ -77,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--warm-up",
+        type=parse_size,
         default="256x256",
         metavar="HxW",
         help="size of a pair that is run before the server is ready (default: %(default)s)",
@@ -85,7 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_export.bundling.engine import parse_size
     from ldp_export.triton.repository import MARKER, write_repository
     from ldp_export.triton.serving import Serving
     from ldp_runtime.bundle.bundle import Bundle
@@ -104,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         pair_check=arguments.check,
         scale=arguments.scale,
         openvino=arguments.openvino,
-        warm_up=parse_size(arguments.warm_up),
+        warm_up=arguments.warm_up,
     )
     check_folder(arguments.output, MARKER)
     names = write_repository(Bundle.load(arguments.bundle), arguments.output, serving)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ldp_runtime.registry import SESSION_BACKENDS
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH
 from ldp_runtime.stages.tiles import AUTO, OFF, check_tile
 from ldp_runtime.tensors import TensorSpec
-from ldp_runtime.triton import BLUR_MAP, LEFT, RESTORED, RIGHT, ServedGraph
+from ldp_runtime.triton import BLUR_MAP, LEFT, RESTORED, RIGHT, WARM_UP, ServedGraph
 
 _IMAGE_TYPES = {8: Word("TYPE_UINT8"), 16: Word("TYPE_UINT16")}
 _TYPES = {"float32": Word("TYPE_FP32"), "float16": Word("TYPE_FP16")}
@@ -48,7 +49,9 @@ def model_config(
         parameters |= {"check": serving.pair_check, "scale": serving.scale}
     if serving.variant == "python":
         parameters |= {"backend": serving.backend, "threads": str(serving.threads or 0)}
-    config: Config = {
+    if not graphs:  # else the models that it asks may not be there yet
+        parameters[WARM_UP] = json.dumps(serving.warm_up)
+    return {
         "name": name,
         "backend": "python",
         "max_batch_size": serving.max_batch,
@@ -67,11 +70,6 @@ def model_config(
         "instance_group": [{"count": serving.instances, "kind": Word("KIND_CPU")}],
         "parameters": [{"key": key, "value": {"string_value": value}} for key, value in sorted(parameters.items())],
     }
-    if not graphs:  # else the models that it asks may not be there yet
-        shape = [*serving.warm_up, 3]
-        views = {view: (_IMAGE_TYPES[bits], shape) for view in (LEFT, RIGHT)}
-        config["model_warmup"] = [_warm_up(serving.warm_up, views)]
-    return config
 
 
 def find_graphs(bundle: Bundle, serving: Serving) -> dict[str, Graph]:

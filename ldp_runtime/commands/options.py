@@ -97,6 +97,14 @@ def parse_tile(text: str) -> int | str:
     return int(text)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """A size ``HxW`` in px; for argparse."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected a size as HEIGHTxWIDTH in px, such as 1120x1680, got {text!r}")
+    return int(sides[0]), int(sides[1])
+
+
 def positive_int(text: str) -> int:
     """A whole number of at least 1; for argparse."""
     if not text.isdecimal() or int(text) < 1:

@@ -14,6 +14,7 @@ from ldp_runtime.commands.options import (
     add_check_arguments,
     add_tile_argument,
     load,
+    parse_size,
     positive_int,
     positive_number,
 )
@@ -27,6 +28,7 @@ EXAMPLES = """\
 examples:
   ldp serve
   ldp serve --port 9000 --workers 2 --max-megapixels 50
+  ldp serve --backend cuda --warm-up 1120x1680
   curl -F left=@left.png -F right=@right.png http://127.0.0.1:8000/v1/deblur -o sharp.png
   curl -F left=@PHOTO.CR3 http://127.0.0.1:8000/v1/deblur -o sharp.png
   LDP_TOKEN=$(cat token) ldp serve --host 0.0.0.0
@@ -64,6 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, default, unit, text in _LIMITS:
         parser.add_argument(name, type=kind, default=default, metavar=unit, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up",
+        nargs="+",
+        type=parse_size,
+        default=[(64, 64)],
+        metavar="HxW",
+        help="sizes that pairs will have: on a GPU what is made once a size is made before the first comes "
+        "(default: 64x64)",
+    )
     add_bundle_argument(parser)
     add_backend_arguments(parser)
     add_tile_argument(parser)
@@ -106,7 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
         first: list[Deblurrer] = []
 
         def open_deblurrer() -> Deblurrer:
-            deblurrer = _warm(load(arguments))
+            deblurrer = load(arguments)
+            deblurrer.warm_up(arguments.warm_up)
             first.append(deblurrer)
             return deblurrer
 
@@ -120,15 +132,6 @@ def run(arguments: argparse.Namespace) -> None:
         stopped_by = serve(service, sock, log_requests=not arguments.quiet)
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
-
-
-def _warm(deblurrer: Deblurrer) -> Deblurrer:
-    """Opens the graphs, so that the first client does not wait for it."""
-    import numpy as np
-
-    blank = np.zeros((64, 64, 3), np.uint8)
-    deblurrer(blank, blank)
-    return deblurrer
 
 
 def _read_token(path: str | None) -> str | None:

@@ -59,6 +59,7 @@ class CudaChain(Chain):
     """
 
     device: Device
+    warm_up_rounds = 2  # each of the frames in flight runs once before it is captured
 
     def __init__(
         self, name: str, device: Device, bundle: Bundle, engines: EngineSource, precision: str, tile: int | str

@@ -19,7 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ldp_export.bundling.engine import EngineError, SizeRange, build_engines, parse_size, profiles
+from ldp_export.bundling.engine import EngineError, SizeRange, build_engines, profiles
 from ldp_export.bundling.tensorrt_builder import Progress, TensorRT, widen_kernel
 from ldp_export.cli import main
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
@@ -92,13 +92,6 @@ def test_sizes_are_padded_and_rise() -> None:
     for low, opt, high in (((64, 64), (32, 99), None), (None, (64, 64), (99, 32)), ((64, 640), None, (640, 64))):
         with pytest.raises(EngineError, match="expected sizes that rise"):
             SizeRange.covering(PADDING, low, opt, high)
-
-
-@pytest.mark.parametrize("text", ["", "1120", "x", "1120x", "0x32", "32x0", "-1x5", "1.5x2", "1x2x3", "½x2"])
-def test_a_size_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(EngineError, match="HEIGHTxWIDTH"):
-        parse_size(text)
-    assert parse_size("1120X1680") == (1120, 1680)
 
 
 def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> None:

@@ -92,13 +92,8 @@ def test_python_variant(bundle: Bundle, tmp_path: Path, config_class: Any) -> No
         assert config.dynamic_batching.default_queue_policy.max_queue_size == 9
         assert [group.count for group in config.instance_group] == [3]
         parameters = {key: value.string_value for key, value in config.parameters.items()}
-        assert parameters == {"backend": "auto", "precision": "auto", "threads": "2", "tile": "512"}
-        warm_up = config.model_warmup[0]
-        assert warm_up.batch_size == 1
-        assert {(key, *value.dims) for key, value in warm_up.inputs.items()} == {
-            ("LEFT", 256, 256, 3),
-            ("RIGHT", 256, 256, 3),
-        }
+        expected = {"backend": "auto", "precision": "auto", "threads": "2", "tile": "512", "warm_up": "[256, 256]"}
+        assert parameters == expected
         assert Bundle.load(tmp_path / "repository" / name / "1" / "bundle").content == bundle.content
 
 
@@ -107,7 +102,7 @@ def test_onnxruntime_variant(bundle: Bundle, tmp_path: Path, config_class: Any, 
     folder = tmp_path / "repository"
     serving = Serving(variant="onnxruntime", precision="fp16", openvino=openvino, warm_up=(60, 70))
     assert write_repository(bundle, folder, serving) == ["ldp", "ldp_clip", "ldp_deblur"]
-    assert len(read_config(folder / "ldp", config_class).model_warmup) == 0
+    assert "warm_up" not in read_config(folder / "ldp", config_class).parameters  # the others may not be there yet
     clip, deblur = (read_config(folder / name, config_class) for name in ("ldp_clip", "ldp_deblur"))
     assert (clip.max_batch_size, deblur.max_batch_size) == (64, 0)
     assert clip.HasField("dynamic_batching")
@@ -404,6 +399,26 @@ def test_a_network_without_a_blur_map(
         left, right = views()
         (answer,) = open_model(folder, config_class).execute([Request(left[None], right[None], wanted=("RESTORED",))])
         np.testing.assert_array_equal(answer.tensors["RESTORED"][0], Deblurrer(bundle)(left, right).restored)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_model_is_warm_before_it_counts_as_ready(
+    bundle: Bundle,
+    tmp_path: Path,
+    config_class: Any,
+    backend_utils: types.SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    bits: int,
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(Deblurrer, "warm_up", lambda self, sizes, dtype: calls.append((sizes, np.dtype(dtype))))
+    (name,) = write_repository(bundle, tmp_path / "repository", Serving(bits=(bits,), warm_up=(60, 70)))
+    open_model(tmp_path / "repository" / name, config_class)
+    assert calls == [([(60, 70)], np.dtype(f"uint{bits}"))]
+    config = tmp_path / "repository" / name / "config.pbtxt"
+    config.write_text(config.read_text().replace("[60, 70]", "60x70"))
+    with pytest.raises(Exception, match=r"the parameter warm_up as \[height, width\], got '60x70'"):
+        open_model(tmp_path / "repository" / name, config_class)
 
 
 def test_nan_is_an_error_of_the_server(model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.harness.serving import serving
 from ldp_runtime.cli import main
+from ldp_runtime.deblurrer import Deblurrer
 from tests.ldp_runtime.conftest import BACKEND
 
 
@@ -23,6 +24,16 @@ def test_serve_restores_as_deblur_does_and_ends_with_0(bundle: Path, pair: tuple
         assert answer.status_code == 200
         assert answer.content == (tmp_path / "out.png").read_bytes()
         assert service.stop(signal.SIGTERM) == (0, "")
+
+
+def test_every_worker_is_warmed_up_for_the_sizes_asked_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(Deblurrer, "warm_up", lambda self, sizes: calls.append((self, sizes)))
+    monkeypatch.setattr("ldp_runtime.service.server.serve", lambda *arguments, **options: signal.SIGTERM)
+    options = ["--port", "0", "--workers", "2", "--bundle", str(bundle), *BACKEND]
+    assert main(["serve", *options, "--warm-up", "40x50", "60x70"]) == 0
+    assert [sizes for _, sizes in calls] == [[(40, 50), (60, 70)]] * 2
+    assert calls[0][0] is not calls[1][0]
 
 
 @pytest.mark.usefixtures("heeds_sigint")

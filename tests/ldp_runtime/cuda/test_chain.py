@@ -236,6 +236,18 @@ def test_the_second_frame_is_captured_and_replays_equal_it(use: Any, bundle: Pat
     assert "graph" not in plain.log
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_was_warmed_up_makes_nothing_anew(use: Any, dtype: type) -> None:
+    gpu, device = use()
+    gpu.warm_up([(20, 24), (24, 20)], dtype)
+    used = device.used
+    device.log.clear()
+    for size in ((20, 24), (24, 20)):
+        list(gpu.map(a_pair(*size, dtype, seed) for seed in range(4)))
+    assert set(device.log) == {"copy", "graph"}
+    assert (device.log.count("graph"), device.used) == (8, used)
+
+
 def test_an_engine_that_cannot_be_captured(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_device.OrtContext, "capturable", lambda self, stream: False)
     gpu, device = use()
