@@ -25,6 +25,7 @@ from ldp_runtime.images.orientation import upright
 from ldp_runtime.images.png import PNG
 from ldp_runtime.images.pnm import PGM, PPM
 from ldp_runtime.images.tiff import TIFF
+from ldp_runtime.threads import each
 
 FORMATS = (PNG, TIFF, JPEG, PGM, PPM)
 """Every format that is read and written."""
@@ -74,7 +75,7 @@ def decode_photo(name: str | os.PathLike[str], data: bytes) -> Photo:
 
 
 def decode_photos(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> list[Photo]:
-    """Decodes files of one photo, as ``read_photo`` does; those in linear light get one exposure.
+    """Decodes files of one photo side by side, as ``read_photo`` does; those in linear light get one exposure.
 
     Args:
         files: Name and content of each, as for ``decode_photo``.
@@ -82,16 +83,18 @@ def decode_photos(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> list
     Raises:
         ImageError: As for ``read_photo``.
     """
-    pictures = []
-    for name, data in files:
-        path = Path(name)
-        with decoding(path):
-            decoded = _format_of_content(path, data).decode(data)
-            if decoded.pixels.dtype == np.float32 and not np.isfinite(decoded.pixels).all():
-                raise UnsupportedError("holds NaN or infinite values; expected finite ones: export it again")
-        pictures.append(decoded)
+    pictures = each(_decode, files)
     white = max((_white(picture) for picture in pictures if picture.pixels.dtype == np.float32), default=1.0)
     return [_make_photo(picture, white) for picture in pictures]
+
+
+def _decode(file: tuple[str | os.PathLike[str], bytes]) -> Decoded:
+    path, data = Path(file[0]), file[1]
+    with decoding(path):
+        decoded = _format_of_content(path, data).decode(data)
+        if decoded.pixels.dtype == np.float32 and not np.isfinite(decoded.pixels).all():
+            raise UnsupportedError("holds NaN or infinite values; expected finite ones: export it again")
+    return decoded
 
 
 def _white(picture: Decoded) -> float:

@@ -7,7 +7,6 @@ one, and the common shift across it is a misalignment.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +125,7 @@ def measure(left: NDArray[Any], right: NDArray[Any], *, linear: bool | None = No
     light[1] /= np.float32(ratio)
     a, b = (_details(_whole_blocks(to_encoded(view))) for view in light)
     along = [_energies(view) for view in (a, b)]
-    cov, va, vb = (float(np.vdot(x, y)) / a.size + 1e-12 for x, y in ((a, b), (a, a), (b, b)))
+    cov, va, vb = (_dot(x, y) / a.size + 1e-12 for x, y in ((a, b), (a, a), (b, b)))
     horizontal = _find_shifts(a, b, scale)
     vertical = _find_shifts(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scale)
     return Measurement(
@@ -158,7 +157,7 @@ def _reduced(view: NDArray[Any], n: int) -> Floats:
     h, w = (side // n * n for side in view.shape[:2])
     whole = np.ascontiguousarray(view[:h, :w] if n > 1 else view, dtype=view.dtype.newbyteorder("="))
     small = cv2.resize(whole, (w // n, h // n), interpolation=cv2.INTER_AREA) if n > 1 else whole
-    return np.asarray(small.astype(np.float32) @ np.full(3, 1 / 3, np.float32))
+    return np.asarray(cv2.transform(small.astype(np.float32), np.full((1, 3), 1 / 3, np.float32)), np.float32)
 
 
 def _whole_blocks(view: Floats) -> Floats:
@@ -184,19 +183,21 @@ def _details(view: Floats) -> Floats:
 def _energies(details: Floats) -> float:
     """Energy of the differences along x over that of those along y."""
     x, y = (cv2.Sobel(details, cv2.CV_32F, dx, dy, scale=1 / 8) for dx, dy in ((1, 0), (0, 1)))
-    return (float(np.vdot(x, x)) + 1e-6) / (float(np.vdot(y, y)) + 1e-6)
+    return (_dot(x, x) + 1e-6) / (_dot(y, y) + 1e-6)
 
 
-def _block_means(values: NDArray[Any]) -> Floats:
-    """Means of blocks by two products of matrices, several times as quick as a resize."""
-    rows, columns = (_averaging(n) for n in values.shape)
-    return np.asarray(rows @ values @ columns.T, np.float32)
+def _dot(x: Floats, y: Floats) -> float:
+    """Sum of products. No BLAS: between loops its threads spin, which on a busy machine takes seconds."""
+    return float(cv2.sumElems(cv2.multiply(x, y))[0])
 
 
-@functools.lru_cache(maxsize=8)
-def _averaging(n: int) -> Floats:
-    """``(n / BLOCK, n)``, whose product with a column gives the means of its blocks."""
-    return np.repeat(np.eye(n // BLOCK, dtype=np.float32) / np.float32(BLOCK), BLOCK, axis=1)
+def _block_means(values: Floats) -> Floats:
+    """Means of blocks ``(h / BLOCK, w / BLOCK)``; several times as quick as a resize. No BLAS, see ``_dot``."""
+    h, w = values.shape
+    sums = values.reshape(h // BLOCK, BLOCK, w).sum(axis=1)
+    means: Floats = sums.reshape(len(sums), w // BLOCK, BLOCK).sum(axis=2)
+    means *= np.float32(1 / BLOCK**2)
+    return means
 
 
 def _find_shifts(a: Floats, b: Floats, scale: float) -> Shifts:

@@ -1,5 +1,6 @@
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from ldp_runtime import threads
 from ldp_runtime.errors import ImageError, WriteError
 from ldp_runtime.images import jpeg, png
+from ldp_runtime.images import photo as photo_module
 from ldp_runtime.images import tiff as tiff_module
-from ldp_runtime.images.decode import MAX_PIXELS, Photo
-from ldp_runtime.images.photo import MAX_FILE_BYTES, encode_photo, read_photo, write_photo, write_pixels
+from ldp_runtime.images.decode import MAX_PIXELS, Format, Photo
+from ldp_runtime.images.photo import MAX_FILE_BYTES, decode_photos, encode_photo, read_photo, write_photo, write_pixels
 from tests.ldp_runtime.images.pictures import (
     G8,
     G16,
@@ -85,6 +88,24 @@ def test_lossless_round_trip(folder: Path, data: st.DataObject) -> None:
     else:
         opencv = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
         np.testing.assert_array_equal(opencv, pixels)
+
+
+def test_the_files_of_a_pair_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier = threading.Barrier(2, timeout=20)  # passes only if both are decoded at a time
+    decode = photo_module._format_of_content
+
+    def meet(path: Path, data: bytes) -> Format:
+        barrier.wait()
+        return decode(path, data)
+
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(photo_module, "_format_of_content", meet)
+    files = [("a.png", pillow(RGB8, "PNG")), ("b.png", png16(RGB16, 2))]
+    first, second = decode_photos(files)
+    np.testing.assert_array_equal(first.pixels, RGB8)
+    np.testing.assert_array_equal(second.pixels, RGB16)
+    with pytest.raises(ImageError, match=r"a\.png is damaged"):  # the first of both errors
+        decode_photos([(name, data[:-20]) for name, data in files])
 
 
 def test_pillow_finds_the_metadata_of_a_16_bit_file(tmp_path: Path) -> None:
