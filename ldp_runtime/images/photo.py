@@ -30,13 +30,13 @@ from ldp_runtime.threads import each
 FORMATS = (PNG, TIFF, JPEG, PGM, PPM)
 """Every format that is read and written."""
 
-SUFFIXES = {suffix: each for each in FORMATS for suffix in each.suffixes}
+SUFFIXES = {suffix: kind for kind in FORMATS for suffix in kind.suffixes}
 """Suffix of a file name -> the format that it selects."""
 
 MAX_FILE_BYTES = 2**32
 """Largest image file that is read: the largest picture with alpha at 16 bits needs half of it."""
 
-_NAMES = f"{', '.join(each.name for each in FORMATS[:-1])} or {FORMATS[-1].name}"
+_NAMES = f"{', '.join(kind.name for kind in FORMATS[:-1])} or {FORMATS[-1].name}"
 _NEAR_WHITE = 0.5
 _MAX_DPI = 65535  # the most that JPEG can hold
 
@@ -151,9 +151,9 @@ def photo_size(name: str | os.PathLike[str], data: bytes) -> tuple[int, int]:
 
 
 def _format_of_content(path: Path, data: bytes) -> Format:
-    for each in FORMATS:
-        if data.startswith(each.signatures):
-            return each
+    for kind in FORMATS:
+        if data.startswith(kind.signatures):
+            return kind
     raise ImageError(f"{path} is not a {_NAMES} file; convert it to one of them")
 
 

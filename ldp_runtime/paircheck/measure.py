@@ -186,12 +186,12 @@ def _energies(details: Floats) -> float:
     return (_dot(x, x) + 1e-6) / (_dot(y, y) + 1e-6)
 
 
-def _dot(x: Floats, y: Floats) -> float:
+def _dot(x: NDArray[Any], y: NDArray[Any]) -> float:
     """Sum of products. No BLAS: between loops its threads spin, which on a busy machine takes seconds."""
     return float(cv2.sumElems(cv2.multiply(x, y))[0])
 
 
-def _block_means(values: Floats) -> Floats:
+def _block_means(values: NDArray[Any]) -> Floats:
     """Means of blocks ``(h / BLOCK, w / BLOCK)``; several times as quick as a resize. No BLAS, see ``_dot``."""
     h, w = values.shape
     sums = values.reshape(h // BLOCK, BLOCK, w).sum(axis=1)
