@@ -24,7 +24,7 @@ FUZZ_CASES ?= 20000
 FUZZ_SECONDS ?= 300
 FUZZ_SEED ?= 0
 
-.PHONY: help demo test test-all test-triton fuzz bench bench-short reliability screenshot lint format types clean
+.PHONY: help demo test test-all test-triton gpu-check fuzz bench bench-short reliability screenshot lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -47,6 +47,9 @@ test-triton: $(ALL) ## a real Triton server on loopback, in an environment of it
 	.venv-triton/bin/pip install --quiet -c .venv-triton/constraints.txt -e . 'tritonclient[grpc,http]==2.73.0'
 	.venv-triton/bin/pip install --quiet --no-deps nvidia-pytriton==0.7.0
 	$(BIN)/python -m pytest tests/ldp_export/triton/test_serve.py
+
+gpu-check: $(ALL) ## all that a GPU can check of LDP, in some minutes: a table, and build/gpu-check.json to send in
+	$(BIN)/python -m tests.gpu -o build/gpu-check.json
 
 fuzz: $(ALL) ## 20,000 hostile photos, bundles and arrays, then coverage-guided fuzzing of the readers: fuzz/
 	$(BIN)/python -m tests.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs 2 -o fuzz

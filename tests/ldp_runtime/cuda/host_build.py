@@ -72,16 +72,21 @@ def signature(kernel: str) -> str:
     return str(function().decode())
 
 
+def check_arguments(call: Launch) -> None:
+    """Raises TypeError where arguments are not of the types of the kernel's parameters."""
+    got = "".join(_LETTERS.get(argument.dtype, "?") for argument in call.arguments)
+    wanted = signature(call.kernel)
+    if got != wanted:
+        raise TypeError(f"expected arguments {wanted} of {call.kernel}, got {got}")
+
+
 def launch(call: Launch) -> None:
     """Runs a launch whose addresses are of host memory, thread after thread.
 
     Raises:
         TypeError: The arguments are not of the types of the kernel's parameters.
     """
-    got = "".join(_LETTERS.get(argument.dtype, "?") for argument in call.arguments)
-    wanted = signature(call.kernel)
-    if got != wanted:
-        raise TypeError(f"expected arguments {wanted} of {call.kernel}, got {got}")
+    check_arguments(call)
     values = [np.array(argument) for argument in call.arguments]
     pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
     sizes = ((ctypes.c_uint * 3)(*call.grid), (ctypes.c_uint * 3)(*call.block))
