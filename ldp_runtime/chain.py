@@ -72,6 +72,10 @@ class Chain(ABC):
         return self.submit_impl(left, right, axis, restore, progress)
 
     @abstractmethod
+    def open_impl(self, restores: bool) -> None:
+        """Opens the graphs that run pairs of any size, where there are such; see ``Deblurrer.open``."""
+
+    @abstractmethod
     def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
         """Starts on a pair that was checked; the rest is as for ``submit``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # We print one clear line; the libraries' own messages about damaged files would only add to it.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    # OpenVINO's converter of models is not used here, and takes most of the time of its import; it may be missing.
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         return run("ldp", _parser, argv)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -26,6 +26,9 @@ from ldp_runtime.tensors import is_device_array
 
 if TYPE_CHECKING:
     from ldp_runtime.images.decode import Photo
+
+
+Made = TypeVar("Made")
 
 
 class Deblurrer:
@@ -149,6 +152,18 @@ class Deblurrer:
             BackendError: The backend failed.
         """
         return self.start(left, right, axis=axis, linear=linear, progress=progress).result()
+
+    def open(self, *, restores: bool = True) -> None:
+        """Opens the graphs, which otherwise the first pair does; on a GPU that has to wait for the size of a pair.
+
+        Args:
+            restores: Whether pairs are to be restored; otherwise the blur map alone is wanted.
+
+        Raises:
+            BundleError: The bundle's graphs are not those of the chain.
+            BackendError: The backend failed.
+        """
+        self._on_chain(lambda chain: chain.open_impl(restores))
 
     def warm_up(self, sizes: Iterable[tuple[int, int]], dtype: DTypeLike = np.uint8) -> None:
         """Does what is done once for pairs of a size, so that a service's first client does not wait for it.
@@ -298,14 +313,21 @@ class Deblurrer:
     def _submit(
         self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None = None
     ) -> PendingResult:
-        """Starts on a pair; "auto" moves on to the next backend when one cannot."""
+        """Starts on a pair."""
+        return self._on_chain(
+            lambda chain: chain.submit(left, right, axis, restore=restore, progress=progress),
+            tied=is_device_array(left),  # no other backend takes it
+        )
+
+    def _on_chain(self, work: Callable[[Chain], Made], *, tied: bool = False) -> Made:
+        """Does something with the chain; "auto" moves on to the next backend when one cannot, unless ``tied``."""
         while True:
             try:
                 if self._chain is None:
                     self._chain = self._open_chain()
-                return self._chain.submit(left, right, axis, restore=restore, progress=progress)
+                return work(self._chain)
             except BackendError as error:
-                if self._asked[0] != "auto" or is_device_array(left):  # no other backend takes it
+                if self._asked[0] != "auto" or tied:
                     raise
                 self._failed[self._backend.name] = str(error)
                 self._pick()

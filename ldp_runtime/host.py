@@ -28,6 +28,7 @@ from ldp_runtime.stages.pixels import (
     write_pixels,
 )
 from ldp_runtime.stages.tiles import TileGrid, describe_tiles, ran_out_of_memory, tilings
+from ldp_runtime.threads import each
 
 CLIP_BATCH = 8
 """Windows that CLIP sees at a time, at most: bounds the memory that a large photo takes."""
@@ -63,14 +64,16 @@ class HostChain(Chain):
         self._sessions: dict[str, Session] = {}
         self._too_large: int | None = None
 
+    def open_impl(self, restores: bool) -> None:
+        """Opens the graphs that are not open yet, side by side."""
+        wanted = {"clip": self.bundle.manifest.reads_blur_map, "deblur": restores}
+        each(self._session, [kind for kind in wanted if wanted[kind] and kind not in self._sessions])
+
     def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
         """Opens the graphs; the work is done when the result is asked for."""
         clock = StageClock()
         with clock("open"):  # all of them, before the first is run
-            if self.bundle.manifest.reads_blur_map:
-                self._session("clip")
-            if restore:
-                self._session("deblur")
+            self.open_impl(restore)
         return PendingResult(functools.partial(self._run, left, right, axis, restore, clock, progress or _ignore))
 
     def _run(

@@ -91,7 +91,8 @@ class OpenVinoBackend(SessionBackend):
         }
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
-        cache = cache_folder("openvino", content[:32]) if content else None
+        # A folder for each graph and precision: sessions are opened side by side, and each seals its own file.
+        cache = cache_folder("openvino", content[:32], f"{path.stem}-{precision}") if content else None
         if cache is not None:
             config["CACHE_DIR"] = str(cache)
         with sealed(cache), _signal_stack_kept():  # OpenVINO crashes on a blob with a flipped bit

@@ -51,6 +51,7 @@ from ldp_runtime.bundle.schema import (
 )
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.files import write_whole
+from ldp_runtime.threads import each
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,21 @@ class Bundle:
         folder = find_bundle(bundle)
         manifest = read_manifest(folder)
         graphs = {graph for precisions in manifest.graphs.values() for graph in precisions.values()}
-        weights, states, embeddings = {}, {}, None
-        for name, entry in manifest.files.items():
-            with _verified(folder, name, entry) as file:
+        weights, states = {}, {}
+        embeddings: list[NDArray[np.float32]] = []
+
+        def verify(name: str) -> None:
+            with _verified(folder, name, manifest.files[name]) as file:
                 states[name] = _state(os.fstat(file.fileno()))
                 if name in graphs:
                     graph = _read_graph(folder / name, file, manifest)
                     weights[name] = tuple(sorted(_weights(folder, name, graph, manifest.files)))
                 if name == TEXT_EMBEDDINGS_FILE and manifest.clip is not None:
                     shape = (len(manifest.prompts), manifest.clip.embed_dim)
-                    embeddings = _read_text_embeddings(folder / name, file, shape)
-        return cls(folder.absolute(), manifest, embeddings, weights, states)
+                    embeddings.append(_read_text_embeddings(folder / name, file, shape))
+
+        each(verify, list(manifest.files))
+        return cls(folder.absolute(), manifest, embeddings[0] if embeddings else None, weights, states)
 
     def graph(self, kind: str, precision: str = "fp32") -> Path:
         """The ONNX file of a graph.

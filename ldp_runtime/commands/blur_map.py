@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldp_runtime.commands._pair import PairReport, add_pair_arguments, check_outputs, read_pair, view_files
-from ldp_runtime.commands.options import load, require_blur_map
+from ldp_runtime.commands.options import require_blur_map, start_loading
 from ldp_runtime.commands.progress import ProgressBar
 
 HELP = "Shows where a pair is blurred."
@@ -37,10 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_blur_map_name(arguments.output)
     require_blur_map(arguments.bundle)
     check_outputs(view_files(arguments), [arguments.output])
+    loading = start_loading(arguments, restores=False)
     with report.stage("read"):
         views = read_pair(arguments, report)
     with report.stage("load"):
-        deblurrer = load(arguments)
+        deblurrer = loading.result()
     with ProgressBar(quiet=arguments.quiet or arguments.json) as progress:
         result = deblurrer.blur_map(
             views.left.pixels, views.right.pixels, axis=views.axis, linear=views.linear, progress=progress

@@ -13,7 +13,7 @@ from ldp_runtime.commands._pair import (
     read_pair,
     view_files,
 )
-from ldp_runtime.commands.options import add_tile_argument, load, require_blur_map
+from ldp_runtime.commands.options import add_tile_argument, require_blur_map, start_loading
 from ldp_runtime.commands.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -75,18 +75,19 @@ def run(arguments: argparse.Namespace) -> None:
         image_format(arguments.compare)
     check_outputs(inputs, outputs)
 
+    loading = start_loading(arguments, restores=True)
     with report.stage("read"):
         views = read_pair(arguments, report)
         left, right = views.left, views.right
         check_format(arguments.output, left)
         target = _read_target(arguments.target, left) if arguments.target else None
     with report.stage("load"):
-        deblurrer = load(arguments)
+        deblurrer = loading.result()
     with ProgressBar(quiet=arguments.quiet or arguments.json) as progress:
         result = deblurrer(left.pixels, right.pixels, axis=views.axis, linear=views.linear, progress=progress)
     report.add_result(deblurrer, result)
     report.fields["tiles"] = result.tiles
-    del deblurrer  # frees the memory of its graphs before a large photo is encoded
+    del deblurrer, loading  # frees the memory of its graphs before a large photo is encoded
 
     quality = None
     if target is not None:

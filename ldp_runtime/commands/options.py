@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ldp_runtime.deblurrer import Deblurrer
 
 
@@ -136,6 +138,26 @@ def load(arguments: argparse.Namespace) -> Deblurrer:
         check=arguments.check,
         scale=getattr(arguments, "scale", "auto"),
     )
+
+
+def start_loading(arguments: argparse.Namespace, *, restores: bool) -> Future[Deblurrer]:
+    """Begins ``load`` in a thread of its own, and opens the graphs there too, while the caller reads the pair.
+
+    Args:
+        arguments: The options.
+        restores: Whether pairs are restored; otherwise the blur map alone is wanted.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work() -> Deblurrer:
+        deblurrer = load(arguments)
+        deblurrer.open(restores=restores)
+        return deblurrer
+
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ldp-load")
+    loading = thread.submit(work)
+    thread.shutdown(wait=False)  # an unreadable pair is reported at once
+    return loading
 
 
 def require_blur_map(bundle: str) -> None:

@@ -95,6 +95,9 @@ class CudaChain(Chain):
             self.device.activate()
             return arrays.view(array, self.device, self._streams.compute)
 
+    def open_impl(self, restores: bool) -> None:
+        """Opens nothing: which engine runs a pair depends on its size."""
+
     def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
         """See ``Chain``.
 

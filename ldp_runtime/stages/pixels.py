@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -91,6 +90,8 @@ class PaddedPair:
 
 
 def _scale(pixels: Image, top: np.float32, planes: NDArray[np.float32]) -> None:
+    import cv2  # it takes a while to load
+
     if not pixels.size:  # of which OpenCV makes no picture
         return
     samples = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)  # OpenCV knows no other byte order
@@ -113,6 +114,8 @@ def canvases(
         The stereo canvases ``(B, 3, s, 2 s)``, L beside the flipped R, so that column x mirrors to
         2 s - 1 - x; and the center views ``(B, 3, s, s)``.
     """
+    import cv2
+
     s = regions[0].shape[1]
     stereo = np.empty((len(regions), 3, s, 2 * s), dtype=np.float32)
     center = np.empty((len(regions), 3, s, s), dtype=np.float32)
@@ -180,6 +183,8 @@ def write_pixels(
     Raises:
         NumericsError: NaN or Inf anywhere, in the padding too.
     """
+    import cv2
+
     h, w = pixels.shape[:2]
     top = np.float32(np.iinfo(pixels.dtype).max)
 

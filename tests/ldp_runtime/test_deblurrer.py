@@ -1,4 +1,5 @@
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from ldp_runtime import host
-from ldp_runtime.backends.base import Session
+from ldp_runtime import host, threads
+from ldp_runtime.backends.base import Session, SessionBackend
 from ldp_runtime.backends.openvino import OpenVinoBackend
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.deblurrer import Deblurrer
@@ -518,6 +519,37 @@ def test_auto_goes_on_when_openvino_refuses_a_graph(
     assert f"; openvino was passed over: openvino cannot open {bundle / 'deblur.onnx'}" in deblurrer.reason
     with pytest.raises(BackendError, match=r"openvino cannot open .*: no such operation"):
         Deblurrer.from_bundle(bundle, backend="openvino", threads=1)(left, right)
+    ahead = Deblurrer.from_bundle(bundle, threads=1)
+    ahead.open()
+    assert ahead.backend == "onnxruntime"
+    ahead = Deblurrer.from_bundle(bundle, threads=1)
+    ahead.open(restores=False)
+    assert ahead.backend == "openvino"
+
+
+def test_graphs_are_opened_ahead_side_by_side_and_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    barrier = threading.Barrier(2, timeout=20)
+    original = SessionBackend.open
+
+    def note(self: SessionBackend, path: Path, *rest: Any, **named: Any) -> Session:
+        if both:
+            barrier.wait()  # passes only if the other graph is opened at the same time
+        opened.append(path.stem)
+        return original(self, path, *rest, **named)
+
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(SessionBackend, "open", note)
+    pair = a_pair(40, 50)
+    for both in (False, True):
+        deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", threads=1)
+        if not both:
+            deblurrer.open(restores=False)
+            assert opened == ["clip"]
+        deblurrer.open()
+        deblurrer(*pair)
+        assert sorted(opened) == ["clip", "deblur"]
+        opened.clear()
 
 
 def test_a_graph_that_no_backend_opens_names_them_all(spoilt: Path) -> None:

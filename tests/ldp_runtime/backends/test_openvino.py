@@ -65,7 +65,7 @@ def test_openvino_keeps_what_it_compiles_by_content(bundle: Path, empty_cache: P
     for _ in range(2):
         session = backend.open(bundle / "deblur.onnx", "fp32", 1, content="a" * 64)
         np.testing.assert_array_equal(session.run(feeds)["restored"], plain)
-        assert len(list((empty_cache / "openvino" / ("a" * 32)).glob("*.blob"))) == 1
+        assert len(list((empty_cache / "openvino" / ("a" * 32) / "deblur-fp32").glob("*.blob"))) == 1
     backend.open(bundle / "deblur.onnx", "fp32", 1, content="b" * 64)
     assert len(list((empty_cache / "openvino").iterdir())) == 2
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,31 @@ def test_restores_as_the_deblurrer_does_in_place_of_an_old_file(
     for stage in ("read", "load", "prepare", "clip", "blur_logits", "deblur", "finish", "write", "total"):
         assert f"\n  {stage} " in out
     assert run("deblur", *pair, "-o", tmp_path / "out.png", "-q") == (0, "", "")
+
+
+def test_the_graphs_are_opened_while_the_pair_is_read(
+    run: Run, pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    open_graphs, read = Deblurrer.open, deblur_command.read_pair
+
+    def note(deblurrer: Deblurrer, **options: Any) -> None:
+        open_graphs(deblurrer, **options)
+        opened.set()
+
+    def wait(*arguments: Any) -> Any:
+        assert opened.wait(20)
+        return read(*arguments)
+
+    monkeypatch.setattr(Deblurrer, "open", note)
+    monkeypatch.setattr(deblur_command, "read_pair", wait)
+    assert run("deblur", *pair, "-o", tmp_path / "out.png", "-q") == (0, "", "")
+
+
+def test_what_is_wrong_with_the_pair_comes_before_what_is_wrong_with_the_bundle(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.png"
+    outcome = run("deblur", missing, missing, "-o", tmp_path / "out.png", "--bundle", tmp_path / "none")
+    check_error(outcome, f"{missing} does not exist")
 
 
 def test_all_outputs_and_the_json_report(run: Run, pair: tuple[str, str], tmp_path: Path, deblurrer: Deblurrer) -> None:
