@@ -1,3 +1,4 @@
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,6 +6,17 @@ from pathlib import Path
 import pytest
 
 from ldp_runtime import Deblurrer
+
+
+def pytest_configure() -> None:
+    """The garbage collector comes less often: imports and graphs make millions of objects that stay."""
+    gc.set_threshold(10_000)
+
+
+def pytest_collection_finish() -> None:
+    """Nor does it look again through what is there once the tests are collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
