@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ldp_export.bundling import parity
 from ldp_export.bundling.onnx_graphs import export_bundle
 from ldp_export.model import ExportModel, random_model
 from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
 from tests.ldp_export.tiny_models import TINY_CLIP, tiny_network
+from tests.sample import near_sample
 
 SEED = 3
 WINDOW = 64
@@ -34,7 +36,9 @@ def exported_model(tiny_clip_file: Path) -> ExportModel:
 def exported_bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: ExportModel) -> Path:
     """``exported_model`` as a bundle. Exports take long, so tests share this one."""
     path = tmp_path_factory.mktemp("bundles") / "tiny-random"
-    export_bundle(exported_model, path, path.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "focus_setting", lambda focus: near_sample())
+        export_bundle(exported_model, path, path.name)
     return path
 
 

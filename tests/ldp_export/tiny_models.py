@@ -11,7 +11,7 @@ from ldp_export.network.released import ReleasedConfig, ReleasedNet
 
 TINY_CLIP = {
     "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.0},
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16, "mlp_ratio": 2.0},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 TINY_CONFIG = LDPConfig(
@@ -20,7 +20,7 @@ TINY_CONFIG = LDPConfig(
     stem=8,
     encoder=(1,),
     middle=1,
-    decoder=(1,),
+    decoder=(0,),
     bpa=("middle",),
     head_dim=4,
     kernel=3,

@@ -6,8 +6,8 @@ import onnx_ir
 import pytest
 
 from ldp_export.bundling import onnx_graphs, parity
-from ldp_export.simulation.samples import focus_setting
 from ldp_export.simulation.simulate import SimulatedPair
+from tests.sample import near_sample
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def ready_graphs(exported_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return onnx_ir.load(exported_bundle / (f"{kind}.fp16.onnx" if half else f"{kind}.onnx"))
 
     def cut(focus: str) -> SimulatedPair:
-        pair = focus_setting(focus)
+        pair = near_sample()
         return SimulatedPair(*(array[200:270, 300:401] for array in (pair.left, pair.right, pair.target, pair.coc)))
 
     monkeypatch.setattr(onnx_graphs, "clip_graph", lambda encoder, window, half: load("clip", half))

@@ -112,9 +112,12 @@ def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> N
 
 
 @needs_rtx
-def test_nano_builds_with_no_gpu_and_no_warning(tmp_path: Path) -> None:
-    folder = shutil.copytree(NANO, tmp_path / "ldp-nano", ignore=shutil.ignore_patterns("engines"))
+@pytest.mark.parametrize("name", ["tiny", pytest.param("ldp-nano", marks=pytest.mark.slow)])
+def test_a_bundle_builds_with_no_gpu_and_no_warning(name: str, pristine: Path, tmp_path: Path) -> None:
+    source = NANO if name == "ldp-nano" else pristine
+    folder = shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("engines"))
     manifest = read_manifest(folder)
+    assert manifest.clip is not None
     save_manifest(folder, msgspec.structs.replace(manifest, engines=()))
     lines: list[str] = []
     bundle = Bundle.load(folder)
@@ -130,11 +133,12 @@ def test_nano_builds_with_no_gpu_and_no_warning(tmp_path: Path) -> None:
         assert entry.version == version
         assert len(bundle.read_engine(entry)) == entry.size
         weights = bundle.graph(entry.kind, "fp16").stat().st_size
-        assert weights < entry.size < 8 * weights
+        assert weights < entry.size
+        assert entry.size < 8 * weights or name == "tiny"  # whose weights are next to nothing
         assert is_trusted(entry.sha256)
     asked: dict[str, Any] = {"flavour": "rtx", "version": version, "arch": "sm_89"}
     assert bundle.find_engine("deblur", shapes=deblur_shapes(1120, 1696, 16), **asked) == entries[1]
-    assert bundle.find_engine("clip", shapes=clip_shapes(17, 128), **asked) == entries[0]
+    assert bundle.find_engine("clip", shapes=clip_shapes(17, manifest.clip.window), **asked) == entries[0]
     with pytest.raises(BackendError, match="build one with"):
         bundle.find_engine("deblur", shapes=deblur_shapes(64, 64, 16), **{**asked, "arch": "sm_75"})
     assert sorted(p.name for p in (folder / "engines").iterdir()) == sorted(Path(e.file).name for e in entries)

@@ -19,6 +19,7 @@ from ldp_export.bundling.quantize_graphs import QuantizeError, place, role
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, simulated_pairs
 from ldp_export.bundling.tensorrt_builder import TensorRT
 from ldp_export.cli import main
+from ldp_export.simulation import samples
 from ldp_runtime.bundle.bundle import Bundle, read_manifest
 from ldp_runtime.bundle.engines import deblur_shapes
 from ldp_runtime.bundle.manifest import GRAPHS, QUANTIZED_PRECISIONS, BlurMapSpec
@@ -29,6 +30,7 @@ from ldp_runtime.images.quality import psnr
 from ldp_runtime.registry import BACKENDS
 from ldp_runtime.stages.geometry import Padding
 from tests.ldp_runtime.tiny_bundle import EMBED_DIM, PATCH, WINDOW, rewrite
+from tests.sample import SAMPLE, near_sample
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
@@ -304,7 +306,10 @@ def test_graphs_that_do_not_belong_together_have_no_fp8(in_fp8: Path, tmp_path: 
         quantize_bundle(Bundle.load(folder), pairs(), precision="fp8")
 
 
-def test_the_command_simulates_pairs_and_prints_the_table(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_simulates_pairs_and_prints_the_table(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "focus_setting", lambda focus: near_sample())
     assert main(["quantize", str(tiny), "--pairs", "1", "--max-loss", "3", "--threads", "1"]) == 0
     output = capsys.readouterr()
     assert "deblur constant_5 3x3" in output.out and "multiply-accumulates in 8 bits: " in output.out
@@ -312,8 +317,7 @@ def test_the_command_simulates_pairs_and_prints_the_table(tiny: Path, capsys: py
     assert output.out.splitlines()[-1].startswith(f"{tiny}: INT8 graphs, ")
     assert "calibrating" in output.err
     assert set(Bundle.load(tiny).manifest.quantization["int8"]["check"]) == {"simulated", "motorcycle"}
-    sample = Path(__file__).resolve().parents[3] / "samples" / "motorcycle"
-    arguments = [str(sample / "left.png"), str(sample / "right.png"), "-o", str(tiny.parent / "out.png")]
+    arguments = [str(SAMPLE / "left.png"), str(SAMPLE / "right.png"), "-o", str(tiny.parent / "out.png")]
     assert run_ldp(["deblur", *arguments, "--bundle", str(tiny), "--precision", "int8"]) == 0
     assert "int8" in capsys.readouterr().out
 

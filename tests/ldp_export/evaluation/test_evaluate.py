@@ -22,6 +22,7 @@ from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import center_view, psnr
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 from tests.processes import output
+from tests.sample import near_sample
 
 H, W = 64, 96
 
@@ -217,7 +218,7 @@ def fast_rays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 
 def test_the_sample_is_what_the_plan_describes() -> None:
-    pair = focus_setting("near")
+    pair = near_sample()
     assert pair.left.shape == pair.target.shape == (500, 741, 3)
     assert pair.left.dtype == np.uint8
     image, disparity = samples.motorcycle()
