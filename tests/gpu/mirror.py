@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +88,7 @@ def _translated(address: int, spans: list[_Span]) -> int:
 
 def _merged(addresses: list[int], reach: int) -> list[tuple[int, int]]:
     """The writable pages around some addresses, as ranges that do not meet."""
-    maps, reach = list(_writable()), min(reach, _MOST)
+    maps, reach = _writable(), min(reach, _MOST)
     spans: list[tuple[int, int]] = []
     for address in sorted(addresses):
         low, high = next((low, high) for low, high in maps if low <= address < high)
@@ -101,10 +100,18 @@ def _merged(addresses: list[int], reach: int) -> list[tuple[int, int]]:
     return spans
 
 
-def _writable() -> Iterator[tuple[int, int]]:
-    """The ranges of this process's memory that it may write to."""
+def _writable() -> list[tuple[int, int]]:
+    """The ranges of this process's memory that it may write to.
+
+    Neighbours are one range: the system lists them apart where advice was given on a part, as NumPy does for large
+    arrays, and an array may lie across such a border.
+    """
+    ranges: list[tuple[int, int]] = []
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         span, mode = line.split()[:2]
         if mode.startswith("rw"):
             low, high = (int(end, 16) for end in span.split("-"))
-            yield low, high
+            if ranges and ranges[-1][1] == low:
+                low = ranges.pop()[0]
+            ranges.append((low, high))
+    return ranges

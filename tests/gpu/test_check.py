@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.device import open_device
 from ldp_runtime.errors import BackendError
+from ldp_runtime.stages.blur_map import sigmoid
 from tests.gpu import __main__ as check
-from tests.gpu.mirror import Mirror
+from tests.gpu.mirror import Mirror, _writable
 from tests.gpu.steps import STEPS, Setting, SkippedError
+from tests.ldp_runtime.cuda.host_build import address
 from tests.ldp_runtime.cuda.host_device import HostDevice, HostStream
 from tests.ldp_runtime.cuda.test_kernels import Fenced
 from tests.processes import python
@@ -24,10 +27,8 @@ def blended(device: HostDevice) -> np.ndarray:
     tile = np.random.default_rng(0).random((3, 5, 9), np.float32)
     ones, out = np.ones(9, np.float32), Fenced(tile.shape, np.float32, 1)
     out.array[...] = 0
-    addresses = (int(array.__array_interface__["data"][0]) for array in (tile, ones, ones))
-    tile_at, rows_at, columns_at = addresses
     mirror = Mirror(device)
-    mirror(launches.blend(tile_at, (5, 9), rows_at, columns_at, out.address, (5, 9), (0, 0)))
+    mirror(launches.blend(address(tile), (5, 9), address(ones), address(ones), out.address, (5, 9), (0, 0)))
     assert mirror.launches == 1
     assert "blend" in device.log
     np.testing.assert_array_equal(out.check(), tile)
@@ -51,6 +52,22 @@ def test_a_device_that_writes_beyond_an_output_is_found_out(monkeypatch: pytest.
     monkeypatch.setattr(HostStream, "launch", careless)
     with pytest.raises(AssertionError, match="written outside of the output"):
         blended(HostDevice())
+
+
+def test_an_array_across_a_border_of_the_systems_map_is_mirrored_whole() -> None:
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 64 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK, 32 * page, 32 * page)  # NumPy's advice is another, and not in every kernel
+    everything = np.frombuffer(memory, np.uint8)
+    start = address(everything)
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith(f"{start + 32 * page:x}-") for line in lines), "the system lists it as one"
+    assert any(low <= start and start + everything.nbytes <= high for low, high in _writable())
+    out = everything[30 * page : 34 * page].view(np.float32).reshape(4, -1)
+    logits = np.full((1, 1), 2, np.float32)
+    call = launches.blur_map(address(logits), (1, 1), out.shape[1], address(out), out.shape)
+    Mirror(HostDevice())(call)
+    np.testing.assert_allclose(out, sigmoid(np.float32(2)), atol=1e-6)
 
 
 def test_arguments_of_other_types_are_refused() -> None:
