@@ -7,7 +7,7 @@
                           with ``"weights": TAG`` if open_clip shall download them; also ``window`` and ``overlap``
 ``clip.safetensors``      the state dict of the whole open_clip model; takes the place of ``weights``
 ``calibration.json``      a list of ``{text, format, offset, temperature}``, the prompts of Table 4 in its order
-``training.json``         provenance; its ``licences`` and ``name`` go into the bundle
+``training.json``         provenance; its ``licences``, ``name`` and ``blur_range`` go into the bundle
 ========================  =======================================================================================
 
 Parts are read when they are asked for: a folder with CLIP alone can be calibrated before any network is trained.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ldp_runtime.bundle.fields import BlurRange
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_write, staged_folder, write_files
@@ -165,6 +166,18 @@ class Checkpoint:
         """
         path = self.path / TRAINING_FILE
         return _object(path) if path.is_file() else {}
+
+    def blur_range(self) -> float | None:
+        """Largest radius in px of a circle of confusion in training; None where it was not written down.
+
+        Raises:
+            CheckpointError: ``training.json`` has no such number.
+        """
+        value = self.training().get("blur_range")
+        try:
+            return None if value is None else convert(value, BlurRange)
+        except UnfitError as unfit:
+            raise CheckpointError(f"{self.path / TRAINING_FILE}: blur_range{unfit.problem}") from None
 
     def write_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Writes the calibration in one step.

@@ -38,6 +38,7 @@ class ExportModel:
         licences: Licences of weights and data for the manifest.
         blur_map: How the blur map is estimated and given to the network.
         origin: Where imported weights come from; None where they were not imported.
+        blur_range: Largest radius in px of a circle of confusion in training; None where it is not known.
 
     Raises:
         ExportError: Only one of CLIP and its windows is given, or the network reads a blur map and there is no CLIP.
@@ -52,6 +53,7 @@ class ExportModel:
     licences: Mapping[str, Any] = field(default_factory=dict)
     blur_map: BlurMapSpec = field(default_factory=BlurMapSpec)
     origin: Origin | None = None
+    blur_range: float | None = None
 
     def __post_init__(self) -> None:
         if (self.clip is None) != (self.windows is None) or (self.clip is None and self.prompts):
@@ -99,8 +101,16 @@ def model_from_checkpoint(checkpoint: Checkpoint, window: int | None = None, ove
         windows = choose_windows(patch, window or windows.window, own_overlap if overlap is None else overlap)
     training = checkpoint.training()
     licences = training.pop("licences", {})
+    training.pop("blur_range", None)
     return ExportModel(
-        checkpoint.network(), clip, checkpoint.prompts(), windows, True, training, _mapping(licences, "licences")
+        checkpoint.network(),
+        clip,
+        checkpoint.prompts(),
+        windows,
+        True,
+        training,
+        _mapping(licences, "licences"),
+        blur_range=checkpoint.blur_range(),
     )
 
 

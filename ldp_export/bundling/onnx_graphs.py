@@ -292,6 +292,7 @@ def _manifest(model: ExportModel, name: str, files: Mapping[str, Mapping[str, st
         tools={"ldp": __version__, "python": platform.python_version(), **tools},
         training=model.training,
         blur_map=model.blur_map,
+        blur_range=model.blur_range,
         parity=parity.figures,
         evaluation={},
         licences=model.licences,

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from ldp_export.network import CONFIGS, LDPConfig
 from ldp_export.training.losses import LossConfig
+from ldp_runtime.bundle.fields import BlurRange
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.blur_map import ENSEMBLES
 from ldp_runtime.structs import UnfitError, convert, one_of, shown
@@ -116,6 +117,8 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         threads: Threads of each process on the CPU; None leaves torch's choice.
         log_every: Steps between lines of the log.
         save_every: Steps between saved states, from which a killed run resumes.
+        blur_range: Largest radius in px of a circle of confusion in the data; it goes into the checkpoint and the
+            bundle, and ``--scale auto`` goes by it. None is that of ``init``.
         licences: ``weights``, a licence, and ``data``, a list; they go into the checkpoint and the bundle.
     """
 
@@ -144,6 +147,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     threads: _AtLeast1 | None = None
     log_every: _AtLeast1 = 100
     save_every: _AtLeast1 = 1000
+    blur_range: BlurRange | None = None
     licences: dict[str, Any] = {}
 
     def network_config(self) -> LDPConfig | None:

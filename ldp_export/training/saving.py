@@ -143,11 +143,13 @@ class RunFolder:
         """The content of ``training.json``."""
         config, inputs, fabric = self._config, self._inputs, self._learner.fabric
         earlier = {} if inputs.start is None else inputs.start.training()
+        blur_range = config.blur_range or earlier.get("blur_range")
         clip = inputs.clip_folder.training().get("clip")
         done = [*progress.history, {"steps": progress.stage_step, "seconds": round(progress.stage_seconds, 1)}]
         return {
             "name": config.name,
             "licences": config.licences or earlier.get("licences", {}),
+            **({} if blur_range is None else {"blur_range": blur_range}),
             "deblur": {
                 "complete": progress.stage == len(config.stages),
                 "steps": progress.step,

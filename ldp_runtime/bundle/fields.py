@@ -48,3 +48,5 @@ Bytes = Annotated[int, Meta(ge=0, le=MAX_BUNDLE_BYTES)]
 Side = Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
 Single = Annotated[float, Meta(ge=-_MAX_SINGLE, le=_MAX_SINGLE)]
 PositiveSingle = Annotated[float, Meta(gt=0, le=_MAX_SINGLE)]
+BlurRange = Annotated[float, Meta(gt=0, le=1000)]
+"""Largest radius in px of a circle of confusion that a network was trained on."""

@@ -13,6 +13,7 @@ from ldp_runtime.bundle.fields import (
     MAX_EMBED_DIM,
     MAX_FILES,
     MAX_WINDOW,
+    BlurRange,
     Bytes,
     Count,
     FileName,
@@ -190,7 +191,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     opset: Count
     tools: Mapping[str, str]
     blur_map: BlurMapSpec = BlurMapSpec()
-    blur_range: Annotated[float, Meta(gt=0, le=1000)] | None = None
+    blur_range: BlurRange | None = None
     training: Mapping[str, Any]
     parity: Mapping[str, Any]
     evaluation: Mapping[str, Any]

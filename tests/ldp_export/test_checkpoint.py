@@ -53,6 +53,7 @@ def test_what_is_saved_comes_back(folder: Path, tiny_clip_file: Path) -> None:
     assert opened.prompts() == tuple(CALIBRATED)
     assert opened.windows(16) == checkpoint_module.Windows(64, 32)
     assert opened.training()["seed"] == 1
+    assert opened.blur_range() is None
     assert sorted(p.name for p in folder.iterdir()) == [
         "calibration.json", "clip.json", "clip.safetensors", "deblur.safetensors", "network.json", "training.json",
     ]  # fmt: skip
@@ -167,3 +168,13 @@ def test_windows() -> None:
     for window, overlap in ((100, None), (0, None), (64, 64), (64, 49), (64, -1)):
         with pytest.raises(CheckpointError):
             choose_windows(16, window, overlap)
+
+
+@pytest.mark.parametrize("value", [0, -3, "20", 2000])
+def test_a_blur_range_that_is_none(folder: Path, value: object) -> None:
+    path = folder / "training.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "blur_range": 20}))
+    assert Checkpoint.open(folder).blur_range() == 20
+    path.write_text(json.dumps({**json.loads(path.read_text()), "blur_range": value}))
+    with pytest.raises(CheckpointError, match=r"training\.json: blur_range: expected .*, got"):
+        Checkpoint.open(folder).blur_range()

@@ -44,5 +44,5 @@ def save_trained(folder: Path, model: ExportModel, network: LDPNet | None = None
         clip_config={**TINY_CLIP, "window": model.windows.window},
         clip=model.clip.model.state_dict(),
         prompts=CALIBRATED,
-        training={"data": "none", "licences": {"weights": "Apache-2.0", "data": []}},
+        training={"data": "none", "blur_range": 12, "licences": {"weights": "Apache-2.0", "data": []}},
     )

@@ -13,7 +13,7 @@ from train_clip import WINDOW
 
 from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.network import CONFIGS
-from ldp_export.simulation.scenes import SCENES_A_SHARD, SEED, read_photo_list
+from ldp_export.simulation.scenes import MAX_RADIUS, SCENES_A_SHARD, SEED, read_photo_list
 
 HERE = Path(__file__).parent
 OVERLAP = 16
@@ -48,6 +48,7 @@ def main() -> None:
     training = {
         "name": "ldp-nano",
         "recipe": "models/recipes/ldp_nano",
+        "blur_range": MAX_RADIUS,
         "data": {
             "kind": "simulated dual-pixel pairs only",
             "scenes": SCENES_A_SHARD * len(shards(args.scenes, held_out=False)),

@@ -267,6 +267,7 @@ def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, exported_model: ExportMod
     assert manifest.name == "own"
     assert manifest.prompts == CALIBRATED
     assert manifest.training == {"data": "none"}
+    assert manifest.blur_range == 12
     assert manifest.licences == {"weights": "Apache-2.0", "data": []}
     assert (manifest.clip.weights, manifest.clip.architecture) == ("clip.safetensors", "own-clip")
     assert manifest.parity["weights"] == "trained"

@@ -28,6 +28,7 @@ def test_overrides(path: Path) -> None:
         ("name=2026-13-13", "--set name: expected YAML, got month must be in 1..12"),
         ("name=2026-12-12", 'name: expected a string, got "datetime.date(2026, 12, 12)"'),
         ("licences={1: x}", "licences: expected a string, got 1"),
+        ("blur_range=0", "blur_range: expected"),
     ],
 )
 def test_overrides_that_do_not_fit(path: Path, override: str, message: str) -> None:

@@ -58,7 +58,12 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_clip_file: Path) -> Tr
         clip_config={**TINY_CLIP, "window": 64, "overlap": 16},
         clip=load_clip(str(tiny_clip_file), seed=5).model.state_dict(),
         prompts=[Prompt(p.text, p.format, 0.0, 5.0) for p in PROMPTS],
-        training={"name": "start", "licences": {"weights": "Apache-2.0", "data": ["CC0-1.0"]}, "clip": {"seed": 5}},
+        training={
+            "name": "start",
+            "blur_range": 7.5,
+            "licences": {"weights": "Apache-2.0", "data": ["CC0-1.0"]},
+            "clip": {"seed": 5},
+        },
     )
     rng = np.random.default_rng(0)
     for shard in range(4):  # the first two are held out
@@ -121,6 +126,7 @@ def test_a_run_leaves_a_checkpoint_with_provenance(config: TrainConfig, finished
     assert training["name"] == "tiny"
     assert training["licences"]["weights"] == "Apache-2.0"
     assert training["clip"] == {"seed": 5}
+    assert training["blur_range"] == 7.5, "that of the start, where the run names none"
     assert training["init"]["name"] == "start"
     deblur = training["deblur"]
     assert (deblur["complete"], deblur["steps"], deblur["changes"]) == (True, 7, [])
