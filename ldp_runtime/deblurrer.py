@@ -58,10 +58,8 @@ class Deblurrer:
         """Makes a deblurrer of a loaded bundle; the arguments are those of ``from_bundle``."""
         self.bundle = bundle
         self._tile = check_tile(tile, bundle.manifest.tile_multiple, bundle.manifest.tile_halo)
-        for name, value, allowed in (("check", check, MODES), ("scale", scale, (AUTO, *SCALES))):
-            if value not in allowed:
-                raise ImageError(f"expected {name} as one of {', '.join(allowed)}, got {value!r}")
-        self._check, self._scale = check, scale
+        self._check = _checked_choice("check", check, MODES)
+        self._scale = _checked_choice("scale", scale, (AUTO, *SCALES))
         self._asked = (backend, precision)
         self._threads = threads
         self._failed: dict[str, str] = {}
@@ -129,6 +127,7 @@ class Deblurrer:
         *,
         axis: str = "horizontal",
         linear: bool | None = None,
+        check: str | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Restores a pair.
@@ -140,6 +139,7 @@ class Deblurrer:
             axis: Direction of the disparity: ``"horizontal"``, or ``"vertical"`` for sensors that split top
                 and bottom (then ``left`` is the top view).
             linear: Whether the values are linear light rather than sRGB; None leaves it to the check.
+            check: As for ``from_bundle``, for this pair; None is the deblurrer's own.
             progress: As for ``Chain.submit``.
 
         Returns:
@@ -151,7 +151,7 @@ class Deblurrer:
             BundleError: The bundle's graphs are not those of the chain.
             BackendError: The backend failed.
         """
-        return self.start(left, right, axis=axis, linear=linear, progress=progress).result()
+        return self.start(left, right, axis=axis, linear=linear, check=check, progress=progress).result()
 
     def open(self, *, restores: bool = True) -> None:
         """Opens the graphs, which otherwise the first pair does; on a GPU that has to wait for the size of a pair.
@@ -241,6 +241,7 @@ class Deblurrer:
         *,
         axis: str = "horizontal",
         linear: bool | None = None,
+        check: str | None = None,
         progress: Progress | None = None,
     ) -> PendingResult:
         """Starts on a pair.
@@ -253,6 +254,7 @@ class Deblurrer:
             right: As for a call; neither may change until the result is there.
             axis: As for a call.
             linear: As for a call.
+            check: As for a call.
             progress: As for a call.
 
         Raises:
@@ -260,7 +262,7 @@ class Deblurrer:
             BundleError: The bundle's graphs are not those of the chain.
             BackendError: The backend failed.
         """
-        return self._start(left, right, axis, True, linear, progress)
+        return self._start(left, right, axis, True, linear, check, progress)
 
     def blur_map(
         self,
@@ -269,6 +271,7 @@ class Deblurrer:
         *,
         axis: str = "horizontal",
         linear: bool | None = None,
+        check: str | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Estimates the blur map alone; the deblur graph is not opened, and ``restored`` of the result is None.
@@ -278,6 +281,7 @@ class Deblurrer:
             right: As for a call.
             axis: As for a call.
             linear: As for a call.
+            check: As for a call.
             progress: As for a call.
 
         Raises:
@@ -286,14 +290,22 @@ class Deblurrer:
             BundleError: The bundle has no blur map, or its graphs are not those of the chain.
             BackendError: The backend failed.
         """
-        return self._start(left, right, axis, False, linear, progress).result()
+        return self._start(left, right, axis, False, linear, check, progress).result()
 
     def _start(
-        self, left: Any, right: Any, axis: str, restore: bool, linear: bool | None, progress: Progress | None
+        self,
+        left: Any,
+        right: Any,
+        axis: str,
+        restore: bool,
+        linear: bool | None,
+        check: str | None,
+        progress: Progress | None,
     ) -> PendingResult:
         """Checks a pair and starts on what is left of it."""
+        mode = self._check if check is None else _checked_choice("check", check, MODES)
         measured = isinstance(left, np.ndarray) and isinstance(right, np.ndarray)
-        if not measured or (self._check == "off" and self._scale in ("1", AUTO)):
+        if not measured or (mode == "off" and self._scale in ("1", AUTO)):
             return self._submit(left, right, axis, restore, progress)
         from ldp_runtime.paircheck.prepare import prepare  # OpenCV takes a while to load
 
@@ -302,13 +314,22 @@ class Deblurrer:
             left,
             right,
             axis,
-            mode=self._check,
+            mode=mode,
             scale=self._scale,
             blur_range=self.bundle.manifest.blur_range or BLUR_RANGE,
             linear=linear,
         )
-        pending = self._submit(prepared.left, prepared.right, prepared.axis, restore, progress)
-        return PendingResult(lambda: prepared.finish(pending.result()), pending.cancel)
+        pairs = prepared.pairs if restore else prepared.pairs[:1]
+        pending: list[PendingResult] = []
+        with _cancelled_on_error(pending):
+            for i, pair in enumerate(pairs):
+                pending.append(self._submit(*pair, prepared.axis, restore, _part_of(progress, i, len(pairs))))
+
+        def finish() -> Result:
+            with _cancelled_on_error(pending):
+                return prepared.finish([each.result() for each in pending])
+
+        return PendingResult(finish, lambda: _cancel(pending))
 
     def _submit(
         self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None = None
@@ -348,6 +369,31 @@ class Deblurrer:
         self._backend, self.reason, self.passed_over = select(backend, precision, failed=self._failed)
         self._precision = self._backend.resolve(precision)
         self._chain = None
+
+
+def _checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ImageError(f"expected {name} as one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def _part_of(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """Takes the progress of one of several parts of equal length."""
+    return progress and (lambda done: progress((part + done) / parts))
+
+
+def _cancel(pending: Iterable[PendingResult]) -> None:
+    for each in pending:
+        each.cancel()
+
+
+@contextlib.contextmanager
+def _cancelled_on_error(pending: Iterable[PendingResult]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _cancel(pending)
+        raise
 
 
 def _ahead(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:

@@ -2,5 +2,9 @@
 
 from __future__ import annotations
 
-MODES = ("auto", "warn", "off")
+from typing import Literal, get_args
+
+Mode = Literal["auto", "warn", "off"]
+
+MODES: tuple[str, ...] = get_args(Mode)
 """What a check does: correct and refuse, only warn, or nothing."""

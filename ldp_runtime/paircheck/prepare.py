@@ -43,35 +43,51 @@ class Prepared:
     dtype: np.dtype[Any]
     seconds: float
 
-    def finish(self, result: Result) -> Result:
-        """The result as the caller wants it: at full size, in the coding of the views."""
+    @property
+    def pairs(self) -> list[tuple[Image, Image]]:
+        """What the chain restores.
+
+        At a smaller scale, which costs so much less, these are two: the pair, and the same turned by 180 degrees, where
+        left is right: what both agree on is better than either.
+        """
+        if self.full is None:
+            return [(self.left, self.right)]
+        return [(self.left, self.right), (_turned(self.right), _turned(self.left))]
+
+    def finish(self, results: list[Result]) -> Result:
+        """The result as the caller wants it, of those of ``pairs``: at full size, in the coding of the views."""
         begin = time.perf_counter()
+        result = results[0]
         notes = self.check.notes if self.check.mode != "off" else ()
         if self.full is not None:
-            self._enlarge(result)
+            self._enlarge(result, results[1:])
             notes += (
                 f"the disparity reaches {self.check.disparity:.1f} px; the pair was restored at 1/{self.scale} of its "
                 "size, where it fits the model, and sharp parts keep their detail (--scale 1 restores at full size)",
             )
         if self.check.mode == "auto" and result.restored is not None:
             result.restored = self.check.correction.undo(result.restored, self.dtype)
-        result.notes = (*notes, *result.notes)
+        result.notes = (*notes, *dict.fromkeys(note for each in results for note in each.notes))
         result.check, result.scale = self.check, 1 / self.scale
-        result.timings = {"check": self.seconds, **result.timings}
+        stages = {stage: sum(each.timings.get(stage, 0.0) for each in results) for stage in result.timings}
+        result.timings = {"check": self.seconds, **stages}
         if self.full is not None:
             result.timings["enlarge"] = time.perf_counter() - begin
         return result
 
-    def _enlarge(self, result: Result) -> None:
+    def _enlarge(self, result: Result, turned: list[Result]) -> None:
         assert self.full is not None
         size = self.full[0].shape[1::-1]
         small = result.blur_map
         if result.restored is not None:
-            result.restored = blend_full_size(
-                result.restored, self.full, (self.left, self.right), self.scale, self.axis
-            )
+            pictures = [result.restored, *(_turned(each.restored) for each in turned)]
+            result.restored = blend_full_size(pictures, self.full, (self.left, self.right), self.scale, self.axis)
         if small is not None:
             result.replace_blur_map(functools.partial(_enlarged_map, small, size, self.scale))
+
+
+def _turned(picture: Image) -> Image:
+    return np.ascontiguousarray(picture[::-1, ::-1])
 
 
 def _enlarged_map(small: Image, size: tuple[int, int], n: int) -> Image:

@@ -82,7 +82,7 @@ def test_large_blur_is_restored_at_half_the_size(nano: Deblurrer, crop: Crop) ->
     assert result.restored.shape == (*result.blur_map.shape, 3) == target.shape
     before = center_view(*big)
     gain = psnr(result.restored, target, data_range=255) - psnr(before, target, data_range=255)
-    assert gain >= 2.0, f"gain {gain:.2f} dB"  # measured: 2.19
+    assert gain >= 2.5, f"gain {gain:.2f} dB"  # measured: 2.55
 
 
 def test_warnings_change_nothing(crop: Crop) -> None:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from ldp_export.simulation.simulate import (
+    HalfAperturePSF,
+    Layer,
+    SensorNoise,
+    linear_to_srgb,
+    quantise,
+    render_views,
+    srgb_to_linear,
+)
+from ldp_runtime.images.quality import center_view, psnr
 from ldp_runtime.stages.scales import blend_full_size, reduce_view
+
+Pixels = NDArray[np.uint8]
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -15,18 +29,104 @@ def test_a_sharp_photo_keeps_every_detail(n: int, dtype: type, axis: str) -> Non
     view = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (601, 67, 3), dtype, endpoint=True)
     small = reduce_view(view, n)
     assert small.shape == (-(-601 // n), -(-67 // n), 3)
-    restored = blend_full_size(small, (view, view), (small, small), n, axis)
+    restored = blend_full_size([small], (view, view), (small, small), n, axis)
     assert np.abs(restored.astype(int) - view).max() <= 1  # strips meet, and nothing is lost
+    wrong = np.full_like(small, np.iinfo(dtype).max // 2)
+    np.testing.assert_array_equal(blend_full_size([wrong], (view, view), (small, small), n, axis), restored)
+
+
+def waves(noise: int = 0) -> tuple[Pixels, Pixels]:
+    """Views of one blurred wave, ``(80, 400, 3)``, with a disparity of 12 px, and noise of each."""
+    x = np.arange(400, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    left, right = (
+        np.rint(128 + 80 * np.sin((x + shift) / 6))[None, :, None] + rng.integers(-noise, noise + 1, (80, 400, 3))
+        for shift in (-6, 6)
+    )
+    return left.astype(np.uint8), right.astype(np.uint8)
 
 
 def test_blurred_parts_come_from_the_small_restoration() -> None:
-    x = np.arange(400, dtype=np.float32)
-    left, right = (128 + 80 * np.sin((x + shift) / 6) for shift in (-6, 6))
-    pair = [np.repeat(np.broadcast_to(v, (80, 400))[..., None], 3, 2).round().astype(np.uint8) for v in (left, right)]
-    noise = np.random.default_rng(0).integers(-8, 9, (2, 80, 400, 3))
-    noisy = [(view + own).astype(np.uint8) for view, own in zip(pair, noise, strict=True)]
+    pair = waves(noise=8)
     restored = np.full((40, 200, 3), 90, np.uint8)
-    full = noisy[0], noisy[1]
-    small = reduce_view(full[0], 2), reduce_view(full[1], 2)
-    out = blend_full_size(restored, full, small, 2, "horizontal").astype(int)
-    assert np.abs(out - 90).mean() < 0.5 * np.abs(noise.mean(0)).mean()  # the noise of the photo does not come back
+    small = reduce_view(pair[0], 2), reduce_view(pair[1], 2)
+    out = blend_full_size([restored], pair, small, 2, "horizontal").astype(int)
+    own = center_view(*pair) - center_view(*waves())
+    assert np.abs(out - 90).mean() < 0.5 * np.abs(own).mean()  # the noise of the photo does not come back
+
+
+def test_what_restorations_do_not_agree_on_is_left_as_it_is() -> None:
+    pair = waves()
+    small = reduce_view(pair[0], 2), reduce_view(pair[1], 2)
+    center = center_view(*small)
+    change = np.broadcast_to((40 * np.sin(np.arange(40)))[:, None, None], center.shape)
+    one, other = (np.clip(np.rint(center + sign * change), 0, 255).astype(np.uint8) for sign in (1, -1))
+    agreed, torn, nothing = (
+        blend_full_size(restored, pair, small, 2, "horizontal").astype(float)
+        for restored in ([one, one], [one, other], [np.rint(center).astype(np.uint8)])
+    )
+    assert np.abs(agreed - nothing).mean() > 5
+    assert np.abs(torn - nothing).max() <= 1
+
+
+# --- sharp regions beside strongly blurred ones ---
+
+
+def texture(seed: int, height: int, width: int) -> NDArray[np.float32]:
+    """A sharp picture in linear light with detail of every size, as photographs have it."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3), np.float32)
+    for k in range(6):
+        cells = rng.uniform(-1, 1, (-(-height >> k) + 2, -(-width >> k) + 2, 3)).astype(np.float32)
+        total += 1.4**k * cv2.resize(cells, None, fx=1 << k, fy=1 << k, interpolation=cv2.INTER_CUBIC)[:height, :width]
+    total -= total.min()
+    return srgb_to_linear((0.1 + 0.8 * total / total.max()).astype(np.float32))
+
+
+def scene(kind: str, radius: float) -> tuple[Pixels, Pixels, Pixels, NDArray[np.float32]]:
+    """Views, target and radius in px, ``(h, w)``, of one layer that is sharp and one that is not."""
+    h, w = 336, 448
+    alpha = np.zeros((h, w), np.float32)
+    points = np.array([(90, 40), (330, 120), (240, 290), (140, 190), (60, 300)])
+    cv2.fillPoly(alpha, [points], 1.0, cv2.LINE_AA)
+    cv2.line(alpha, (300, 330), (440, 20), 1.0, 14, cv2.LINE_AA)
+    back, front = (0.0, -radius) if kind == "sharp background" else (radius, 0.0)
+    layers = [Layer(texture(1, h, w), np.ones((h, w), np.float32), back), Layer(texture(2, h, w), alpha, front)]
+    rng, noise, inner = np.random.default_rng(3), SensorNoise(5e-5, 5e-4), np.s_[24:-24, 24:-24]
+    left, right = (
+        quantise(linear_to_srgb(noise.add(view, rng)))[inner] for view in render_views(layers, HalfAperturePSF())
+    )
+    target = layers[1].color * alpha[..., None] + (1 - alpha[..., None]) * layers[0].color
+    coc = np.where(alpha > 0.5, np.float32(front), np.float32(back))
+    return left, right, quantise(linear_to_srgb(target))[inner], np.abs(coc[inner])
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
+@pytest.mark.parametrize("kind", ["sharp background", "sharp object"])
+def test_sharp_regions_lose_nothing_beside_blurred_ones(kind: str, axis: str, n: int) -> None:
+    """Restorations that are wrong wherever the photo is sharp, as those of networks are: it stays as it was."""
+    left, right, target, coc = scene(kind, 7.0 * n)
+    if axis == "vertical":
+        left, right, target, coc = (np.ascontiguousarray(each.swapaxes(0, 1)) for each in (left, right, target, coc))
+    small = reduce_view(left, n), reduce_view(right, n)
+    rng = np.random.default_rng(4)
+    goal = reduce_view(target, n).astype(np.float32)
+    restored = [
+        np.clip(goal + cv2.GaussianBlur(rng.normal(0, 12, goal.shape), (0, 0), 1.0), 0, 255).astype(np.uint8)
+        for _ in range(2)
+    ]
+    result = blend_full_size(restored, (left, right), small, n, axis)
+    before = np.rint(center_view(left, right))
+
+    def gain(where: NDArray[np.bool_]) -> float:
+        return psnr(result[where], target[where], data_range=255) - psnr(before[where], target[where], data_range=255)
+
+    blurred = (coc > 2).astype(np.uint8)
+    inside = cv2.distanceTransform(1 - blurred, cv2.DIST_L2, 5)
+    assert gain(coc < 0.5) >= (-0.1 if n == 2 else -0.3)
+    assert gain((coc < 0.5) & (inside >= 2)) >= -0.1, "without the px beside the occlusion"
+    assert gain(blurred > 0) > 5
+    naive = cv2.resize(restored[0], target.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    sharp = (coc < 0.5) & (inside > 8 * n)
+    assert psnr(naive[sharp], target[sharp], data_range=255) < psnr(before[sharp], target[sharp], data_range=255) - 3
