@@ -1,12 +1,14 @@
 """The views that the dual-pixel capture app for Google's Pixel 3 and 4 saves (Garg et al. 2019).
 
 ``TIME_left.pgm`` and ``TIME_right.pgm``: 16 bits, linear, the green pixels alone, with a black level. A view has half
-of the sensor's width and a quarter of its height, so its pixels are twice as high as wide.
+of the sensor's width and a quarter of its height, so its pixels are twice as high as wide. The same is known as
+PNG where the name is still the app's.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -23,6 +25,8 @@ BLACK = 4096
 CAPTURE_NAMES = ("_left.pgm", "_right.pgm")
 """How the names of the two files end."""
 
+_AS_PNG = re.compile(r"\d[\d_]*_(left|right)\.png")
+
 _DARKEST = 0.8 * BLACK
 """Sensor noise leaves no more than one pixel of a thousand below this; a photo encoded for display has darker ones."""
 
@@ -35,6 +39,7 @@ _NOTE = (
 def has_capture_names(names: Sequence[str | os.PathLike[str]]) -> bool:
     """Whether two files have the names of a capture, in either order."""
     last = [PurePath(name).name.lower() for name in names]
+    last = [str(PurePath(name).with_suffix(".pgm")) if _AS_PNG.fullmatch(name) else name for name in last]
     return all(any(name.endswith(end) for name in last) for end in CAPTURE_NAMES)
 
 

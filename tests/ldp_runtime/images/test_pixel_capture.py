@@ -45,3 +45,5 @@ def test_names() -> None:
     assert has_capture_names([f"x/{RIGHT}", LEFT.upper()])
     assert not has_capture_names([LEFT, LEFT])
     assert not has_capture_names([LEFT])
+    assert has_capture_names([RIGHT.replace(".pgm", ".png"), LEFT.replace(".pgm", ".png")])
+    assert not has_capture_names(["a_left.png", "a_right.png"])  # any photo may be called so
