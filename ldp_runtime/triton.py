@@ -38,6 +38,9 @@ WARM_UP = "warm_up"
 AXIS = "axis"
 """A parameter of the request, one of ``chain.AXES``; without it the disparity is horizontal."""
 
+CHECK = "check"
+"""A parameter of the request, one of ``modes.MODES``; without it the model's own check is taken."""
+
 BUNDLE_FOLDER = "bundle"
 GRAPHS_FILE = "graphs.json"
 
@@ -214,8 +217,8 @@ def make_deblurrer(folder: Path, parameters: Mapping[str, str]) -> Deblurrer:
     )
 
 
-Pair = tuple[Image, Image, str]
-"""Left and right view ``(h, w, 3)``, and the axis of the disparity."""
+Pair = tuple[Image, Image, str, str | None]
+"""Left and right view ``(h, w, 3)``, the axis of the disparity, and what the check does (None: the deblurrer's)."""
 
 
 def restore(deblurrer: Deblurrer, pairs: Sequence[Pair]) -> list[Result | LDPError]:
@@ -230,9 +233,9 @@ def restore(deblurrer: Deblurrer, pairs: Sequence[Pair]) -> list[Result | LDPErr
     """
 
     def start(pair: Pair) -> PendingResult:
-        left, right, axis = pair
+        left, right, axis, check = pair
         try:
-            return deblurrer.start(left, right, axis=axis)
+            return deblurrer.start(left, right, axis=axis, check=check)
         except LDPError as error:
             return PendingResult.failed(error)
 
@@ -255,9 +258,11 @@ class _Job:
     @classmethod
     def from_request(cls, request: Any) -> _Job:
         left, right = (_input(request, name) for name in (LEFT, RIGHT))
-        axis = str(json.loads(request.parameters() or "{}").get(AXIS, "horizontal"))
+        parameters = json.loads(request.parameters() or "{}")
+        axis, check = str(parameters.get(AXIS, "horizontal")), parameters.get(CHECK)
+        check = None if check is None else str(check)
         wanted = frozenset(request.requested_output_names())
-        return cls([(one, other, axis) for one, other in zip(left, right, strict=True)], wanted)
+        return cls([(one, other, axis, check) for one, other in zip(left, right, strict=True)], wanted)
 
 
 def _input(request: Any, name: str) -> NDArray[Any]:

@@ -22,6 +22,7 @@ def restore(
     right: np.ndarray,
     *,
     axis: str = "horizontal",
+    check: str | None = None,
     grpc: bool = False,
     blur_map: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -32,6 +33,8 @@ def restore(
         left: ``(h, w, 3)`` uint8 or uint16 RGB.
         right: The other view, likewise.
         axis: Direction of the disparity, ``"horizontal"`` or ``"vertical"``.
+        check: What the check of the pair does, ``"auto"``, ``"warn"`` or ``"off"``; None is what the model was
+            written with.
         grpc: ``url`` speaks gRPC.
         blur_map: Ask for the blur map too; some networks have none.
 
@@ -51,8 +54,9 @@ def restore(
     names = ("RESTORED", "BLUR_MAP") if blur_map else ("RESTORED",)
     outputs = [protocol.InferRequestedOutput(name) for name in names]
     client = protocol.InferenceServerClient(url) if grpc else protocol.InferenceServerClient(url, network_timeout=600)
+    parameters = {"axis": axis} if check is None else {"axis": axis, "check": check}
     with client:
-        result = client.infer(MODELS[view.dtype.name], inputs, outputs=outputs, parameters={"axis": axis})
+        result = client.infer(MODELS[view.dtype.name], inputs, outputs=outputs, parameters=parameters)
     return result.as_numpy("RESTORED")[0], result.as_numpy("BLUR_MAP")[0] if blur_map else None
 
 
@@ -81,6 +85,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True, help="the restored picture")
     parser.add_argument("--blur-map", metavar="PATH", help="also write the blur map: light is blurred")
     parser.add_argument("--axis", default="horizontal", choices=("horizontal", "vertical"))
+    parser.add_argument(
+        "--check", choices=("auto", "warn", "off"), help="check of the pair (default: what the model was written with)"
+    )
     parser.add_argument("--url", help="host and port (default: localhost:8000, with --grpc localhost:8001)")
     parser.add_argument("--grpc", action="store_true", help="speak gRPC in place of HTTP")
     arguments = parser.parse_args()
@@ -90,7 +97,9 @@ def main() -> None:
     url = arguments.url or ("localhost:8001" if arguments.grpc else "localhost:8000")
     try:
         left, right, wanted = read(arguments.left), read(arguments.right), arguments.blur_map is not None
-        restored, blur_map = restore(url, left, right, axis=arguments.axis, grpc=arguments.grpc, blur_map=wanted)
+        restored, blur_map = restore(
+            url, left, right, axis=arguments.axis, check=arguments.check, grpc=arguments.grpc, blur_map=wanted
+        )
     except (InferenceServerException, OSError) as error:
         sys.exit(f"{url}: {error}")
     write(arguments.output, restored)

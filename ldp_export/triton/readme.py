@@ -23,8 +23,10 @@ Clients call `{first}`:
 | input `LEFT`, `RIGHT` | (n, h, w, 3) RGB, n pairs of one size | {bits} |
 | output `RESTORED` | (n, h, w, 3) | that of the views |
 {blur_map}
-The parameter `axis` of a request is `horizontal` or, for sensors that split top and bottom, `vertical`. What is wrong
-with a pair comes back as the error of its request.
+The parameter `axis` of a request is `horizontal` or, for sensors that split top and bottom, `vertical`. The parameter
+`check` is `auto` (measure the pair first, correct what can be, refuse what would only do harm), `warn` (write what
+seems wrong into the server's log) or `off`; without it, it is what the model was written with. What is wrong with a
+pair comes back as the error of its request.
 
 ## Start the server
 

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from ldp_runtime import __version__
 from ldp_runtime.images.pixel_capture import has_capture_names
+from ldp_runtime.paircheck.modes import Mode
 from ldp_runtime.service import problems
 from ldp_runtime.service.gate import Gate
 from ldp_runtime.service.models import Health, Limits, RestorationStatus
@@ -109,6 +110,13 @@ async def _read_upload(
     axis: Annotated[Axis, Form(description="How the sensor splits its pixels")] = "horizontal",
     swap: Annotated[bool, Form(description="The views are exchanged")] = False,
     side_by_side: Annotated[bool, Form(description="`left` is a picture with the left view in its left half")] = False,
+    check: Annotated[
+        Mode | None,
+        Form(
+            description="Measure the pair first: correct what can be, and refuse what would only do harm (`auto`), "
+            "only say what seems wrong (`warn`), or neither (`off`); left out, it is as the service was started"
+        ),
+    ] = None,
     format: Annotated[Format, Form(description="Format of the restored image")] = "png",
 ) -> Upload:
     names = [file.filename or "" for file in (left, right) if file is not None]
@@ -119,6 +127,7 @@ async def _read_upload(
         swap,
         format,
         side_by_side,
+        check,
         is_pixel_capture=has_capture_names(names),
     )
 

@@ -16,6 +16,7 @@ from ldp_runtime.images.photo import check_format, encode_photo
 from ldp_runtime.images.pixel_capture import CAPTURE_NAMES
 from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import to_uint8
+from ldp_runtime.paircheck.modes import Mode
 from ldp_runtime.service.jobs import Job, JobQueue
 from ldp_runtime.service.models import Report
 
@@ -45,6 +46,7 @@ class Upload:
         swap: The files are exchanged.
         format: Of the restored image.
         side_by_side: ``left`` is a picture with both views abreast.
+        check: What the check of the pair does; None is what the service was started with.
         is_pixel_capture: The files have the names of a Pixel capture.
     """
 
@@ -54,6 +56,7 @@ class Upload:
     swap: bool = False
     format: Format = "png"
     side_by_side: bool = False
+    check: Mode | None = None
     is_pixel_capture: bool = False
 
 
@@ -109,7 +112,12 @@ def restore(
     seconds["read"] = time.monotonic() - begin
     job.check()
     result = deblurrer(
-        views.left.pixels, views.right.pixels, axis=views.axis, linear=views.linear, progress=job.progress
+        views.left.pixels,
+        views.right.pixels,
+        axis=views.axis,
+        linear=views.linear,
+        check=upload.check,
+        progress=job.progress,
     )
     job.check()
     begin = time.monotonic()

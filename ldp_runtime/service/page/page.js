@@ -181,6 +181,7 @@ $("form").addEventListener("submit", async (event) => {
   if (left && right) form.append("right", right);
   if (!left) form.append("swap", "true"); // a file with both views, exchanged
   form.append("axis", $("axis").value);
+  if ($("check").value) form.append("check", $("check").value);
   form.append("format", $("format").value);
   setBusy(true);
   $("progress").hidden = false;

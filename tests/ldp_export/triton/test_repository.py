@@ -370,8 +370,11 @@ def test_a_batch_of_requests(model: TritonPythonModel, bundle: Bundle) -> None:
         Request(wrong[0][None], wrong[1][None, :, :20]),
         Request(turned[0][None], turned[1][None], parameters='{"axis": "vertical"}', wanted=("RESTORED",)),
         Request(wrong[0][None], wrong[1][None], parameters='{"axis": "diagonal"}'),
+        Request(wrong[0][None], wrong[0][None]),
+        Request(wrong[0][None], wrong[0][None], parameters='{"check": "auto"}'),
+        Request(wrong[0][None], wrong[0][None], parameters='{"check": "perhaps"}'),
     ]
-    first, second, third, fourth = model.execute(requests)
+    first, second, third, fourth, fifth, sixth, seventh = model.execute(requests)
     for i, pair in enumerate(pairs):
         expected = deblurrer(*pair)
         np.testing.assert_array_equal(first.tensors["RESTORED"][i], expected.restored)
@@ -383,6 +386,9 @@ def test_a_batch_of_requests(model: TritonPythonModel, bundle: Bundle) -> None:
     np.testing.assert_array_equal(third.tensors["RESTORED"][0], expected.restored)
     assert np.any(expected.restored != deblurrer(*turned).restored)
     assert "expected an axis, one of horizontal, vertical" in fourth.error().text
+    assert not fifth.has_error(), "the model was written without a check"
+    assert "hold the same picture" in sixth.error().text and sixth.error().code == "invalid"
+    assert "expected check as one of auto, warn, off, got 'perhaps'" in seventh.error().text
 
 
 @pytest.mark.parametrize("variant", ["python", "onnxruntime"])
@@ -434,7 +440,7 @@ def test_nan_is_an_error_of_the_server(model: TritonPythonModel, monkeypatch: py
 def test_an_error_in_the_middle_leaves_the_others_alone(bundle: Bundle) -> None:
     deblurrer = Deblurrer(bundle, backend="onnxruntime", threads=1)
     good, other, wrong = views(1), views(2), (views(3)[0], views(3, h=16)[1])
-    outcomes = restore(deblurrer, [(*pair, "horizontal") for pair in (good, wrong, other, wrong)])
+    outcomes = restore(deblurrer, [(*pair, "horizontal", None) for pair in (good, wrong, other, wrong)])
     assert [isinstance(outcome, LDPError) for outcome in outcomes] == [False, True, False, True]
     assert isinstance(outcomes[1], ImageError)
     for outcome, pair in ((outcomes[0], good), (outcomes[2], other)):

@@ -37,6 +37,7 @@ class FakeDeblurrer:
         begun: It has begun with a pair.
         error: It raises this instead, if anything.
         axes: Of the pairs that it was given.
+        checks: What their check does.
     """
 
     def __init__(self, *, blur_map: bool = True) -> None:
@@ -46,11 +47,20 @@ class FakeDeblurrer:
         self.begun = threading.Event()
         self.error: Exception | None = None
         self.axes: list[str] = []
+        self.checks: list[str | None] = []
 
     def __call__(
-        self, left: np.ndarray, right: np.ndarray, *, axis: str, linear: bool | None, progress: Progress
+        self,
+        left: np.ndarray,
+        right: np.ndarray,
+        *,
+        axis: str,
+        linear: bool | None,
+        check: str | None,
+        progress: Progress,
     ) -> Result:
         self.axes.append(axis)
+        self.checks.append(check)
         progress(0.5)
         self.begun.set()
         assert self.go.wait(60)

@@ -33,6 +33,14 @@ def test_swap_and_axis(client: TestClient, deblurrer: FakeDeblurrer) -> None:
     assert deblurrer.axes == ["vertical"]
 
 
+def test_the_check_of_a_request(client: TestClient, deblurrer: FakeDeblurrer) -> None:
+    for data in ({}, {"check": "warn"}, {"check": "off"}):
+        assert client.post("/v1/deblur", files=pair(), data=data).status_code == 200
+    assert deblurrer.checks == [None, "warn", "off"]
+    form = client.get("/openapi.json").json()["components"]["schemas"]["Body_deblur_v1_deblur_post"]["properties"]
+    assert {"enum": ["auto", "warn", "off"], "type": "string"} in form["check"]["anyOf"]
+
+
 @pytest.mark.parametrize(
     ("files", "data", "words"),
     [
@@ -54,6 +62,7 @@ def test_swap_and_axis(client: TestClient, deblurrer: FakeDeblurrer) -> None:
         ({}, {"left": "text", "right": "text"}, ["left"]),
         (pair(), {"axis": "diagonal"}, ["axis", "'horizontal' or 'vertical'"]),
         (pair(), {"format": "gif"}, ["format", "'png', 'tiff' or 'jpeg'"]),
+        (pair(), {"check": "maybe"}, ["check", "'auto', 'warn' or 'off'"]),
         (pair(), {"swap": "perhaps"}, ["swap"]),
     ],
 )
