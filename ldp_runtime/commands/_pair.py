@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ldp_runtime.result import Result
 
 
-def add_pair_arguments(parser: argparse.ArgumentParser, *, restores: bool) -> None:
-    """Declares the options of a command on a pair; ``--scale`` where it restores it."""
+def add_view_files(parser: argparse.ArgumentParser) -> None:
+    """Declares the files of the views."""
     parser.add_argument(
         "left",
         metavar="LEFT|PHOTO",
@@ -36,6 +36,11 @@ def add_pair_arguments(parser: argparse.ArgumentParser, *, restores: bool) -> No
         "CR3, DNG), a TIFF of two pages, or a picture for --side-by-side",
     )
     parser.add_argument("right", nargs="?", metavar="RIGHT", help="right view, of the same size and depth")
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser, *, restores: bool) -> None:
+    """Declares the options of a command on a pair; ``--scale`` where it restores it."""
+    add_view_files(parser)
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write")
     add_json_argument(parser)
     add_bundle_argument(parser)

@@ -7,7 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
-from ldp_runtime.commands.options import add_json_argument, add_view_arguments
+from ldp_runtime.commands._pair import add_view_files, check_outputs, view_files
+from ldp_runtime.commands.options import add_bundle_argument, add_json_argument, add_view_arguments
+from ldp_runtime.commands.progress import ProgressBar
 
 if TYPE_CHECKING:
     from ldp_runtime.paircheck.check import PairCheck
@@ -18,6 +20,7 @@ examples:
   ldp check left.png right.png
   ldp check left.tif right.tif --json
   ldp check left.png right.png --disparity disparity.png
+  ldp check PHOTO.CR3
 
 Prints what `ldp deblur` measures before it restores a pair, what it would correct, and
 at which scale it would restore it. The picture of the disparity is red where content
@@ -30,16 +33,17 @@ cannot be read.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``ldp_runtime.command.Command``."""
-    parser.add_argument("left", metavar="LEFT", help="left view: PNG, TIFF or JPEG, 8 or 16 bits")
-    parser.add_argument("right", metavar="RIGHT", help="right view, of the same size and depth")
+    add_view_files(parser)
     parser.add_argument("--disparity", metavar="PATH", help="write a picture of the measured disparity")
     add_json_argument(parser)
+    add_bundle_argument(parser)
     add_view_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
-    from ldp_runtime.commands._pair import check_outputs
+    from ldp_runtime.bundle.bundle import read_manifest
+    from ldp_runtime.bundle.find import find_bundle
     from ldp_runtime.images.pair_files import read_views
     from ldp_runtime.images.photo import image_format, write_pixels
     from ldp_runtime.images.visualize import colour_disparity
@@ -48,16 +52,27 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.disparity is not None:
         image_format(arguments.disparity)
-        check_outputs([arguments.left, arguments.right], [arguments.disparity])
-    views = read_views(arguments.left, arguments.right, axis=arguments.axis, swap=arguments.swap)
-    left, right = views.left.pixels, views.right.pixels
-    names = (arguments.right, arguments.left) if arguments.swap else (arguments.left, arguments.right)
-    check = check_pair(left, right, axis=views.axis, names=names, linear=views.linear)
-    n = fitting_scale(check.disparity, BLUR_RANGE)
+        check_outputs(view_files(arguments), [arguments.disparity])
+    blur_range = read_manifest(find_bundle(arguments.bundle)).blur_range or BLUR_RANGE
+    with ProgressBar(quiet=arguments.quiet or arguments.json, name="checking") as progress:
+        views = read_views(
+            arguments.left,
+            arguments.right,
+            axis=arguments.axis,
+            swap=arguments.swap,
+            side_by_side=arguments.side_by_side,
+        )
+        progress(0.8)
+        left, right = views.left.pixels, views.right.pixels
+        first, second = view_files(arguments) if arguments.right is not None else ("the left view", "the right view")
+        names = (second, first) if arguments.swap and arguments.right is not None else (first, second)
+        check = check_pair(left, right, axis=views.axis, names=names, linear=views.linear)
+        progress(0.9)
+        if arguments.disparity is not None:
+            shifts = check.measurement.shifts(check.correction.axis)
+            write_pixels(arguments.disparity, colour_disparity(shifts.along, shifts.weight > 0, left.shape[1::-1]))
+    n = fitting_scale(check.disparity, blur_range)
     scale = next(name for name, px in SCALES.items() if px == n)
-    if arguments.disparity is not None:
-        shifts = check.measurement.shifts(check.correction.axis)
-        write_pixels(arguments.disparity, colour_disparity(shifts.along, shifts.weight > 0, left.shape[1::-1]))
     height, width = left.shape[:2]
     fields: dict[str, Any] = {
         "version": __version__,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ldp_runtime.commands._pair import check_outputs
 from ldp_runtime.commands.options import add_json_argument
+from ldp_runtime.commands.progress import ProgressBar
 from ldp_runtime.errors import ImageError, WriteError
 
 HELP = "Splits a dual-pixel raw photo into its left, right and combined view."
@@ -64,11 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
     notes: dict[str, None] = {}
     width = height = 0
     order = (RIGHT, LEFT, COMBINED) if arguments.swap else sides
-    for side, view in zip(order, develop(photo, data, sides), strict=True):
-        contents[names[side]] = encode_photo(names[side], view)
-        notes |= dict.fromkeys(view.notes)
-        height, width = view.pixels.shape[:2]
-        del view
+    with ProgressBar(quiet=arguments.quiet or arguments.json, name="splitting") as progress:
+        for i, (side, view) in enumerate(zip(order, develop(photo, data, sides), strict=True)):
+            progress((i + 0.5) / len(sides))
+            contents[names[side]] = encode_photo(names[side], view)
+            progress((i + 1) / len(sides))
+            notes |= dict.fromkeys(view.notes)
+            height, width = view.pixels.shape[:2]
+            del view
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

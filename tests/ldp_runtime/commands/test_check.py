@@ -35,3 +35,26 @@ def test_faults_are_named(run: Run, tmp_path: Path) -> None:
     assert abs(fields["shift_across_px"] - 3) < 0.15
     assert "crop both alike" in run("check", *views)[1]
     assert run("check", views[0], tmp_path / "none.png")[0] == 2
+
+
+def test_both_views_in_one_file(run: Run, tmp_path: Path) -> None:
+    left, right = (read_photo(SAMPLE / f"{name}.png").pixels for name in ("left", "right"))
+    abreast = tmp_path / "both.png"
+    write_pixels(abreast, np.concatenate([left, right], axis=1))
+    apart, together = (
+        json.loads(run("check", *files, "--json")[1])
+        for files in ((SAMPLE / "left.png", SAMPLE / "right.png"), (abreast, "--side-by-side"))
+    )
+    assert apart == together
+    assert run("check", abreast)[0] == 2
+
+
+def test_the_scale_is_that_of_the_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
+    """A bundle that knows a smaller range of radii restores the same pair at a smaller scale."""
+    files = SAMPLE / "left.png", SAMPLE / "right.png"
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    scales = []
+    for blur_range in (20, 5):
+        (tmp_path / "bundle.json").write_text(json.dumps({**manifest, "blur_range": blur_range}))
+        scales.append(json.loads(run("check", *files, "--bundle", tmp_path, "--json")[1])["scale"])
+    assert scales == ["1", "1/2"]

@@ -11,6 +11,7 @@ import pytest
 from ldp_export.simulation.samples import focus_setting
 from ldp_export.simulation.simulate import simulate_pair
 from ldp_runtime.paircheck.check import check_pair
+from ldp_runtime.paircheck.measure import AREA, measure
 from tests.ldp_runtime.paircheck.faults import Pair, exposed, lowered, of_bits, sum_and_view, turned
 from tests.sample import near_sample
 
@@ -97,6 +98,13 @@ def test_a_profile_that_says_so_ends_the_guess(sample: Pair) -> None:
     dark = tuple((view.astype(np.float32) ** 2.2 / 255**1.2).astype(np.uint8) for view in sample)
     assert [fault.kind for fault in check_pair(dark[0], dark[1]).faults] == ["linear"]
     assert not check_pair(dark[0], dark[1], linear=False).faults
+
+
+@pytest.mark.parametrize("size", [(500, 741), (3000, 4000), (40, 9000)])
+def test_what_is_measured_does_not_grow_with_the_photo(size: tuple[int, int]) -> None:
+    """So the check is a small share of the time of a restoration, which does grow."""
+    scale = measure(*np.zeros((2, *size, 3), np.uint8)).scale
+    assert size[0] * size[1] / scale**2 < 2 * AREA
 
 
 def test_small_pictures_are_left_alone() -> None:
