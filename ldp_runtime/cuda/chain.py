@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -159,20 +160,25 @@ class CudaChain(Chain):
     ) -> tuple[FrameRunner, PendingResult]:
         """A new frame runner and its first frame; where memory runs out, nothing is left of either."""
         clock = StageClock()
-        with clock("open"):
-            clip_engine, deblur_engine = (
-                self._source.open(entry) if entry is not None else None for entry in (clip, deblur)
-            )
-            runner = FrameRunner(
-                self._streams,
-                plan,
-                self.bundle.manifest,
-                self._table,
-                clip_engine,
-                deblur_engine,
-                self._lock,
-            )
-        return runner, runner.submit(left, right, self._fields(runner, notes, clock))
+        try:
+            with clock("open"):
+                clip_engine, deblur_engine = (
+                    self._source.open(entry) if entry is not None else None for entry in (clip, deblur)
+                )
+                runner = FrameRunner(
+                    self._streams,
+                    plan,
+                    self.bundle.manifest,
+                    self._table,
+                    clip_engine,
+                    deblur_engine,
+                    self._lock,
+                )
+            return runner, runner.submit(left, right, self._fields(runner, notes, clock))
+        except BaseException:
+            with contextlib.suppress(BackendError):
+                self._streams.sync()  # the memory goes: nothing may be at work on it
+            raise
 
     def _fields(self, runner: FrameRunner, notes: tuple[str, ...], clock: StageClock) -> dict[str, Any]:
         return {

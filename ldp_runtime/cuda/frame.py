@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray, DeviceView
-from ldp_runtime.cuda.base import Engine, EngineContext, Event, Graph, Memory
+from ldp_runtime.cuda.base import Engine, EngineContext, Event, Graph, HostMemory, Memory
 from ldp_runtime.cuda.collecting import collecting_nothing
 from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.cuda.launches import Canvases
@@ -71,6 +71,7 @@ class FrameRunner:
         scratch = [context.scratch if context is not None else 0 for context in (self._clip, self._deblur)]
         self._layout = plan.work(self._canvas_dtype, features, *scratch)
         self._work = streams.allocate(self._layout.size)
+        self._staged: list[HostMemory] = []  # what constants are copied from while frames before are at work
         self._table_memory = self._constant(table.array) if table is not None else None
         rows, columns = plan.tiles.rows.weights(), plan.tiles.columns.weights()
         self._weights = (self._constant(rows), self._constant(columns)) if plan.tiled else None
@@ -441,11 +442,11 @@ class FrameRunner:
         return Pixels(address, column_stride, row_stride)
 
     def _constant(self, array: NDArray[Any]) -> Memory:
-        """A copy of an array on the device, there when this returns."""
+        """A copy of an array on the device, for work on the compute stream."""
         memory, staged = self._streams.allocate(array.nbytes), self._device.allocate_host(array.nbytes)
         np.copyto(staged.array[: array.nbytes].view(array.dtype).reshape(array.shape), array)
         self._streams.compute.copy(memory.address, staged.address, array.nbytes)
-        self._streams.compute.sync()
+        self._staged.append(staged)
         return memory
 
     def _check_io(self, clip: Engine | None, deblur: Engine | None) -> tuple[np.dtype[Any], np.dtype[Any]]:

@@ -196,6 +196,17 @@ def test_pairs_overlap(use: Any) -> None:
     assert taken == [2, 3, 4, 4]
 
 
+def test_a_pair_of_another_size_is_started_while_one_is_in_flight(use: Any, bundle: Path) -> None:
+    gpu, device = use(tile=256)  # nothing runs before it is waited for
+    pairs = [a_pair(20, 24), a_pair(100, 400)]  # the second in tiles, whose weights go to the device
+    first = gpu.start(*pairs[0])
+    done = [stream.done for stream in device.streams.values()]
+    second = gpu.start(*pairs[1])
+    assert [stream.done for stream in device.streams.values()] == done
+    for pending, pair in zip((first, second), pairs, strict=True):
+        assert_close(pending.result(), on_cpu(bundle)(*pair))
+
+
 def test_map_ends_with_the_error_of_its_source(use: Any) -> None:
     gpu, _ = use()
 
