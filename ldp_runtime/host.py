@@ -82,8 +82,7 @@ class HostChain(Chain):
         size = left.shape[:2]
         if axis == "vertical":  # turned without a copy, so that the disparity runs along x
             left, right = left.transpose(1, 0, 2), right.transpose(1, 0, 2)
-        padded_size = self.bundle.manifest.padding.padded_size(*left.shape[:2])
-        padded = PaddedPair(left, right, padded_size, self._threads)
+        padded = PaddedPair(left, right, self.bundle.manifest.padding.padded_size(*left.shape[:2]))
         logits = upright = image = None
         blur_map: Any = None
         tiles, notes = 1, tuple[str, ...]()
@@ -164,8 +163,9 @@ class HostChain(Chain):
         fields = []
         for first in range(0, len(origins), CLIP_BATCH):
             with clock("prepare"):
-                regions = [source.region(y * p, x * p, s, s) for y, x in origins[first : first + CLIP_BATCH]]
-                stereo, center = canvases(regions, spec.mean, spec.std)
+                batch = origins[first : first + CLIP_BATCH]
+                regions = (source.region(y * p, x * p, s, s) for y, x in batch)
+                stereo, center = canvases(regions, (len(batch), s), spec.mean, spec.std)
                 feeds = {"stereo": stereo, "center": center}
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
             with clock("clip"):
@@ -192,7 +192,7 @@ class HostChain(Chain):
         clip = self._session("clip")
         (spec,) = clip.inputs
         rows, columns = (-(-n // side) for n in left.shape[:2])
-        source = PaddedPair(left, right, (rows * side, columns * side), self._threads)
+        source = PaddedPair(left, right, (rows * side, columns * side))
         origins = [(i * side, j * side) for i in range(rows) for j in range(columns)]
         embeddings, values = self.bundle.text_embeddings, []
         assert embeddings is not None
@@ -301,7 +301,7 @@ class HostChain(Chain):
                     )
                 (top, start), block = ((y, x), restored[0]) if blender is None else blender.add(restored[0])
                 target = pixels[top : top + block.shape[1], start : start + block.shape[2]]
-                write_pixels(block, target, (top, start), self._threads)
+                write_pixels(block, target, (top, start))
             progress(done / len(tiles))
         return image
 

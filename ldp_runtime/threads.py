@@ -10,12 +10,6 @@ from typing import TypeVar
 MOST_THREADS = 8
 """What is done here waits for memory rather than for arithmetic; more threads would not make it faster."""
 
-STRIP_BYTES = 2**20
-"""What a core works on at a time, so that the second step over a strip finds it in the cache."""
-
-LEAST_SHARE = 2**22
-"""Bytes from which a share of the rows is worth a thread."""
-
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -44,25 +38,3 @@ def each(work: Callable[[Item], Made], items: Sequence[Item], threads: int | Non
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads, thread_name_prefix="ldp-each") as pool:
         return list(pool.map(work, items))
-
-
-def by_rows(work: Callable[[int, int], None], rows: int, row_bytes: int, threads: int | None = None) -> None:
-    """Calls ``work(start, stop)`` on strips of rows that fit into a cache; each thread has rows of its own.
-
-    Args:
-        work: As for ``each``.
-        rows: How many there are.
-        row_bytes: What the work writes and keeps per row.
-        threads: As for ``each``.
-    """
-    step = max(1, STRIP_BYTES // max(1, row_bytes))
-    shares = max(1, rows * row_bytes // LEAST_SHARE)
-    if shares > 1:  # small pictures are many, and asking for the cores takes time
-        shares = min(shares, threads or min(MOST_THREADS, usable_cores()))
-    ends = [rows * i // shares for i in range(shares + 1)]
-
-    def share(i: int) -> None:
-        for start in range(ends[i], ends[i + 1], step):
-            work(start, min(start + step, ends[i + 1]))
-
-    each(share, range(shares), threads)

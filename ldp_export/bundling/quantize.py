@@ -286,8 +286,9 @@ class _Chain:
         p, s = clip.patch, clip.window
         grid = WindowGrid.cover(*padded.size, window=s, overlap=clip.overlap, patch=p)
         source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))
-        regions = [source.region(y * p, x * p, s, s) for y, x in grid.origins()[:CLIP_BATCH]]
-        stereo, center = canvases(regions, clip.mean, clip.std)
+        origins = grid.origins()[:CLIP_BATCH]
+        regions = (source.region(y * p, x * p, s, s) for y, x in origins)
+        stereo, center = canvases(regions, (len(origins), s), clip.mean, clip.std)
         return {"stereo": stereo, "center": center}
 
 

@@ -122,12 +122,14 @@ class FrameRunner:
         assert slot.device_in is not None
         pixels = []
         for name, source in (("left", left), ("right", right)):
-            start = slot.inputs.offsets[name]
-            staged = slot.host_in.array[start : start + nbytes(source.shape, form.dtype)].view(form.dtype)
+            start, size = slot.inputs.offsets[name], nbytes(source.shape, form.dtype)
+            staged = slot.host_in.array[start : start + size].view(form.dtype)
             np.copyto(staged.reshape(source.shape), source)
-            pixels.append(self._along_x(slot.device_in.address + start, 3 * form.size[1], 3))
-        streams.upload.record(slot.upload_began)
-        streams.upload.copy(slot.device_in.address, slot.host_in.address, slot.inputs.size)
+            if name == "left":
+                streams.upload.record(slot.upload_began)
+            address = slot.device_in.address + start
+            streams.upload.copy(address, slot.host_in.address + start, size)  # goes on while the other view is staged
+            pixels.append(self._along_x(address, 3 * form.size[1], 3))
         streams.upload.record(slot.uploaded)
         streams.compute.wait(slot.uploaded)
         names = ("invalid", "logits", "map", "image")

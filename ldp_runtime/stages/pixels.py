@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.stages.geometry import reflect_indices
-from ldp_runtime.threads import by_rows
 
 FIX_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
 
 LARGEST_FEATURE = 1e17
 """Squares of larger features may overflow in FP32 when they are summed; their direction would be lost."""
+
+STRIP_BYTES = 2**20
+"""What is worked on at a time, so that the second step over a strip finds it in the cache. Two threads took longer than
+one: a step takes little more than handing Python's lock over."""
 
 Image = NDArray[Any]
 
@@ -32,17 +35,10 @@ class PaddedPair:
 
     size: tuple[int, int]
 
-    def __init__(self, left: Image, right: Image, size: tuple[int, int], threads: int | None = None) -> None:
-        """Pads nothing yet.
-
-        Args:
-            left: ``(h, w, 3)`` uint8 or uint16, any strides and byte order, disparity along x.
-            right: The other view.
-            size: The padded size ``(H, W)`` in px.
-            threads: As for ``threads.each``.
-        """
+    def __init__(self, left: Image, right: Image, size: tuple[int, int]) -> None:
+        """Takes the views ``(h, w, 3)`` uint8 or uint16, disparity along x, and the padded size ``(H, W)`` in px."""
         h, w = left.shape[:2]
-        self._views, self._threads = (left, right), threads
+        self._views = left, right
         self._set(reflect_indices(h, size[0]), reflect_indices(w, size[1]))
 
     def _set(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> None:
@@ -51,7 +47,7 @@ class PaddedPair:
 
     def extended(self, size: tuple[int, int]) -> PaddedPair:
         """The padded pair padded once more, to ``size`` (reflect-101 of what is there)."""
-        longer = PaddedPair(*self._views, self.size, self._threads)
+        longer = PaddedPair(*self._views, self.size)
         rows, columns = (reflect_indices(n, more) for n, more in zip(self.size, size, strict=True))
         longer._set(self._rows[rows], self._columns[columns])
         return longer
@@ -73,20 +69,22 @@ class PaddedPair:
         rows, columns = self._rows[y : y + height], self._columns[x : x + width]
         ny, nx = (min(max(n - at, 0), most) for n, at, most in ((h, y, height), (w, x, width)))
         region = np.empty((6, height, width), dtype=np.float32)
-        views = (self._views[0], region[:3]), (self._views[1], region[3:])
-
-        def fill(start: int, stop: int) -> None:
-            for view, planes in views:
+        for view, planes in ((self._views[0], region[:3]), (self._views[1], region[3:])):
+            for start, stop in _strips(ny, 3 * 4 * width):
                 strip = view[y + start : y + stop]
                 _scale(strip[:, x : x + nx], top, planes[:, start:stop, :nx])
                 if nx < width:
                     _scale(strip[:, columns[nx:]], top, planes[:, start:stop, nx:])
-
-        by_rows(fill, ny, 3 * 4 * width, self._threads)
-        if ny < height:
-            for view, planes in views:
+            if ny < height:
                 _scale(view[rows[ny:, None], columns], top, planes[:, ny:])
         return region
+
+
+def _strips(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """The first row of each strip of about ``STRIP_BYTES``, and the row after its last."""
+    step = max(1, STRIP_BYTES // row_bytes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def _scale(pixels: Image, top: np.float32, planes: NDArray[np.float32]) -> None:
@@ -101,12 +99,14 @@ def _scale(pixels: Image, top: np.float32, planes: NDArray[np.float32]) -> None:
 
 
 def canvases(
-    regions: list[NDArray[np.float32]], mean: tuple[float, ...], std: tuple[float, ...]
+    regions: Iterable[NDArray[np.float32]], shape: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What CLIP sees of each region, normalised.
 
     Args:
-        regions: ``(6, s, s)`` each, float32 in [0, 1]: L, then R.
+        regions: ``(6, s, s)`` each, float32 in [0, 1]: L, then R. Best made one by one: they are read while they
+            are in the cache.
+        shape: Their number B, and s.
         mean: Mean of R, G, B.
         std: Standard deviation of R, G, B.
 
@@ -116,9 +116,9 @@ def canvases(
     """
     import cv2
 
-    s = regions[0].shape[1]
-    stereo = np.empty((len(regions), 3, s, 2 * s), dtype=np.float32)
-    center = np.empty((len(regions), 3, s, s), dtype=np.float32)
+    count, s = shape
+    stereo = np.empty((count, 3, s, 2 * s), dtype=np.float32)
+    center = np.empty((count, 3, s, s), dtype=np.float32)
     offset, scale = (np.asarray([*value, *value], np.float32).reshape(6, 1, 1) for value in (mean, std))
     pair = np.empty((6, s, s), dtype=np.float32)  # contiguous, and small enough for a cache
     left, right = pair[:3], pair[3:]
@@ -169,16 +169,13 @@ def new_image(view: Image, axis: str) -> tuple[Image, Image]:
     return image, image if axis == "horizontal" else image.transpose(1, 0, 2)
 
 
-def write_pixels(
-    restored: NDArray[np.float32], pixels: Image, origin: tuple[int, int] = (0, 0), threads: int | None = None
-) -> None:
+def write_pixels(restored: NDArray[np.float32], pixels: Image, origin: tuple[int, int] = (0, 0)) -> None:
     """Checks what the network restored; crops, clamps, rounds half to even and converts it.
 
     Args:
         restored: ``(3, height, width)`` float32, not clamped, the padding included.
         pixels: ``(h, w, 3)`` uint8 or uint16 to write to, not larger than ``restored``; undefined after an error.
         origin: First px ``(y, x)`` of ``restored`` in the padded pair.
-        threads: As for ``threads.each``.
 
     Raises:
         NumericsError: NaN or Inf anywhere, in the padding too.
@@ -188,7 +185,7 @@ def write_pixels(
     h, w = pixels.shape[:2]
     top = np.float32(np.iinfo(pixels.dtype).max)
 
-    def write(start: int, stop: int) -> None:
+    for start, stop in _strips(restored.shape[1], 3 * 4 * restored.shape[2]):
         rows = max(0, min(stop, h) - start)
         values = np.empty((rows, w), np.float32)
         planes = [np.empty((rows, w), pixels.dtype) for _ in range(3)]
@@ -201,8 +198,6 @@ def write_pixels(
             np.copyto(plane, values, casting="unsafe")
         if planes[0].size:
             pixels[start : start + rows] = cv2.merge(planes)
-
-    by_rows(write, restored.shape[1], 3 * 4 * restored.shape[2], threads)
 
 
 def _check_finite(restored: NDArray[np.float32], origin: tuple[int, int]) -> None:

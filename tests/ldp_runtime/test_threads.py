@@ -2,8 +2,7 @@ import threading
 
 import pytest
 
-from ldp_runtime import threads as threads_module
-from ldp_runtime.threads import by_rows, each, usable_cores
+from ldp_runtime.threads import each, usable_cores
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -42,27 +41,3 @@ def test_the_first_error_is_raised_when_no_call_runs_any_more() -> None:
 
 def test_cores() -> None:
     assert usable_cores() >= 1
-
-
-@pytest.mark.parametrize("strip_bytes", [1, 100, 2**20])
-@pytest.mark.parametrize("threads", [1, 3, None])
-@pytest.mark.parametrize("rows", [0, 1, 2, 50])
-def test_strips_cover_the_rows(
-    monkeypatch: pytest.MonkeyPatch, strip_bytes: int, threads: int | None, rows: int
-) -> None:
-    monkeypatch.setattr(threads_module, "STRIP_BYTES", strip_bytes)
-    monkeypatch.setattr(threads_module, "LEAST_SHARE", 1)
-    seen: list[int] = []
-
-    def work(start: int, stop: int) -> None:
-        assert start < stop <= start + max(1, strip_bytes // 30)
-        seen.extend(range(start, stop))
-
-    by_rows(work, rows, 30, threads)
-    assert sorted(seen) == list(range(rows))
-
-
-def test_a_small_picture_stays_in_the_caller_s_thread() -> None:
-    idents = set()
-    by_rows(lambda start, stop: idents.add(threading.get_ident()), 100, 100, threads=4)
-    assert idents == {threading.get_ident()}

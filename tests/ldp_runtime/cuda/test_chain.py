@@ -128,7 +128,7 @@ def test_stages_and_their_order(use: Any) -> None:
     result = gpu(*a_pair(50, 70))
     stages = ["prepare_u8_f32", "clip", "blur_logits_f32", "deblur", "blur_map", "finish_u8"]
     assert [name for name in device.log if name != "copy"] == stages
-    assert device.log.count("copy") == 3  # the prompts, once; the pair; the results
+    assert device.log.count("copy") == 4  # the prompts, once; both views; the results
     timed = ["open", "upload", "prepare", "clip", "blur_logits", "deblur", "finish", "download"]
     assert list(result.timings) == timed
     assert all(seconds >= 0 for seconds in result.timings.values())
@@ -188,11 +188,11 @@ def test_pairs_overlap(use: Any) -> None:
     gpu, device = use()
     list(gpu.map(a_pair(20, 24, seed=i) for i in range(3)))
     uploads = [i for i, name in enumerate(device.log) if name == "copy"]
-    assert len(uploads) == 7  # the prompts, three pairs in, three out
+    assert len(uploads) == 10  # the prompts, three pairs of two views in, three images out
     taken: list[int] = []
     gpu, device = use()
     for _ in gpu.map(a_pair(20, 24, seed=i) for i in range(4)):
-        taken.append(device.log.count("copy") // 2)  # pairs enqueued when a result is handed over
+        taken.append(device.log.count("copy") // 3)  # pairs enqueued when a result is handed over
     assert taken == [2, 3, 4, 4]
 
 
@@ -205,6 +205,29 @@ def test_a_pair_of_another_size_is_started_while_one_is_in_flight(use: Any, bund
     assert [stream.done for stream in device.streams.values()] == done
     for pending, pair in zip((first, second), pairs, strict=True):
         assert_close(pending.result(), on_cpu(bundle)(*pair))
+
+
+@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
+def test_a_view_goes_to_pinned_memory_at_once_and_is_uploaded_while_the_other_is_staged(
+    use: Any, monkeypatch: pytest.MonkeyPatch, axis: str
+) -> None:
+    gpu, device = use()
+    expected = gpu(*a_pair(20, 24), axis=axis).restored
+    views = [np.asfortranarray(view) for view in a_pair(20, 24)]  # no order that a copy by bytes could keep
+    staged: list[tuple[int, bool]] = []
+    copyto = np.copyto
+
+    def note(target: np.ndarray, source: np.ndarray) -> None:
+        pinned = any(np.shares_memory(target, slot.host_in.array) for slot in slots if slot.host_in is not None)
+        staged.append((device.log.count("copy") - before, pinned and any(source is view for view in views)))
+        copyto(target, source)
+
+    ((runner, _),) = gpu._chain._runners.values()
+    slots = list(runner._free)
+    before = device.log.count("copy")
+    monkeypatch.setattr(np, "copyto", note)
+    np.testing.assert_array_equal(gpu(*views, axis=axis).restored, expected)
+    assert staged[:2] == [(0, True), (1, True)]
 
 
 def test_map_ends_with_the_error_of_its_source(use: Any) -> None:
@@ -239,7 +262,7 @@ def test_the_second_frame_is_captured_and_replays_equal_it(use: Any, bundle: Pat
     assert "capture" not in first
     assert "graph" not in first
     assert (second.count("capture"), second.count("graph")) == (1, 1)
-    assert third == ["copy", "graph", "copy"]
+    assert third == ["copy", "copy", "graph", "copy"]
     eager, plain = use(graphs=False)
     for (result, _), pair in zip(results, pairs, strict=True):
         assert_same(result, eager(*pair))

@@ -89,7 +89,8 @@ def expected_canvases(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     s = grid.rows.window * p
     source = pad_reflect(padded, (grid.rows.grid * p, grid.columns.grid * p))
-    return canvases([source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins()], MEAN, STD)
+    regions = (source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins())
+    return canvases(regions, (len(grid), s), MEAN, STD)
 
 
 def same(got: NDArray[Any], wanted: NDArray[Any]) -> None:
