@@ -324,10 +324,12 @@ def test_nothing_is_collected_during_a_capture(use: Any, monkeypatch: pytest.Mon
 
     def littering(self: Any, stream: HostStream, *arguments: Any) -> None:
         if stream.captured is not None and pinned:
-            for piece in [pinned.pop(), *range(2000)]:  # enough for Python to collect some
-                loop: list[Any] = [piece]
+            loop: list[Any] = [pinned.pop()]
+            loop.append(loop)
+            for _ in range(2000):  # enough for Python to collect what is young
+                loop = []
                 loop.append(loop)
-            del piece, loop
+            del loop
         enqueue(self, stream, *arguments)
 
     monkeypatch.setattr(host_device.OrtContext, "enqueue", littering)
