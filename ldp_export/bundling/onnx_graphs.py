@@ -157,7 +157,9 @@ def deblur_graph(network: DeblurNetwork, multiple: int, *, half: bool, blur_map:
     for block in module.modules():
         if isinstance(block, (NAFBlock, BPABlock)):
             block.fold()
-            if not half:
+            if half:
+                block.merge_norms()
+            else:
                 block.split_gates()
     module.to(torch.float16 if half else torch.float32)
     least = module.config.least if isinstance(module, PublishedNetwork) else multiple

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldp_export.network.layers import Halves, LayerNorm2d, SimpleGate, add_scaled, fold_norm, fold_scale
+from ldp_export.network.layers import (
+    WIDE,
+    Halves,
+    LayerNorm2d,
+    NormalisedConv,
+    SimpleGate,
+    add_scaled,
+    fold_norm,
+    fold_scale,
+)
 
 OUTSIDE = -(2.0**14)
 """Stands for -inf in the mask of keys outside the map: exp underflows to 0 in FP16 too, and no row becomes NaN."""
@@ -193,6 +202,15 @@ class BPABlock(nn.Module):
         fold_scale(self.attention.project, self.beta)
         fold_scale(self.conv2, self.gamma)
         self.beta = self.gamma = None
+
+    def merge_norms(self) -> None:
+        """Makes one layer of each normalisation and the convolution after it, for the FP16 graph; after ``fold``."""
+        if self.conv1.in_channels >= WIDE:
+            return
+        self.attention.add_module("qkv", NormalisedConv(self.norm1, self.attention.qkv, gated=False))
+        self.add_module("conv1", NormalisedConv(self.norm2, self.conv1, gated=True))
+        self.add_module("norm1", nn.Identity())
+        self.add_module("norm2", nn.Identity())
 
     def split_gates(self) -> None:
         """Makes two of the convolution before the gate, for the graph of CPU runtimes; after ``fold``."""

@@ -1,16 +1,22 @@
 """Layers of the NAFNet backbone (Chen et al. 2022), with channel attention that pools locally.
 
-Some layers have three forms that compute the same: PyTorch's own for training, and two for export. TensorRT takes the
-FP16 graph and fuses reductions with what is around them. CPU runtimes take the FP32 graph, where a reduction costs a
-pass over the map and often a change of its layout: there means are convolutions and pooling layers, and what a gate
-multiplies comes from two convolutions in place of one whose result would be cut in two.
+Some layers have three forms that compute the same: PyTorch's own for training, and two for export. CPU runtimes take
+the FP32 graph, where a reduction costs a pass over the map and often a change of its layout: there means are
+convolutions and pooling layers, and what a gate multiplies comes from two convolutions in place of one whose result
+would be cut in two. TensorRT takes the FP16 graph, where time is what the layers read and write: no normalised map is
+written, and a gate's product is made where its second convolution ends.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+WIDE = 256
+"""From so many channels on TensorRT-RTX takes matrix kernels for 1x1 convolutions, which scale nothing afterwards."""
 
 
 def exports_for_cpu(x: Tensor) -> bool:
@@ -38,10 +44,7 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape and type."""
         if torch.compiler.is_exporting():  # no transposes in the graph, and FP32 islands that every runtime keeps
-            averaging = self.averaging if exports_for_cpu(x) else None
-            wide = x.float()
-            centred = wide - _channel_mean(wide, averaging)
-            scale = torch.rsqrt(_channel_mean(centred * centred, averaging) + self.eps)
+            centred, scale = self.statistics(x)
             normalised = centred * scale
             if self.weight is not None and self.bias is not None:
                 normalised = normalised * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]
@@ -49,6 +52,13 @@ class LayerNorm2d(nn.Module):
         channels_last = x.permute(0, 2, 3, 1)
         weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
         return F.layer_norm(channels_last, (x.shape[1],), weight, bias, self.eps).permute(0, 3, 1, 2)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` less its channels' mean ``(B, C, H, W)``, and the factor ``(B, 1, H, W)`` to variance 1; both FP32."""
+        averaging = self.averaging if exports_for_cpu(x) else None
+        wide = x.float()
+        centred = wide - _channel_mean(wide, averaging)
+        return centred, torch.rsqrt(_channel_mean(centred * centred, averaging) + self.eps)
 
 
 def _channel_mean(x: Tensor, averaging: Tensor | None) -> Tensor:
@@ -98,6 +108,41 @@ def _half(conv: nn.Conv2d, number: int) -> nn.Conv2d:
     for name, value in conv.named_parameters():
         setattr(half, name, nn.Parameter(value.detach().chunk(2)[number].clone()))
     return half
+
+
+class NormalisedConv(nn.Module):
+    """A normalisation and the 1x1 convolution after it as one, for the FP16 graph only.
+
+    With ``m`` the mean of a position's channels and ``s`` one over their deviation, ``W ((x - m) s) + b`` is
+    ``(W' x) s + b``, where each row of ``W'`` is W's less its mean. The map itself is convolved and the result scaled,
+    which TensorRT does in one layer; the normalised map is never written, only ``s``, one number a position.
+    """
+
+    def __init__(self, norm: LayerNorm2d, conv: nn.Conv2d, *, gated: bool) -> None:
+        """Copies the weights of ``conv``.
+
+        Args:
+            norm: The normalisation; ``fold_norm`` has moved its weight and bias into ``conv``.
+            conv: The convolution.
+            gated: A gate follows: two convolutions, as ``Halves``.
+        """
+        super().__init__()
+        self.norm = norm
+        centred = copy.deepcopy(conv)
+        centred.weight = nn.Parameter(conv.weight.detach() - conv.weight.detach().mean(1, keepdim=True))
+        halves = (_half(centred, 0), _half(centred, 1)) if gated else (centred,)
+        self.biases = nn.ParameterList()
+        for part in halves:
+            assert part.bias is not None  # `fold_norm` gives it one
+            self.biases.append(nn.Parameter(part.bias.detach()[:, None, None]))
+            part.bias = None
+        self.parts = nn.ModuleList(halves)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """``(B, C, H, W)`` to ``(B, any, H, W)``, or to its halves before a gate."""
+        scale = self.norm.statistics(x)[1].to(x.dtype)
+        first, *second = (part(x) * scale + bias for part, bias in zip(self.parts, self.biases, strict=True))
+        return (first, second[0]) if second else first
 
 
 class SimplifiedChannelAttention(nn.Module):
@@ -201,6 +246,15 @@ class NAFBlock(nn.Module):
         fold_scale(self.conv3, self.beta)
         fold_scale(self.conv5, self.gamma)
         self.beta = self.gamma = None
+
+    def merge_norms(self) -> None:
+        """Makes one layer of each normalisation and the convolution after it, for the FP16 graph; after ``fold``."""
+        if self.conv1.in_channels >= WIDE:
+            return
+        self.add_module("conv1", NormalisedConv(self.norm1, self.conv1, gated=False))
+        self.add_module("conv4", NormalisedConv(self.norm2, self.conv4, gated=True))
+        self.add_module("norm1", nn.Identity())
+        self.add_module("norm2", nn.Identity())
 
     def split_gates(self) -> None:
         """Makes two of each convolution before a gate, for the graph of CPU runtimes; after ``fold``."""

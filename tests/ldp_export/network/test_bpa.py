@@ -208,6 +208,8 @@ def test_a_folded_bpa_block_computes_the_same(window: int | None, hidden: int | 
     x, blur_logits = 3 * noise(2, 8, 7, 5), noise(2, 1, 3, 2, seed=1)
     torch.testing.assert_close(folded(x, blur_logits), block(x, blur_logits), atol=2e-5, rtol=2e-5)
     assert float((block(x, blur_logits) - x).detach().abs().max()) > 0.1
+    folded.merge_norms()
+    torch.testing.assert_close(folded(x, blur_logits), block(x, blur_logits), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldp_export.network.layers import Halves, LayerNorm2d, NAFBlock, SimpleGate, SimplifiedChannelAttention
+from ldp_export.network.layers import (
+    Halves,
+    LayerNorm2d,
+    NAFBlock,
+    NormalisedConv,
+    SimpleGate,
+    SimplifiedChannelAttention,
+    fold_norm,
+)
 from ldp_export.network.randomise import randomise
 from tests.ldp_export.tensors import Array, array, noise, slow_pointwise
 
@@ -204,3 +212,40 @@ def test_a_gate_of_halves_is_the_gate_of_the_whole(conv: nn.Conv2d) -> None:
     gated, expected = SimpleGate()(Halves(conv)(source)), SimpleGate()(conv(x))
     assert gated.shape == (2, 4, 5, 4)
     torch.testing.assert_close(gated, expected, atol=1e-6, rtol=1e-6)
+
+
+def normalised_conv(*, gated: bool) -> tuple[nn.Sequential, NormalisedConv]:
+    """A normalisation with its convolution, and both as one."""
+    norm, conv = randomise(LayerNorm2d(6)), randomise(nn.Conv2d(6, 8, 1), seed=1)
+    pair = nn.Sequential(copy.deepcopy(norm), copy.deepcopy(conv))
+    fold_norm(norm, conv)
+    return pair, NormalisedConv(norm, conv, gated=gated)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_normalised_convolution_is_the_convolution_of_the_normalised_map(gated: bool) -> None:
+    pair, merged = normalised_conv(gated=gated)
+    x = 3 * noise(2, 6, 5, 4) + 5
+    parts = merged(x)
+    assert isinstance(parts, tuple) == gated
+    torch.testing.assert_close(torch.cat(parts, 1) if gated else parts, pair(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_normalised_convolution_in_half_precision_holds_the_residuals_of_a_naf_net() -> None:
+    pair, merged = normalised_conv(gated=False)
+    x = (175 * noise(1, 6, 8, 8) + 100).half()
+    restored = merged.half()(x)
+    assert restored.dtype == torch.float16
+    torch.testing.assert_close(restored.float(), pair(x.float()), atol=0.01, rtol=0.005)
+    naive = (x * x).sum(1)
+    assert bool(torch.isinf(naive).any()), "the sum of squares should need its FP32 island"
+
+
+def test_a_naf_block_with_merged_normalisations_computes_the_same() -> None:
+    block = randomise(NAFBlock(6, 2)).double()
+    merged = copy.deepcopy(block)
+    merged.fold()
+    merged.merge_norms()
+    x = 3 * noise(2, 6, 8, 4).double()
+    torch.testing.assert_close(merged(x), block(x), atol=1e-5, rtol=1e-5)
+    assert float((block(x) - x).detach().abs().max()) > 0.1, "the block does nothing: any form would agree"
