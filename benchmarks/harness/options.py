@@ -10,7 +10,7 @@ from benchmarks.harness import REPORTS
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.harness.tables import size_text
 
-CONFIG_NAMES = ("nano", "small", "large")
+CONFIG_NAMES = ("nano", "small", "large", "fast", "fast-large")
 
 DEFAULT_SHAPE = (1120, 1680)
 """Height and width in px of the paper's test pairs (Section 4.1)."""

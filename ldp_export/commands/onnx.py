@@ -8,7 +8,7 @@ from pathlib import Path
 from ldp_export.commands._parts import WINDOW_HELP, ArgumentError, check_folder, print_gates, say
 from ldp_runtime.command import CheckFailedError
 
-CONFIG_NAMES = ("nano", "small", "large")
+CONFIG_NAMES = ("nano", "small", "large", "fast", "fast-large")
 
 HELP = "Exports a bundle and checks its parity with torch."
 EXAMPLES = """\

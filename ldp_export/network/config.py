@@ -1,4 +1,4 @@
-"""Configurations of the LDP network: ``nano``, ``small``, ``large``."""
+"""Configurations of the LDP network, by name."""
 
 from __future__ import annotations
 
@@ -154,5 +154,19 @@ CONFIGS = {
         LDPConfig("nano", width=32, stem=2, encoder=(1, 1, 4), middle=6, decoder=(4, 1, 1), bpa=("decoder",), window=8),
         LDPConfig("small", width=32, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2)),
         LDPConfig("large", width=64, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2), head_dim=64),
+        LDPConfig("fast", width=48, stem=2, encoder=(1, 1, 4), middle=6, decoder=(4, 1, 1), bpa=("decoder",), window=8),
+        LDPConfig(
+            "fast-large",
+            width=96,
+            stem=2,
+            encoder=(1, 1, 2),
+            middle=4,
+            decoder=(2, 1, 1),
+            bpa=("decoder",),
+            head_dim=64,
+            window=8,
+        ),
     )
 }
+"""``small`` and ``large`` are the paper's. ``fast`` and ``fast-large`` restore at half resolution and below, with most
+blocks where the map is small; ``nano`` is a narrower form of ``fast``."""

@@ -23,6 +23,9 @@ class LDPNet(nn.Module):
         width, stem = config.width, config.stem
         self.intro = nn.Conv2d((6 + config.concatenates) * stem * stem, width, 3, padding=1)
         self.ending = nn.Conv2d(width, 3 * stem * stem, 3, padding=1)
+        nn.init.zeros_(self.ending.weight)  # a new network restores nothing yet: it gives the center view
+        if self.ending.bias is not None:
+            nn.init.zeros_(self.ending.bias)
         self.encoders, self.downs, self.ups, self.decoders = (nn.ModuleList() for _ in range(4))
         stride = stem
         for blocks in config.encoder:

@@ -31,10 +31,14 @@ def test_round_trip_keeps_what_is_not_set() -> None:
 
 
 def test_names_are_the_keys() -> None:
-    assert {name: config.name for name, config in CONFIGS.items()} == {n: n for n in ("nano", "small", "large")}
+    assert {name: config.name for name, config in CONFIGS.items()} == {
+        n: n for n in ("nano", "small", "large", "fast", "fast-large")
+    }
 
 
-@pytest.mark.parametrize(("name", "stride"), [("nano", 16), ("small", 16), ("large", 16)])
+@pytest.mark.parametrize(
+    ("name", "stride"), [("nano", 16), ("small", 16), ("large", 16), ("fast", 16), ("fast-large", 16)]
+)
 def test_inputs_are_multiples_of_32(name: str, stride: int) -> None:
     assert CONFIGS[name].stride == stride
     assert CONFIGS[name].multiple == 32
