@@ -6,9 +6,9 @@ A resumed run, and a run of several processes, therefore see the same crops.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -140,6 +140,7 @@ class Batches(Dataset[Batch]):
         world: int = 1,
         flip: bool = True,
         permute_channels: bool = False,
+        disturb: Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] | None = None,
     ) -> None:
         """The batches depend on nothing else.
 
@@ -152,10 +153,11 @@ class Batches(Dataset[Batch]):
             world: Number of processes.
             flip: Flip at random.
             permute_channels: Permute the channels of half of the crops.
+            disturb: What is done to the blur logits ``(s / p, s / p)`` of a crop; None leaves them as they are.
         """
         self._source, self._seed, self._batch = source, seed, batch
         self._parts, self._rank, self._world = parts, rank, world
-        self._flip, self._permute_channels = flip, permute_channels
+        self._flip, self._permute_channels, self._disturb = flip, permute_channels, disturb
 
     def __getitem__(self, item: int) -> Batch:
         step, part = divmod(item, self._parts)
@@ -171,6 +173,8 @@ class Batches(Dataset[Batch]):
         crop = self._source.crop(int(_order(self._seed, epoch, len(self._source))[position]), rng)
         sideways, over, coloured = rng.random(3) < 0.5
         order = rng.permutation(3)
+        if self._disturb is not None:
+            crop = replace(crop, logits=self._disturb(crop.logits, rng))
         if self._flip and sideways:
             crop = crop.mirrored()
         if self._flip and over:

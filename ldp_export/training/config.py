@@ -93,12 +93,14 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         name: Name of the model; it goes into the checkpoint and the bundle.
         stages: The stages, first to last.
         data: What is trained on, each pair once an epoch.
-        network: "nano", "small", "large", or a mapping of ``LDPConfig``'s keys, in which ``base`` may name one of the
-            three to start from; None means that of ``init``.
+        network: A name of ``CONFIGS``, or a mapping of ``LDPConfig``'s keys, in which ``base`` may name one of them to
+            start from; None means that of ``init``.
         init: Folder of a checkpoint whose weights training starts from. Where ``network`` has more blocks in a level,
             the added ones come last and begin as the identity.
         clip: Folder of a checkpoint with CLIP and its calibration; None means those of ``init``.
         validation: See ``ValidationConfig``; None validates nothing.
+        blur_logits: Where the blur logits come from: "clip", or "disparity", the data set's true disparity with errors
+            like CLIP's (see ``true_blur``), where CLIP need not run.
         ensemble: The prompts of the blur logits: "ens2", another name of Table 5's, or the number of a prompt.
         seed: Seed of weights and batches.
         crop: Side of the crops in px.
@@ -129,6 +131,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     init: str | None = None
     clip: str | None = None
     validation: ValidationConfig | None = None
+    blur_logits: Annotated[str, one_of(("clip", "disparity"))] = "clip"
     ensemble: Annotated[str, one_of(ENSEMBLES)] | int = "ens2"
     seed: _AtLeast0 = 0
     crop: _AtLeast1 = 256
@@ -221,7 +224,7 @@ def _misfits(config: TrainConfig) -> Iterator[tuple[str, str, object]]:
             yield f"stages.{i}.steps", "either steps or hours", "neither" if stage.steps is None else "both"
         if not stage.final_lr <= stage.lr < 1:
             yield f"stages.{i}.lr", "final_lr <= lr < 1", stage.lr
-        if not any((stage.losses.charbonnier, stage.losses.blur_aware, stage.losses.blur_weighting)):
+        if not any((stage.losses.charbonnier, stage.losses.psnr, stage.losses.blur_aware, stage.losses.blur_weighting)):
             yield f"stages.{i}.losses", "a weight above 0", msgspec.to_builtins(stage.losses)
         if stage.losses.deviation_window % 2 == 0:
             yield f"stages.{i}.losses.deviation_window", "an odd number of px", stage.losses.deviation_window

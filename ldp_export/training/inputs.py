@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from ldp_export.training.batches import Batches, Crop, CropSource, held_out_crop
 from ldp_export.training.config import DataConfig, TrainConfig, TrainingError
 from ldp_export.training.losses import BlurAwareMap
 from ldp_export.training.parallel import AUTOCAST
+from ldp_export.training.true_blur import true_logits, with_errors
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.cache import cache_folder
+from ldp_runtime.stages.geometry import Padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +75,15 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
         blur_aware_map = BlurAwareMap(clip, prompts, windows, AUTOCAST[config.precision])
         blur_aware_map.check_size(config.crop)
         blur_aware_map.to(fabric.device)
-    estimator = BlurEstimator(clip, prompts, windows, network_config.multiple, config.ensemble, fabric.device)
+    make_source: Callable[[list[PairDataset]], CropSource]
+    if config.blur_logits == "disparity":
+        make_source = functools.partial(_true_source, padding=Padding(unit), patch=patch, crop=config.crop)
+    else:
+        estimator = BlurEstimator(clip, prompts, windows, network_config.multiple, config.ensemble, fabric.device)
+        make_source = functools.partial(_crop_source, estimator=estimator, crop=config.crop, fabric=fabric)
     datasets = _open_all(config.data, "data")
     batches = Batches(
-        _crop_source(datasets, estimator, config.crop, fabric),
+        make_source(datasets),
         seed=config.seed,
         batch=config.batch,
         parts=config.accumulate,
@@ -83,12 +91,13 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
         world=fabric.world_size,
         flip=config.flip,
         permute_channels=config.permute_channels,
+        disturb=with_errors if config.blur_logits == "disparity" else None,
     )
     held_out: list[PairDataset] = []
     crops: list[Crop] = []
     if config.validation is not None:
         held_out = _open_all(config.validation.data, "validation.data")
-        crops = held_out_crops(_crop_source(held_out, estimator, config.crop, fabric), config.validation.crops)
+        crops = held_out_crops(make_source(held_out), config.validation.crops)
     torch.manual_seed(config.seed)
     network = LDPNet(network_config)
     if start is not None:
@@ -125,6 +134,12 @@ def _open_all(data: Sequence[DataConfig], key: str) -> list[PairDataset]:
             raise TrainingError(f"{key}.{i}: expected pairs in {one.folder}, got none of the {one.split} split")
         datasets.append(dataset)
     return datasets
+
+
+def _true_source(datasets: list[PairDataset], padding: Padding, patch: int, crop: int) -> CropSource:
+    """Crops of data sets that know the disparity."""
+    logits = [true_logits(dataset[i], padding, patch) for dataset in datasets for i in range(len(dataset))]
+    return CropSource(datasets, logits, patch, crop)
 
 
 def _crop_source(datasets: list[PairDataset], estimator: BlurEstimator, crop: int, fabric: Fabric) -> CropSource:

@@ -23,6 +23,9 @@ from ldp_runtime.structs import one_of
 EPSILON = 1e-4
 """The epsilon of Eq. 11."""
 
+PSNR_FLOOR = 1e-4
+"""Added to the mean squared error of each image: from 40 dB on, more PSNR counts for little."""
+
 FLOOR = 1e-3
 """Default lower bound of the denominator of Eq. 12, which is zero where the pair is sharp."""
 
@@ -38,6 +41,8 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         charbonnier: Weight of the Charbonnier loss.
+        psnr: Weight of NAFNet's loss; no part of the paper's. Where pairs differ much in blur, it does not spend the
+            sharp ones on the blurred ones.
         blur_aware: Weight of the blur-aware loss, the paper's lambda_1 (0.1 in its second stage).
         blur_weighting: Weight of the blur-weighting loss, the paper's lambda_2 (0.2 in its second stage).
         denominator: What the center view is compared with in the denominator of Eq. 12: "target", as the paper's text
@@ -50,6 +55,7 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     charbonnier: _Weight = 1.0
+    psnr: _Weight = 0.0
     blur_aware: _Weight = 0.0
     blur_weighting: _Weight = 0.0
     denominator: Annotated[str, one_of(("target", "restored"))] = "target"
@@ -69,6 +75,19 @@ def charbonnier(restored: Tensor, target: Tensor) -> Tensor:
         The mean over pixels, a scalar.
     """
     return torch.sqrt((restored - target).square().sum(1) + EPSILON**2).mean()
+
+
+def psnr(restored: Tensor, target: Tensor) -> Tensor:
+    """Minus the PSNR of each image, in units of 10 dB: the loss of NAFNet (Chen et al. 2022).
+
+    Args:
+        restored: ``(B, 3, H, W)``.
+        target: The same shape.
+
+    Returns:
+        The mean over images, a scalar.
+    """
+    return torch.log10((restored - target).square().mean((1, 2, 3)) + PSNR_FLOOR).mean()
 
 
 def blur_weighting(
@@ -228,6 +247,8 @@ def total_loss(
     losses: dict[str, Tensor] = {}
     if config.charbonnier:
         losses["charbonnier"] = charbonnier(restored, target)
+    if config.psnr:
+        losses["psnr"] = psnr(restored, target)
     if config.blur_aware:
         if blur_aware_map is None:
             raise LossError("expected a CLIP for the blur-aware loss, got none; give `clip`")

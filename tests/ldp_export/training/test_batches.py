@@ -68,6 +68,18 @@ def test_logits_and_pixels_of_a_crop_are_of_one_place() -> None:
     assert {x for _, x in seen} == {0, 4, 8, 12, 16, 20, 24}
 
 
+def test_logits_are_disturbed_for_each_crop_anew_and_nothing_else_is() -> None:
+    disturbed = _batches(disturb=lambda z, rng: z + rng.standard_normal(z.shape).astype(np.float32))
+    plain = _batches()
+    for step in range(3):
+        a, b = plain[step], disturbed[step]
+        assert torch.equal(a.pair, b.pair)
+        assert torch.equal(a.target, b.target)
+        errors = (b.logits - a.logits).flatten().tolist()
+        assert len(set(errors)) == len(errors)
+        assert torch.equal(disturbed[step].logits, b.logits), "a resumed run sees the same"
+
+
 def test_a_horizontal_flip_swaps_the_views() -> None:
     # A mirrored scene, photographed anew, looks like the mirrored crop: content that moved left in L moves right in R.
     rng = np.random.default_rng(0)

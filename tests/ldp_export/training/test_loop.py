@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
+from ldp_export.evaluation.reference import BlurEstimator
 from ldp_export.network import LDPNet
 from ldp_export.network.randomise import randomise_network
 from ldp_export.training import (
@@ -248,6 +249,17 @@ def test_what_changes_in_a_run_is_recorded(
 def test_accumulation_changes_nothing(config: TrainConfig, finished: Path, tmp_path: Path) -> None:
     train(msgspec.structs.replace(config, accumulate=2), tmp_path)
     assert _furthest(_state(tmp_path)["net"], _state(finished)["net"]) < SAME
+
+
+def test_with_the_true_blur_clip_does_not_run(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlurEstimator, "estimate", None)
+    one = msgspec.structs.replace(config, stages=(StageConfig(steps=2, lr=1e-3),), blur_logits="disparity")
+    train(one, tmp_path / "true")
+    assert _records(tmp_path / "true")[-1]["restored_db"] > 0
+    with pytest.raises(TypeError, match="not callable"):
+        train(msgspec.structs.replace(one, blur_logits="clip", ensemble=3), tmp_path / "clip")
 
 
 def test_hours_end_a_stage(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

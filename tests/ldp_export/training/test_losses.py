@@ -17,6 +17,7 @@ from ldp_export.training.losses import (
     blur_aware,
     blur_weighting,
     charbonnier,
+    psnr,
     total_loss,
 )
 from ldp_runtime.bundle.manifest import Prompt
@@ -39,6 +40,18 @@ def test_charbonnier_takes_the_norm_over_channels() -> None:
     restored, target = _pixels((0.5, 0.6, 0.1), (0.2, 0.2, 0.2)), _pixels((0.2, 0.2, 0.1), (0.2, 0.2, 0.2))
     # One pixel is 5 tenths away (3, 4, 0), the other equal: sqrt(0.25 + 1e-8) and 1e-4.
     assert charbonnier(restored, target).item() == pytest.approx((math.sqrt(0.25 + 1e-8) + 1e-4) / 2, rel=1e-6)
+
+
+def test_the_psnr_loss_is_a_mean_over_images_not_over_pixels() -> None:
+    target = torch.zeros(2, 3, 1, 2)
+    restored = torch.stack([torch.full((3, 1, 2), 0.1), torch.full((3, 1, 2), 0.01)])
+    # 20 dB, and 40 dB, where the floor of 1e-4 counts as much as the error.
+    expected = (math.log10(1e-2 + 1e-4) + math.log10(2e-4)) / 2
+    assert psnr(restored, target).item() == pytest.approx(expected, rel=1e-5)
+    config = LossConfig(charbonnier=0, psnr=0.1)
+    total, parts = total_loss(config, restored, target, restored.repeat(1, 2, 1, 1), torch.zeros(2, 1, 1, 1))
+    assert total.item() == pytest.approx(0.1 * expected, rel=1e-5)
+    assert list(parts) == ["psnr"]
 
 
 def test_blur_weighting_divides_by_the_deviation_of_the_target() -> None:
