@@ -53,7 +53,7 @@ def test_hours_are_shared_as_the_stages_share_theirs(path: Path) -> None:
         ("stages.1.losses.blur_aware_form=hard", 'blur_aware_form: expected one of softplus, raw, got "hard"'),
         ("stages=[]", "stages: expected a non-empty list, got []"),
         ("data.0={dataset: simulated}", "data.0.folder is missing"),
-        ("network.base=huge", 'network.base: expected one of nano, small, large, got "huge"'),
+        ("network.base=huge", 'network.base: expected one of nano, small, large, fast, fast-large, got "huge"'),
         ("network.wide=3", "network: unknown keys in the network configuration: wide"),
         ("network=null", "network: expected a network, or `init`, got null"),
         ("precision=int8", 'precision: expected one of fp32, bf16, fp16, got "int8"'),
