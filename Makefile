@@ -36,7 +36,7 @@ demo: $(BASE) ## deblur the sample pair: pictures in demo/, PSNR and SSIM on the
 		--blur-map demo/blur-map.png --compare demo/compare.png --target $(SAMPLE)/target.png
 
 test: lint types ## lint, types and the tests that need neither a GPU nor patience
-	$(BIN)/python -m pytest -m "$(FAST)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "$(FAST)"
 
 test-all: lint types ## lint, types and every test; GPU tests skip where there is none
 	$(BIN)/python -m pytest

@@ -14,5 +14,5 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "motorcycle"
 @functools.cache
 def near_sample() -> SimulatedPair:
     """What ``focus_setting("near")`` simulates; ``test_ldp_nano.py`` compares the two."""
-    left, right, target = (read_photo(SAMPLE / f"{name}.png").pixels for name in ("left", "right", "target"))
+    left, right, target = (read_photo(SAMPLE / f"{name}.png").pixels.copy() for name in ("left", "right", "target"))
     return SimulatedPair(left, right, target, np.load(SAMPLE / "coc.npy"))

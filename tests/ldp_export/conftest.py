@@ -1,6 +1,8 @@
 """What the tests of one session share."""
 
+import fcntl
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +36,17 @@ def exported_model(tiny_clip_file: Path) -> ExportModel:
 
 @pytest.fixture(scope="session")
 def exported_bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: ExportModel) -> Path:
-    """``exported_model`` as a bundle. Exports take long, so tests share this one."""
-    path = tmp_path_factory.mktemp("bundles") / "tiny-random"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "focus_setting", lambda focus: near_sample())
-        export_bundle(exported_model, path, path.name)
+    """``exported_model`` as a bundle. Exports take long, so tests share this one, those of all processes of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "exported" / "tiny-random"
+    path.parent.mkdir(exist_ok=True)
+    with open(folder / "exported.lock", "w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            patch.setattr(parity, "focus_setting", lambda focus: near_sample())
+            export_bundle(exported_model, path, path.name)
     return path
 
 
