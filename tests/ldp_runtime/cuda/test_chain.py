@@ -326,7 +326,7 @@ def test_nothing_is_collected_during_a_capture(use: Any, monkeypatch: pytest.Mon
         if stream.captured is not None and pinned:
             loop: list[Any] = [pinned.pop()]
             loop.append(loop)
-            for _ in range(2000):  # enough for Python to collect what is young
+            for _ in range(2 * gc.get_threshold()[0]):  # enough for Python to collect what is young
                 loop = []
                 loop.append(loop)
             del loop
