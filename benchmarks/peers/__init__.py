@@ -12,6 +12,6 @@ from types import MappingProxyType
 from ldp_export.network.published import PUBLISHED, Published
 
 PEERS: Mapping[str, Published] = MappingProxyType(
-    {name: PUBLISHED[name] for name in ("nafnet", "restormer", "dpdnet", "ifan", "dddnet", "k3dn")}
+    {name: PUBLISHED[name] for name in ("nafnet", "restormer", "dpdnet", "ifan", "dddnet", "k3dn", "deeprft", "dmenet")}
 )
 """Every peer by name."""

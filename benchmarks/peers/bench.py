@@ -45,8 +45,8 @@ DEFAULT_SHAPES = ((160, 240), (240, 360), (320, 480))
 
 DEFAULT_BACKENDS = ("torch:fp32", "auto")
 
-SLOW_PEERS = ("k3dn",)
-"""They work at a size of their own, whatever the photo's: minutes per run on a CPU."""
+SLOW_PEERS = ("k3dn", "deeprft")
+"""They work at a size or in windows of their own, however small the photo: up to minutes per run on a CPU."""
 
 _SECONDS = 2.0
 _MOST = 50

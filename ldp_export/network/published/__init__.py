@@ -240,6 +240,28 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                 ),
                 "K3DN",
             ),
+            Published(
+                "deeprft",
+                "DeepRFT, one image",
+                "DeepRFT",
+                4,
+                9_545_904,
+                "every layer of INVOKERer/DeepRFT, DeepRFT_MIMO.py, eight blocks a group, which takes one image and "
+                "has 9,551,088 with two side outputs of training; how the LDP paper gave it pairs is not stated",
+                None,
+                "DeepRFT",
+            ),
+            Published(
+                "dmenet",
+                "DMENet, the map alone",
+                "DMENet",
+                16,
+                25_346_177,
+                "every layer of codeslake/DMENet, model.py, with normalisation folded; its output is a map of one "
+                "image's defocus, and the deconvolution that gives an image is not part of it",
+                None,
+                "DMENet",
+            ),
         )
     }
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
+from ldp_export.network.published.mimo import Conv, Group, conv, up
 from ldp_export.network.published.stereo import Features, conv3d, cost_volume, cut, join
 
 WORKING_SIZE = (1152, 1792)
@@ -36,24 +37,13 @@ STYLE = 256
 SIDE = 9
 """Side of the depthwise kernels, and of the neighbourhood of the correlation."""
 SLOPE = 0.2
+_GATE = 0.01
 _EPS = 1e-8
 
 
-class Conv(nn.Module):
-    """A convolution without bias, then LeakyReLU where asked for."""
-
-    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, activation: bool = True) -> None:
-        super().__init__()
-        self.main = nn.Sequential(conv, *([nn.LeakyReLU(SLOPE)] if activation else []))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the size that the convolution gives."""
-        return self.main(x)
-
-
-def conv3(inputs: int, outputs: int, stride: int = 1, activation: bool = True) -> Conv:
-    """3x3; keeps the size but for the stride."""
-    return Conv(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), activation)
+def activated(inputs: int, outputs: int, stride: int = 1) -> Conv:
+    """3x3, then LeakyReLU."""
+    return conv(inputs, outputs, stride=stride, activation=nn.LeakyReLU(SLOPE))
 
 
 class Residual(nn.Module):
@@ -61,23 +51,16 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.main = nn.Sequential(conv3(width, width), conv3(width, width, activation=False))
+        self.main = nn.Sequential(activated(width, width), conv(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""
         return x + self.main(x)
 
 
-class Group(nn.Module):
+def group(width: int) -> Group:
     """``BLOCKS`` residual blocks."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*(Residual(width) for _ in range(BLOCKS)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the same shape."""
-        return self.layers(x)
+    return Group(*(Residual(width) for _ in range(BLOCKS)))
 
 
 class WindowBlock(nn.Module):
@@ -174,7 +157,7 @@ class CorrelationGate(nn.Module):
         self.conv_q, self.conv_k = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.conv_v = nn.Conv2d(SIDE**2, width, 3, padding=1)
         ends = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.conv_o = nn.Sequential(next(ends), Group(width), next(ends))
+        self.conv_o = nn.Sequential(next(ends), group(width), next(ends))
 
     def forward(self, old: Tensor, new: Tensor) -> Tensor:
         """``(B, C, H, W)`` and ``(B, D, H, W)`` to ``(B, C + D, H, W)``."""
@@ -186,27 +169,35 @@ class CorrelationGate(nn.Module):
 class K3DN(PublishedNetwork):
     """The network in its published size, L; takes photos of any size, working at ``size``."""
 
-    config = PublishedConfig("k3dn", multiple=1, memory=4000)
+    config = PublishedConfig("k3dn", multiple=1, memory=3000)
 
     def __init__(self, size: tuple[int, int] = WORKING_SIZE) -> None:
         """``size`` is height and width in px, multiples of 288 x 224 and at least 288 x 448."""
         super().__init__()
         self.size = size
         widths = [WIDTH, 2 * WIDTH, 4 * WIDTH]
-        self.Encoder = nn.ModuleList(Group(width) for width in widths)
+        self.Encoder = nn.ModuleList(group(width) for width in widths)
         ups = ((4 * WIDTH, 2 * WIDTH), (4 * WIDTH, WIDTH), (2 * WIDTH, WIDTH))
         self.feat_extract = nn.ModuleList(
             [
-                *(conv3(a, b, stride=2) for a, b in zip([6, *widths], widths, strict=False)),
-                *(Conv(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False)) for a, b in ups),
+                *(activated(a, b, stride=2) for a, b in zip([6, *widths], widths, strict=False)),
+                *(up(a, b, nn.LeakyReLU(SLOPE)) for a, b in ups),
             ]
         )
         joined = (4 * WIDTH, 2 * WIDTH, WIDTH + 6)
-        self.Decoder = nn.ModuleList(Group(width) for width in joined)
+        self.Decoder = nn.ModuleList(group(width) for width in joined)
         self.srp = nn.ModuleList(CorrelationGate(width) for width in joined)
         self.disp = WindowDisparity(size)
         self.deblur = nn.ModuleList(WindowBlock(4 * WIDTH) for _ in range(WINDOW_BLOCKS))
-        self.out = conv3(joined[-1], 3, activation=False)
+        self.out = conv(joined[-1], 3)
+
+    @torch.no_grad()
+    def tame(self) -> None:
+        """See ``PublishedNetwork.tame``; a gate multiplies features with the square of theirs, thrice in a row."""
+        for gate in self.modules():
+            if isinstance(gate, CorrelationGate):
+                for parameter in gate.conv_v.parameters():
+                    parameter.mul_(_GATE)
 
     def forward(self, pair: Tensor) -> Tensor:
         """See ``PublishedNetwork.forward``; the output lies in [-0.5, 1.5], but for what bicubic resizing adds.
@@ -220,8 +211,8 @@ class K3DN(PublishedNetwork):
         """Pair ``(B, 6, *size)`` in [-0.5, 0.5] to the restored image ``(B, 3, *size)``, clamped to [-1, 1]."""
         style = self.disp(pair[:, :3], pair[:, 3:])
         x, skips = pair, [pair]
-        for extract, group in zip(self.feat_extract[:3], self.Encoder, strict=True):
-            x = group(extract(x))
+        for extract, blocks in zip(self.feat_extract[:3], self.Encoder, strict=True):
+            x = blocks(extract(x))
             skips.append(x)
         skips.pop()
         windows = [side // 8 // window for side, window in zip(self.size, WINDOW, strict=True)]
@@ -229,8 +220,8 @@ class K3DN(PublishedNetwork):
         for block in self.deblur:
             x = block(x, style)
         x = join(x, *windows)
-        for extract, gate, group in zip(self.feat_extract[3:], self.srp, self.Decoder, strict=True):
-            x = group(gate(skips.pop(), extract(x)))
+        for extract, gate, blocks in zip(self.feat_extract[3:], self.srp, self.Decoder, strict=True):
+            x = blocks(gate(skips.pop(), extract(x)))
         return self.out(x).clamp(-1, 1)
 
     def published_state(self) -> dict[str, tuple[int, ...]]:

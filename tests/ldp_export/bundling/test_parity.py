@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldp_export.bundling import parity
 from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
@@ -33,3 +34,14 @@ def test_nan_fails_a_gate(exported_model: ExportModel, tmp_path: Path, monkeypat
     with pytest.raises(ParityError, match=r"deblur fp16 PSNR in dB: expected at least 50\.0, got None"):
         export_bundle(exported_model, tmp_path / "bundle", "nano")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_output_of_any_layer_is_kept() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)))
+    for parameter, value in zip(network.parameters(), (1e5, -3e5, 1e-6, 0.0), strict=True):
+        torch.nn.init.constant_(parameter, value)
+    with torch.no_grad(), parity._largest_activation(network) as largest:
+        network(torch.ones(1, 1, 2, 2))
+    assert max(largest) == 2e5 > parity.ACTIVATION_LIMIT
+    network(torch.ones(1, 1, 2, 2))
+    assert len(largest) == 2

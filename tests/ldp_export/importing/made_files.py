@@ -1,5 +1,6 @@
 """Files of the authors' form with random numbers."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
+
+from ldp_export.network.published import PUBLISHED, rdpd
+from ldp_export.network.published.base import TAME_STD
+from tests.ldp_export.network.published.states import random_pair, random_state
 
 
 def save_torch(path: Path, state: Mapping[str, Tensor], wrapper: str = "", prefix: str = "", **more: Any) -> Path:
@@ -37,3 +42,54 @@ def save_keras(path: Path, state: Mapping[str, Tensor], layer: str = "conv2d", w
             names += [empty, name]
         root.attrs["layer_names"] = np.array([n.encode() for n in names])
     return path
+
+
+LINEAR_ENDS = {"ifan": "out_res.0.", "rdpd": "23.", "restormer": "output."}
+"""Name of a network -> what the names of its last layer begin with, where the output is proportional to it."""
+
+
+def draw(case: str, *, tame: bool = False) -> dict[str, Tensor]:
+    """Random tensors by the authors' names.
+
+    Args:
+        case: Name of a network, "rdpd masked" for its form with a mask.
+        tame: The last layer is scaled so that the output has about the contrast of an image.
+    """
+    name = case.split()[0]
+    with torch.device("meta"):
+        network = rdpd.RDPD(rdpd.MASKED) if case == "rdpd masked" else PUBLISHED[name].build()
+    state = random_state(network.published_state())
+    if name == "ifan":  # 17 filters in a row: near the identity
+        weight, bias = state["F.3.weight"], state["F.3.bias"]
+        state["F.3.weight"] = 0.1 * weight
+        bias[: len(bias) // 7 * 6].view(-1, 3)[:, 1] += 1
+    if tame and name in LINEAR_ENDS:
+        network = type(network).fitting(state).eval()
+        network.load_published_state(state)
+        with torch.inference_mode():
+            spread = network.restore(random_pair(64, 96)).std()
+        for key in state:
+            if key.startswith(LINEAR_ENDS[name]):
+                state[key] = state[key] * (TAME_STD / spread)
+    return state
+
+
+def save(folder: Path, case: str, state: dict[str, Tensor]) -> list[Path]:
+    """Writes the files of a network as its authors have them; returns their paths."""
+    match case.split()[0]:
+        case "dddnet":
+            parts = [{k[5:]: v for k, v in state.items() if k.startswith(part)} for part in ("estd.", "esti.")]
+            parts[1]["decoderd.layer24.weight"] = torch.zeros(1)  # depth, which nothing here needs
+            return [save_torch(folder / f"{i}.pkl", part, prefix="module.") for i, part in enumerate(parts)]
+        case "dpdnet":
+            return [save_keras(folder / "a.hdf5", state)]
+        case "rdpd":
+            return [save_keras(folder / "a.hdf5", state, "time_distributed", whole=False)]
+        case "ifan":
+            more = {"reblurNet.conv.weight": torch.zeros(1)}
+            return [save_torch(folder / "a.pytorch", {**state, **more}, prefix="module.Network.")]
+        case "bambnet":
+            more = {"scheduler": {"milestones": Counter({60: 1})}, "optimizer": {"state": {0: {"step": 3}}}}
+            return [save_torch(folder / "a.pth", state, "state_dict", **more)]
+        case _:
+            return [save_torch(folder / "a.pth", state, "params")]

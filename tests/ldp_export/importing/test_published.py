@@ -1,54 +1,18 @@
 """Imported networks compute what their authors' code computes."""
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from ldp_export.importing.published import IMPORTABLE, import_published
 from ldp_export.importing.state import WeightsError
 from ldp_export.network.published import PUBLISHED
-from ldp_export.network.published.rdpd import MASKED, RDPD
 from tests.ldp_export.importing.authors import AUTHORS, Reading
-from tests.ldp_export.importing.made_files import save_keras, save_torch
-from tests.ldp_export.network.published.states import random_state
+from tests.ldp_export.importing.made_files import draw, save, save_torch
 
 CASES = [*AUTHORS, "rdpd masked"]
-
-
-def draw(case: str) -> dict[str, Tensor]:
-    name = case.split()[0]
-    with torch.device("meta"):
-        network = RDPD(MASKED) if case == "rdpd masked" else PUBLISHED[name].build()
-    state = random_state(network.published_state())
-    if name == "ifan":  # 17 filters in a row: near the identity
-        weight, bias = state["F.3.weight"], state["F.3.bias"]
-        state["F.3.weight"] = 0.1 * weight
-        bias[: 17 * 2 * 128 * 3].view(-1, 3)[:, 1] += 1
-    return state
-
-
-def save(folder: Path, case: str, state: dict[str, Tensor]) -> list[Path]:
-    match case.split()[0]:
-        case "dddnet":
-            parts = [{k[5:]: v for k, v in state.items() if k.startswith(part)} for part in ("estd.", "esti.")]
-            parts[1]["decoderd.layer24.weight"] = torch.zeros(1)  # depth, which nothing here needs
-            return [save_torch(folder / f"{i}.pkl", part, prefix="module.") for i, part in enumerate(parts)]
-        case "dpdnet":
-            return [save_keras(folder / "a.hdf5", state)]
-        case "rdpd":
-            return [save_keras(folder / "a.hdf5", state, "time_distributed", whole=False)]
-        case "ifan":
-            more = {"reblurNet.conv.weight": torch.zeros(1)}
-            return [save_torch(folder / "a.pytorch", {**state, **more}, prefix="module.Network.")]
-        case "bambnet":
-            more = {"scheduler": {"milestones": Counter({60: 1})}, "optimizer": {"state": {0: {"step": 3}}}}
-            return [save_torch(folder / "a.pth", state, "state_dict", **more)]
-        case _:
-            return [save_torch(folder / "a.pth", state, "params")]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,6 +11,7 @@ from ldp_export.evaluation.paper import load_table
 from ldp_export.network.published import PUBLISHED, Published
 from ldp_export.network.published.base import PublishedNetwork, swap_colors
 from ldp_export.network.published.layers import center
+from ldp_runtime.stages.tiles import BLEND
 
 ALL = sorted(PUBLISHED)
 
@@ -55,7 +56,7 @@ def test_quoted_rows_exist_and_weights_say_what_to_cite(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*ALL} - {"k3dn"}))  # that runs at one size alone, for minutes
+@pytest.mark.parametrize("name", sorted({*ALL} - {"k3dn", "deeprft"}))  # those take minutes at their own sizes
 def test_shapes_and_that_both_views_matter(name: str) -> None:
     network = PUBLISHED[name].random()
     pair = torch.rand(1, 6, 64, 80)
@@ -64,6 +65,22 @@ def test_shapes_and_that_both_views_matter(name: str) -> None:
         changed = [network(torch.cat([pair[:, :3] + a, pair[:, 3:] + b], 1)) for a, b in ((0.5, 0), (0, 0.5))]
     assert restored.shape[2:] == (64, 80) and torch.isfinite(restored).all()
     assert all((other - restored).abs().max() > 1e-6 for other in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "limit"), [("dpdnet", 1e-6), ("rdpd", 1e-6), ("ifan", 1e-3)])
+def test_a_tile_equals_the_full_frame_where_its_pixels_count(name: str, limit: float) -> None:
+    """Pixels nearer to a cut than the halo less half of the blend have no weight; IFAN's filters reach farther."""
+    network = PUBLISHED[name].random()
+    halo = network.config.halo
+    assert halo is not None
+    unused = halo - BLEND // 2
+    pair = torch.rand(1, 6, 16, 2 * unused + 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole, tile = network(pair)[..., unused:], network(pair[..., unused:])
+    error = (whole - tile).abs()[0].amax((0, 1))
+    assert error[unused:].max() < limit, f"{error[unused:].max()}"
+    assert error[: unused // 4].max() > 1e-4
 
 
 def convolution_gmacs(network: torch.nn.Module) -> float:

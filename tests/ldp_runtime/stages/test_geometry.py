@@ -11,6 +11,10 @@ def test_padded_size_is_the_next_multiple(size: tuple[int, int], padded: tuple[i
     assert Padding(32).padded_size(*size) == padded
 
 
+def test_padded_sides_are_not_shorter_than_the_least() -> None:
+    assert Padding(16, least=72).padded_size(1, 100) == (80, 112)
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 17, 32])
 def test_reflection_equals_numpy_also_when_iterated(n: int) -> None:
     for size in (n, n + 1, 2 * n - 1, 2 * n, 5 * n + 3):

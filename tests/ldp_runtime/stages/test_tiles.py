@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.stages.tiles import (
+    AUTO,
     TILE_BYTES,
+    TILE_HALO,
     WHOLE_BYTES,
     TileAxis,
     TileError,
@@ -13,9 +15,11 @@ from ldp_runtime.stages.tiles import (
     check_tile,
     even_tile,
     fit_tile,
+    free_memory,
     is_local,
     least_side,
     ran_out_of_memory,
+    tile_halo,
     tile_multiple,
     tilings,
 )
@@ -44,6 +48,28 @@ def test_global_networks_are_not_local() -> None:
     assert not is_local({**NANO, "sca_cell": None})
     assert not is_local({**NANO, "window": None})
     assert is_local({**NANO, "window": None, "bpa": []})
+    assert is_local({"halo": 160}) and not is_local({"halo": None})
+
+
+def test_tiles_share_the_halo_that_the_network_names() -> None:
+    network = {"name": "dpdnet", "memory": 2 << 10, "halo": 160}
+    assert (tile_halo(network), tile_halo(NANO), tile_halo({"halo": None})) == (160, TILE_HALO, TILE_HALO)
+    assert bytes_per_pixel(network) == 2048
+    grids = list(tilings(2000, 2800, AUTO, network, 16))
+    assert all(axis.halo == 160 and axis.overlap(1) >= 320 for grid in grids for axis in (grid.rows, grid.columns))
+    assert max(grids[0].tile) >= 4 * 160  # shorter ones would compute little but halos
+    with pytest.raises(TileError, match="at least 352 px"):
+        check_tile(200, 16, 160)
+
+
+def test_a_network_that_sees_the_whole_image_gets_it_while_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = {"memory": 5000, "halo": None}
+    for spare, whole in ((0, True), (-1, False)):
+        monkeypatch.setattr("ldp_runtime.stages.tiles.free_memory", lambda spare=spare: 1200 * 1600 * 5000 + spare)
+        first = next(tilings(1200, 1600, AUTO, network, 16))
+        assert (first.tile == (1200, 1600)) is whole
+    monkeypatch.undo()
+    assert free_memory() > 0
 
 
 @settings(max_examples=300, deadline=None)

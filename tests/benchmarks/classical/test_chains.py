@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.classical import chains
+from benchmarks.classical.chains import restore_dmenet, restore_ebdb
+
+
+def test_chains_take_the_center_view_and_their_own_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def keep(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        seen.append((image, sigma))
+        return image
+
+    def network(pair: Tensor) -> Tensor:
+        return pair[:, 3:4]
+
+    monkeypatch.setattr(chains, "deconvolve", keep)
+    monkeypatch.setattr(chains, "blur_map", lambda image: image[..., 0] * 5)
+    left, right = np.random.default_rng(0).random((2, 16, 32, 3))
+    center = (left + right) / 2
+    np.testing.assert_array_equal(restore_ebdb(left, right), center)
+    np.testing.assert_array_equal(seen[0][1], center[..., 0] * 5)
+    np.testing.assert_array_equal(restore_dmenet(network, left, right), center)
+    np.testing.assert_allclose(seen[1][1], np.maximum(0, (15 * right[..., 0] - 1) / 2), atol=1e-5)
+    assert torch.is_grad_enabled()
