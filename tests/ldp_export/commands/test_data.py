@@ -25,7 +25,7 @@ def test_the_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "train_l/source/ is not in" in captured.out and "expected layout" in captured.out
     assert captured.err.strip() == f"ldp-export: failed: dpd-blur in {folder} is not complete: train, val"
     assert main(["data", "check", "nothing", str(folder)]) == 2
-    assert "one of simulated, dpd-blur" in capsys.readouterr().err
+    assert "one of simulated, pairs, dpd-blur" in capsys.readouterr().err
     assert main(["data", "check", "dpd-blur", str(folder), "--split", "dev"]) == 2
 
 
@@ -38,7 +38,7 @@ def test_every_kind_is_checked_and_opened_alike(tmp_path: Path, capsys: pytest.C
         "ddd-syn": make_ddd_syn(tmp_path, {"testing": (6001,), "testing1": (6001,)}),
         "dpd-blur": make_dpd_blur(tmp_path, "test", ("0917",)),
     }
-    assert made.keys() == DATASETS.keys()
+    assert {*made, "pairs"} == DATASETS.keys()  # of no layout: test_pairs.py
     for name, folder in made.items():
         split = "val" if name == "simulated" else "test"
         assert main(["data", "check", name, str(folder), "--split", split]) == 0, name
