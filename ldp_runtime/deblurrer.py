@@ -19,7 +19,7 @@ from ldp_runtime.errors import BackendError, ImageError
 from ldp_runtime.host import HostChain
 from ldp_runtime.paircheck.modes import MODES
 from ldp_runtime.registry import select
-from ldp_runtime.result import PendingResult, Result
+from ldp_runtime.result import PendingResult, Result, cancel_all, cancelled_on_error
 from ldp_runtime.stages.scale_choice import BLUR_RANGE, SCALES
 from ldp_runtime.stages.tiles import AUTO, check_tile
 from ldp_runtime.tensors import is_device_array
@@ -321,15 +321,15 @@ class Deblurrer:
         )
         pairs = prepared.pairs if restore else prepared.pairs[:1]
         pending: list[PendingResult] = []
-        with _cancelled_on_error(pending):
+        with cancelled_on_error(pending):
             for i, pair in enumerate(pairs):
                 pending.append(self._submit(*pair, prepared.axis, restore, _part_of(progress, i, len(pairs))))
 
         def finish() -> Result:
-            with _cancelled_on_error(pending):
+            with cancelled_on_error(pending):
                 return prepared.finish([each.result() for each in pending])
 
-        return PendingResult(finish, lambda: _cancel(pending))
+        return PendingResult(finish, lambda: cancel_all(pending))
 
     def _submit(
         self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None = None
@@ -380,20 +380,6 @@ def _checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
 def _part_of(progress: Progress | None, part: int, parts: int) -> Progress | None:
     """Takes the progress of one of several parts of equal length."""
     return progress and (lambda done: progress((part + done) / parts))
-
-
-def _cancel(pending: Iterable[PendingResult]) -> None:
-    for each in pending:
-        each.cancel()
-
-
-@contextlib.contextmanager
-def _cancelled_on_error(pending: Iterable[PendingResult]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        _cancel(pending)
-        raise
 
 
 def _ahead(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:

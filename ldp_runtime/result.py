@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -131,6 +131,22 @@ def _give_up(cancel: Callable[[], None]) -> None:
     """Cancels a pair whose ``PendingResult`` is gone; nobody is left to hear of an error."""
     with suppress(LDPError):
         cancel()
+
+
+def cancel_all(pending: Iterable[PendingResult]) -> None:
+    """Cancels several pairs; those whose result was asked for stay as they are."""
+    for each in pending:
+        each.cancel()
+
+
+@contextmanager
+def cancelled_on_error(pending: Iterable[PendingResult]) -> Iterator[None]:
+    """Cancels pairs where the block raises."""
+    try:
+        yield
+    except BaseException:
+        cancel_all(pending)
+        raise
 
 
 class StageClock:

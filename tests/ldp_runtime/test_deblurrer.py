@@ -560,3 +560,39 @@ def test_a_graph_that_no_backend_opens_names_them_all(spoilt: Path) -> None:
     deblurrer = Deblurrer.from_bundle(spoilt, threads=1)
     with pytest.raises(BackendError, match=r"^no backend works here in precision auto: openvino: .*; onnxruntime: "):
         deblurrer(*a_pair(40, 50))
+
+
+def test_both_orientations_of_a_smaller_scale(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1, scale="1/2")
+    pair, done = a_pair(96, 120), list[float]()
+    result = deblurrer(*pair, progress=done.append)
+    assert result.scale == 0.5
+    assert result.restored.shape == (*result.blur_map.shape, 3) == pair[0].shape
+    assert done == sorted(done) and done[-1] == 1
+    assert any(0 < share < 0.5 for share in done) and any(0.5 < share < 1 for share in done)
+
+    run, calls = HostChain._run, list[int]()
+
+    def second_fails(*arguments: Any) -> Result:
+        calls.append(1)
+        if len(calls) == 2:
+            raise NumericsError("NaN in the turned pair")
+        return run(*arguments)
+
+    monkeypatch.setattr(HostChain, "_run", second_fails)
+    with pytest.raises(NumericsError, match="turned pair"):
+        deblurrer(*pair)
+    calls.clear()
+    assert deblurrer.blur_map(*pair).blur_map.shape == pair[0].shape[:2], "a blur map alone takes one"
+    assert len(calls) == 1
+
+
+def test_the_check_of_one_call(bundle: Path) -> None:
+    deblurrer = Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+    left, _ = a_pair(40, 60)
+    assert deblurrer(left, left).check is None
+    with pytest.raises(ImageError, match="hold the same picture"):
+        deblurrer(left, left, check="auto")
+    assert "hold the same picture" in deblurrer(left, left, check="warn").notes[0]
+    with pytest.raises(ImageError, match="expected check as one of auto, warn, off, got 'no'"):
+        deblurrer(left, left, check="no")

@@ -92,6 +92,17 @@ def test_warnings_change_nothing(crop: Crop) -> None:
     assert prepared.check is not None and prepared.check.notes[0].endswith("--check auto")
 
 
+def test_a_smaller_scale_restores_two_orientations(crop: Crop) -> None:
+    whole, half = (
+        prepare(*crop[0], "horizontal", mode="off", scale=scale, blur_range=7).pairs for scale in ("1", "1/2")
+    )
+    assert len(whole) == 1
+    (left, right), turned = half
+    assert left.shape == (160, 240, 3)
+    np.testing.assert_array_equal(turned[0], right[::-1, ::-1])
+    np.testing.assert_array_equal(turned[1], left[::-1, ::-1])
+
+
 def test_what_would_do_harm_is_refused(nano: Deblurrer, crop: Crop) -> None:
     left, right = crop[0]
     for other, words in ((left, "hold the same picture"), (right[::-1, ::-1], "do not look like two views")):
