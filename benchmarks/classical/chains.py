@@ -25,7 +25,8 @@ def restore_dmenet(network: DMENet, left: Map, right: Map) -> Map:
 
     from ldp_export.network.published.dmenet import blur_sigma
 
-    pair = np.concatenate([left, right], axis=2).transpose(2, 0, 1)[None].astype(np.float32)
+    image = (left + right) / 2
+    planes = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
     with torch.inference_mode():
-        sigma = blur_sigma(network(torch.from_numpy(pair)))[0, 0].double().numpy()
-    return deconvolve((left + right) / 2, sigma)
+        sigma = blur_sigma(network.defocus(planes))[0, 0].double().numpy()
+    return deconvolve(image, sigma)

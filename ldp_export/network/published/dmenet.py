@@ -41,7 +41,7 @@ def replicated(inputs: int, outputs: int, side: int = 3) -> nn.Conv2d:
 
 
 class DMENet(PublishedNetwork):
-    """The network. The output has one channel; names of layers are the authors', with ``_`` for ``/``.
+    """The network. Names of layers are the authors', with ``_`` for ``/``.
 
     The authors' file holds, besides, heads that only training reads.
     """
@@ -73,8 +73,12 @@ class DMENet(PublishedNetwork):
         self.decoder = nn.ModuleDict(layers)
 
     def restore(self, pair: Tensor) -> Tensor:
-        """Pair ``(B, 6, H, W)`` to the map of its center view's defocus ``(B, 1, H, W)`` in [0, 1]."""
-        x, skips = center(pair), []
+        """Pair ``(B, 6, H, W)`` to the map of its center view's defocus as a grey image ``(B, 3, H, W)``."""
+        return self.defocus(center(pair)).expand(-1, 3, -1, -1)
+
+    def defocus(self, image: Tensor) -> Tensor:
+        """RGB ``(B, 3, H, W)`` in [0, 1] to the map of its defocus ``(B, 1, H, W)`` in [0, 1]."""
+        x, skips = image, []
         for level, (_, count) in enumerate(ENCODER, 1):
             x = F.max_pool2d(x, 2) if level > 1 else x
             for i in range(1, count + 1):

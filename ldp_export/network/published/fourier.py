@@ -5,7 +5,9 @@ between them in the second matrices. Frequencies stay in the order in which that
 k = k1 + N1 * k2: what is done to each frequency alone needs no other. The matrices are orthonormal, so the inverse is
 their transpose, and FP16 does not overflow where a map itself does not by far.
 
-Runtimes differ in what they make of ONNX's DFT (many have none, FP16 has none anywhere); matrix products run on all.
+ONNX has an operator for it, DFT, but not every runtime: OpenVINO 2026.4 refuses the graph of ``rfft2`` and ``irfft2``.
+Measured on one thread of an AMD EPYC, a block of 16 channels at 256 x 256 px takes 21 ms in ONNX Runtime and OpenVINO
+with these products, and 59 ms in ONNX Runtime with DFT. Eager torch is the exception: 36 ms, and 13 ms with its FFT.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ def test_chains_take_the_center_view_and_their_own_map(monkeypatch: pytest.Monke
         seen.append((image, sigma))
         return image
 
-    def network(pair: Tensor) -> Tensor:
-        return pair[:, 3:4]
+    class Network:
+        def defocus(self, image: Tensor) -> Tensor:
+            return image[:, 1:2]
 
     monkeypatch.setattr(chains, "deconvolve", keep)
     monkeypatch.setattr(chains, "blur_map", lambda image: image[..., 0] * 5)
@@ -23,6 +24,6 @@ def test_chains_take_the_center_view_and_their_own_map(monkeypatch: pytest.Monke
     center = (left + right) / 2
     np.testing.assert_array_equal(restore_ebdb(left, right), center)
     np.testing.assert_array_equal(seen[0][1], center[..., 0] * 5)
-    np.testing.assert_array_equal(restore_dmenet(network, left, right), center)
-    np.testing.assert_allclose(seen[1][1], np.maximum(0, (15 * right[..., 0] - 1) / 2), atol=1e-5)
+    np.testing.assert_array_equal(restore_dmenet(Network(), left, right), center)
+    np.testing.assert_allclose(seen[1][1], np.maximum(0, (15 * center[..., 1] - 1) / 2), atol=1e-5)
     assert torch.is_grad_enabled()

@@ -101,7 +101,7 @@ def test_it_computes_what_the_facts_say(network: DMENet, state: State) -> None:
     expected = defocus(wide, (pair[:, :3] + pair[:, 3:]) / 2)
     assert expected.std() > 0.02, "a map that is flat tests nothing"
     got = network.restore(pair)
-    assert got.shape == (1, 1, 32, 48)
+    assert got.shape == (1, 3, 32, 48)
     assert relative_error(got, expected) < 1e-9, say(got, expected)
     flipped = network.restore(pair.unflatten(1, (2, 3)).flip(2).flatten(1, 2))
     assert relative_error(flipped, expected) > 1e-3
