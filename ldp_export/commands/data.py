@@ -13,6 +13,7 @@ examples:
   ldp-export data check dpd-blur dd_dp_dataset_canon
   ldp-export data check rdpd dd_dp_dataset_synth_vid --split test
   ldp-export data render photos -o runs/scenes --scenes 3840 --jobs 2
+  ldp-export data render photos -o runs/scenes --separation 0.42
 
 `data check NAME DIR` says what was found, what is missing and the fix; the
 exit code is 1 if something is missing. Nothing is downloaded: it also says
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list", type=Path, metavar="FILE", help="photographs to take, one per line (default: all of the folder)"
     )
     render.add_argument("--seed", type=int, metavar="N", help="of everything (default: that of ldp-nano)")
+    render.add_argument(
+        "--separation",
+        type=float,
+        metavar="S",
+        help="distance of the centroids of the views over the radius, as ldp-export measure-psf prints it "
+        "(default: drawn around 0.45)",
+    )
     render.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
     render.set_defaults(data_command=_render)
 
@@ -81,7 +89,7 @@ def _render(arguments: argparse.Namespace) -> None:
 
     names = None if arguments.list is None else read_photo_list(arguments.list)
     seed = SEED if arguments.seed is None else arguments.seed
-    job = RenderJob(arguments.photos, names, arguments.output, seed)
+    job = RenderJob(arguments.photos, names, arguments.output, seed, arguments.separation)
     with tqdm(total=arguments.scenes, unit=" scenes", disable=None) as bar:
         render(job, arguments.scenes, jobs=arguments.jobs, progress=bar.update)
     print(f"{arguments.output}: {arguments.scenes} scenes")

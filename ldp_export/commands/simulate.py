@@ -22,6 +22,7 @@ examples:
   ldp-export simulate sharp.png -o pair --disparity disparity.npy --focus-disparity 42 --max-coc 4 --noise 5e-5,5e-4
   ldp-export simulate sharp.tif -o pair --depth depth.tif --focal-length 50 --f-number 1.8 \\
       --focus-distance 1500 --pixel-pitch 5.4
+  ldp-export simulate sharp.png -o pair --disparity disparity.npy --separation 0.42
 
 Writes left.png, right.png, target.png, coc.npy (signed radius of the circle of
 confusion in px, positive behind the focal plane) and simulate.json into DIR.
@@ -54,7 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     psf = parser.add_argument_group("the point spread function")
     psf.add_argument("--psf-order", type=float, metavar="N", help="Butterworth order, large is hard (default: 8)")
     psf.add_argument("--psf-softness", type=float, metavar="S", help="width of the split, in radii (default: 0.12)")
-    psf.add_argument("--psf-crosstalk", type=float, metavar="C", help="light from the wrong half (default: 0.03)")
+    split = psf.add_mutually_exclusive_group()
+    split.add_argument(
+        "--separation",
+        type=float,
+        metavar="S",
+        help="distance of the centroids of the views over the radius, as ldp-export measure-psf prints it "
+        "(default: 0.45)",
+    )
+    split.add_argument("--psf-crosstalk", type=float, metavar="C", help="the same as light from the wrong half")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -146,7 +155,7 @@ def _psf(arguments: argparse.Namespace) -> HalfAperturePSF:
         raise ArgumentError(f"expected --psf-softness from 0 to 10, got {psf.softness:g}")
     if not 0 <= psf.crosstalk < 0.5:
         raise ArgumentError(f"expected --psf-crosstalk from 0 to below 0.5, got {psf.crosstalk:g}")
-    return psf
+    return psf if arguments.separation is None else psf.with_separation(arguments.separation)
 
 
 def _noise(text: str | None) -> SensorNoise:

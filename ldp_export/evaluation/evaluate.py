@@ -58,12 +58,12 @@ class Want:
 
 
 WANTED = {
-    "gain_db": Want("gain over the center view, dB", 3.0),
+    "gain_db": Want("gain over the center view, dB", 3.2),
     "sharp_region_change_db": Want("change of sharp regions, dB", -0.2),
     "center_as_both_costs_db": Want("the center view as both views costs, dB", 1.0),
     "swapped_costs_db": Want("swapped views cost, dB", 0.6, at_least=False),
-    "noise_free_gain_db": Want("gain on a noise-free pair, dB", 3.0),
-    "rays_gain_db": Want("gain under the second simulator, dB", 2.2),
+    "noise_free_gain_db": Want("gain on a noise-free pair, dB", 3.2),
+    "rays_gain_db": Want("gain under the second simulator, dB", 2.6),
     "mild_change_db": Want("change, hardly any blur, dB", -0.1),
     "noise3_change_db": Want("change, that and noise of 3/255, dB", -0.1),
     "jpeg90_change_db": Want("change, that and JPEG quality 90, dB", -0.1),

@@ -67,12 +67,14 @@ class Aperture:
         return radius * (left - right)
 
 
-def random_aperture(rng: np.random.Generator, misaligned: bool = True) -> Aperture:
+def random_aperture(rng: np.random.Generator, misaligned: bool = True, separation: float | None = None) -> Aperture:
     """Draws rim, stretch, vignetting, rotation, unevenness, and how the photodiodes share the light.
 
     Args:
         rng: Source of all draws.
         misaligned: The views may stand up to half a pixel apart across the disparity.
+        separation: Distance of the views' centroids over the radius of an even disk with the aperture's second moment,
+            from 0 to the largest of ``SEPARATIONS``; None draws it.
     """
     x, y = _GRID[None, :], _GRID[:, None]
     order = float(np.exp(rng.uniform(np.log(4), np.log(30))))
@@ -88,19 +90,22 @@ def random_aperture(rng: np.random.Generator, misaligned: bool = True) -> Apertu
     if rng.random() < 0.4:
         coarse = rng.standard_normal((5, 5)).astype(np.float32)
         light *= np.exp(0.15 * cv2.resize(coarse, (_SAMPLES, _SAMPLES), interpolation=cv2.INTER_CUBIC))
-    share = _random_share(rng, light, x, y)
+    if separation is not None:
+        moment = (light * (x**2 + y**2)).sum() / light.sum()
+        separation *= float(np.sqrt(2 * moment))  # of the grid's radii
+    share = _random_share(rng, light, x, y, separation)
     shift = rng.uniform(-0.5, 0.5) if misaligned and rng.random() < 0.25 else 0.0
     left, right = ((light * part).astype(np.float32) for part in (share, 1 - share))
     return Aperture(left, right, shift)
 
 
 def _random_share(
-    rng: np.random.Generator, light: NDArray[np.float64], x: FloatArray, y: FloatArray
+    rng: np.random.Generator, light: NDArray[np.float64], x: FloatArray, y: FloatArray, separation: float | None
 ) -> NDArray[np.float64]:
     """The left photodiode's share ``(n, n)`` of the light: a soft step or ramp across the aperture, over crosstalk."""
-    separation = float(
-        np.clip(rng.normal(0.45, 0.04) if rng.random() < 0.7 else rng.uniform(*SEPARATIONS), *SEPARATIONS)
-    )
+    if separation is None:
+        drawn = rng.normal(0.45, 0.04) if rng.random() < 0.7 else rng.uniform(*SEPARATIONS)
+        separation = float(np.clip(drawn, *SEPARATIONS))
     angle = rng.normal(0, 0.06) if rng.random() < 0.5 else 0.0  # the split turns a little over the field
     along = x * np.cos(angle) + y * np.sin(angle) - (rng.normal(0, 0.05) if rng.random() < 0.3 else 0.0)
     softness = float(np.exp(rng.uniform(np.log(0.03), np.log(0.5))))

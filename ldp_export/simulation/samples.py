@@ -46,6 +46,7 @@ blur at all, its views differ by the sensor's noise alone."""
 
 
 _NOISE = SensorNoise(shot=5e-5, read=5e-4)
+_PSF = HalfAperturePSF()
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Motorcycle:
     Attributes:
         focus: Names of the focus settings.
         percentiles: For each, the percentile of the disparity that is in focus.
+        psf: Of a photodiode.
         max_radius: Largest radius of a circle of confusion, in px.
         mild_radius: The same of the variant ``mild``.
         noise: Of the sensor, in linear light.
@@ -65,6 +67,7 @@ class Motorcycle:
 
     focus: tuple[str, ...] = ("near", "far")
     percentiles: tuple[float, ...] = (80.0, 30.0)
+    psf: HalfAperturePSF = _PSF
     max_radius: float = 6.0
     mild_radius: float = 0.7
     noise: SensorNoise = _NOISE
@@ -106,7 +109,7 @@ def focus_setting(focus: str, variant: str = "standard") -> SimulatedPair:
     if variant == "in_focus":
         coc = np.zeros_like(coc)
     noise = NOISE_FREE if variant == "noise_free" else MOTORCYCLE.noise
-    pair = simulate_pair(image, coc, noise=noise, seed=_seed(focus))
+    pair = simulate_pair(image, coc, psf=MOTORCYCLE.psf, noise=noise, seed=_seed(focus))
     if variant == "noise3":
         rng = np.random.default_rng(_seed(focus))
         return replace(pair, left=_add_noise(pair.left, rng), right=_add_noise(pair.right, rng))
@@ -116,8 +119,8 @@ def focus_setting(focus: str, variant: str = "standard") -> SimulatedPair:
 
 
 def disparity_in_pixels(coc: FloatArray) -> FloatArray:
-    """Size of the DP disparity ``(h, w)`` in px that the default PSF gives to circles of confusion ``(h, w)`` in px."""
-    return (np.abs(coc) * np.float32(abs(HalfAperturePSF().disparity(1.0)))).astype(np.float32)
+    """Size of the DP disparity ``(h, w)`` in px that the sample's PSF gives to signed CoC radii ``(h, w)`` in px."""
+    return (np.abs(coc) * np.float32(abs(MOTORCYCLE.psf.disparity(1.0)))).astype(np.float32)
 
 
 def must_render(focus: str, variant: str) -> bool:

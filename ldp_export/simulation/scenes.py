@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from ldp_export.simulation.apertures import random_aperture, render_wrapped
+from ldp_export.simulation.apertures import SEPARATIONS, random_aperture, render_wrapped
 from ldp_export.simulation.cameras import random_camera
 from ldp_export.simulation.drawings import random_drawing
 from ldp_export.simulation.shards import SHARD_PATTERN, scenes_in_shard
@@ -217,7 +217,9 @@ def random_scene(rng: np.random.Generator, photos: list[Pixels]) -> list[Layer]:
     return layers
 
 
-def render_scene(rng: np.random.Generator, photos: list[Pixels]) -> dict[str, np.ndarray]:
+def render_scene(
+    rng: np.random.Generator, photos: list[Pixels], separation: float | None = None
+) -> dict[str, np.ndarray]:
     """``left``, ``right``, ``target`` ``(256, 256, 3)`` uint8; ``coc``, ``disparity`` ``(256, 256)`` float16 in px."""
     crop = np.s_[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
     camera, layers = random_camera(rng), random_scene(rng, photos)
@@ -229,7 +231,7 @@ def render_scene(rng: np.random.Generator, photos: list[Pixels]) -> dict[str, np
         alpha = layer.alpha[..., None]
         sharp = layer.color * alpha + (1 - alpha) * sharp
         coc = np.where(layer.alpha > 0.5, layer.coc, coc)
-    aperture = random_aperture(rng, misaligned=bool(coc.any()))
+    aperture = random_aperture(rng, misaligned=bool(coc.any()), separation=separation)
     left, right = camera.views(rng, *(view[crop] for view in render_wrapped(layers, aperture)))
     return {
         "left": left,
@@ -241,7 +243,12 @@ def render_scene(rng: np.random.Generator, photos: list[Pixels]) -> dict[str, np
 
 
 def render_shard(
-    number: int, photos: list[Pixels], *, scenes: int = SCENES_A_SHARD, seed: int = SEED
+    number: int,
+    photos: list[Pixels],
+    *,
+    scenes: int = SCENES_A_SHARD,
+    seed: int = SEED,
+    separation: float | None = None,
 ) -> dict[str, np.ndarray]:
     """One shard.
 
@@ -250,11 +257,14 @@ def render_shard(
         photos: Photographs, ``(h, w, 3)`` each.
         scenes: Render so many of its scenes, the first ones.
         seed: Of everything.
+        separation: As for ``random_aperture``.
 
     Returns:
         The fields of ``render_scene`` with an axis of scenes before them.
     """
-    rendered = [render_scene(np.random.default_rng((seed, number, index)), photos) for index in range(scenes)]
+    rendered = [
+        render_scene(np.random.default_rng((seed, number, index)), photos, separation) for index in range(scenes)
+    ]
     return {key: np.stack([scene[key] for scene in rendered]) for key in rendered[0]}
 
 
@@ -267,12 +277,24 @@ class RenderJob:
         names: Which of them, as for ``load_photos``.
         output: Folder of the shards.
         seed: Of everything.
+        separation: As for ``random_aperture``.
+
+    Raises:
+        SimulationError: No aperture has that separation.
     """
 
     photos: Path
     names: tuple[str, ...] | None
     output: Path
     seed: int = SEED
+    separation: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.separation is not None and not 0 <= self.separation <= SEPARATIONS[1]:
+            raise SimulationError(
+                f"expected a separation of the views from 0 to {SEPARATIONS[1]:g} r, got {self.separation:g}; take one "
+                "that ldp-export measure-psf prints"
+            )
 
 
 def render(
@@ -350,7 +372,7 @@ def _work(job: RenderJob, number: int, count: int) -> int:
 
 def _write_shard(job: RenderJob, number: int, count: int, photos: list[Pixels]) -> int:
     path = shard_path(job.output, number)
-    shard = render_shard(number, photos, scenes=count, seed=job.seed)
+    shard = render_shard(number, photos, scenes=count, seed=job.seed, separation=job.separation)
     try:
         with replacing(path) as file:
             np.savez(file, **shard)  # type: ignore[arg-type]  # the stub takes every keyword for an option

@@ -22,7 +22,7 @@ _TWICE = (1.8, 2.2)  # of the sum to one view
 _ACROSS = (0.3, 0.06)  # px, and px of the reduced copy; good pairs are within 0.17 px and 0.03
 _OTHER_AXIS = 0.6  # what shifts along the other axis leave, a share of what those along this one leave
 _SAME_AXIS = 1.3
-_BLOCKS = 24  # with texture, at least, to speak of shifts
+_BLOCKS = 24  # with texture, at least, to speak of shifts and sharpness
 _SMOOTH = (1.5, 1.75)  # see ``measure.smoothness``
 _MATCHED = 0.7  # see ``Measurement.matched``
 
@@ -214,7 +214,8 @@ def _exposure(m: Measurement, names: tuple[str, str]) -> tuple[str | None, tuple
         fix = f"develop both views with one exposure{_OR_AUTO}"
         return None, (1.0, 1 / ratio), [Fault("exposure", what, fix, "it was matched to the other")]
     side = 1 if m.sharper > 0 else -1
-    if unlike > 0.008 and abs(m.sharper) > _SHARPER * unlike and 0.6 < side * m.asymmetry < 1.4:
+    textured = min(m.horizontal.textured, m.vertical.textured) >= _BLOCKS
+    if textured and unlike > 0.008 and abs(m.sharper) > _SHARPER * unlike and 0.6 < side * m.asymmetry < 1.4:
         total = 0 if side > 0 else 1
         what = f"{names[total]} is the sum of both views and {names[1 - total]} a single view"
         return ("right", "left")[total], (1.0, 1.0), [Fault("sum", what, "give the two views", done)]

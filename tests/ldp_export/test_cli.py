@@ -109,7 +109,7 @@ def test_simulate_writes_what_the_simulator_gives(image: Path, disparity: Path, 
     arguments = ["simulate", str(image), "-o", str(out), "--disparity", str(disparity), "--max-coc", "3"]
     assert main([*arguments, "--focus-percentile", "25", "--psf-order", "4", *noise]) == 0
     record = json.loads((out / "simulate.json").read_text())
-    assert record["psf"] == {"order": 4.0, "softness": 0.12, "crosstalk": 0.03}
+    assert record["psf"] == {"order": 4.0, "softness": 0.12, "crosstalk": 0.215}
     assert record["noise"] == {"shot": 1e-4, "read": 1e-3}
     assert (record["seed"], record["bits"], record["max_coc"], record["image"]) == (5, 8, 3.0, "sharp.png")
     assert record["focus_disparity"] == pytest.approx(20, abs=0.1)

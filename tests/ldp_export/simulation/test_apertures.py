@@ -99,3 +99,15 @@ def test_a_slanted_surface_lies_between_its_levels() -> None:
     difference = np.abs(found - exact)[:, column][inner[0]].max()
     blurred_away = np.abs(found - image)[:, column][inner[0]].max()
     assert difference < 0.06 * blurred_away, (difference, blurred_away)
+
+
+@pytest.mark.parametrize("separation", [0.25, 0.45])
+def test_a_separation_that_is_asked_for_is_that_of_every_aperture(separation: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        aperture = random_aperture(rng, misaligned=False, separation=separation)
+        left, right = aperture.views(12.0)
+        both = (left + right) / 2
+        y, x = np.indices(both.shape) - len(both) // 2
+        radius = np.sqrt(2 * (both * (x**2 + y**2)).sum())
+        assert ((right - left) * x).sum() / radius == pytest.approx(separation, abs=0.02)

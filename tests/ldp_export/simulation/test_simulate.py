@@ -188,6 +188,19 @@ def test_the_disk_is_butterworths_and_the_half_plane_a_soft_step() -> None:
 # --- one surface --------------------------------------------------------------------------------------------
 
 
+def test_separation_is_that_of_the_centroids_in_radii_of_an_even_disk() -> None:
+    assert PSF.separation == pytest.approx(0.45, abs=0.002)
+    half_disks = HalfAperturePSF(order=200, softness=1e-3, crosstalk=0.0)
+    assert half_disks.separation == pytest.approx(8 / (3 * np.pi), abs=0.003)  # a half disk's centroid: 4 r / (3 pi)
+    for psf in PSFS:
+        for separation in (0.0, 0.25, 0.45):
+            assert psf.with_separation(separation).separation == pytest.approx(separation, abs=1e-3)
+    assert half_disks.with_separation(0.7).crosstalk == pytest.approx((1 - 0.7 * 3 * np.pi / 8) / 2, abs=0.002)
+    for impossible in (0.9, -0.1, float("nan")):
+        with pytest.raises(SimulationError, match="expected a separation of the views from 0 to 0"):
+            PSF.with_separation(impossible)
+
+
 def full_aperture(radius: float, psf: HalfAperturePSF = PSF) -> NDArray[np.float64]:
     """The full aperture's PSF: the disk alone, sampled through the same tent filter by loops."""
     reach = radius * 10 ** (1 / psf.order)
@@ -261,7 +274,7 @@ def test_measured_shift_is_proportional_to_the_signed_coc() -> None:
         shifts[radius] = measured_shift(left, right, 6.5)
     ratios = np.array([shift / radius for radius, shift in shifts.items()])
     # Matching weighs the kernels' shapes too, so it is a little more than the centroids' distance.
-    np.testing.assert_allclose(ratios, PSF.disparity(1.0), rtol=0.06)
+    np.testing.assert_allclose(ratios, PSF.disparity(1.0), rtol=0.12)
     assert all((shift < 0) == (radius > 0) for radius, shift in shifts.items())
 
 

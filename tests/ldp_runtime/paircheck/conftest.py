@@ -1,4 +1,4 @@
-"""A crop of the sample, and ldp-nano with and without the check."""
+"""Crops of good pairs, and ldp-nano that checks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="session")
 def crop() -> tuple[Pair, Pixels]:
-    """A pair of 480 x 320 px, and its target."""
-    left, right, target = (
-        read_photo(ROOT / f"samples/motorcycle/{name}.png").pixels[102:422, 150:630]
-        for name in ("left", "right", "target")
-    )
+    """A pair of 480 x 320 px, and its target; the views lie 0.45 r apart, as those of cameras do."""
+    return _crop("samples/motorcycle")
+
+
+@pytest.fixture(scope="session")
+def wide_crop() -> tuple[Pair, Pixels]:
+    """The same pair with views that are nearly half disks, 0.74 r apart."""
+    return _crop("tests/wide_sample")
+
+
+def _crop(views: str) -> tuple[Pair, Pixels]:
+    files = (f"{views}/left", f"{views}/right", "samples/motorcycle/target")
+    left, right, target = (read_photo(ROOT / f"{name}.png").pixels[102:422, 150:630] for name in files)
     return (left, right), target
 
 

@@ -39,12 +39,11 @@ def good_db(nano: Deblurrer, crop: Crop) -> float:
         (lambda pair: exposed(pair, -1), "times the light", 0.3),
         (lambda pair: exposed(pair, 0.3), "times the light", 0.3),
         (lambda pair: sum_and_view(pair, 0.5), "the sum of both views", 0.3),
-        (lambda pair: sum_and_view(pair, 1), "the sum of both views", 0.3),
         (lambda pair: lowered(pair, 2), "2 px lower", 0.5),
         (lambda pair: lowered(pair, -1.5), "1.5 px higher", 0.5),
         (lambda pair: of_bits(pair, 12), "12 of 16 bits", 0.05),
     ],
-    ids=["dark", "bright", "sum", "sum-alike", "lower", "higher", "12-bit"],
+    ids=["dark", "bright", "sum", "lower", "higher", "12-bit"],
 )
 def test_a_corrected_pair_is_restored_like_the_good_one(
     nano: Deblurrer, crop: Crop, good_db: float, faulty: object, words: str, most_db: float
@@ -56,6 +55,15 @@ def test_a_corrected_pair_is_restored_like_the_good_one(
     assert result.restored.dtype == pair[0].dtype
     db = psnr(result.restored / np.iinfo(result.restored.dtype).max, crop[1] / 255, data_range=1)
     assert db >= good_db - most_db, f"{db:.2f} dB, the good pair {good_db:.2f} dB"
+
+
+def test_a_sum_and_a_view_of_its_brightness_are_told_apart_by_sharpness(nano: Deblurrer, wide_crop: Crop) -> None:
+    """As far as the views are nearly half disks: those of cameras are hardly sharper along x than their sum."""
+    pair, target = wide_crop
+    good_db = psnr(nano(*pair).restored, target, data_range=255)
+    result = nano(*sum_and_view(pair, 1))
+    assert "the sum of both views" in result.notes[0]
+    assert psnr(result.restored, target, data_range=255) >= good_db - 0.3
 
 
 def test_the_axis_is_found(nano: Deblurrer, crop: Crop) -> None:
@@ -74,9 +82,9 @@ def test_linear_light_gains_and_stays_linear(nano: Deblurrer, crop: Crop) -> Non
     assert gain >= 3, f"gain {gain:.2f} dB"
 
 
-def test_large_blur_is_restored_at_half_the_size(nano: Deblurrer, crop: Crop) -> None:
-    big = [cv2.resize(view[38:278, 60:420], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC) for view in crop[0]]
-    target = cv2.resize(crop[1][38:278, 60:420], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+def test_large_blur_is_restored_at_half_the_size(nano: Deblurrer, wide_crop: Crop) -> None:
+    big = [cv2.resize(view[38:278, 60:420], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC) for view in wide_crop[0]]
+    target = cv2.resize(wide_crop[1][38:278, 60:420], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
     result = nano(*big)
     assert result.scale == 0.5
     assert result.restored.shape == (*result.blur_map.shape, 3) == target.shape
