@@ -18,6 +18,7 @@ COMMANDS = (
     "data",
     "train",
     "calibrate",
+    "measure-psf",
     "simulate",
     "sample",
 )
