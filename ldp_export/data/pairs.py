@@ -24,11 +24,11 @@ class OwnPairs:
     def __init__(self, pairs: Sequence[Pair], targets: Targets) -> None:
         """Takes what was found; files are read when they are asked for."""
         self.name, self.split = NAME, SPLIT
-        self._pairs, self._targets = tuple(pairs), dict(targets)
+        self.pairs, self._targets = tuple(pairs), dict(targets)
 
     def __len__(self) -> int:
         """How many pairs there are."""
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairSample:
         """Reads the pair at ``index``, turned so that its disparity runs along x.
@@ -39,7 +39,7 @@ class OwnPairs:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        pair = self._pairs[index]
+        pair = self.pairs[index]
         views = read_views(pair.left, pair.right)
         pictures = [views.left.pixels, views.right.pixels]
         path = self._targets.get(pair.name)
@@ -53,12 +53,12 @@ class OwnPairs:
 
     def names(self) -> tuple[str, ...]:
         """The name of every pair."""
-        return tuple(map(_plain_name, self._pairs))
+        return tuple(map(_plain_name, self.pairs))
 
     def subsets(self) -> dict[str, frozenset[str]]:
         """The pairs of each first folder, where there are several."""
         folders = defaultdict(set)
-        for pair in self._pairs:
+        for pair in self.pairs:
             if len(pair.name.parts) > 1:
                 folders[pair.name.parts[0]].add(_plain_name(pair))
         return {name: frozenset(members) for name, members in folders.items()} if len(folders) > 1 else {}
@@ -89,7 +89,10 @@ def _find(source: Path) -> tuple[tuple[Pair, ...], Targets, tuple[str, ...]]:
 
 
 def _scan(source: Path, split: str) -> Scan:
-    pairs, targets, remarks = _find(source)
+    try:
+        pairs, targets, remarks = _find(source)
+    except PairingError as error:
+        return Scan(0, (str(error),))
     if len(targets) < len(pairs):
         remarks += (f"{len(pairs) - len(targets)} of {len(pairs)} pairs have no target",)
     return Scan(len(pairs), remarks=remarks)

@@ -11,6 +11,8 @@ from tests.ldp_export.data.miniatures import (
     make_pixel_dp,
     make_rdpd,
     make_scenes,
+    noise,
+    write_image,
 )
 
 
@@ -32,13 +34,16 @@ def test_the_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_every_kind_is_checked_and_opened_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {
         "simulated": make_scenes(tmp_path / "scenes"),
+        "pairs": tmp_path / "pairs",
         "rdpd": make_rdpd(tmp_path, "test", sequences=2),
         "dpd-disp": make_dpd_disp(tmp_path),
         "pixel-dp": make_pixel_dp(tmp_path),
         "ddd-syn": make_ddd_syn(tmp_path, {"testing": (6001,), "testing1": (6001,)}),
         "dpd-blur": make_dpd_blur(tmp_path, "test", ("0917",)),
     }
-    assert {*made, "pairs"} == DATASETS.keys()  # of no layout: test_pairs.py
+    assert made.keys() == DATASETS.keys()
+    for name in ("left", "right"):
+        write_image(made["pairs"] / f"{name}.png", noise((8, 8, 3), 0))
     for name, folder in made.items():
         split = "val" if name == "simulated" else "test"
         assert main(["data", "check", name, str(folder), "--split", split]) == 0, name

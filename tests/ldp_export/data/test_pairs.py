@@ -6,7 +6,6 @@ from PIL import Image
 
 from ldp_export.data import DataError, find_kind, iterate, open_dataset
 from ldp_export.data.layout import check_kind
-from ldp_runtime.batch.pairs import PairingError
 from ldp_runtime.errors import ImageError
 from tests.ldp_export.data.miniatures import noise, write_image
 
@@ -78,10 +77,10 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         (tmp_path / "none.csv", "expected a folder with pairs or a .csv"),
         (tmp_path / "none", "expected a folder with pairs or a .csv"),
     ):
-        with pytest.raises(PairingError, match=words):
+        with pytest.raises(DataError, match=words):
             open_dataset("pairs", source, "test")
     (tmp_path / "empty.csv").write_text("left,right\n")
-    with pytest.raises(PairingError, match="lists no pairs"):
+    with pytest.raises(DataError, match="lists no pairs"):
         open_dataset("pairs", tmp_path / "empty.csv", "test")
     with pytest.raises(DataError, match="expected a split of pairs, one of test"):
         open_dataset("pairs", tmp_path, "train")

@@ -58,7 +58,10 @@ def test_aperture_is_symmetrical_and_its_halves_add_up(radius: float) -> None:
     for point, weight in zip(points, left, strict=True):
         assert mirrored[tuple(np.round(point, 5) + 0.0)] == pytest.approx(weight, rel=1e-4)
     if radius > 1:
-        assert float((left * points[:, 0]).sum()) < -0.2  # the left photodiode looks through smaller x
+        shifts = [float((weights * points[:, 0]).sum()) for weights in (left, right)]
+        moment = float(((left + right) / 2 * np.square(points).sum(1)).sum())
+        # The left photodiode looks through smaller x; r is the radius of an even disk with this second moment.
+        assert (shifts[1] - shifts[0]) / np.sqrt(2 * moment) == pytest.approx(0.45, abs=0.02)
 
 
 def test_aperture_is_a_hexagon() -> None:
