@@ -23,7 +23,10 @@ EXPANSION = 2.66
 
 
 class TransposedAttention(nn.Module):
-    """MDTA: attention between the channels of a head, with L2-normalised queries and keys and a learned temperature."""
+    """MDTA: attention between the channels of a head, with L2-normalised queries and keys and a learned temperature.
+
+    Norms and their products are FP32 whatever the type: they sum over all pixels.
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -38,9 +41,9 @@ class TransposedAttention(nn.Module):
         query, key, value = (
             t.flatten(2).unflatten(1, (self.heads, -1)) for t in self.depthwise(self.project_in(x)).chunk(3, dim=1)
         )  # (B, heads, C / heads, H * W) each
-        query, key = (F.normalize(t.float(), dim=3).to(t.dtype) for t in (query, key))
-        logits = query @ key.transpose(2, 3) * self.temperature  # (B, heads, C / heads, C / heads)
-        attended = torch.softmax(logits.float(), dim=3).to(value.dtype) @ value
+        query, key = (F.normalize(t.float(), dim=3) for t in (query, key))
+        logits = query @ key.transpose(2, 3) * self.temperature.float()  # (B, heads, C / heads, C / heads)
+        attended = torch.softmax(logits, dim=3).to(value.dtype) @ value
         return self.project_out(attended.flatten(1, 2).unflatten(2, (x.shape[2], x.shape[3])))
 
 
