@@ -46,9 +46,9 @@ def markdown(report: Report) -> str:
     parts = [
         "# Ablations at small scale",
         "",
-        "Rows of the paper's Tables 5 and 6, and configs against each other, on simulated pairs and a CPU. The paper's "
-        "rows are its small network (width 32) after 6 million steps on DPD-blur: compare signs and order, not "
-        f"figures. All runs: crops of {options['crop']} px, {options['batch']} a step, {options['trained_on']:,} "
+        "What was run of the paper's Tables 5 and 6, and of configs against each other, on simulated pairs and a CPU. "
+        "The paper's rows are its small network (width 32) after 6 million steps on DPD-blur: compare signs and order, "
+        f"not figures. All runs: crops of {options['crop']} px, {options['batch']} a step, {options['trained_on']:,} "
         f"scenes, {options['precision']}, {options['threads']} thread; NAFNet's loss (minus PSNR). Scores are means "
         f"over the {options['held_out']} scenes that no run trained on; *blurred* are those with a DP disparity of "
         "more than 1 px somewhere. Written by `models/recipes/ablations/run.py`.",
