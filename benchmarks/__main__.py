@@ -20,6 +20,7 @@ BENCHMARKS = {
     "scaling": ("benchmarks.scaling", "fits time and memory over the image size, and measures the seams of tiles"),
     "windows": ("benchmarks.windows", "measures what CLIP's windows cost and what they do to the blur map"),
     "stages": ("benchmarks.stages", "times the stages on the host beside a copy of the bytes that they move"),
+    "photographs": ("benchmarks.photographs", "scores a bundle on real pairs with targets"),
     "check": ("benchmarks.check", "times the check of a pair beside its restoration"),
     "batch": ("benchmarks.batch", "measures the throughput of ldp batch and the gain of overlapping"),
     "service": ("benchmarks.service", "loads ldp serve: sustained, overload, slow clients, malformed forms"),

@@ -191,3 +191,15 @@ def test_the_speed_table_of_the_readme_is_that_of_the_benchmarks() -> None:
     for name, small, large, mebibytes in rows:
         assert (small, large) == (seconds["560x840", name], seconds["1120x1680", name])
         assert mebibytes == peak["1120x1680", name]
+
+
+def test_the_gains_on_photographs_of_the_readme_are_those_of_the_report() -> None:
+    """The README repeats plain and matched gains of the table that ``benchmarks report`` writes."""
+    page = (ROOT / "docs/training-and-evaluation.md").read_text()
+    table = re.search(r"bench:photographs-ldp-nano -->(.*?)<!--", page, re.DOTALL)
+    assert table is not None
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines() if "|" in line]
+    gains = {(row[0], row[1]): tuple(row[2:4]) for row in rows}
+    quoted = re.findall(r"^\|.*\| ([+-]\d\.\d\d) \| ([+-]\d\.\d\d) \|$", prose("README.md"), re.MULTILINE)
+    ours, theirs = "ldp-nano, as it is", "DPDNet"
+    assert quoted == [gains["dpdd, 7", ours], gains["dpdd, 7", theirs], gains["pixel4, 6", ours]]
