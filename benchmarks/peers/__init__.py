@@ -6,12 +6,7 @@ papers, and labelled so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from ldp_export.network.published import PUBLISHED
 
-from ldp_export.network.published import PUBLISHED, Published
-
-PEERS: Mapping[str, Published] = MappingProxyType(
-    {name: PUBLISHED[name] for name in ("nafnet", "restormer", "dpdnet", "ifan", "dddnet", "k3dn", "deeprft", "dmenet")}
-)
+PEERS = PUBLISHED
 """Every peer by name."""
