@@ -38,6 +38,9 @@ SOFTMAX_FLOPS = 4
 NORM_FLOPS = 7
 """Per element: mean, difference, square, its mean, times the reciprocal root, scale, shift."""
 
+BATCH_NORM_FLOPS = 2
+"""Per element, with statistics that are constants: scale, shift."""
+
 RESIZE_FLOPS = 7
 """Per element, bilinear: four products and three sums; nearest has none."""
 
@@ -56,7 +59,7 @@ POINTWISE = frozenset(
 
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"})
 POOLS = frozenset({"AveragePool", "MaxPool", "GlobalAveragePool"})
-NORMS = frozenset({"Softmax", "LayerNormalization"})
+NORMS = frozenset({"Softmax", "LayerNormalization", "BatchNormalization"})
 MATRIX = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
 _KNOWN = MOVES | POINTWISE | REDUCTIONS | POOLS | NORMS | MATRIX | {"Resize"}
@@ -287,4 +290,5 @@ def _vector_flops(node: NodeCost, tensors: Mapping[str, TensorInfo]) -> int:
         return RESIZE_FLOPS * output.elements if node.attributes.get("mode", b"nearest") != b"nearest" else 0
     if node.op == "Cast" or node.op not in POINTWISE | NORMS:
         return 0
-    return {"Softmax": SOFTMAX_FLOPS, "LayerNormalization": NORM_FLOPS}.get(node.op, 1) * output.elements
+    norms = {"Softmax": SOFTMAX_FLOPS, "LayerNormalization": NORM_FLOPS, "BatchNormalization": BATCH_NORM_FLOPS}
+    return norms.get(node.op, 1) * output.elements

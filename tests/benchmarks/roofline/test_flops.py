@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.results import BenchmarkError
-from benchmarks.roofline.flops import RESIZE_FLOPS, SOFTMAX_FLOPS, graph_cost
+from benchmarks.roofline.flops import BATCH_NORM_FLOPS, RESIZE_FLOPS, SOFTMAX_FLOPS, graph_cost
 from ldp_export.bundling.onnx_graphs import deblur_graph, save_graph
 from ldp_export.network import CONFIGS, LDPConfig, LDPNet
 from ldp_export.network.randomise import randomise
@@ -54,6 +54,13 @@ def write(
 
 def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
+
+
+def test_a_normalisation_by_constants_is_a_scale_and_a_shift(tmp_path: Path) -> None:
+    node = helper.make_node("BatchNormalization", ["x", "a", "b", "m", "v"], ["y"])
+    path = write(tmp_path / "bn.onnx", [node], {"x": [1, 3, 4, 5]}, ["y"], {n: np.ones(3, np.float32) for n in "abmv"})
+    cost = graph_cost(path, {"x": (1, 3, 4, 5)})
+    assert (cost.vector_flops, cost.contraction_flops) == (BATCH_NORM_FLOPS * 3 * 4 * 5, 0)
 
 
 def test_a_convolution_is_counted_by_hand(tmp_path: Path) -> None:
