@@ -202,6 +202,31 @@ def test_real_pairs_are_scored_with_and_without_the_blur_map(options: Options) -
     assert scores["center"]["matched_psnr"] != scores["center"]["psnr"]
 
 
+def test_the_report_has_the_gains_on_real_pairs_by_seed(options: Options) -> None:
+    scenes = {"center": 20.0, "true": 22.0, "clip": 22.0, "blank": 21.0}
+    runs = [
+        {
+            "row": "table6-bpa",
+            "seed": seed,
+            "scenes": {what: {"psnr": db, "ssim": 0.5, "psnr_blurred": db} for what, db in scenes.items()},
+            "parameters": 7,
+            "seconds": 1.0,
+            "cpu_seconds": None,
+            "photographs": {
+                "canon": {
+                    what: {"psnr": db + seed, "matched_psnr": db + 1}
+                    for what, db in (("center", 20.0 - seed), ("clip", 21.0), ("blank", 20.5))
+                }
+            },
+        }
+        for seed in (0, 2)
+    ]
+    text = markdown(make_report(runs, [], options))
+    assert "| BPA block | canon | CLIP's | 0, 2 | +2.00 ± 1.41 | +2.00 ± 1.41 |" in text
+    assert "| BPA block | canon | blank | 0, 2 | +1.50 ± 1.41 | +1.50 ± 1.41 |" in text
+    assert "1 to 1 s beside other load" in text
+
+
 @pytest.mark.train
 def test_prompts_are_scored_without_training(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     views = [np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for seed in range(3)]

@@ -217,16 +217,18 @@ def _photographs(runs: Sequence[Run]) -> list[str]:
         return []
     lines = []
     for row, label in (TABLE6 | {row: f"narrow {name}" for row, name in DESIGNS.items()}).items():
-        own = [run["photographs"] for run in scored if run["row"] == row]
+        rows = _by_row(scored, row)
+        own = [run["photographs"] for run in rows.values()]
         for group in own[0] if own else ():
             for what in (_CLIP, _BLANK):
                 found = [run[group] for run in own if what in run[group]]
+                seeds = ", ".join(map(str, rows))
                 if found:
                     gains = [
                         _spread([one[what][column] - one[CENTER][column] for one in found], "+.2f")
                         for column in ("psnr", "matched_psnr")
                     ]
-                    lines.append([label, group, {_CLIP: "CLIP's", _BLANK: "blank"}[what], *gains])
+                    lines.append([label, group, {_CLIP: "CLIP's", _BLANK: "blank"}[what], seeds, *gains])
     return [
         "",
         "## Real pairs",
@@ -235,7 +237,7 @@ def _photographs(runs: Sequence[Run]) -> list[str]:
         "pairs and over seeds ± one standard deviation. *Matched* takes the low frequencies from the target, which was "
         "shot in other light.",
         "",
-        markdown_table(["", "pairs", "blur map", "gain, dB", "matched gain, dB"], lines, "lllrr"),
+        markdown_table(["", "pairs", "blur map", "seeds", "gain, dB", "matched gain, dB"], lines, "llllrr"),
     ]
 
 
