@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from benchmarks.harness.sample import sample_pair
 from benchmarks.harness.tables import load_text, markdown_table, significant, size_text
 from benchmarks.harness.timing import Ratio, ratio, summarise
 from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import clip_shapes
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.host import CLIP_BATCH
 from ldp_runtime.images.decode import Photo
@@ -152,9 +154,10 @@ def _windows_stage(manifest: Manifest, padded: PaddedPair, dtype: np.dtype[Any])
     def work() -> None:
         for batch in batches:
             regions = (source.region(y * p, x * p, s, s) for y, x in batch)
-            canvases(regions, (len(batch), s), spec.mean, spec.std)
+            canvases(regions, (len(batch), s), spec.mean, spec.std, manifest.canvases)
 
-    moves = [(2 * 3 * s * s * dtype.itemsize * len(batch), 9 * s * s * 4 * len(batch)) for batch in batches]
+    floats = sum(math.prod(shape) for shape in clip_shapes(1, s, manifest.canvases).values())
+    moves = [(2 * 3 * s * s * dtype.itemsize * len(batch), 4 * floats * len(batch)) for batch in batches]
     return Stage("prepare, CLIP's windows", work, moves)
 
 

@@ -271,7 +271,7 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
     manifest = bundle.manifest
     graph = scratch / f"clip-{choice.window}.onnx"
     if not graph.exists():
-        save_graph(clip_graph(WindowEncoder(encoder, choice.window).eval(), choice.window, half=False), graph)
+        save_graph(clip_graph(WindowEncoder(encoder, choice.window, manifest.canvases).eval(), half=False), graph)
     deblur = manifest.graphs["deblur"]["fp32"]
     folder = scratch / f"{choice.window}-{choice.overlap}"
     folder.mkdir()

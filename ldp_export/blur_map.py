@@ -41,11 +41,19 @@ def similarity(features: Tensor, text_embeddings: Tensor) -> Tensor:
 
 
 def prompt_similarities(
-    stereo_features: Tensor, center_features: Tensor, text_embeddings: Tensor, dp_aware: Sequence[bool]
+    stereo_features: Tensor | None,
+    center_features: Tensor | None,
+    text_embeddings: Tensor,
+    dp_aware: Sequence[bool],
 ) -> Tensor:
     """Cosine similarity ``(B, gh, gw, k)`` of each prompt with what it reads; arguments as of ``blur_logits``."""
-    of_canvas = similarity(alpha(stereo_features), text_embeddings)
-    of_center = similarity(center_features, text_embeddings)
+    of_canvas = None if stereo_features is None else similarity(alpha(stereo_features), text_embeddings)
+    of_center = None if center_features is None else similarity(center_features, text_embeddings)
+    if of_canvas is None or of_center is None:
+        found = of_center if of_canvas is None else of_canvas
+        if found is None or any(aware != (of_center is None) for aware in dp_aware):
+            raise ValueError("expected the features that each prompt reads, got None for some; give them")
+        return found
     return torch.where(torch.tensor(list(dp_aware), device=of_center.device), of_canvas, of_center)
 
 
@@ -66,8 +74,8 @@ def ensemble_logits(logits: Tensor) -> Tensor:
 
 
 def blur_logits(
-    stereo_features: Tensor,
-    center_features: Tensor,
+    stereo_features: Tensor | None,
+    center_features: Tensor | None,
     text_embeddings: Tensor,
     dp_aware: Sequence[bool],
     offsets: Tensor,
@@ -76,8 +84,8 @@ def blur_logits(
     """Unnormalised blur map of an ensemble of prompts (Eq. 4 to 6).
 
     Args:
-        stereo_features: ``(B, gh, 2 gw, c)`` of the stereo canvas.
-        center_features: ``(B, gh, gw, c)`` of the center view.
+        stereo_features: ``(B, gh, 2 gw, c)`` of the stereo canvas; None where no prompt is DP-aware.
+        center_features: ``(B, gh, gw, c)`` of the center view; None where all are.
         text_embeddings: ``(k, c)``, unit length: the prompts to use. All eight of Table 4 are Ens.2; those of one
             format are Ens.1; one is that prompt alone.
         dp_aware: For each prompt, whether it is DP-aware (reads alpha of the canvas; true where sharp, so its logit

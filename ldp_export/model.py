@@ -14,6 +14,7 @@ from ldp_export.network.randomise import randomise, randomise_network
 from ldp_export.network.released import ReleasedNet
 from ldp_runtime.bundle.manifest import BlurMapSpec, Origin, Prompt
 from ldp_runtime.errors import LDPError
+from ldp_runtime.stages.blur_map import select_canvases
 from ldp_runtime.stages.geometry import Padding, padding_multiple
 
 DeblurNetwork = LDPNet | ReleasedNet | PublishedNetwork
@@ -79,7 +80,8 @@ class ExportModel:
             return None
         if self.blur_map.patch is not None:
             return PatchEncoder(self.clip, self.blur_map.patch).eval()
-        return WindowEncoder(self.clip.encoder, self.windows.window).eval()
+        canvases = select_canvases(self.prompts, self.network.config.ensemble)
+        return WindowEncoder(self.clip.encoder, self.windows.window, canvases).eval()
 
 
 def model_from_checkpoint(checkpoint: Checkpoint, window: int | None = None, overlap: int | None = None) -> ExportModel:

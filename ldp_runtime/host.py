@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ldp_runtime.backends.base import Session, SessionBackend, graph_precision
 from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.engines import feature_shapes
 from ldp_runtime.chain import Chain, Progress
 from ldp_runtime.errors import BackendError, BundleError, NumericsError, one_line
 from ldp_runtime.result import PendingResult, Result, StageClock
@@ -165,19 +166,16 @@ class HostChain(Chain):
             with clock("prepare"):
                 batch = origins[first : first + CLIP_BATCH]
                 regions = (source.region(y * p, x * p, s, s) for y, x in batch)
-                stereo, center = canvases(regions, (len(batch), s), spec.mean, spec.std)
-                feeds = {"stereo": stereo, "center": center}
-                feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
+                seen = canvases(regions, (len(batch), s), spec.mean, spec.std, manifest.canvases)
+                feeds = {name: array.astype(dtypes[name], copy=False) for name, array in seen.items()}
             with clock("clip"):
                 features = clip.run(feeds)
-                n, side = len(center), s // p
-            positions = {"stereo_features": (n, side, 2 * side), "center_features": (n, side, side)}
-            self._check_features(features, positions)
+            self._check_features(features, feature_shapes(len(batch), s // p, spec.embed_dim, manifest.canvases))
             with clock("blur_logits"), np.errstate(all="ignore"):  # NaN is looked for at the end
                 fields.append(
                     blur_logits(
-                        features["stereo_features"],
-                        features["center_features"],
+                        features.get("stereo_features"),
+                        features.get("center_features"),
                         embeddings,
                         manifest.prompts,
                         manifest.ensemble,
@@ -202,17 +200,18 @@ class HostChain(Chain):
                 patches = np.concatenate([cut_patches(source.region(y, x, side, side), side)[0] for y, x in chosen])
             with clock("clip"):
                 features = clip.run({"patches": patches.astype(spec.dtype, copy=False)})["features"]
-                self._check_features({"features": features}, {"features": (len(chosen),)})
+                width = self.bundle.manifest.require_clip().embed_dim
+                self._check_features({"features": features}, {"features": (len(chosen), width)})
             with clock("blur_logits"), np.errstate(all="ignore"):
                 values.append(patch_values(features, embeddings, self.bundle.manifest.prompts[0]))
             progress(min(1.0, (first + PATCH_BATCH) / len(origins)))
         with clock("blur_logits"), np.errstate(all="ignore"):
             return map_logits(stretch(np.concatenate(values).reshape(rows, columns)))
 
-    def _check_features(self, features: Mapping[str, NDArray[Any]], positions: Mapping[str, tuple[int, ...]]) -> None:
-        """Checks CLIP's output: one feature per position, all of them finite."""
-        for name, shape in positions.items():
-            expected, got = (*shape, self.bundle.manifest.require_clip().embed_dim), features[name]
+    def _check_features(self, features: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Checks CLIP's output: its shapes, and that all of it is finite."""
+        for name, expected in shapes.items():
+            got = features[name]
             if got.shape != expected or got.dtype.kind != "f":
                 raise BundleError(
                     f"expected {name} {expected} of the clip graph, got {got.shape} {got.dtype}; {_FIX_GRAPHS}"

@@ -14,11 +14,11 @@ from benchmarks.harness.results import BenchmarkError
 from benchmarks.roofline.flops import GraphCost, graph_cost
 from benchmarks.roofline.hardware import Device
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ShapeRange
+from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
 from ldp_runtime.cuda.launch import Launch, Pixels
 from ldp_runtime.cuda.launches import Canvases, PairRegion, blur_logits, blur_map, finish, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
-from ldp_runtime.stages.blur_map import select_prompts
+from ldp_runtime.stages.blur_map import CANVASES, select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 
 ARCH = "sm_89"
@@ -132,10 +132,10 @@ def walk_graphs(bundle: Bundle, size: tuple[int, int], precision: str) -> Walked
     spec = bundle.manifest.require_clip()
     H, W = bundle.manifest.padding.padded_size(*size)
     grid = WindowGrid.cover(H, W, window=spec.window, overlap=spec.overlap, patch=spec.patch)
-    batch, s, p = clip_batch(len(grid)), spec.window, spec.patch
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "clip": {"stereo": (batch, 3, s, 2 * s), "center": (batch, 3, s, s)},
-        "deblur": {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // p, W // p)},
+    batch = clip_batch(len(grid))
+    shapes = {
+        "clip": clip_shapes(batch, spec.window, bundle.manifest.canvases),
+        "deblur": deblur_shapes(H, W, spec.patch),
     }
     clip, deblur = (graph_cost(bundle.graph(kind, precision), shapes[kind]) for kind in ("clip", "deblur"))
     return Walked((H, W), grid, math.ceil(len(grid) / batch), shapes, clip, deblur)
@@ -201,13 +201,15 @@ def _own_kernels(
     h, w = size
     dtype = np.float16
     view = Pixels(_ADDRESS, 3 * w)
-    canvases = Canvases(_ADDRESS, _ADDRESS, dtype, grid, spec.patch, spec.mean, spec.std)
+    stereo, center = (_ADDRESS if name in bundle.manifest.canvases else 0 for name in CANVASES)
+    canvases = Canvases(stereo, center, dtype, grid, spec.patch, spec.mean, spec.std)
     region = PairRegion(_ADDRESS, (0, 0), padded)
     assert bundle.text_embeddings is not None  # it has a CLIP graph
     table = PromptTable.create(bundle.text_embeddings, bundle.manifest.prompts, bundle.manifest.ensemble)
     tokens = (padded[0] // spec.patch, padded[1] // spec.patch)
     chosen = len(select_prompts(bundle.manifest.prompts, bundle.manifest.ensemble))
-    logits_flops = 2 * 3 * tokens[0] * tokens[1] * table.channels * (chosen + 1)
+    vectors = sum(shape[3] for shape in clip_shapes(1, 1, bundle.manifest.canvases).values())  # 2 of the stereo canvas
+    logits_flops = 2 * vectors * tokens[0] * tokens[1] * table.channels * (chosen + 1)
     made = prepare(view, view, np.uint8, size, padded, pair=region, canvases=canvases)
     logits = blur_logits(_ADDRESS, _ADDRESS, dtype, table, _ADDRESS, grid, _ADDRESS, tokens, _ADDRESS)
     shown = blur_map(_ADDRESS, tokens, spec.patch, _ADDRESS, size)

@@ -125,7 +125,7 @@ def profiles(manifest: Manifest, sizes: SizeRange) -> dict[str, Profile]:
     tuned = batch(sizes.opt)
     batches = (tuned, tuned, tuned) if sizes.min == sizes.max else (1, tuned, ENGINE_CLIP_BATCH)
     return {
-        "clip": _profile([clip_shapes(count, clip.window) for count in batches]),
+        "clip": _profile([clip_shapes(count, clip.window, manifest.canvases) for count in batches]),
         "deblur": deblur,
     }
 

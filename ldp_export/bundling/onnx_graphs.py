@@ -37,6 +37,7 @@ from ldp_export.network.published.base import PublishedNetwork
 from ldp_export.network.released import ReleasedNet
 from ldp_runtime import __version__
 from ldp_runtime.bundle.bundle import write_manifest
+from ldp_runtime.bundle.engines import clip_shapes
 from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest
 from ldp_runtime.files import staged_folder
 
@@ -82,9 +83,9 @@ def export_bundle(
     with staged_folder(output, last=MANIFEST_FILE) as staged:
         for precision in EXPORTED_PRECISIONS:
             half = precision == "fp16"
-            if encoder is not None and model.windows is not None:
+            if encoder is not None:
                 report(f"clip graph, {precision}")
-                save_graph(clip_graph(encoder, model.windows.window, half=half), staged / files["clip"][precision])
+                save_graph(clip_graph(encoder, half=half), staged / files["clip"][precision])
             report(f"deblur graph, {precision}")
             graph = deblur_graph(model.network, model.multiple, half=half, blur_map=encoder is not None)
             save_graph(graph, staged / files["deblur"][precision])
@@ -101,18 +102,17 @@ def export_bundle(
     return manifest
 
 
-def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool) -> ir.Model:
+def clip_graph(encoder: WindowEncoder | PatchEncoder, *, half: bool) -> ir.Model:
     """The graph of CLIP on windows or patches.
 
     Args:
         encoder: The encoder, FP32; it stays as it is.
-        window: Side of its windows in px.
         half: FP16 inside, and for inputs and outputs; else FP32.
 
     Returns:
-        On windows, ``stereo (B, 3, s, 2s)``, ``center (B, 3, s, s)`` to ``stereo_features (B, s/p, 2s/p, c)``,
-        ``center_features (B, s/p, s/p, c)``. On patches of side s, ``patches (B, 3, s, 2s)`` to ``features (B, c)``. B
-        is free.
+        On windows, ``stereo (B, 3, s, 2s)``, ``center (B, 3, s, s)`` or one of them to ``stereo_features
+        (B, s/p, 2s/p, c)``, ``center_features (B, s/p, s/p, c)``. On patches of side s, ``patches (B, 3, s, 2s)`` to
+        ``features (B, c)``. B is free.
     """
     module = copy.deepcopy(encoder)
     for block in module.encoder.visual.transformer.resblocks:
@@ -128,15 +128,14 @@ def clip_graph(encoder: WindowEncoder | PatchEncoder, window: int, *, half: bool
             {"patches": {0: batch}},
             {name: {0: "B"} for name in ("patches", "features")},
         )
+    shapes = clip_shapes(2, module.window, module.canvases)
+    outputs = [f"{name}_features" for name in shapes]
     return _to_onnx(
         module.to(dtype),
-        {
-            "stereo": torch.zeros(2, 3, window, 2 * window, dtype=dtype),
-            "center": torch.zeros(2, 3, window, window, dtype=dtype),
-        },
-        ["stereo_features", "center_features"],
-        {"stereo": {0: batch}, "center": {0: batch}},
-        {name: {0: "B"} for name in ("stereo", "center", "stereo_features", "center_features")},
+        {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()},
+        outputs,
+        {name: {0: batch} for name in shapes},
+        {name: {0: "B"} for name in (*shapes, *outputs)},
     )
 
 
@@ -238,15 +237,19 @@ def _to_onnx(
     dynamic: Mapping[str, Mapping[int, Any]],
     axes: Mapping[str, Mapping[int, str]],
 ) -> ir.Model:
-    """Exports a module and tidies the graph: constants folded, no traces of the source, axes named."""
+    """Exports a module and tidies the graph: constants folded, no traces of the source, axes named.
+
+    The inputs are arguments of its ``forward``, by their names.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of axis names that are equal, and of torch's own future
         program = torch.onnx.export(
             module.eval(),
-            tuple(inputs.values()),
+            (),
+            kwargs=dict(inputs),
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=tuple(dict(dynamic[name]) for name in inputs),
+            dynamic_shapes={name: dict(dynamic[name]) for name in inputs},
             opset_version=OPSET,
             dynamo=True,
             optimize=False,

@@ -288,8 +288,7 @@ class _Chain:
         source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))
         origins = grid.origins()[:CLIP_BATCH]
         regions = (source.region(y * p, x * p, s, s) for y, x in origins)
-        stereo, center = canvases(regions, (len(origins), s), clip.mean, clip.std)
-        return {"stereo": stereo, "center": center}
+        return canvases(regions, (len(origins), s), clip.mean, clip.std, self.bundle.manifest.canvases)
 
 
 @dataclass(frozen=True, eq=False)

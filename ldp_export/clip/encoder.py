@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ldp_runtime.stages.blur_map import CANVASES
 
 
 class DenseCLIP(nn.Module):
@@ -76,29 +80,34 @@ class DenseCLIP(nn.Module):
 
 
 class WindowEncoder(nn.Module):
-    """The graph of the bundle's CLIP: features of stereo canvases and center views of windows of fixed size.
+    """The graph of the bundle's CLIP: features of stereo canvases, center views or both, of windows of fixed size.
 
-    The positional embeddings of both grids are constants, resized once here.
+    The positional embeddings of their grids are constants, resized once here.
+
+    Attributes:
+        window: Side s of a window in px.
+        canvases: What it sees, names of ``blur_map.CANVASES``, in the order of its inputs and outputs.
     """
 
-    def __init__(self, encoder: DenseCLIP, window: int) -> None:
+    def __init__(self, encoder: DenseCLIP, window: int, canvases: Sequence[str] = tuple(CANVASES)) -> None:
         super().__init__()
         side = window // encoder.patch
-        self.encoder = encoder
-        with torch.no_grad():
-            stereo = encoder.positional_embedding((side, 2 * side)).clone()
-            center = encoder.positional_embedding((side, side)).clone()
-        self.register_buffer("stereo_positional", stereo)
-        self.register_buffer("center_positional", center)
+        self.encoder, self.window, self.canvases = encoder, window, tuple(canvases)
+        for name in self.canvases:
+            grid = (side, 2 * side) if name == "stereo" else (side, side)
+            with torch.no_grad():
+                self.register_buffer(f"{name}_positional", encoder.positional_embedding(grid).clone())
 
-    def forward(self, stereo: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of B windows of s x s px.
+    def forward(self, stereo: Tensor | None = None, center: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Features of B windows.
 
         Args:
-            stereo: ``(B, 3, s, 2s)``, CLIP-normalised: left region beside the mirrored right region.
-            center: ``(B, 3, s, s)``, CLIP-normalised.
+            stereo: ``(B, 3, s, 2s)``, CLIP-normalised: left region beside the mirrored right region; given if it is
+                one of ``canvases``.
+            center: ``(B, 3, s, s)``, CLIP-normalised; likewise.
 
         Returns:
-            Stereo features ``(B, s/p, 2s/p, c)`` and center features ``(B, s/p, s/p, c)``.
+            Features of what is given: stereo ``(B, s/p, 2s/p, c)``, center ``(B, s/p, s/p, c)``.
         """
-        return self.encoder(stereo, self.stereo_positional), self.encoder(center, self.center_positional)
+        given = [(name, canvas) for name, canvas in (("stereo", stereo), ("center", center)) if canvas is not None]
+        return tuple(self.encoder(canvas, getattr(self, f"{name}_positional")) for name, canvas in given)

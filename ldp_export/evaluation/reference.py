@@ -37,7 +37,7 @@ from ldp_export.model import ExportModel
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.result import Result
-from ldp_runtime.stages.blur_map import DP_AWARE, select_prompts, upsample_map
+from ldp_runtime.stages.blur_map import DP_AWARE, select_canvases, select_prompts, upsample_map
 from ldp_runtime.stages.geometry import Padding, WindowGrid, reflect_indices
 from ldp_runtime.stages.pixels import FIX_NUMERICS, Image
 
@@ -183,9 +183,10 @@ class BlurEstimator(Estimator):
         self.patch = clip.encoder.patch
         self.padding = Padding(math.lcm(self.patch, multiple))
         self._windows, self._dtype, self._layout = windows, dtype, layout
+        self._canvases = select_canvases(prompts, ensemble)
         self._dp_aware = [prompt.format == DP_AWARE for prompt in self._chosen]
         self._mean, self._std = (torch.tensor(v * 2, device=device)[:, None, None] for v in (clip.mean, clip.std))
-        self.encoder = _moved(WindowEncoder(clip.encoder, windows.window), device, dtype, layout)
+        self.encoder = _moved(WindowEncoder(clip.encoder, windows.window, self._canvases), device, dtype, layout)
         self._texts, self._offsets, self._temperatures = _prompt_tensors(clip, self._chosen, device)
 
     @property
@@ -208,8 +209,8 @@ class BlurEstimator(Estimator):
         with torch.inference_mode():
             cosines = []
             for inputs in self.batches(self.pair(sample), sample.left.shape[:2]):
-                stereo, center = self.features(*inputs)
-                cosines.append(prompt_similarities(stereo, center, self._texts, self._dp_aware))
+                features = self._by_canvas(self.features(*inputs))
+                cosines.append(prompt_similarities(*features, self._texts, self._dp_aware))
             return torch.cat(cosines)
 
     def grid(self, padded: Sequence[int]) -> WindowGrid:
@@ -218,12 +219,13 @@ class BlurEstimator(Estimator):
         return WindowGrid.cover(*padded, window=windows.window, overlap=windows.overlap, patch=self.patch)
 
     def batches(self, pair: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, ...]]:
-        """Stereo canvases ``(B, 3, s, 2s)`` and center views ``(B, 3, s, s)``, CLIP-normalised."""
+        """Stereo canvases ``(B, 3, s, 2s)``, center views ``(B, 3, s, s)`` or both, CLIP-normalised."""
         p, s = self.patch, self._windows.window
         grid = self.grid(pair.shape[1:])
         source = (_pad(pair, (grid.rows.grid * p, grid.columns.grid * p)) - self._mean) / self._std
         origins = grid.origins()
         batch = CLIP_BATCH[pair.device.type]
+        make = {"stereo": stereo_canvas, "center": center_view}
         for first in range(0, len(origins), batch):
             regions = torch.stack(
                 [source[:, y * p : y * p + s, x * p : x * p + s] for y, x in origins[first : first + batch]]
@@ -231,13 +233,23 @@ class BlurEstimator(Estimator):
             views = regions[:, :3], regions[:, 3:]
             yield tuple(
                 canvas.to(self._dtype).contiguous(memory_format=self._layout)
-                for canvas in (stereo_canvas(*views), center_view(*views))
+                for canvas in (make[name](*views) for name in self._canvases)
             )
 
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Features of a batch, as of ``WindowEncoder``."""
+        features: tuple[Tensor, ...] = self.encoder(**dict(zip(self._canvases, inputs, strict=True)))
+        return features
+
     def values(self, *features: Tensor) -> Tensor:
-        """Blur logits ``(B, g, g)`` of windows, from stereo and center features as of ``WindowEncoder``."""
-        stereo, center = features
-        return blur_logits(stereo, center, self._texts, self._dp_aware, self._offsets, self._temperatures)[:, 0]
+        """Blur logits ``(B, g, g)`` of windows, from features as of ``WindowEncoder``."""
+        seen = self._by_canvas(features)
+        return blur_logits(*seen, self._texts, self._dp_aware, self._offsets, self._temperatures)[:, 0]
+
+    def _by_canvas(self, features: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Features of the stereo canvases and of the center views; None for what CLIP does not see."""
+        found = dict(zip(self._canvases, features, strict=True))
+        return found.get("stereo"), found.get("center")
 
     def assemble(self, values: Tensor, padded: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Blends the windows: ``WindowGrid.blend`` on the device."""

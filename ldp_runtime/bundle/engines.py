@@ -15,6 +15,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from ldp_runtime.bundle.fields import MAX_BUNDLE_BYTES, Architecture, EngineName, Sha256, Text
+from ldp_runtime.stages.blur_map import CANVASES
 from ldp_runtime.structs import one_of
 
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
@@ -175,14 +176,29 @@ def deblur_shapes(H: int, W: int, patch: int) -> dict[str, Shape]:
     return {"pair": (1, 6, H, W), "blur_logits": (1, 1, H // patch, W // patch)}
 
 
-def clip_shapes(batch: int, window: int) -> dict[str, Shape]:
+def clip_shapes(batch: int, window: int, canvases: Iterable[str] = CANVASES) -> dict[str, Shape]:
     """Shapes of the CLIP graph's inputs.
 
     Args:
         batch: Windows in a batch.
         window: Side of a window in px.
+        canvases: What CLIP sees of a window, names of ``blur_map.CANVASES``.
     """
-    return {"stereo": (batch, 3, window, 2 * window), "center": (batch, 3, window, window)}
+    shapes = {"stereo": (batch, 3, window, 2 * window), "center": (batch, 3, window, window)}
+    return {name: shapes[name] for name in canvases}
+
+
+def feature_shapes(batch: int, side: int, channels: int, canvases: Iterable[str]) -> dict[str, Shape]:
+    """Shapes of the CLIP graph's outputs.
+
+    Args:
+        batch: Windows in a batch.
+        side: Side of a window in tokens.
+        channels: Length of a feature.
+        canvases: What CLIP sees of a window, names of ``blur_map.CANVASES``.
+    """
+    shapes = {"stereo": (batch, side, 2 * side, channels), "center": (batch, side, side, channels)}
+    return {f"{name}_features": shapes[name] for name in canvases}
 
 
 def nearest(entries: Iterable[EngineEntry], shapes: Mapping[str, Shape]) -> EngineEntry | None:

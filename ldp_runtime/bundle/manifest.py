@@ -25,7 +25,7 @@ from ldp_runtime.bundle.fields import (
     Text,
 )
 from ldp_runtime.errors import BundleError
-from ldp_runtime.stages.blur_map import ENSEMBLES, FORMATS
+from ldp_runtime.stages.blur_map import ENSEMBLES, FORMATS, select_canvases
 from ldp_runtime.stages.geometry import Padding
 from ldp_runtime.stages.tiles import tile_halo, tile_multiple
 from ldp_runtime.structs import one_of
@@ -233,6 +233,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.clip
 
     @property
+    def canvases(self) -> tuple[str, ...]:
+        """What CLIP sees of a window: the names of ``blur_map.CANVASES`` that the ensemble's prompts query."""
+        return select_canvases(self.prompts, self.ensemble)
+
+    @property
     def blur_cell(self) -> int:
         """Side in px of the square of the image that one blur logit stands for; 1 where there is no blur map."""
         return self.blur_map.patch or (self.clip.patch if self.clip else 1)
@@ -255,4 +260,4 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             return {"pair", f"blur_{self.blur_map.network_input}"}, {"restored"}
         if self.blur_map.method == "patch":
             return {"patches"}, {"features"}
-        return {"stereo", "center"}, {"stereo_features", "center_features"}
+        return {*self.canvases}, {f"{name}_features" for name in self.canvases}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldp_runtime.bundle.engines import Shape, feature_shapes
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray, DeviceView
@@ -301,14 +302,15 @@ class FrameRunner:
         assert table is not None
         assert windows is not None
         assert self._table_memory is not None
-        g, c = windows.rows.window, table.channels
-        size = np.dtype(self._feature_dtype).itemsize
+        shapes = feature_shapes(1, windows.rows.window, table.channels, plan.clip_shapes)
+        inputs = {name: self._at(name) for name in plan.clip_shapes}
+        outputs = {name: self._at(name) for name in shapes}
         reads_whole = self._deblur is not None and not plan.tiled
         whole = launches.PairRegion(self._at("pair"), (0, 0), plan.padded) if reads_whole else None
         for first in plan.batches():
             canvases = Canvases(
-                self._at("stereo"),
-                self._at("center"),
+                inputs.get("stereo", 0),
+                inputs.get("center", 0),
                 self._canvas_dtype,
                 windows,
                 plan.patch,
@@ -320,18 +322,13 @@ class FrameRunner:
             self._prepare(frame, whole, canvases)
             whole = None  # written with the first batch
             marks.end("prepare")
-            addresses = {
-                "stereo": self._at("stereo"),
-                "center": self._at("center"),
-                "stereo_features": self._at("stereo_features") + first * g * 2 * g * c * size,
-                "center_features": self._at("center_features") + first * g * g * c * size,
-            }
-            clip.enqueue(self._streams.compute, addresses, self._at("clip_scratch"))
+            written = {name: at + first * nbytes(shapes[name], self._feature_dtype) for name, at in outputs.items()}
+            clip.enqueue(self._streams.compute, inputs | written, self._at("clip_scratch"))
             marks.end("clip")
         self._streams.compute.launch(
             launches.blur_logits(
-                self._at("stereo_features"),
-                self._at("center_features"),
+                outputs.get("stereo_features", 0),
+                outputs.get("center_features", 0),
                 self._feature_dtype,
                 table,
                 self._table_memory.address,
@@ -461,8 +458,8 @@ class FrameRunner:
         floats = {np.dtype(np.float16), np.dtype(np.float32)}
         sides = (
             (
-                ("CLIP's inputs", clip.inputs, {"stereo", "center"}),
-                ("CLIP's outputs", clip.outputs, {"stereo_features", "center_features"}),
+                ("CLIP's inputs", clip.inputs, {*self.plan.clip_shapes}),
+                ("CLIP's outputs", clip.outputs, {f"{name}_features" for name in self.plan.clip_shapes}),
             )
             if clip is not None
             else ()
@@ -471,7 +468,7 @@ class FrameRunner:
             dtypes = {spec.dtype for spec in specs}
             if {spec.name for spec in specs} != names or len(dtypes) != 1 or not dtypes <= floats:
                 raise BundleError(
-                    f"expected {what} {', '.join(sorted(names))}, both float16 or both float32, got "
+                    f"expected {what} {', '.join(sorted(names))}, all of float16 or all of float32, got "
                     f"{', '.join(map(str, specs))}; {fix}"
                 )
         if deblur is not None:
@@ -482,10 +479,10 @@ class FrameRunner:
                     f"expected the deblur engine's {', '.join(sorted(expected))} in float32, got "
                     f"{', '.join(map(str, specs))}; {fix}"
                 )
-        shapes = {"restored": (1, 3, *self.plan.tiles.tile)}
+        shapes: dict[str, Shape] = {"restored": (1, 3, *self.plan.tiles.tile)}
         if self._table is not None and self.plan.windows is not None:
-            n, g, c = self.plan.batch, self.plan.windows.rows.window, self._table.channels
-            shapes |= {"stereo_features": (n, g, 2 * g, c), "center_features": (n, g, g, c)}
+            side = self.plan.windows.rows.window
+            shapes |= feature_shapes(self.plan.batch, side, self._table.channels, self.plan.clip_shapes)
         for context in (self._clip, self._deblur):
             for name, shape in context.outputs.items() if context is not None else ():
                 if tuple(shape) != shapes[name]:

@@ -52,8 +52,8 @@ class Canvases:
     """Where ``prepare`` writes what CLIP sees of the windows ``first .. first + count`` of a grid.
 
     Attributes:
-        stereo: Address of ``(count, 3, s, 2 s)``: L beside the flipped R, normalised.
-        center: Address of ``(count, 3, s, s)``: the mean of L and R, normalised.
+        stereo: Address of ``(count, 3, s, 2 s)``: L beside the flipped R, normalised; 0 leaves it out.
+        center: Address of ``(count, 3, s, s)``: the mean of L and R, normalised; 0 leaves it out.
         dtype: float16 or float32, of both.
         grid: The windows over the padded frame (``WindowGrid.cover``).
         patch: p in px.
@@ -90,7 +90,7 @@ def prepare(
     their FP32 rounded once). For vertical pairs give the transposed views' strides.
 
     Fewest bytes: the photo's pixels under the outputs once (6 or 12 B per px), 24 B per px of the pair, and 18 B
-    (FP16) or 36 B (FP32) a px of each window.
+    (FP16) or 36 B (FP32) a px of each window, two thirds of them for the stereo canvas.
 
     Args:
         left: The left view, ``size``.
@@ -121,9 +121,9 @@ def prepare(
         region = (_address(pair.address), *_ints(y, x, rows, columns))
         written += 24 * rows * columns
     if canvases is not None:
-        suffix, box, canvas_arguments, pixels = _canvas_arguments(canvases, padded_size)
+        suffix, box, canvas_arguments, elements = _canvas_arguments(canvases, padded_size)
         boxes.append(box)
-        written += (18 if suffix == "f16" else 36) * pixels
+        written += elements * np.dtype(canvases.dtype).itemsize
     top, bottom = min(box[0] for box in boxes), max(box[2] for box in boxes)
     start, end = min(box[1] for box in boxes) // STRIP * STRIP, max(box[3] for box in boxes)
     strips = _ceil(end - start, STRIP)
@@ -374,7 +374,7 @@ _NO_CANVASES: tuple[np.generic, ...] = (
 def _canvas_arguments(
     canvases: Canvases, padded_size: Size
 ) -> tuple[str, tuple[int, int, int, int], tuple[np.generic, ...], int]:
-    """The canvases' element type, the rectangle that their windows span, their arguments and how many px they have."""
+    """The canvases' element type, the rectangle that their windows span, their arguments and number of elements."""
     grid, p, first = canvases.grid, canvases.patch, canvases.first
     total, across, g = len(grid), len(grid.columns.origins), grid.rows.window
     count = total - first if canvases.count is None else canvases.count
@@ -404,7 +404,10 @@ def _canvas_arguments(
         *std,
         *(np.float32(1) / std),
     )
-    return _float_type(canvases.dtype), box, arguments, count * (g * p) ** 2
+    planes = 3 * (2 * bool(canvases.stereo) + bool(canvases.center))
+    if not planes:
+        raise ValueError("expected the address of a stereo canvas, of a center view or both, got neither")
+    return _float_type(canvases.dtype), box, arguments, planes * count * (g * p) ** 2
 
 
 def _axes(grid: WindowGrid) -> tuple[np.generic, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ldp_runtime.bundle.engines import Shape, clip_shapes, deblur_shapes
+from ldp_runtime.bundle.engines import Shape, clip_shapes, deblur_shapes, feature_shapes
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda.base import aligned
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
@@ -140,8 +140,9 @@ class Plan:
             return cls(form, padded, None, 0, tiles, 1, {}, {"pair": (1, 6, *tiles.tile)})
         windows = WindowGrid.cover(H, W, window=clip.window, overlap=clip.overlap, patch=clip.patch)
         batch = clip_batch(len(windows))
+        seen = clip_shapes(batch, clip.window, manifest.canvases)
         shapes = deblur_shapes(*tiles.tile, clip.patch)
-        return cls(form, padded, windows, batch, tiles, clip.patch, clip_shapes(batch, clip.window), shapes)
+        return cls(form, padded, windows, batch, tiles, clip.patch, seen, shapes)
 
     @property
     def tiled(self) -> bool:
@@ -188,12 +189,9 @@ class Plan:
         H, W = self.tiles.tile
         buffers = {name: Buffer(nbytes(shape, clip_io), CLIP, CLIP) for name, shape in self.clip_shapes.items()}
         if self.windows is not None:
-            g, n = self.windows.rows.window, len(self.windows)
-            buffers |= {
-                "stereo_features": Buffer(nbytes((n, g, 2 * g, channels), features), CLIP, LOGITS),
-                "center_features": Buffer(nbytes((n, g, g, channels), features), CLIP, LOGITS),
-                "clip_scratch": Buffer(clip_scratch, CLIP, CLIP),
-            }
+            shapes = feature_shapes(len(self.windows), self.windows.rows.window, channels, self.clip_shapes)
+            buffers |= {name: Buffer(nbytes(shape, features), CLIP, LOGITS) for name, shape in shapes.items()}
+            buffers["clip_scratch"] = Buffer(clip_scratch, CLIP, CLIP)
         if self.form.restore:
             last = DEBLUR if self.tiled else FINISH
             buffers |= {

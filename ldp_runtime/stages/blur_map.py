@@ -25,6 +25,10 @@ ENSEMBLES: dict[str, tuple[str, ...]] = {
 }
 """Name of an ensemble -> the formats whose prompts take part (Table 5; its Ens.1 is one format by itself)."""
 
+CANVASES = {"stereo": DP_AWARE, "center": BLUR_AWARE}
+"""What CLIP may see of a window -> the format of the prompts that query its features; in the order of the CLIP graph's
+inputs, whose outputs have the same names with ``_features`` behind."""
+
 LOGIT_SCALE = np.float32(100.0)
 LOGIT_LIMIT = np.float32(10.0)
 
@@ -132,9 +136,19 @@ def select_prompts(prompts: Sequence[PromptLike], ensemble: str | int = "ens2") 
     return [k for k, prompt in enumerate(prompts) if prompt.format in ENSEMBLES[ensemble]]
 
 
+def select_canvases(prompts: Sequence[PromptLike], ensemble: str | int = "ens2") -> tuple[str, ...]:
+    """What CLIP has to see for the prompts that take part, names of ``CANVASES``; arguments as for ``select_prompts``.
+
+    Raises:
+        ValueError: No such ensemble or prompt.
+    """
+    formats = {prompts[k].format for k in select_prompts(prompts, ensemble)}
+    return tuple(name for name, read_by in CANVASES.items() if read_by in formats)
+
+
 def blur_logits(
-    stereo_features: ArrayLike,
-    center_features: ArrayLike,
+    stereo_features: ArrayLike | None,
+    center_features: ArrayLike | None,
     text_embeddings: ArrayLike,
     prompts: Sequence[PromptLike],
     ensemble: str | int = "ens2",
@@ -142,8 +156,9 @@ def blur_logits(
     """The blur logits of each window from CLIP's features (Eq. 4 to 6, ensembles of Table 5).
 
     Args:
-        stereo_features: ``(B, g, 2g, c)``, features of the stereo canvas, any float dtype.
-        center_features: ``(B, g, g, c)``, features of the center view.
+        stereo_features: ``(B, g, 2g, c)``, features of the stereo canvas, any float dtype; None where no DP-aware
+            prompt takes part.
+        center_features: ``(B, g, g, c)``, features of the center view; None where no blur-aware prompt takes part.
         text_embeddings: ``(k, c)``, one row per prompt.
         prompts: The ``k`` prompts with their format, offset and temperature.
         ensemble: A name of ``ENSEMBLES``, or the index of a single prompt.
@@ -152,21 +167,25 @@ def blur_logits(
         ``(B, g, g)`` float32 in [-10, 10], larger where it is more blurred.
 
     Raises:
-        ValueError: No such ensemble or prompt.
+        ValueError: No such ensemble or prompt, or features that it needs are None.
     """
     embeddings = np.asarray(text_embeddings, dtype=np.float32)
     chosen = select_prompts(prompts, ensemble)
     z: list[NDArray[np.float32]] = []
+    features = {BLUR_AWARE: center_features, DP_AWARE: stereo_features}
     for name in FORMATS:
         rows = [k for k in chosen if prompts[k].format == name]
         if not rows:
             continue
+        seen = features[name]
+        if seen is None:
+            raise ValueError(f"expected the features that {name} prompts query, got None; give them")
         offsets = [prompts[k].offset for k in rows]
         temperatures = [prompts[k].temperature for k in rows]
         if name == DP_AWARE:  # Eq. 6: M = 1 - sigma, so z changes sign
-            z.append(-prompt_logits(alpha(stereo_features), embeddings[rows], offsets, temperatures))
+            z.append(-prompt_logits(alpha(seen), embeddings[rows], offsets, temperatures))
         else:
-            z.append(prompt_logits(center_features, embeddings[rows], offsets, temperatures))
+            z.append(prompt_logits(seen, embeddings[rows], offsets, temperatures))
     return ensemble_logits(np.concatenate(z))
 
 

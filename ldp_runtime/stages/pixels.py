@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.errors import NumericsError
+from ldp_runtime.stages.blur_map import CANVASES
 from ldp_runtime.stages.geometry import reflect_indices
 
 FIX_NUMERICS = "use precision fp32, and if that does not help the bundle is at fault"
@@ -99,8 +100,12 @@ def _scale(pixels: Image, top: np.float32, planes: NDArray[np.float32]) -> None:
 
 
 def canvases(
-    regions: Iterable[NDArray[np.float32]], shape: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    regions: Iterable[NDArray[np.float32]],
+    shape: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    names: Collection[str] = tuple(CANVASES),
+) -> dict[str, NDArray[np.float32]]:
     """What CLIP sees of each region, normalised.
 
     Args:
@@ -109,28 +114,33 @@ def canvases(
         shape: Their number B, and s.
         mean: Mean of R, G, B.
         std: Standard deviation of R, G, B.
+        names: Which to make, of ``blur_map.CANVASES``.
 
     Returns:
-        The stereo canvases ``(B, 3, s, 2 s)``, L beside the flipped R, so that column x mirrors to
-        2 s - 1 - x; and the center views ``(B, 3, s, s)``.
+        ``stereo (B, 3, s, 2 s)``, L beside the flipped R, so that column x mirrors to 2 s - 1 - x; and
+        ``center (B, 3, s, s)``, the mean of the views.
     """
     import cv2
 
     count, s = shape
-    stereo = np.empty((count, 3, s, 2 * s), dtype=np.float32)
-    center = np.empty((count, 3, s, s), dtype=np.float32)
+    stereo, center = (
+        np.empty((count if name in names else 0, 3, s, width), dtype=np.float32)
+        for name, width in (("stereo", 2 * s), ("center", s))
+    )
     offset, scale = (np.asarray([*value, *value], np.float32).reshape(6, 1, 1) for value in (mean, std))
     pair = np.empty((6, s, s), dtype=np.float32)  # contiguous, and small enough for a cache
     left, right = pair[:3], pair[3:]
-    for region, canvas, middle in zip(regions, stereo, center, strict=True):
+    for i, region in zip(range(count), regions, strict=True):
         np.subtract(region, offset, out=pair)
         np.divide(pair, scale, out=pair)
-        canvas[:, :, :s] = left
-        for plane, flipped in zip(right, canvas[:, :, s:], strict=True):
-            cv2.flip(plane, 1, dst=flipped)
-        np.add(left, right, out=middle)
-        np.multiply(middle, np.float32(0.5), out=middle)
-    return stereo, center
+        if len(stereo):
+            stereo[i, :, :, :s] = left
+            for plane, flipped in zip(right, stereo[i, :, :, s:], strict=True):
+                cv2.flip(plane, 1, dst=flipped)
+        if len(center):
+            np.add(left, right, out=center[i])
+            np.multiply(center[i], np.float32(0.5), out=center[i])
+    return {name: made for name, made in (("stereo", stereo), ("center", center)) if name in names}
 
 
 def check_features(features: Mapping[str, NDArray[Any]]) -> None:

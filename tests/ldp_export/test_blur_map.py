@@ -199,7 +199,14 @@ def test_blur_logits_are_equations_4_to_6_for_every_format(name: str) -> None:
     chosen = FORMATS[name]
     stereo, center, texts = inputs()
     offsets, temperatures = (t[chosen] for t in settings())
-    logits = blur_logits(stereo, center, texts[chosen], [DP_AWARE[k] for k in chosen], offsets, temperatures)
+    of_chosen = texts[chosen], [DP_AWARE[k] for k in chosen], offsets, temperatures
+    logits = blur_logits(stereo, center, *of_chosen)
+    for unread, seen in ((True, (None, center)), (False, (stereo, None))):
+        if unread in of_chosen[1]:
+            with pytest.raises(ValueError, match="expected the features that each prompt reads, got None"):
+                blur_logits(*seen, *of_chosen)
+        else:
+            torch.testing.assert_close(blur_logits(*seen, *of_chosen), logits, rtol=0, atol=0)
     assert logits.shape == (2, 1, 3, 4)
     assert logits.dtype == torch.float32
     expected = slow_blur_logits(stereo, center, texts, chosen)

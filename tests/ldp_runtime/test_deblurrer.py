@@ -18,6 +18,7 @@ from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, NumericsError
 from ldp_runtime.host import HostChain
 from ldp_runtime.result import Result
+from ldp_runtime.stages.blur_map import select_prompts
 from tests.ldp_runtime.helpers import a_pair, assert_same
 from tests.ldp_runtime.tiny_bundle import (
     MEAN,
@@ -95,13 +96,14 @@ def transcribed(folder: Path, left: np.ndarray, right: np.ndarray) -> tuple[np.n
             center = encode((l_region + r_region) / 2)
             for i, j in np.ndindex(g, g):
                 blurred = []
-                for prompt, t in zip(bundle.manifest.prompts, bundle.text_embeddings, strict=True):
+                for k in select_prompts(bundle.manifest.prompts, bundle.manifest.ensemble):
+                    prompt, t = bundle.manifest.prompts[k], bundle.text_embeddings[k]
                     dp = prompt.format == "dp-aware"
                     f = (stereo[i, j] + stereo[i, 2 * g - 1 - j]) / 2 if dp else center[i, j]
                     cosine = f @ t / np.linalg.norm(f) / np.linalg.norm(t)
                     m = 1 / (1 + math.exp(-(100 * cosine - prompt.offset) / prompt.temperature))
                     blurred.append(1 - m if dp else m)
-                p = sum(blurred) / 8
+                p = sum(blurred) / len(blurred)
                 weight_here = min(i + 1, g - i) * min(j + 1, g - j)
                 total[y0 // PATCH + i, x0 // PATCH + j] += weight_here * math.log(p / (1 - p))
                 weights[y0 // PATCH + i, x0 // PATCH + j] += weight_here
@@ -142,6 +144,21 @@ def test_every_value_survives_when_the_network_adds_nothing(spoilt: Path, dtype:
     image = np.resize(values, (-(-values.size // 250), 250, 3))
     deblurrer = Deblurrer.from_bundle(spoilt, threads=1)
     np.testing.assert_array_equal(deblurrer(image, image).restored, image)
+
+
+@pytest.mark.parametrize(("ensemble", "canvas"), [("dp-aware", "stereo"), ("blur-aware", "center"), (5, "stereo")])
+def test_clip_sees_what_the_prompts_query_alone(tmp_path: Path, ensemble: str | int, canvas: str) -> None:
+    path = make_tiny_bundle(tmp_path, ensemble=ensemble)
+    deblurrer, pair = Deblurrer.from_bundle(path, backend="onnxruntime", precision="fp32", threads=1), a_pair(50, 100)
+    result = deblurrer.blur_map(*pair)
+    assert [spec.name for spec in session_of(deblurrer, "clip").inputs] == [canvas]
+    np.testing.assert_allclose(result.blur_logits, transcribed(path, *pair)[1], atol=1e-4)
+
+
+def test_a_graph_of_more_than_the_prompts_query_is_refused(spoilt: Path) -> None:
+    rewrite(spoilt, ensemble="dp-aware")
+    with pytest.raises(BundleError, match=r"expected the inputs stereo, got center, stereo; export the bundle again"):
+        Deblurrer.from_bundle(spoilt, backend="onnxruntime", threads=1).blur_map(*a_pair(20, 20))
 
 
 def test_bf16_or_whatever_auto_takes_is_near_fp32(exact: Deblurrer, bundle: Path) -> None:

@@ -7,6 +7,7 @@ probability of blur, so that both inputs and both views matter.
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest, write_manifest
 from ldp_runtime.bundle.engines import EngineEntry, ShapeRange, engine_key
 from ldp_runtime.bundle.manifest import TEXT_EMBEDDINGS_FILE, ClipSpec, Manifest, Prompt
+from ldp_runtime.stages.blur_map import CANVASES
 from ldp_runtime.stages.geometry import Padding
 
 OPSET = 20
@@ -32,7 +34,9 @@ MEAN = (0.48, 0.46, 0.41)
 STD = (0.27, 0.26, 0.28)
 
 
-def make_tiny_bundle(folder: Path, name: str = "tiny", *, seed: int = 0, clip: bool = True) -> Path:
+def make_tiny_bundle(
+    folder: Path, name: str = "tiny", *, seed: int = 0, clip: bool = True, ensemble: str | int = "ens2"
+) -> Path:
     """Writes the bundle ``folder / name`` and returns its path.
 
     Args:
@@ -40,12 +44,15 @@ def make_tiny_bundle(folder: Path, name: str = "tiny", *, seed: int = 0, clip: b
         name: Name of the bundle and of its folder.
         seed: Of its weights.
         clip: With a CLIP graph; else its network reads no blur map.
+        ensemble: Of its prompts.
     """
     path = folder / name
     path.mkdir(parents=True)
     rng = np.random.default_rng(seed)
+    manifest = msgspec.structs.replace(tiny_manifest(name, clip=clip), ensemble=ensemble)
+    seen = functools.partial(clip_graph, canvases=manifest.canvases)
     deblur = functools.partial(deblur_graph, blur_map=clip)
-    for kind, graph in (("clip", clip_graph), ("deblur", deblur))[not clip :]:
+    for kind, graph in (("clip", seen), ("deblur", deblur))[not clip :]:
         state = rng.bit_generator.state
         for precision, suffix in ((np.float32, ".onnx"), (np.float16, ".fp16.onnx")):
             rng.bit_generator.state = state  # the same weights in both precisions
@@ -54,7 +61,7 @@ def make_tiny_bundle(folder: Path, name: str = "tiny", *, seed: int = 0, clip: b
         embeddings = rng.standard_normal((8, EMBED_DIM)).astype(np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         np.save(path / TEXT_EMBEDDINGS_FILE, embeddings)
-    write_manifest(path, tiny_manifest(name, clip=clip))
+    write_manifest(path, manifest)
     return path
 
 
@@ -156,18 +163,21 @@ class Graph:
         return model
 
 
-def clip_graph(rng: np.random.Generator, dtype: np.dtype[np.floating]) -> onnx.ModelProto:
-    """A patch embedding: ``(B, 3, y, x)`` to ``(B, y / p, x / p, c)`` for both inputs; I/O in ``dtype``."""
+def clip_graph(
+    rng: np.random.Generator, dtype: np.dtype[np.floating], canvases: Sequence[str] = tuple(CANVASES)
+) -> onnx.ModelProto:
+    """A patch embedding: ``(B, 3, y, x)`` to ``(B, y / p, x / p, c)`` for each of ``canvases``; I/O in ``dtype``."""
     g = Graph(dtype)
     weight = g.constant(rng.standard_normal((EMBED_DIM, 3, PATCH, PATCH)) / PATCH)
     bias = g.constant(rng.standard_normal(EMBED_DIM))
-    for name in ("stereo", "center"):
+    for name in canvases:
         embedded = g.node("Conv", name, weight, bias, kernel_shape=[PATCH, PATCH], strides=[PATCH, PATCH])
         g.node("Transpose", embedded, output=f"{name}_features", perm=[0, 2, 3, 1])
     tokens = WINDOW // PATCH
+    widths = {name: 2 if name == "stereo" else 1 for name in canvases}
     return g.model(
-        {"stereo": ["B", 3, WINDOW, 2 * WINDOW], "center": ["B", 3, WINDOW, WINDOW]},
-        {"stereo_features": ["B", tokens, 2 * tokens, EMBED_DIM], "center_features": ["B", tokens, tokens, EMBED_DIM]},
+        {name: ["B", 3, WINDOW, width * WINDOW] for name, width in widths.items()},
+        {f"{name}_features": ["B", tokens, width * tokens, EMBED_DIM] for name, width in widths.items()},
         g.element,
     )
 

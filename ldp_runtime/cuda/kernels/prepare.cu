@@ -101,7 +101,7 @@ LDP_DEVICE void store_strip(const Four<Element>& v, Element* row, int x, int col
     }
 }
 
-// The number of windows that CLIP sees, where they go, and how the values are normalised.
+// The number of windows that CLIP sees, where they go (null: nowhere), and how the values are normalised.
 template <typename Canvas>
 struct Canvases {
     Canvas *stereo, *center;
@@ -145,10 +145,12 @@ LDP_DEVICE void scatter(const Canvases<Canvas>& to, int y, int x, const float (&
 #pragma unroll
             for (int c = 0; c < 3; ++c) {
                 const size_t row = (static_cast<size_t>(k) * 3 + c) * side + local_y;
-                Canvas* canvas = to.stereo + row * 2 * side;
-                store_strip(left[c], canvas, local_x, side, vector);
-                store_strip(flipped[c], canvas + side, side - kStrip - local_x, side, vector);
-                store_strip(middle[c], to.center + row * side, local_x, side, vector);
+                if (to.stereo) {
+                    Canvas* canvas = to.stereo + row * 2 * side;
+                    store_strip(left[c], canvas, local_x, side, vector);
+                    store_strip(flipped[c], canvas + side, side - kStrip - local_x, side, vector);
+                }
+                if (to.center) store_strip(middle[c], to.center + row * side, local_x, side, vector);
             }
         }
     }

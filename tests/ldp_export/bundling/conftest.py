@@ -24,6 +24,6 @@ def ready_graphs(exported_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
         pair = near_sample()
         return SimulatedPair(*(array[200:270, 300:401] for array in (pair.left, pair.right, pair.target, pair.coc)))
 
-    monkeypatch.setattr(onnx_graphs, "clip_graph", lambda encoder, window, half: load("clip", half))
+    monkeypatch.setattr(onnx_graphs, "clip_graph", lambda encoder, half: load("clip", half))
     monkeypatch.setattr(onnx_graphs, "deblur_graph", lambda network, multiple, half, blur_map: load("deblur", half))
     monkeypatch.setattr(parity, "focus_setting", cut)

@@ -105,7 +105,11 @@ def test_profiles_tie_the_logits_to_the_pair_and_the_batch_to_the_windows() -> N
     free = profiles(manifest, SizeRange.covering(manifest.padding, None, None, None))
     assert free["deblur"]["blur_logits"] == ShapeRange((1, 1, 2, 2), (1, 1, 70, 106), (1, 1, 140, 210))
     # 10 x 15 windows of the size to tune for, in three batches
-    assert [shape[0] for shape in msgspec.structs.astuple(free["clip"]["center"])] == [1, 50, ENGINE_CLIP_BATCH]
+    assert [shape[0] for shape in msgspec.structs.astuple(free["clip"]["stereo"])] == [1, 50, ENGINE_CLIP_BATCH]
+    one = profiles(
+        msgspec.structs.replace(manifest, ensemble="blur-aware"), SizeRange.fixed(manifest.padding, (512, 768))
+    )
+    assert one["clip"] == {"center": ShapeRange(*[(35, 3, 128, 128)] * 3)}
 
 
 # --- building

@@ -1,3 +1,4 @@
+import copy
 import math
 from collections import Counter
 from dataclasses import replace
@@ -237,6 +238,30 @@ def test_the_runtime_restores_what_torch_restores(
     assert difference.mean() < 0.01
     half = Deblurrer.from_bundle(exported_bundle, backend=backend, precision="fp16", threads=1)(left, right)
     assert np.abs(half.restored.astype(int) - expected.restored).max() <= 3
+
+
+def test_dp_aware_prompts_alone_need_no_center_view(
+    exported_bundle: Path, exported_model: ExportModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = copy.deepcopy(exported_model.network)
+    network.config = replace(network.config, ensemble="dp-aware")
+    model = replace(exported_model, network=network)
+
+    def ready(*_: object, half: bool, **__: object) -> onnx_ir.Model:
+        return onnx_ir.load(exported_bundle / ("deblur.fp16.onnx" if half else "deblur.onnx"))
+
+    monkeypatch.setattr(onnx_export, "deblur_graph", ready)
+    monkeypatch.setattr(parity, "focus_setting", lambda focus: near_sample())
+    manifest = export_bundle(model, tmp_path / "one", "one")
+    assert manifest.ensemble == "dp-aware"
+    for name in ("clip.onnx", "clip.fp16.onnx"):
+        run = open_graph(tmp_path / "one", name)
+        assert [value.name for value in (*run.get_inputs(), *run.get_outputs())] == ["stereo", "stereo_features"]
+    left, right = np.random.default_rng(1).integers(0, 256, (2, 70, 101, 3)).astype(np.uint8)
+    expected, both = (TorchDeblurrer(m, device="cpu")(left, right).blur_logits for m in (model, exported_model))
+    result = Deblurrer.from_bundle(tmp_path / "one", backend="onnxruntime", precision="fp32", threads=1)(left, right)
+    assert np.abs(result.blur_logits - expected).max() < 2e-3
+    assert np.abs(expected - both).max() > 0.01, "the ensemble makes no difference here"
 
 
 def test_attention_for_export_is_that_of_torch() -> None:

@@ -87,6 +87,10 @@ def test_window_encoder_is_the_dense_encoder_on_both_inputs(clip: LoadedClip) ->
     torch.testing.assert_close(of_center, clip.encoder(center))
     # Both grids' positions are constants of the graph: buffers, not computed again.
     assert {name for name, _ in windows.named_buffers()} >= {"stereo_positional", "center_positional"}
+    for name, canvas, features in (("stereo", stereo, of_stereo), ("center", center, of_center)):
+        alone = WindowEncoder(clip.encoder, 24, (name,))
+        torch.testing.assert_close(alone(**{name: canvas}), (features,), rtol=0, atol=0)
+        assert [buffer for buffer, _ in alone.named_buffers() if "_positional" in buffer] == [f"{name}_positional"]
     windows.stereo_positional.zero_()
     assert float((windows(stereo, center)[0] - of_stereo).abs().max()) > 0.01
 

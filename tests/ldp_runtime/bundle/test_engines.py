@@ -16,6 +16,7 @@ from ldp_runtime.bundle.engines import (
     clip_shapes,
     deblur_shapes,
     engine_key,
+    feature_shapes,
     nearest,
 )
 from ldp_runtime.bundle.schema import manifest_from_json
@@ -165,6 +166,9 @@ def test_the_key_depends_on_everything_but_order() -> None:
 def test_shapes_of_both_graphs() -> None:
     assert deblur_shapes(64, 96, 32) == {"pair": (1, 6, 64, 96), "blur_logits": (1, 1, 2, 3)}
     assert clip_shapes(5, 448) == {"stereo": (5, 3, 448, 896), "center": (5, 3, 448, 448)}
+    assert clip_shapes(5, 448, ["center"]) == {"center": (5, 3, 448, 448)}
+    assert feature_shapes(5, 14, 512, ["stereo"]) == {"stereo_features": (5, 14, 28, 512)}
+    assert feature_shapes(5, 14, 512, ["center"]) == {"center_features": (5, 14, 14, 512)}
 
 
 def test_architectures() -> None:

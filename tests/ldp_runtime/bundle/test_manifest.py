@@ -16,6 +16,13 @@ def test_dense_blur_logits_are_the_default() -> None:
     assert manifest.graph_names("deblur") == ({"pair", "blur_logits"}, {"restored"})
 
 
+@pytest.mark.parametrize(("ensemble", "canvas"), [("dp-aware", "stereo"), (7, "stereo"), ("blur-aware", "center")])
+def test_the_clip_graph_has_the_inputs_that_its_prompts_query(ensemble: str | int, canvas: str) -> None:
+    manifest = msgspec.structs.replace(tiny_manifest(), ensemble=ensemble)
+    assert manifest.canvases == (canvas,)
+    assert manifest.graph_names("clip") == ({canvas}, {f"{canvas}_features"})
+
+
 def test_a_blur_map_from_patches() -> None:
     manifest = msgspec.structs.replace(tiny_manifest(), blur_map=BlurMapSpec("patch", "map", 40))
     assert manifest.blur_cell == 40

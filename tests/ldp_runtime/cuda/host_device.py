@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry, Shape, ShapeRange, nearest
+from ldp_runtime.bundle.engines import EngineEntry, Shape, ShapeRange, clip_shapes, nearest
 from ldp_runtime.chain import ChainBackend
 from ldp_runtime.cuda.base import (
     ALIGNMENT,
@@ -433,8 +433,8 @@ class OrtSource(EngineSource):
         self.entries = []
         if (clip := bundle.manifest.clip) is not None:
             s, p = clip.window, clip.patch
-            canvases = {"stereo": (3, s, 2 * s), "center": (3, s, s)}
-            self.entries.append(_entry("clip", {name: ((1, *c), (64, *c)) for name, c in canvases.items()}))
+            least, most = (clip_shapes(batch, s, bundle.manifest.canvases) for batch in (1, 64))
+            self.entries.append(_entry("clip", {name: (least[name], most[name]) for name in least}))
         for (h, w), (H, W) in deblur or [((16, 16), (8192, 8192))]:
             profile: dict[str, tuple[Shape, Shape]] = {"pair": ((1, 6, h, w), (1, 6, H, W))}
             if clip is not None:

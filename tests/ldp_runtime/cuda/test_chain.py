@@ -115,6 +115,24 @@ def test_a_network_without_a_blur_map(use: Any, tmp_path: Path) -> None:
     assert resident.blur_map is None
 
 
+@pytest.mark.parametrize(("ensemble", "canvas"), [("dp-aware", "stereo"), ("blur-aware", "center"), (5, "stereo")])
+def test_clip_sees_what_the_prompts_query_alone(
+    use: Any, tmp_path: Path, ensemble: str | int, canvas: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldp_runtime.cuda.plan.clip_batch", lambda windows: 4)  # the last run repeats 3 of 9
+    path = make_tiny_bundle(tmp_path, ensemble=ensemble)
+    cpu = on_cpu(path)
+    for tile in ("auto", 256):
+        gpu, device = use(path, tile=tile)
+        for pair in (a_pair(100, 150), a_pair(100, 400)):
+            assert_close(gpu(*pair), cpu(*pair))
+        assert ("blend" in device.log) == (tile == 256)
+        (runner, _), *_ = gpu._chain._runners.values()
+        assert list(runner.plan.clip_shapes) == [canvas]
+        assert {"stereo", "center"} & {*runner._layout.offsets} == {canvas}
+        assert f"{canvas}_features" in runner._layout.offsets
+
+
 def test_more_windows_than_a_batch(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldp_runtime.cuda.plan.clip_batch", lambda windows: 4)  # of 9: the last run repeats 3
     gpu, device = use()

@@ -90,7 +90,8 @@ def expected_canvases(
     s = grid.rows.window * p
     source = pad_reflect(padded, (grid.rows.grid * p, grid.columns.grid * p))
     regions = (source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins())
-    return canvases(regions, (len(grid), s), MEAN, STD)
+    made = canvases(regions, (len(grid), s), MEAN, STD)
+    return made["stereo"], made["center"]
 
 
 def same(got: NDArray[Any], wanted: NDArray[Any]) -> None:
@@ -232,6 +233,22 @@ def test_prepare_writes_some_windows_alone(canvas: DTypeLike, offset: int) -> No
         outputs, _ = run_prepare(left, right, padded, grid=grid, canvas=canvas, offset=offset, **windows)
         for output, whole in zip(outputs, (stereo, center), strict=True):
             same(output, whole[first:stop].astype(canvas))
+
+
+@pytest.mark.parametrize("canvas", [np.float16, np.float32])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_prepare_leaves_a_canvas_out(kept: int, canvas: DTypeLike) -> None:
+    size, padded, p = (50, 70), (64, 96), 16
+    left, right = pair_of(size, np.uint8)
+    grid = WindowGrid.cover(*padded, window=48, overlap=16, patch=p)
+    expected = expected_canvases(prepare(left, right, padded)[0], grid, p)[kept].astype(canvas)
+    output = Fenced(expected.shape, canvas)
+    places = [output.address if i == kept else 0 for i in range(2)]
+    pixels = Pixels.from_array(left), Pixels.from_array(right)
+    call = launches.prepare(*pixels, left.dtype, size, padded, canvases=Canvases(*places, canvas, grid, p, MEAN, STD))
+    launch(call)
+    same(output.check(), expected)
+    assert call.minimum_bytes == left.nbytes + right.nbytes + expected.nbytes
 
 
 def features_of(grid: WindowGrid, channels: int, dtype: DTypeLike, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -533,6 +550,7 @@ def preparing(size: tuple[int, int], padded: tuple[int, int], dtype: DTypeLike =
         (preparing((32, 32), (16, 32), pair=((0, 0), (1, 1))), "holds 32 x 32 px, got 16 x 32"),
         (preparing((32, 32), (32, 32), pair=((8, 0), (32, 8))), "inside 32 x 32 px, got 32 x 8 px at"),
         (preparing((9, 9), (32, 64), first=0), "over 64 px, got 2 tokens of 16 px"),
+        (preparing((9, 9), (32, 32), first=0), "a stereo canvas, of a center view or both, got neither"),
         (preparing((9, 9), (32, 32), first=1), "among the grid's 1, got 0 from 1 on"),
         (
             preparing((9, 9), (9, 9), np.uint16, photo=Pixels(65, 96), pair=((0, 0), (9, 9))),

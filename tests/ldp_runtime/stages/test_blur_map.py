@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from ldp_runtime.stages.blur_map import (
     blur_logits,
     ensemble_logits,
     prompt_logits,
+    select_canvases,
     select_prompts,
     sigmoid,
     upsample_map,
@@ -89,6 +91,25 @@ def test_ensembles_of_table_5() -> None:
         select_prompts(PROMPTS, "ens3")
     with pytest.raises(ValueError, match="expected a prompt from 0 to 7, got 8"):
         select_prompts(PROMPTS, 8)
+
+
+def test_what_clip_has_to_see() -> None:
+    assert select_canvases(PROMPTS) == ("stereo", "center")
+    assert select_canvases(PROMPTS, "dp-aware") == select_canvases(PROMPTS, 6) == ("stereo",)
+    assert select_canvases(PROMPTS, "ens1-blur-aware") == select_canvases(PROMPTS, 1) == ("center",)
+    assert select_canvases([], "ens2") == ()  # a bundle without CLIP
+
+
+@pytest.mark.parametrize(("ensemble", "unread"), [("dp-aware", 1), (5, 1), ("blur-aware", 0), (0, 0)])
+def test_features_that_no_prompt_queries_need_not_be_there(ensemble: str | int, unread: int) -> None:
+    both: list[Any] = [features(2, 3, 6, 7), features(2, 3, 3, 7, seed=1)]
+    one = [None if i == unread else given for i, given in enumerate(both)]
+    t = features(8, 7, seed=2)
+    np.testing.assert_array_equal(
+        blur_logits(*one, t, PROMPTS, ensemble), blur_logits(*both, t, PROMPTS, ensemble), strict=True
+    )
+    with pytest.raises(ValueError, match=r"expected the features that (blur|dp)-aware prompts query, got None"):
+        blur_logits(*one, t, PROMPTS, "ens2")
 
 
 @pytest.mark.parametrize("ensemble", ["ens2", "blur-aware", "dp-aware", "ens1-dp-aware", 1, 6])

@@ -69,7 +69,12 @@ def test_canvases_are_the_normalised_views(s: int) -> None:
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     regions = list(np.random.default_rng(s).random((3, 6, s, s), np.float32))
     before = [region.copy() for region in regions]
-    stereo, center = canvases(regions, (3, s), mean, std)
+    made = canvases(regions, (3, s), mean, std)
+    stereo, center = made["stereo"], made["center"]
+    for name, whole in made.items():
+        (alone,) = (one := canvases(regions, (3, s), mean, std, (name,))).values()
+        assert list(one) == [name]
+        np.testing.assert_array_equal(alone, whole)
     offset, scale = (np.array(value, np.float32)[:, None, None] for value in (mean, std))
     for region, canvas, middle in zip(before, stereo, center, strict=True):
         left, right = ((view - offset) / scale for view in (region[:3], region[3:]))
