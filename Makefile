@@ -66,14 +66,14 @@ reliability: $(ALL) ## kills, fills and interrupts the commands, fifty kills and
 screenshot: $(ALL) ## take the docs' picture of the page of ldp serve: docs/page.png
 	$(BIN)/python -m benchmarks screenshot
 
-bench: $(ALL) ## latency, parity, rooflines, peers and scaling: benchmarks/reports, build/report.html
-	$(BIN)/python -m benchmarks exports
+bench: $(ALL) ## latency, parity, rooflines, Figure 1 and scaling: benchmarks/reports, build/report.html
+	$(BIN)/python -m benchmarks exports --config small large fast fast-large
 	$(BIN)/python -m benchmarks parity
 	$(BIN)/python -m benchmarks latency --seconds 200
 	$(BIN)/python -m benchmarks latency --config small --seconds 250 \
 		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
 	$(BIN)/python -m benchmarks roofline --config small
-	$(BIN)/python -m benchmarks peers
+	$(BIN)/python -m benchmarks figure1 --minutes 10
 	$(BIN)/python -m benchmarks scaling --shape 1120x1680 2240x3360 --no-seams
 	$(BIN)/python -m benchmarks report
 

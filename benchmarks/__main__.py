@@ -16,7 +16,7 @@ BENCHMARKS = {
     "latency": ("benchmarks.latency.bench", "times every backend and precision, and torch with the same weights"),
     "parity": ("benchmarks.parity", "compares every backend with torch in FP32; fails where PSNR changes"),
     "roofline": ("benchmarks.roofline.bench", "predicts the least time of the chain from its graphs and peak rates"),
-    "peers": ("benchmarks.peers.bench", "times other deblurring networks on the same pair"),
+    "figure1": ("benchmarks.figure1.bench", "times every network on the same pair, and draws PSNR against time"),
     "scaling": ("benchmarks.scaling", "fits time and memory over the image size, and measures the seams of tiles"),
     "windows": ("benchmarks.windows", "measures what CLIP's windows cost and what they do to the blur map"),
     "stages": ("benchmarks.stages", "times the stages on the host beside a copy of the bytes that they move"),

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
+from benchmarks.figure1.bench import choose_backend
+from benchmarks.figure1.graphs import export_network
 from benchmarks.harness.bundles import random_bundle
 from benchmarks.harness.options import CONFIG_NAMES, check_positive
 from benchmarks.harness.processes import run_module
 from benchmarks.harness.results import BenchmarkError
-from benchmarks.peers import PEERS
-from benchmarks.peers.bench import DEFAULT_BACKENDS, choose_backends
-from benchmarks.peers.export import export_peer
+from ldp_export.network.published import PUBLISHED
 
 EXAMPLES = """\
 examples:
   python -m benchmarks exports
-  python -m benchmarks exports --config small large --peer nafnet --jobs 4
+  python -m benchmarks exports --config small large --network nafnet --jobs 4
 
 Nothing is exported twice: the graphs stay in LDP's cache until the exporter
 changes. The other benchmarks export missing graphs themselves, one by one.
@@ -38,9 +38,9 @@ class Job:
     """An export.
 
     Attributes:
-        kind: "config" or "peer".
+        kind: "config" or "published".
         name: Name of the network.
-        detail: The precision of a peer.
+        detail: The precision of a published one.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Job:
     detail: str = ""
 
     def __str__(self) -> str:
-        title = PEERS[self.name].title if self.kind == "peer" else f"ldp-{self.name}-random"
+        title = PUBLISHED[self.name].title if self.kind == "published" else f"ldp-{self.name}-random"
         return ", ".join(filter(None, [title, self.detail]))
 
     def run(self) -> None:
@@ -56,20 +56,20 @@ class Job:
         if self.kind == "config":
             random_bundle(self.name)
         else:
-            export_peer(PEERS[self.name], half=self.detail == "fp16")
+            export_network(PUBLISHED[self.name], half=self.detail == "fp16")
 
 
-def jobs_for(configs: Sequence[str], peers: Sequence[str], backends: Sequence[str] = DEFAULT_BACKENDS) -> list[Job]:
+def jobs_for(configs: Sequence[str], networks: Sequence[str], backend: str = "auto") -> list[Job]:
     """The exports, the longest first.
 
     Args:
-        configs: Names of networks for random weights.
-        peers: Names of ``PEERS``.
-        backends: Backends of the peers, see ``choose_backends``.
+        configs: Names of networks of ours, for random weights.
+        networks: Names of ``PUBLISHED``.
+        backend: What runs the published networks, see ``choose_backend``.
     """
-    precisions = dict.fromkeys(["fp32", *("fp16" for _, p in choose_backends(backends) if p == "fp16")])
+    precision = "fp16" if choose_backend(backend)[1] == "fp16" else "fp32"
     found = [Job("config", name) for name in configs]
-    found += [Job("peer", name, precision) for name in peers for precision in precisions]
+    found += [Job("published", name, precision) for name in networks]
     return sorted(found, key=lambda job: (job.kind, job.name != "restormer"))
 
 
@@ -116,7 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", nargs="*", choices=CONFIG_NAMES, default=["small"], help="random weights (default: small)"
     )
-    parser.add_argument("--peer", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="which (default: all)")
+    parser.add_argument(
+        "--network", nargs="*", choices=tuple(PUBLISHED), default=list(PUBLISHED), help="which (default: all)"
+    )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="exports at a time (default: as many as cores and memory allow)"
     )
@@ -130,7 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
     machine = describe()
     room = (machine["memory_bytes"] or _JOB_MEMORY) // _JOB_MEMORY
     at_once = arguments.jobs or max(min(machine["cpu"]["usable"], room), 1)
-    jobs = jobs_for(arguments.config, arguments.peer)
+    jobs = jobs_for(arguments.config, arguments.network)
     for job, seconds in run_jobs(jobs, at_once).items():
         print(f"{job}: {seconds:.0f} s")
 

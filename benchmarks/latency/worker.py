@@ -1,7 +1,7 @@
 """One block of timed runs: a process of its own opens one backend, warms up and times runs.
 
 In a process of its own start-up and peak memory are honest, and no thread spins while something else is timed.
-``benchmarks.latency.bench`` runs this module by ``run_spec``; ``benchmarks.peers.worker`` shares ``measure``.
+``benchmarks.latency.bench`` runs this module by ``run_spec``; ``benchmarks.figure1.worker`` shares what it measures by.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from benchmarks.harness.processes import answer_spec
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ldp_export.model import ExportModel
 
 ONNXRUNTIME_ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 """They run the graphs alone on the GPU: their stages are times of the host, copies included."""
@@ -93,6 +95,7 @@ class Block:
         device: The backend's description of its device.
         gpu: The graphs ran on a GPU.
         events: The stages are times of the GPU, from CUDA events.
+        cpu_seconds: Processor time of each counted run, of all threads.
     """
 
     seconds: list[float]
@@ -104,6 +107,7 @@ class Block:
     device: str
     gpu: bool
     events: bool
+    cpu_seconds: list[float] = field(default_factory=list)
 
 
 Run = Callable[["NDArray[Any]", "NDArray[Any]"], tuple["NDArray[np.generic]", Mapping[str, float]]]
@@ -150,9 +154,9 @@ def measure(timing: Timing, open_network: Callable[[], Opened]) -> Block:
     imported = time.time()
     opened = open_network()
     run = opened.run
-    loaded = time.time()
+    loaded, busy = time.time(), time.process_time()
     restored, timings = run(left.pixels, right.pixels)
-    first = time.time()
+    first, busy = time.time(), time.process_time() - busy
     start_up = {
         "process": imported - timing.spawned - files["read"],
         "load": loaded - imported,
@@ -167,9 +171,10 @@ def measure(timing: Timing, open_network: Callable[[], Opened]) -> Block:
         np.save(timing.restored, restored)
 
     seconds: list[float] = []
+    cpu_seconds: list[float] = []
     stages: dict[str, list[float]] = {}
     if not opened.lazy and not opened.gpu and start_up["first"] >= FIRST_COUNTS:
-        seconds = [start_up["first"]]
+        seconds, cpu_seconds = [start_up["first"]], [busy]
         stages = {stage: [value] for stage, value in timings.items()}
     warm, runs = sum(timings.values()), 1
     while warm < timing.warm_up or (opened.gpu and runs < GPU_WARM_UP_RUNS):
@@ -177,14 +182,18 @@ def measure(timing: Timing, open_network: Callable[[], Opened]) -> Block:
         warm, runs = warm + sum(timings.values()), runs + 1
     gc.collect()
     while len(seconds) < timing.most and (not seconds or sum(seconds) < timing.seconds):
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         _, timings = run(left.pixels, right.pixels)
         seconds.append(time.perf_counter() - begin)
+        cpu_seconds.append(time.process_time() - busy)
         for stage, value in timings.items():
             stages.setdefault(stage, []).append(value)
     used = gpu_memory_used() if opened.gpu else None
     return Block(
-        seconds, stages, files, start_up, peak_memory(), used, opened.device, gpu=opened.gpu, events=opened.events
+        *(seconds, stages, files, start_up, peak_memory(), used, opened.device),
+        gpu=opened.gpu,
+        events=opened.events,
+        cpu_seconds=cpu_seconds,
     )
 
 
@@ -203,7 +212,12 @@ def torch_device(threads: int | None) -> tuple[str, str]:
     return "cuda" if on_gpu else "cpu", f"torch {torch.__version__}, {name}"
 
 
-def _open(spec: Spec) -> Opened:
+def open_spec(spec: Spec) -> Opened:
+    """Loads a bundle, or its checkpoint in torch.
+
+    Raises:
+        LDPError: The bundle, its checkpoint or the backend does not work.
+    """
     if spec.timing.backend.startswith("torch"):
         return _open_torch(spec)
     from ldp_runtime.bundle.bundle import Bundle
@@ -226,14 +240,19 @@ def _open(spec: Spec) -> Opened:
 
 def _open_torch(spec: Spec) -> Opened:
     from benchmarks.harness.bundles import reference_model
-    from benchmarks.harness.machine import reset_peak_memory
-    from ldp_export.evaluation.reference import TorchDeblurrer
     from ldp_runtime.bundle.bundle import Bundle
 
-    device, description = torch_device(spec.timing.threads)
-    bundle = Bundle.load(spec.bundle)
-    model = reference_model(bundle, None if spec.checkpoint is None else Path(spec.checkpoint))
-    deblurrer = TorchDeblurrer(model, layout=spec.timing.backend, precision=spec.timing.precision, device=device)
+    checkpoint = None if spec.checkpoint is None else Path(spec.checkpoint)
+    return open_model(reference_model(Bundle.load(spec.bundle), checkpoint), spec.timing)
+
+
+def open_model(model: ExportModel, timing: Timing) -> Opened:
+    """The whole chain in torch, in the layout and precision of ``timing``; copies the modules."""
+    from benchmarks.harness.machine import reset_peak_memory
+    from ldp_export.evaluation.reference import TorchDeblurrer
+
+    device, description = torch_device(timing.threads)
+    deblurrer = TorchDeblurrer(model, layout=timing.backend, precision=timing.precision, device=device)
     del model
     gc.collect()
     reset_peak_memory()  # the text encoder was loaded too, and the deblurrer has copies of the rest
@@ -248,7 +267,7 @@ def _open_torch(spec: Spec) -> Opened:
 def answer(fields: dict[str, Any]) -> dict[str, Any]:
     """Measures a ``Spec``; returns the fields of a ``Block``."""
     spec = Spec(**{**fields, "timing": Timing(**fields["timing"])})
-    return asdict(measure(spec.timing, lambda: _open(spec)))
+    return asdict(measure(spec.timing, lambda: open_spec(spec)))
 
 
 if __name__ == "__main__":

@@ -119,23 +119,6 @@ def latency_scaling(report: Report, key: str) -> str:
     return _scaling(report.name, lines, f"scaling-{key}")
 
 
-def peers_scaling(report: Report, key: str) -> list[str]:
-    """Time and peak memory against the number of pixels: a line per network, a figure per backend and precision.
-
-    Args:
-        report: Of kind "peers".
-        key: Unique in the page.
-    """
-    titles = {network["who"]: network["title"] for network in report.data["networks"]}
-    by_backend: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
-    for row in report.data["rows"]:
-        if row["seconds"] is not None:
-            lines = by_backend.setdefault(f"{row['backend']} {row['precision']}", {})
-            point = (_megapixels(row["size"]), row["seconds"], row["host_bytes"] / 2**20)
-            lines.setdefault(titles[row["who"]], []).append(point)
-    return [_scaling(name, lines, f"scaling-{key}-{i}") for i, (name, lines) in enumerate(by_backend.items())]
-
-
 def size_scaling(report: Report, key: str) -> str:
     """Time and working memory against the number of pixels, one line per backend and precision.
 

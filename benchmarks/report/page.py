@@ -23,13 +23,15 @@ examples:
 Reads every result of a folder and makes one page of them; Markdown files of that
 folder that belong to no result go to its end. --update-docs rewrites the tables
 between <!-- bench:NAME --> and <!-- /bench:NAME --> of docs/benchmarks.md. NAME
-is a kind of results (latency, parity, roofline, peers, scaling, engine_build ...)
+is a kind of results (latency, parity, roofline, figure1, scaling, engine_build ...)
 or one result's file without its suffix, such as latency-ldp-nano.
 """
 
 PAGE = ROOT / "build" / "report.html"
 DOCS = ROOT / "docs" / "benchmarks.md"
-ORDER = ("latency", "parity", "roofline", "peers", "scaling", "windows", "batch", "service", "capacity", "reliability")
+ORDER = (
+    *("latency", "parity", "roofline", "figure1", "scaling", "windows", "batch", "service", "capacity", "reliability"),
+)
 """Kinds of results in the order of the page; others are last."""
 
 _STYLE = """\
@@ -137,8 +139,6 @@ def to_html(reports: Sequence[tuple[Path, Report]], texts: Sequence[Path] = ()) 
                 parts.append(figures.stage_bars(report, series, f"{key}-{i}"))
             if len(report.data["series"]) > 1:
                 parts.append(figures.latency_scaling(report, key))
-        if report.kind == "peers":
-            parts += figures.peers_scaling(report, key)
         if report.kind == "scaling" and len(report.data["points"]) > 1:
             parts.append(figures.size_scaling(report, key))
         sections.append((key, "\n".join(map(_figure_box, parts))))

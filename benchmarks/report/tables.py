@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.figure1 import tables as figure1
 from benchmarks.harness.results import BenchmarkError, Report, write_text
 from benchmarks.harness.tables import markdown_table, mebibytes, signed, significant, size_text
 from benchmarks.latency.contenders import TORCH
@@ -130,28 +131,6 @@ def roofline_table(report: Report) -> str:
     return markdown_table(header, rows, "lllrrr")
 
 
-def peers_table(report: Report) -> str:
-    """Every network at every size, with ratios to ours; accuracy is quoted."""
-    networks = {network["who"]: network for network in report.data["networks"]}
-    rows: list[list[object]] = []
-    for row in report.data["rows"]:
-        network = networks[row["who"]]
-        rows.append(
-            [
-                network["title"],
-                f"{network['parameters'] / 1e6:.1f} M",
-                f"{row['backend']} {row['precision']}",
-                size_text(row["size"]),
-                significant(row["seconds"]) or "failed",
-                significant(row["time_ratio"]),
-                significant(row["memory_ratio"]),
-                network["quoted"] and network["quoted"]["psnr"],
-            ]
-        )
-    header = ["network", "parameters", "backend, precision", "px", "median s", "times ours", "times our peak memory"]
-    return markdown_table([*header, "PSNR dB, quoted"], rows, "lrllrrrr")
-
-
 def scaling_table(report: Report) -> str:
     """Time and working memory by size."""
     rows = [
@@ -172,7 +151,7 @@ TABLES: Mapping[str, Callable[[Report], str]] = {
     "latency": latency_table,
     "parity": parity_table,
     "roofline": roofline_table,
-    "peers": peers_table,
+    "figure1": lambda report: figure1.table(report.data),
     "scaling": scaling_table,
 }
 """Kind of results -> its table."""

@@ -8,17 +8,17 @@ from benchmarks import exports
 from benchmarks.__main__ import main
 from benchmarks.exports import Job, jobs_for, run_jobs
 from benchmarks.harness.results import BenchmarkError
-from benchmarks.peers import PEERS
+from ldp_export.network.published import PUBLISHED
 
 
 def test_the_longest_come_first() -> None:
-    jobs = jobs_for(["small"], list(PEERS), ["torch:fp32", "onnxruntime:fp32"])
+    jobs = jobs_for(["small"], list(PUBLISHED), "onnxruntime:fp32")
     assert [job.name for job in jobs[:2]] == ["small", "restormer"]
-    assert {job.name for job in jobs} == {"small", *PEERS}
+    assert {job.name for job in jobs} == {"small", *PUBLISHED}
     assert {job.detail for job in jobs[1:]} == {"fp32"}
-    both = jobs_for([], ["nafnet"], ["onnxruntime:fp16"])
-    assert both == [Job("peer", "nafnet", "fp32"), Job("peer", "nafnet", "fp16")]
-    assert str(both[1]) == "NAFNet, width 32, fp16" and str(jobs[0]) == "ldp-small-random"
+    half = jobs_for([], ["nafnet"], "onnxruntime:fp16")
+    assert half == [Job("published", "nafnet", "fp16")]
+    assert str(half[0]) == "NAFNet, width 32, fp16" and str(jobs[0]) == "ldp-small-random"
 
 
 def test_two_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_two_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.0
 
     monkeypatch.setattr(exports, "_run_process", wait_for_the_other)
-    jobs = [Job("peer", name) for name in PEERS]
+    jobs = [Job("published", name) for name in PUBLISHED]
     assert run_jobs(jobs, 2) == dict.fromkeys(jobs, 1.0)
 
 
@@ -48,5 +48,5 @@ def test_an_export_that_fails_ends_the_rest_with_its_last_line(monkeypatch: pyte
 
 
 def test_the_command_checks_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["exports", "--config", "--peer", "--jobs", "0"]) == 2
+    assert main(["exports", "--config", "--network", "--jobs", "0"]) == 2
     assert "expected --jobs above 0, got 0" in capsys.readouterr().err

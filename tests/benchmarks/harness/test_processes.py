@@ -24,8 +24,8 @@ def measure(fields: dict[str, Any]) -> int:
 
 
 def test_a_result_or_an_error_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(module: str, *arguments: str, environment: object) -> tuple[int, str]:
-        assert (module, environment) == ("a.module", None)
+    def run(module: str, *arguments: str, environment: object, most_seconds: object) -> tuple[int, str]:
+        assert (module, environment, most_seconds) == ("a.module", None, None)
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         answer_spec(measure)
         return 0, ""
@@ -41,3 +41,10 @@ def test_a_process_that_dies_is_an_error_with_its_last_line(tmp_path: Path) -> N
     assert run_module("benchmarks", "--help") == (0, "no message")
     with pytest.raises(BenchmarkError, match=r"the process ended with 2: .*invalid choice"):
         run_spec("benchmarks", Spec(1), tmp_path)
+
+
+def test_a_process_that_takes_too_long_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(3600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(BenchmarkError, match=r"the process took more than 0.5 s and was killed"):
+        run_spec("slow_module", Spec(1), tmp_path, most_seconds=0.5)

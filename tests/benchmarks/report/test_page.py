@@ -101,24 +101,15 @@ ROOFLINE = made(
     },
     None,
 )
-PEERS = made(
-    "peers",
+FIGURE1 = made(
+    "figure1",
     {
-        "networks": [
-            {"who": "ours", "title": "nano, the whole chain", "parameters": 9e6, "quoted": None},
-            {"who": "x", "title": "X (Table 1)", "parameters": 26.1e6, "quoted": {"psnr": 26.66, "ssim": 0.833}},
-        ],
         "rows": [
             {
-                **{"who": who, "backend": "openvino", "precision": "fp32", "size": [h, h], "seconds": h * factor},
-                **{"time_ratio": factor, "memory_ratio": factor, "host_bytes": h * factor * 2**20},
+                **{"who": who, "title": title, "weights": "the authors'", "licence": "MIT", "quoted": {"psnr": 26.66}},
+                **{"seconds": seconds, "cpu_seconds": 2.0, "time_ratio": seconds, "host_bytes": 3 * 2**20},
             }
-            for h in (64, 128)
-            for who, factor in (("ours", 1.0), ("x", 2.5))
-        ]
-        + [
-            {"who": "x", "backend": "openvino", "precision": "fp32", "size": [256, 256], "seconds": None}
-            | {"time_ratio": None, "memory_ratio": None, "host_bytes": None}
+            for who, title, seconds in (("ours", "nano", 1.0), ("x", "X (Table 1)", 2.5), ("y", "Y", None))
         ],
     },
 )
@@ -150,7 +141,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish(PARITY, parity_markdown(PARITY), path, "parity-nano")
     publish(ROOFLINE, "# Roofline\n\nA `predicted` **floor**.\n\n![plot](roofline.png)", path, "roofline")
     (path / "roofline.png").write_bytes(PNG)
-    publish(PEERS, "# Peers", path, "peers-nano")
+    publish(FIGURE1, "# Figure 1", path, "figure1")
     publish(SCALING, scaling_markdown(SCALING), path, "scaling-nano")
     publish(OTHER, "# Capacity\n\ntext\n\n| pairs | a second |\n| --- | ---: |\n| 8 | 1.5 |\n\nmore", path, "capacity")
     (path / "evaluate-nano").mkdir()
@@ -207,12 +198,12 @@ def test_the_page_needs_nothing_but_itself(html: str) -> None:
     assert not re.search(r"@import|url\((?!#)", html)
     for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', html):
         assert reference in page.ids
-    assert html.count("<svg") == 1 + 2 + 1 + 1 + 1  # quality, stages of two shapes, scaling, of peers, of sizes
+    assert html.count("<svg") == 1 + 2 + 1 + 1  # quality, stages of two shapes, scaling, of sizes
     assert f'<img alt="plot" src="data:image/png;base64,{base64.b64encode(PNG).decode()}">' in html
 
 
 def test_the_page_shows_each_result_with_its_provenance(html: str) -> None:
-    sections = [html.index(title) for title in ("Latency of nano", "Parity of nano", "<h2>Roofline", "<h2>Peers")]
+    sections = [html.index(title) for title in ("Latency of nano", "Parity of nano", "<h2>Roofline", "<h2>Figure 1")]
     assert sections == sorted(sections)
     assert html.count("a &lt;small&gt; machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 6
     assert "onnxruntime fp16 failed: it &lt;broke&gt;" in html
@@ -228,7 +219,7 @@ def test_the_page_shows_each_result_with_its_provenance(html: str) -> None:
 def test_the_contents_lead_to_every_section(html: str) -> None:
     contents = re.findall(r'<li><a href="#(\w+)">(.*?)</a></li>', html)
     assert [title for _, title in contents] == [
-        *("Latency of nano", "Parity of nano with torch fp32", "Roofline", "Peers", "Scaling of nano", "Capacity"),
+        *("Latency of nano", "Parity of nano with torch fp32", "Roofline", "Figure 1", "Scaling of nano", "Capacity"),
         *("nano on simulated", "Notes"),
     ]
     for key, title in contents:
@@ -278,8 +269,8 @@ between
 <!-- bench:roofline -->
 
 <!-- /bench:roofline -->
-<!-- bench:peers -->
-<!-- /bench:peers -->
+<!-- bench:figure1 -->
+<!-- /bench:figure1 -->
 <!-- bench:scaling-nano -->
 <!-- /bench:scaling-nano -->
 <!-- bench:capacity -->
@@ -292,7 +283,7 @@ def test_the_tables_are_written_between_their_markers(folder: Path, tmp_path: Pa
     path = tmp_path / "docs.md"
     path.write_text(DOCS)
     reports = report.read_reports(folder)
-    names = ["latency", "parity", "roofline", "peers", "scaling-nano", "capacity"]
+    names = ["latency", "parity", "roofline", "figure1", "scaling-nano", "capacity"]
     assert update_docs(path, reports) == names
     text = path.read_text()
     assert "old" not in text
@@ -305,8 +296,8 @@ def test_the_tables_are_written_between_their_markers(folder: Path, tmp_path: Pa
     assert "| openvino bf16 | 0.010 | 63.2 | -0.0030 (limit 0.02) | passed |" in text
     assert "| onnxruntime fp16 | – | – | – | failed |" in text
     assert "| RTX 4090 | predicted floor | fp16 | 9.88 |" in text
-    assert "| X (Table 1) | 26.1 M | openvino fp32 | 128x128 | 320 | 2.50 | 2.50 | 26.66 |" in text
-    assert "| X (Table 1) | 26.1 M | openvino fp32 | 256x256 | failed | – | – | 26.66 |" in text
+    assert "| X (Table 1) | the authors' | MIT | 26.66 | 2.50 | 2.00 | 2.50 | 3 |" in text
+    assert "| Y | the authors' | MIT | 26.66 | failed |" in text
     assert text.count("a <small> machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 6
     update_docs(path, reports)
     assert path.read_text() == text
