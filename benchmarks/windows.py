@@ -1,7 +1,8 @@
-"""CLIP's windows: what their size and their overlap cost, and what they do to the blur map and to the restored image.
+"""What CLIP's windows and prompts cost, and what they do to the blur map and to the restored image.
 
 A canvas is cut into windows, since attention over a whole frame is quadratic in its pixels. Each choice of windows runs
-the same encoder, its positional embeddings resized to the window. The cost is that of the blur map of one pair; the
+the same encoder, its positional embeddings resized to the window. An ensemble of one format of prompts alone runs on
+one canvas of each window alone. The cost is that of the blur map of one pair; the
 quality is that of the held-out sample, where the bundle has trained weights.
 """
 
@@ -24,6 +25,7 @@ from benchmarks.harness.processes import answer_spec, run_spec
 from benchmarks.harness.results import BenchmarkError, Report, publish
 from benchmarks.harness.tables import load_text, markdown_table, significant, size_text
 from ldp_runtime.cache import ENV_CACHE
+from ldp_runtime.stages.blur_map import ENSEMBLES
 
 if TYPE_CHECKING:
     from ldp_export.checkpoint import Windows
@@ -36,6 +38,7 @@ examples:
   python -m benchmarks windows
   python -m benchmarks windows --config small
   python -m benchmarks windows --window 128 --overlap 0 16 32 --shape 560x840
+  python -m benchmarks windows --window 128 --overlap 16 --ensemble ens2 dp-aware
 
 Writes windows-NAME.json and windows-NAME.md into the output folder. With random
 weights there is a cost and no quality.
@@ -69,12 +72,14 @@ class Spec:
 
 @dataclass
 class Row:
-    """Cost and quality of one choice of windows.
+    """Cost and quality of one choice of windows and prompts.
 
     Attributes:
+        ensemble: The prompts that take part.
         window: Side of a window in px.
         overlap: Least px that neighbours share.
         windows: Number of windows of the pair.
+        gflop: CLIP's matrix products and convolutions on the pair.
         seconds: Of the blur map of the pair, one per round.
         backend: Its name.
         precision: Its precision.
@@ -82,9 +87,11 @@ class Row:
             the restored image over the center view; empty with random weights.
     """
 
+    ensemble: str | int
     window: int
     overlap: int
     windows: int
+    gflop: float
     seconds: list[float] = field(default_factory=list)
     backend: str = ""
     precision: str = ""
@@ -109,6 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="what windows share (default: nothing, and an eighth, a quarter and half of each window)",
     )
+    parser.add_argument(
+        "--ensemble", nargs="+", choices=[*ENSEMBLES], help="prompts that take part (default: the bundle's own)"
+    )
     options.add_backend(parser)
     options.add_threads(parser)
     options.add_shape(parser)
@@ -126,11 +136,13 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = choices(clip.window, clip.overlap, clip.patch, arguments.window, arguments.overlap)
     model = reference_model(bundle, arguments.checkpoint)
     assert model.clip is not None  # the bundle has CLIP
+    own = bundle.manifest.ensemble
     with watch_load() as load:
         rows = measure(
             bundle,
             model.clip.encoder,
             chosen,
+            list(dict.fromkeys([own, *(arguments.ensemble or [])])),
             backend=arguments.backend,
             threads=arguments.threads,
             shape=arguments.shape,
@@ -139,7 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
     data = {
         "shape": list(arguments.shape),
         "threads": arguments.threads,
-        "own": {"window": clip.window, "overlap": clip.overlap},
+        "own": {"ensemble": own, "window": clip.window, "overlap": clip.overlap},
         "patch": clip.patch,
         "architecture": clip.architecture,
         "load_average": load,
@@ -179,6 +191,7 @@ def measure(
     bundle: Bundle,
     encoder: DenseCLIP,
     chosen: Sequence[Windows],
+    ensembles: Sequence[str | int],
     *,
     backend: str = "auto",
     threads: int | None = None,
@@ -191,6 +204,7 @@ def measure(
         bundle: The bundle.
         encoder: Its encoder, FP32.
         chosen: Choices of windows.
+        ensembles: Of prompts, each measured with every choice of windows.
         backend: ``NAME[:PRECISION]`` of a backend.
         threads: CPU threads; None is the backend's own choice.
         shape: Size of the pair that is timed, in px.
@@ -206,7 +220,7 @@ def measure(
         own = [choice for choice in chosen if choice.window == window]
         with tempfile.TemporaryDirectory(prefix="ldp-bench-") as name:
             scratch = Path(name)
-            folders = [write_variant(bundle, encoder, choice, scratch) for choice in own]
+            folders = [write_variant(bundle, encoder, choice, e, scratch) for choice in own for e in ensembles]
             spec = Spec([str(folder) for folder in folders], backend, threads, shape, rounds)
             # Graphs compiled for one measurement do not belong in the user's cache.
             environment = {ENV_CACHE: str(scratch / "cache")}
@@ -224,7 +238,9 @@ def measure(
 def measure_here(spec: Spec) -> list[Row]:
     """Measures the bundles of one process in rounds, so that other load on the machine affects all alike."""
     from benchmarks.harness.sample import sample_pair
+    from benchmarks.roofline.flops import graph_cost
     from ldp_runtime.bundle.bundle import Bundle
+    from ldp_runtime.bundle.engines import clip_shapes
     from ldp_runtime.deblurrer import Deblurrer
     from ldp_runtime.stages.geometry import WindowGrid
 
@@ -241,7 +257,9 @@ def measure_here(spec: Spec) -> list[Row]:
         grid = WindowGrid.cover(
             *manifest.padding.padded_size(*spec.shape), window=clip.window, overlap=clip.overlap, patch=clip.patch
         )
-        rows.append(Row(clip.window, clip.overlap, len(grid)))
+        shapes = clip_shapes(1, clip.window, manifest.canvases)
+        flops = len(grid) * graph_cost(deblurrer.bundle.graph("clip"), shapes).matrix_flops
+        rows.append(Row(manifest.ensemble, clip.window, clip.overlap, len(grid), flops / 1e9))
         deblurrer.blur_map(*pair)  # opens the graph
     for _ in range(spec.rounds):
         for deblurrer, row in zip(opened, rows, strict=True):
@@ -254,13 +272,14 @@ def measure_here(spec: Spec) -> list[Row]:
     return rows
 
 
-def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: Path) -> Path:
-    """A bundle with other windows in a folder of ``scratch``; those with windows of one size share the graph.
+def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, ensemble: str | int, scratch: Path) -> Path:
+    """A bundle with other windows and prompts in a folder of ``scratch``; graphs of the same inputs are shared.
 
     Args:
         bundle: The bundle with the FP32 graphs.
         encoder: Its encoder.
         choice: The windows.
+        ensemble: The prompts.
         scratch: A folder.
     """
     from ldp_export.bundling.onnx_graphs import clip_graph, save_graph
@@ -268,12 +287,12 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, scratch: 
     from ldp_runtime.bundle.bundle import write_manifest
     from ldp_runtime.bundle.manifest import TEXT_EMBEDDINGS_FILE
 
-    manifest = bundle.manifest
-    graph = scratch / f"clip-{choice.window}.onnx"
+    manifest = msgspec.structs.replace(bundle.manifest, ensemble=ensemble)
+    graph = scratch / f"clip-{choice.window}-{'-'.join(manifest.canvases)}.onnx"
     if not graph.exists():
         save_graph(clip_graph(WindowEncoder(encoder, choice.window, manifest.canvases).eval(), half=False), graph)
     deblur = manifest.graphs["deblur"]["fp32"]
-    folder = scratch / f"{choice.window}-{choice.overlap}"
+    folder = scratch / f"{choice.window}-{choice.overlap}-{ensemble}"
     folder.mkdir()
     (folder / graph.name).hardlink_to(graph)
     data = graph.with_name(f"{graph.name}.data")
@@ -316,17 +335,17 @@ def to_markdown(report: Report) -> str:
     """
     data = report.data
     own, rows = data["own"], data["rows"]
-    base = next(median(r["seconds"]) for r in rows if (r["window"], r["overlap"]) == (own["window"], own["overlap"]))
+    base = next(median(row["seconds"]) for row in rows if own == {name: row[name] for name in own})
     focus = list(rows[0]["quality"])
-    header = ["window, overlap px", "windows", "seconds", "times its own"]
+    header = ["prompts", "window, overlap px", "windows", "GFLOP", "seconds", "times its own"]
     for name in focus:
         header += [f"{name}: balanced accuracy", "Spearman", "gain dB"]
     table = []
     for row in rows:
         seconds = median(row["seconds"])
-        mark = " (its own)" if (row["window"], row["overlap"]) == (own["window"], own["overlap"]) else ""
-        cells = [f"{row['window']}, {row['overlap']}{mark}", row["windows"], significant(seconds)]
-        cells.append(significant(seconds / base))
+        mark = " (its own)" if own == {name: row[name] for name in own} else ""
+        cells = [row["ensemble"], f"{row['window']}, {row['overlap']}{mark}", row["windows"]]
+        cells += [significant(value) for value in (row["gflop"], seconds, seconds / base)]
         for name in focus:
             figures = row["quality"][name]
             cells += [f"{figures[key]:.4f}" for key in ("balanced_accuracy", "spearman")]
@@ -342,7 +361,7 @@ def to_markdown(report: Report) -> str:
     )
     return "\n\n".join(
         [
-            f"# Windows of CLIP, {report.name}",
+            f"# Windows and prompts of CLIP, {report.name}",
             f"{data['architecture']}, patches of {data['patch']} px. Seconds are of the blur map of a pair of "
             f"{size_text(data['shape'])} px by {ran}, medians of {len(rows[0]['seconds'])}; load average before and "
             f"after: {loads}. {note}",

@@ -18,9 +18,9 @@ from ldp_export.clip import load_clip
 from ldp_export.network.randomise import randomise
 from ldp_export.simulation import samples
 from ldp_export.simulation.simulate import SimulatedPair
-from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle, read_manifest
 from tests.ldp_export.tiny_models import TINY_CLIP
-from tests.ldp_runtime.tiny_bundle import EMBED_DIM
+from tests.ldp_runtime.tiny_bundle import EMBED_DIM, make_tiny_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,9 @@ def reference(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path_factory:
     randomise(clip.encoder.visual, 4)
     monkeypatch.setattr(bundles, "reference_model", lambda bundle, checkpoint: SimpleNamespace(clip=clip))
     # The export of CLIP is slow, and tested with the exporter.
-    monkeypatch.setattr(onnx_graphs, "clip_graph", lambda *_, **__: bundle.graph("clip"))
+    made = {name: make_tiny_bundle(tmp_path_factory.mktemp(name), ensemble=name) for name in ("ens2", "dp-aware")}
+    by_canvases = {read_manifest(path).canvases: path / "clip.onnx" for path in made.values()}
+    monkeypatch.setattr(onnx_graphs, "clip_graph", lambda encoder, half: by_canvases[encoder.canvases])
     monkeypatch.setattr(onnx_graphs, "save_graph", shutil.copyfile)
 
 
@@ -68,10 +70,17 @@ def run(bundle: Bundle, output: Path, *options: str) -> None:
 @pytest.mark.usefixtures("small_sample")
 def test_the_command_writes_a_report(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in bundle.path.iterdir()}
-    run(bundle, tmp_path, "--window", "64", "--overlap", "0", "--shape", "64x128", "--rounds", "2")
+    given = ["--window", "64", "--overlap", "0", "--shape", "64x128", "--rounds", "2", "--ensemble", "dp-aware"]
+    run(bundle, tmp_path, *given)
     report = Report.read(tmp_path / "windows-tiny.json")
-    rows = {(row["window"], row["overlap"]): row for row in report.data["rows"]}
-    assert {place: row["windows"] for place, row in rows.items()} == {(64, 0): 2, (64, 16): 3}
+    rows = {(row["ensemble"], row["window"], row["overlap"]): row for row in report.data["rows"]}
+    counts = {("ens2", 64, 0): 2, ("dp-aware", 64, 0): 2, ("ens2", 64, 16): 3, ("dp-aware", 64, 16): 3}
+    assert {place: row["windows"] for place, row in rows.items()} == counts
+    # Of a window of 4 x 4 patches CLIP sees 32 for the canvas and 16 for the center view.
+    a_patch = 2 * 3 * 16 * 16 * EMBED_DIM / 1e9
+    for (ensemble, *_), row in rows.items():
+        patches = (32 if ensemble == "dp-aware" else 48) * row["windows"]
+        assert row["gflop"] == pytest.approx(patches * a_patch)
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows.values())
     assert {(row["backend"], row["precision"]) for row in rows.values()} == {("onnxruntime", "fp32")}
     for row in rows.values():
@@ -79,7 +88,8 @@ def test_the_command_writes_a_report(bundle: Bundle, tmp_path: Path, capsys: pyt
         assert all(0 <= of["balanced_accuracy"] <= 1 and abs(of["spearman"]) <= 1 for of in row["quality"].values())
     text = to_markdown(report)
     assert text in capsys.readouterr().out
-    assert "| 64, 16 (its own) | 3 |" in text
+    assert "| ens2 | 64, 16 (its own) | 3 |" in text
+    assert "| dp-aware | 64, 16 | 3 |" in text
     assert before == {path: path.stat().st_mtime_ns for path in bundle.path.iterdir()}
     Bundle.load(bundle.path)
 
