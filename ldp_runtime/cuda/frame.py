@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.bundle.engines import Shape, feature_shapes
+from ldp_runtime.bundle.engines import feature_shapes
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.arrays import DeviceArray, DeviceView
 from ldp_runtime.cuda.base import Engine, EngineContext, Event, Graph, HostMemory, Memory
 from ldp_runtime.cuda.collecting import collecting_nothing
+from ldp_runtime.cuda.engine_io import check_io
 from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.cuda.launches import Canvases
 from ldp_runtime.cuda.plan import Plan, nbytes
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.cuda.slot import Frame, Marks, Slot, Streams
-from ldp_runtime.errors import BackendError, BundleError, NumericsError, one_line
+from ldp_runtime.errors import BackendError, NumericsError, one_line
 from ldp_runtime.result import PendingResult, Result
 
 _FIX_NUMERICS = "use a CPU backend with precision fp32, and if that does not help the bundle is at fault"
@@ -65,9 +66,12 @@ class FrameRunner:
         self.plan = plan
         self._device, self._streams, self._clip_spec, self._table = streams.device, streams, manifest.clip, table
         self._lock = lock
-        self._clip = clip.context(plan.clip_shapes) if clip is not None else None
-        self._deblur = deblur.context(plan.deblur_shapes) if deblur is not None else None
-        self._canvas_dtype, self._feature_dtype = self._check_io(clip, deblur)
+        opened_clip = (clip, clip.context(plan.clip_shapes)) if clip is not None else None
+        opened_deblur = (deblur, deblur.context(plan.deblur_shapes)) if deblur is not None else None
+        self._canvas_dtype, self._feature_dtype = check_io(plan, table, opened_clip, opened_deblur)
+        self._clip, self._deblur = (
+            opened[1] if opened is not None else None for opened in (opened_clip, opened_deblur)
+        )
         features = table.channels if table is not None else 0, self._feature_dtype
         scratch = [context.scratch if context is not None else 0 for context in (self._clip, self._deblur)]
         self._layout = plan.work(self._canvas_dtype, features, *scratch)
@@ -447,46 +451,3 @@ class FrameRunner:
         self._streams.compute.copy(memory.address, staged.address, array.nbytes)
         self._staged.append(staged)
         return memory
-
-    def _check_io(self, clip: Engine | None, deblur: Engine | None) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Checks the engines' inputs and outputs.
-
-        Returns:
-            The dtypes of CLIP's inputs and outputs; float32 where there is no CLIP.
-        """
-        fix = "export the bundle again with ldp-export onnx and build its engines again"
-        floats = {np.dtype(np.float16), np.dtype(np.float32)}
-        sides = (
-            (
-                ("CLIP's inputs", clip.inputs, {*self.plan.clip_shapes}),
-                ("CLIP's outputs", clip.outputs, {f"{name}_features" for name in self.plan.clip_shapes}),
-            )
-            if clip is not None
-            else ()
-        )
-        for what, specs, names in sides:
-            dtypes = {spec.dtype for spec in specs}
-            if {spec.name for spec in specs} != names or len(dtypes) != 1 or not dtypes <= floats:
-                raise BundleError(
-                    f"expected {what} {', '.join(sorted(names))}, all of float16 or all of float32, got "
-                    f"{', '.join(map(str, specs))}; {fix}"
-                )
-        if deblur is not None:
-            expected = set(self.plan.deblur_shapes) | {"restored"}
-            specs = deblur.inputs + deblur.outputs
-            if {spec.name for spec in specs} != expected or any(spec.dtype != np.float32 for spec in specs):
-                raise BundleError(
-                    f"expected the deblur engine's {', '.join(sorted(expected))} in float32, got "
-                    f"{', '.join(map(str, specs))}; {fix}"
-                )
-        shapes: dict[str, Shape] = {"restored": (1, 3, *self.plan.tiles.tile)}
-        if self._table is not None and self.plan.windows is not None:
-            side = self.plan.windows.rows.window
-            shapes |= feature_shapes(self.plan.batch, side, self._table.channels, self.plan.clip_shapes)
-        for context in (self._clip, self._deblur):
-            for name, shape in context.outputs.items() if context is not None else ():
-                if tuple(shape) != shapes[name]:
-                    raise BundleError(f"expected {name} {shapes[name]} of its engine, got {tuple(shape)}; {fix}")
-        if clip is None:
-            return np.dtype(np.float32), np.dtype(np.float32)
-        return clip.inputs[0].dtype, clip.outputs[0].dtype
