@@ -85,7 +85,7 @@ format: $(ALL) ## rewrite the code as lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(ALL) ## mypy on both packages
+types: $(ALL) ## mypy on the three packages
 	$(BIN)/mypy
 
 clean: ## remove what builds, tools and the demo wrote (not .venv)

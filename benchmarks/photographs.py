@@ -125,9 +125,9 @@ def measure(source: Path, ways: Mapping[str, Restorer], other: str = "", file: s
     """
     from ldp_export.data import open_dataset
     from ldp_export.data.layout import read_pixels
-    from ldp_export.data.pairs import OwnPairs
+    from ldp_export.data.pairs import NAME, SPLIT, OwnPairs
 
-    dataset = open_dataset("pairs", source, "test")
+    dataset = open_dataset(NAME, source, SPLIT)
     assert isinstance(dataset, OwnPairs)
     groups = {name: group for group, names in dataset.subsets().items() for name in names}
     rows = []

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
 """The paper's CLIP (Section 4.1)."""
 
-CLIP_PATCH = 32
-"""Side of its patch in px."""
-
 CHECKPOINTS = "checkpoints"
 
 

@@ -68,9 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _precision(text: str) -> str:
     if text == "int8":
         raise argparse.ArgumentTypeError(
-            "expected fp16 or fp8, got int8, which TensorRT-RTX computes for weights alone: activations stay in float, "
-            "and an INT8 engine moves 30 % more bytes than one in FP16 (ldp-nano at 1120x1680 px: 7.70 GB, not 5.92); "
-            "use fp16, or on a CPU --backend openvino --precision int8"
+            f"expected {' or '.join(ENGINE_PRECISIONS)}, got int8, which TensorRT-RTX has for weights alone: an "
+            "INT8 engine moves more bytes than one in FP16; use fp16, or on a CPU --backend openvino --precision int8"
         )
     return text
 

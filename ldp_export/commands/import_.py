@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 sharing=weights.sharing,
                 cite=weights.cite,
             )
-            parser_of = add(network.name, network.title, weights.files, notes)
-            parser_of.set_defaults(load=partial(_load_published, network))
+            published = add(network.name, network.title, weights.files, notes)
+            published.set_defaults(load=partial(_load_published, network))
     released = add("released", "the network that LDP's authors released", (RELEASED_FILE,), _RELEASED)
     released.set_defaults(load=_load_released)
     released.add_argument(

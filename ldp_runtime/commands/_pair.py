@@ -133,17 +133,22 @@ def view_files(arguments: argparse.Namespace) -> list[str]:
     return [name for name in (arguments.left, arguments.right) if name is not None]
 
 
-def read_pair(arguments: argparse.Namespace, report: PairReport) -> Views:
-    """Reads and checks both views; warnings and their size go into the report."""
+def read_view_files(arguments: argparse.Namespace) -> Views:
+    """Reads and checks both views."""
     from ldp_runtime.images.pair_files import read_views
 
-    views = read_views(
+    return read_views(
         arguments.left,
         arguments.right,
         axis=arguments.axis,
         swap=arguments.swap,
         side_by_side=arguments.side_by_side,
     )
+
+
+def read_pair(arguments: argparse.Namespace, report: PairReport) -> Views:
+    """Reads and checks both views; warnings and their size go into the report."""
+    views = read_view_files(arguments)
     report.fields["notes"] = list(views.notes)
     for warning in views.warnings:
         report.warn(warning)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
-from ldp_runtime.commands._pair import add_view_files, check_outputs, view_files
+from ldp_runtime.commands._pair import add_view_files, check_outputs, read_view_files, view_files
 from ldp_runtime.commands.options import add_bundle_argument, add_json_argument, add_view_arguments
 from ldp_runtime.commands.progress import ProgressBar
 
@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     """See ``ldp_runtime.command.Command``."""
     from ldp_runtime.bundle.bundle import read_manifest
     from ldp_runtime.bundle.find import find_bundle
-    from ldp_runtime.images.pair_files import read_views
     from ldp_runtime.images.photo import image_format, write_pixels
     from ldp_runtime.images.visualize import colour_disparity
     from ldp_runtime.paircheck.check import check_pair
@@ -55,13 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_outputs(view_files(arguments), [arguments.disparity])
     blur_range = read_manifest(find_bundle(arguments.bundle)).blur_range or BLUR_RANGE
     with ProgressBar(quiet=arguments.quiet or arguments.json, name="checking") as progress:
-        views = read_views(
-            arguments.left,
-            arguments.right,
-            axis=arguments.axis,
-            swap=arguments.swap,
-            side_by_side=arguments.side_by_side,
-        )
+        views = read_view_files(arguments)
         progress(0.8)
         left, right = views.left.pixels, views.right.pixels
         first, second = view_files(arguments) if arguments.right is not None else ("the left view", "the right view")

@@ -19,6 +19,12 @@ LEVEL = 4
 STRIP_BYTES = 2**20
 """About what is compressed at a time."""
 
+STREAM_HEADER = b"\x78\x01"
+"""What a zlib stream of parts begins with; after the last part follows ``stream_checksum``, big-endian."""
+
+_MATCHES = LEVEL, zlib.Z_DEFAULT_STRATEGY  # level and strategy of zlib
+_QUICK_MATCHES = 1, zlib.Z_DEFAULT_STRATEGY
+_NO_MATCHES = 1, zlib.Z_RLE
 _SAMPLE = 2**15  # bytes: the reach of a match
 _MATCHES_PAY = 0.97  # of the size without them
 _ADLER = 65521
@@ -30,17 +36,13 @@ def strip_rows(row_bytes: int) -> int:
 
 
 def deflate(strip: NDArray[np.uint8]) -> bytes:
-    """Compresses a strip to a zlib stream of its own."""
+    """Compresses a strip, contiguous, to a zlib stream of its own."""
     return _compress(strip, zlib.MAX_WBITS, zlib.Z_FINISH)
 
 
 def deflate_part(strip: NDArray[np.uint8], *, last: bool) -> bytes:
     """Compresses a strip to a part of one stream of many; parts know nothing of each other. See ``STREAM_HEADER``."""
     return _compress(strip, -zlib.MAX_WBITS, zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
-
-
-STREAM_HEADER = b"\x78\x01"
-"""What a zlib stream of parts begins with; after the last part follows ``stream_checksum``, big-endian."""
 
 
 def stream_checksum(parts: Sequence[tuple[int, int]]) -> int:
@@ -63,11 +65,6 @@ def _compress(strip: NDArray[np.uint8], bits: int, end: int) -> bytes:
     sizes = [len(_run(sample, *method, bits, zlib.Z_FINISH)) for method in (_QUICK_MATCHES, _NO_MATCHES)]
     method = _MATCHES if sizes[0] < _MATCHES_PAY * sizes[1] else _NO_MATCHES
     return _run(data, *method, bits, end)
-
-
-_MATCHES = LEVEL, zlib.Z_DEFAULT_STRATEGY
-_QUICK_MATCHES = 1, zlib.Z_DEFAULT_STRATEGY
-_NO_MATCHES = 1, zlib.Z_RLE
 
 
 def _run(data: memoryview, level: int, strategy: int, bits: int, end: int) -> bytes:

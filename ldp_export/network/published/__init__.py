@@ -12,7 +12,7 @@ numbered in order, ``0.kernel``, ``0.bias``, ``1.kernel``, kernels with the axes
 several files has the stem of the file in lower case before each name. Where the file decides on a form of the network,
 its class overrides ``fitting(state)``, which builds the form that fits.
 
-Weights here are random until they are loaded; ``import_checkpoint`` makes a bundle of the authors' file. Sizes that
+Weights here are random until they are loaded; ``ldp-export import`` makes a bundle of the authors' file. Sizes that
 vary are symbols when the network is exported: no number of ``restore`` may depend on them but through their arithmetic.
 Sums over many positions (norms, Gram matrices, means) are FP32 in a network of any type.
 """

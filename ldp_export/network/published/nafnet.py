@@ -2,7 +2,7 @@
 
 Blocks without activations: layer normalisation, 1x1 and depthwise 3x3 convolutions, a product of the two halves of the
 channels as the gate, and one channel attention over the whole map. Encoder and decoder join by addition. The paper's
-network takes and returns an image; here the first convolution takes both views and the centre view is added, which is
+network takes and returns an image; here the first convolution takes both views and the center view is added, which is
 what the LDP paper's baseline (Table 6, i) needs of it and adds 864 weights.
 """
 
