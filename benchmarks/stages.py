@@ -103,7 +103,7 @@ def host_stages(manifest: Manifest, shape: tuple[int, int], bits: int) -> list[S
     left, right = (view.astype(BITS[bits]) for view in (left, right))
     H, W = size = manifest.padding.padded_size(*shape)
     padded = PaddedPair(left, right, size)
-    restored = np.concatenate([padded.region(0, 0, H, W)[:3]]) + rng.normal(0, 0.02, (3, H, W)).astype(np.float32)
+    restored = padded.region(0, 0, H, W)[:3] + rng.normal(0, 0.02, (3, H, W)).astype(np.float32)
 
     def finish() -> NDArray[Any]:
         image, pixels = new_image(left, "horizontal")

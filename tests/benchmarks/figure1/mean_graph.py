@@ -1,4 +1,4 @@
-"""A graph in the place of a peer's."""
+"""A graph in the place of a network's."""
 
 from pathlib import Path
 

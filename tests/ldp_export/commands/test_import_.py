@@ -15,7 +15,7 @@ from tests.ldp_export.importing.made_files import draw, save, save_torch
 
 NARROW = {
     bambnet: {"WIDTH": 8},
-    dpdnet: {"WIDTHS": (4, 4, 8, 16, 32)},
+    dpdnet: {"WIDTHS": (4, 8, 16, 32, 64)},
     ifan: {"WIDTHS": (8, 8, 16, 16)},
     rdpd: {"WIDTHS": (8, 16, 32, 64), "STATE": 128},
     restormer: {"CHANNELS": 8, "BLOCKS": (1, 1, 1, 1), "REFINEMENT": 1},
