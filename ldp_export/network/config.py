@@ -154,7 +154,17 @@ CONFIGS = {
         LDPConfig("nano", width=32, stem=2, encoder=(1, 1, 4), middle=6, decoder=(4, 1, 1), bpa=("decoder",), window=8),
         LDPConfig("small", width=32, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2)),
         LDPConfig("large", width=64, encoder=(2, 2, 2, 2), middle=2, decoder=(2, 2, 2, 2), head_dim=64),
-        LDPConfig("fast", width=48, stem=2, encoder=(1, 1, 4), middle=6, decoder=(4, 1, 1), bpa=("decoder",), window=8),
+        LDPConfig(
+            "fast",
+            width=48,
+            stem=2,
+            encoder=(1, 1, 4),
+            middle=6,
+            decoder=(4, 1, 1),
+            bpa=("decoder",),
+            window=8,
+            ensemble="dp-aware",
+        ),
         LDPConfig(
             "fast-large",
             width=96,
@@ -165,8 +175,10 @@ CONFIGS = {
             bpa=("decoder",),
             head_dim=64,
             window=8,
+            ensemble="dp-aware",
         ),
     )
 }
 """``small`` and ``large`` are the paper's. ``fast`` and ``fast-large`` restore at half resolution and below, with most
-blocks where the map is small; ``nano`` is a narrower form of ``fast``."""
+blocks where the map is small, and read DP-aware prompts alone, so that CLIP sees no center view; ``nano`` is a narrower
+form of ``fast``."""
