@@ -44,8 +44,13 @@ def save_keras(path: Path, state: Mapping[str, Tensor], layer: str = "conv2d", w
     return path
 
 
-LINEAR_ENDS = {"ifan": "out_res.0.", "rdpd": "23.", "restormer": "output."}
-"""Name of a network -> what the names of its last layer begin with, where the output is proportional to it."""
+ENDS = {
+    "bambnet": ("tail_hard.0.", "last"),
+    "ifan": ("out_res.0.", "last"),
+    "rdpd": ("23.", "last.2"),
+    "restormer": ("output.", "last"),
+}
+"""Name of a network -> what the authors' names of its last layer begin with, and its name here."""
 
 
 def draw(case: str, *, tame: bool = False) -> dict[str, Tensor]:
@@ -53,7 +58,7 @@ def draw(case: str, *, tame: bool = False) -> dict[str, Tensor]:
 
     Args:
         case: Name of a network, "rdpd masked" for its form with a mask.
-        tame: The last layer is scaled so that the output has about the contrast of an image.
+        tame: The last layer is scaled so that what it gives has about the contrast of an image.
     """
     name = case.split()[0]
     with torch.device("meta"):
@@ -63,14 +68,17 @@ def draw(case: str, *, tame: bool = False) -> dict[str, Tensor]:
         weight, bias = state["F.3.weight"], state["F.3.bias"]
         state["F.3.weight"] = 0.1 * weight
         bias[: len(bias) // 7 * 6].view(-1, 3)[:, 1] += 1
-    if tame and name in LINEAR_ENDS:
+    if tame and name in ENDS:
         network = type(network).fitting(state).eval()
         network.load_published_state(state)
+        start, last = ENDS[name]
+        given: list[Tensor] = []
+        network.get_submodule(last).register_forward_hook(lambda layer, inputs, output: given.append(output))
         with torch.inference_mode():
-            spread = network.restore(random_pair(64, 96)).std()
+            network.restore(random_pair(64, 96))
         for key in state:
-            if key.startswith(LINEAR_ENDS[name]):
-                state[key] = state[key] * (TAME_STD / spread)
+            if key.startswith(start):
+                state[key] = state[key] * (TAME_STD / given[0].std())
     return state
 
 
