@@ -112,7 +112,7 @@ def check_state(
     fitting = [name for name in shared if tuple(state[name].shape) == expected[name]]  # another may be of any size
     # Batch normalisation counts its batches.
     numbers = {n for n in fitting if state[n].is_floating_point() or n.endswith(".num_batches_tracked")}
-    unfit = [n for n in fitting if n not in numbers or not state[n].isfinite().all()]
+    unfit = [n for n in fitting if n not in numbers or not state[n].float().isfinite().all()]  # FP32 from here on
     if unfit:
         problems.append(f"{len(unfit)} not of finite numbers: {listed(unfit)}")
     if problems:
@@ -143,7 +143,12 @@ def _stripped(path: Path, state: Mapping[Any, Tensor], fix: str) -> State:
             short = short.removeprefix(prefix)
         if short in found:
             raise WeightsError(f"{path}: expected one tensor of each name, got {short} twice; {fix}")
-        found[short] = state[name]
+        tensor = state[name]
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested or tensor.is_quantized:
+            raise WeightsError(
+                f"{path}: expected plain tensors, got {short} as a sparse, nested, quantised or empty one; {fix}"
+            )
+        found[short] = tensor
     return found
 
 
@@ -154,4 +159,5 @@ def _reason(error: Exception) -> str:
     if kinds:
         return f"one that also holds {listed(kinds)}, which unpickling would have to run"
     lines = [line for line in _ESCAPE.sub("", text).splitlines() if line.strip()]
-    return f"a file that torch cannot read ({': '.join([type(error).__name__, *lines[:1]])})"
+    sentence = [line.partition(". ")[0].removesuffix(".") for line in lines[:1]]  # torch advises unsafe loading next
+    return f"a file that torch cannot read ({': '.join([type(error).__name__, *sentence])})"

@@ -214,7 +214,8 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                 "DDDNet/model_test.py, which has 10,964,814 with those that an image does not need",
                 Weights(
                     ("Estd.pkl", "Esti.pkl"),
-                    "DDDNet/checkpoints/model_dpd of that repository on GitHub",
+                    "DDDNet/checkpoints/model_dpd of panpanfei/Dual-Pixel-Exploration-Simultaneous-Depth-Estimation-"
+                    "and-Image-Restoration on GitHub",
                     "none stated; its README allows academic use only",
                     FORBIDDEN,
                     "Liyuan Pan, Shah Chowdhury, Richard Hartley, Miaomiao Liu, Hongguang Zhang and Hongdong Li, Dual "
