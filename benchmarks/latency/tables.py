@@ -36,8 +36,9 @@ def to_markdown(report: Report) -> str:
         f"A time is from both views in memory to the restored image in memory. {settings['rounds']} rounds in "
         f"{settings['seconds']:.0f} s, {threads}; load average before and after: {load_text(data['load_average'])}. "
         "In brackets: the 95 % interval of the median or ratio, by resampling rounds. The first run of each process is "
-        f"not counted, except torch's where it takes {FIRST_COUNTS:g} s or more. Start-up is from the start of a "
-        "process to its first image, in the later rounds, when caches are warm. Memory is the peak of the process."
+        f"not counted, except torch's of {FIRST_COUNTS:g} s of processor time or more. Start-up is from the "
+        "start of a process to its first image, in the later rounds, when caches are warm. Memory is the peak of the "
+        "process."
     )
     parts += [f"* {text}" for text in dict.fromkeys(verdict.text for verdict in verdicts(report))]
     return "\n\n".join(parts)

@@ -28,9 +28,10 @@ ONNXRUNTIME_ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 GPU_WARM_UP_RUNS = 4
 """On a GPU the first run specialises kernels and the second captures a graph, however long they take."""
 
-FIRST_COUNTS = 4.0
-"""Seconds of torch's first run on a CPU from which it is counted: it opens no graph, and whatever else warms up is
-small beside it. That halves the time of a block where a run takes half a minute."""
+FIRST_COUNTS = 8.0
+"""Processor seconds of torch's first run on a CPU from which it is counted: it opens no graph, and what else warms up
+is small beside it. That halves the time of a block where a run takes long. Wall time would count the cold runs of a
+busy machine."""
 
 COPIES = ("upload", "download")
 """Stages that move data between host and device."""
@@ -173,7 +174,7 @@ def measure(timing: Timing, open_network: Callable[[], Opened]) -> Block:
     seconds: list[float] = []
     cpu_seconds: list[float] = []
     stages: dict[str, list[float]] = {}
-    if not opened.lazy and not opened.gpu and start_up["first"] >= FIRST_COUNTS:
+    if not opened.lazy and not opened.gpu and busy >= FIRST_COUNTS:
         seconds, cpu_seconds = [start_up["first"]], [busy]
         stages = {stage: [value] for stage, value in timings.items()}
     warm, runs = sum(timings.values()), 1
