@@ -37,8 +37,9 @@ def plot(data: Mapping[str, Any], stem: Path) -> None:
 
     timed = [row for row in data["rows"] if row["seconds"] is not None]
     scored = [row for row in timed if row["measured"] is not None]
-    figure = Figure(figsize=(8, 9 if scored else 5.5), layout="constrained")
-    panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
+    heights = [3, 1] if scored else [3]
+    figure = Figure(figsize=(8, 1 + 1.6 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     what = f"{size_text(data['size'])} px, {data['backend']} {data['precision']}"
     _quoted(panels[0], timed)
     panels[0].set_title(f"PSNR quoted from the LDP paper (DPD-blur); time measured here, {what}", fontsize=10)
@@ -62,7 +63,7 @@ def plot(data: Mapping[str, Any], stem: Path) -> None:
 def _quoted(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     quoted = [row for row in rows if row["quoted"] is not None]
     _points(axes, quoted, [row["quoted"]["psnr"] for row in quoted])
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.14, y=0.3)
     for row in rows:
         if row["quoted"] is None:
             place = axes.get_xaxis_transform()
