@@ -102,7 +102,7 @@ class PairCheck:
             "axis": self.correction.axis,
             "exposure_ratio": round(m.ratio, 4),
             "disparity_px": round(self.disparity, 3),
-            "shift_across_px": round(shifts.across, 3),
+            "shift_across_px": round(shifts.across, 2) + 0.0,  # no -0
             "bits": m.coding.bits,
             "linear": m.coding.linear,
             "correlation": round(m.correlation, 4),

@@ -17,6 +17,7 @@ def test_a_good_pair(run: Run, tmp_path: Path) -> None:
     picture = tmp_path / "disparity.png"
     code, out, err = run("check", SAMPLE / "left.png", SAMPLE / "right.png", "--disparity", picture)
     assert (code, err) == (0, "")
+    assert "alignment    +0.00 px" in out
     assert "nothing wrong was found" in out and "scale        1\n" in out
     assert read_photo(picture).pixels.shape == (500, 741, 3)
     assert len(np.unique(read_photo(picture).pixels.reshape(-1, 3), axis=0)) > 20
