@@ -157,7 +157,7 @@ class DDDNet(PublishedNetwork):
     depth.
     """
 
-    config = PublishedConfig("dddnet", multiple=8, memory=5000, least=64)
+    config = PublishedConfig("dddnet", multiple=8, memory=7100, least=64)
     linear_end = "esti.decoder1.layer24"
     ignored = (
         "estd.features.",

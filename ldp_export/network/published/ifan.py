@@ -92,7 +92,7 @@ def adaptive_convolution(x: Tensor, filters: Tensor) -> Tensor:
 class IFAN(PublishedNetwork):
     """The network; its authors' filter encoder reads the right view first."""
 
-    config = PublishedConfig("ifan", multiple=8, memory=1600, halo=256)
+    config = PublishedConfig("ifan", multiple=8, memory=2200, halo=256)
     adds_center = True
     linear_end = "last"
     ignored = ("reblurNet.",)
