@@ -61,7 +61,7 @@ class Group(nn.Module):
 class BAMBNet(PublishedNetwork):
     """The network; its authors' weights read and write BGR."""
 
-    config = PublishedConfig("bambnet", multiple=16, memory=2400)
+    config = PublishedConfig("bambnet", multiple=16, memory=2600)
     names = (
         (r"^first\.", "head.0."),
         (r"^last\.", "tail_hard.0."),
