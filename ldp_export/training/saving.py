@@ -182,7 +182,7 @@ def _described(dataset: PairDataset) -> dict[str, Any]:
 
 
 def _losses(stage: StageConfig) -> dict[str, float]:
-    weights = {name: getattr(stage.losses, name) for name in ("charbonnier", "blur_aware", "blur_weighting")}
+    weights = {name: getattr(stage.losses, name) for name in ("charbonnier", "psnr", "blur_aware", "blur_weighting")}
     return {name: weight for name, weight in weights.items() if weight}
 
 
