@@ -170,7 +170,7 @@ def read_others(folder: Path) -> dict[str, str]:
     fuzz, service = folder / "fuzz.json", folder / "service.json"
     try:
         if fuzz.is_file():
-            summary = json.loads(fuzz.read_text())
+            summary = json.loads(fuzz.read_text(encoding="utf-8"))
             found["fuzzing"] = (
                 f"Fuzzing: {summary['cases']} hostile photos, bundles and arrays, {len(summary['findings'])} findings"
             )

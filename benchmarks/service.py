@@ -276,7 +276,7 @@ def footprint(service: Serving) -> dict[str, int | None]:
     """Resident bytes and open files of the service's process; None where the system does not say."""
     process = Path("/proc") / str(service.process.pid)
     try:
-        lines = (process / "status").read_text().splitlines()
+        lines = (process / "status").read_text(encoding="utf-8").splitlines()
         resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
         return {"resident": resident, "files": len(list((process / "fd").iterdir()))}
     except (OSError, StopIteration):

@@ -181,7 +181,9 @@ def test_python_blocks_compile_and_import_what_exists(page: str) -> None:
 
 def test_the_speed_table_of_the_readme_is_that_of_the_benchmarks() -> None:
     """The README repeats three columns of the table that ``benchmarks report`` writes."""
-    table = re.search(r"bench:latency-ldp-nano -->(.*?)<!--", (ROOT / "docs/benchmarks.md").read_text(), re.DOTALL)
+    table = re.search(
+        r"bench:latency-ldp-nano -->(.*?)<!--", (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert table is not None
     measured = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines() if "|" in line]
     seconds = {(row[0], row[1]): row[2] for row in measured}
@@ -195,7 +197,7 @@ def test_the_speed_table_of_the_readme_is_that_of_the_benchmarks() -> None:
 
 def test_the_gains_on_photographs_of_the_readme_are_those_of_the_report() -> None:
     """The README repeats plain and matched gains of the table that ``benchmarks report`` writes."""
-    page = (ROOT / "docs/training-and-evaluation.md").read_text()
+    page = (ROOT / "docs/training-and-evaluation.md").read_text(encoding="utf-8")
     table = re.search(r"bench:photographs-ldp-nano -->(.*?)<!--", page, re.DOTALL)
     assert table is not None
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines() if "|" in line]

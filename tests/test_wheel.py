@@ -130,7 +130,7 @@ def test_an_evaluation_has_the_papers_rows_and_a_pair_is_simulated(environment: 
         "data check dpd-blur dd_dp_dataset_canon --split test",
     )
     (report,) = (folder / "scores").glob("*.md")
-    assert "| paper, Ours (Small) (Table 1) | 26.91 | 0.8310 |" in report.read_text()
+    assert "| paper, Ours (Small) (Table 1) | 26.91 | 0.8310 |" in report.read_text(encoding="utf-8")
     assert {path.stem for path in (folder / "pair").iterdir()} >= {"left", "right"}
 
 
@@ -156,4 +156,4 @@ def test_the_exporters_other_commands(environment: Path, folder: Path) -> None:
     )
     assert training.complete(folder) == []
     assert (folder / "models").is_dir() and (folder / "sample" / "target.png").is_file()
-    assert "int8" in (folder / "exported" / "bundle.json").read_text()
+    assert "int8" in (folder / "exported" / "bundle.json").read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def run_spec(
     code, message = run_module(module, *map(str, files), environment=environment, most_seconds=most_seconds)
     if code != 0 or not files[1].is_file():
         raise BenchmarkError(f"the process ended with {code}: {message}")
-    answer = json.loads(files[1].read_text())
+    answer = json.loads(files[1].read_text(encoding="utf-8"))
     if "error" in answer:
         raise BenchmarkError(answer["error"])
     return answer["result"]
@@ -100,7 +100,7 @@ def answer_spec(measure: Callable[[dict[str, Any]], Any]) -> None:
     """
     source, target = map(Path, sys.argv[1:3])
     try:
-        answer = {"result": measure(json.loads(source.read_text()))}
+        answer = {"result": measure(json.loads(source.read_text(encoding="utf-8")))}
     except LDPError as error:
         answer = {"error": str(error)}
     except MemoryError:

@@ -101,7 +101,7 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
 def _config(architecture: str) -> dict[str, Any]:
     if architecture.endswith(".json"):
         try:
-            config = json.loads(Path(architecture).read_text())
+            config = json.loads(Path(architecture).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ClipError(f"cannot read the CLIP config {architecture}: {error}") from error
         if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():

@@ -31,7 +31,7 @@ class RunLog:
             step: Steps that are done.
         """
         self._file = folder / LOG_FILE
-        lines = self._file.read_text().splitlines() if step and self._file.is_file() else []
+        lines = self._file.read_text(encoding="utf-8").splitlines() if step and self._file.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_files({self._file: "".join(f"{line}\n" for line in kept).encode()})
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)

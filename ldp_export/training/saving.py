@@ -132,7 +132,7 @@ class RunFolder:
                 self.path / folder,
                 config=inputs.network.config,
                 network=weights,
-                clip_config=json.loads((source / CLIP_FILE).read_text()),
+                clip_config=json.loads((source / CLIP_FILE).read_text(encoding="utf-8")),
                 clip=inputs.clip.model.state_dict() if (source / CLIP_WEIGHTS_FILE).is_file() else None,
                 prompts=inputs.prompts,
                 training=self._provenance(progress),

@@ -123,7 +123,7 @@ def _cpu() -> dict[str, Any]:
 
     name, flags = platform.processor() or platform.machine(), set()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     for line in lines:

@@ -74,7 +74,7 @@ def build(arch: str, ptxas_options: tuple[str, ...] = ()) -> tuple[bytes, str]:
     )
     log = StringIO()
     try:
-        code = Program((KERNELS / PROGRAM).read_text(), "c++", options).compile("cubin", logs=log).code
+        code = Program((KERNELS / PROGRAM).read_text(encoding="utf-8"), "c++", options).compile("cubin", logs=log).code
     except Exception as error:  # NVRTCError, of a private module
         text = " ".join(str(error).replace("\0", "").split())
         raise BackendError(

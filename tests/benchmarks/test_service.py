@@ -40,4 +40,4 @@ def test_the_whole_load_on_a_tiny_bundle(bundle: Bundle, tmp_path: Path) -> None
             assert part["statuses"]["200"] > 0, name
     assert parts["overload"]["statuses"]["429"] > 0
     assert report.data["exit_code"] == 0
-    assert "| sustained, 2 at a time |" in (tmp_path / "service.md").read_text()
+    assert "| sustained, 2 at a time |" in (tmp_path / "service.md").read_text(encoding="utf-8")

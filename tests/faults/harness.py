@@ -303,7 +303,7 @@ def _command(program: str, arguments: list[str], out: str, output: Connection, f
     if fault.largest_file is not None:  # Python ignores SIGXFSZ: a write beyond it fails with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, resource.RLIM_INFINITY))
     if fault.memory is not None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         size = pages * resource.getpagesize() + fault.memory
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     if program == "ldp":
@@ -423,7 +423,7 @@ def export_scenario(checkpoint: Path) -> Scenario:
         elif folder.exists() and not (out / ".bundle.new" / MANIFEST_FILE).is_file():
             parts = [path.name for path in folder.iterdir() if path.suffix != ".md"]
             found += [f"{part} of a bundle is there without the rest" for part in parts]
-        if (out / "old").exists() and (folder / "README.md").read_text() != notes:
+        if (out / "old").exists() and (folder / "README.md").read_text(encoding="utf-8") != notes:
             found.append("the notes are gone")
         return found
 
@@ -504,7 +504,10 @@ def training_scenario(work: Path, checkpoint: Path) -> Scenario:
             weights.append(digest(path))
             if weights[-1] != weights[0]:
                 found.append("the weights are not those of a run that was never stopped")
-        steps = [json.loads(line)["step"] for line in (out / "run" / "train.log.jsonl").read_text().splitlines()]
+        steps = [
+            json.loads(line)["step"]
+            for line in (out / "run" / "train.log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         if steps != [1, 2, 3, 4]:
             found.append(f"expected a line for each step in the log, got {steps}")
         return found

@@ -64,4 +64,4 @@ def test_the_command_writes_a_summary(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "summary.json").is_file()
-    assert "| all | 30 |" in (tmp_path / "summary.md").read_text()
+    assert "| all | 30 |" in (tmp_path / "summary.md").read_text(encoding="utf-8")

@@ -173,8 +173,8 @@ def test_windows() -> None:
 @pytest.mark.parametrize("value", [0, -3, "20", 2000])
 def test_a_blur_range_that_is_none(folder: Path, value: object) -> None:
     path = folder / "training.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "blur_range": 20}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "blur_range": 20}))
     assert Checkpoint.open(folder).blur_range() == 20
-    path.write_text(json.dumps({**json.loads(path.read_text()), "blur_range": value}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "blur_range": value}))
     with pytest.raises(CheckpointError, match=r"training\.json: blur_range: expected .*, got"):
         Checkpoint.open(folder).blur_range()

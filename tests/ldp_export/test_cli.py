@@ -108,12 +108,12 @@ def test_simulate_writes_what_the_simulator_gives(image: Path, disparity: Path, 
     noise = ["--noise", "1e-4,1e-3", "--seed", "5"]
     arguments = ["simulate", str(image), "-o", str(out), "--disparity", str(disparity), "--max-coc", "3"]
     assert main([*arguments, "--focus-percentile", "25", "--psf-order", "4", *noise]) == 0
-    record = json.loads((out / "simulate.json").read_text())
+    record = json.loads((out / "simulate.json").read_text(encoding="utf-8"))
     assert record["psf"] == {"order": 4.0, "softness": 0.12, "crosstalk": 0.215}
     assert record["noise"] == {"shot": 1e-4, "read": 1e-3}
     assert (record["seed"], record["bits"], record["max_coc"], record["image"]) == (5, 8, 3.0, "sharp.png")
     assert record["focus_disparity"] == pytest.approx(20, abs=0.1)
-    assert str(tmp_path) not in (out / "simulate.json").read_text()
+    assert str(tmp_path) not in (out / "simulate.json").read_text(encoding="utf-8")
 
     coc = np.load(out / "coc.npy")
     assert coc == pytest.approx(coc_from_disparity(np.load(disparity), record["focus_disparity"], 3.0))
@@ -126,7 +126,7 @@ def test_simulate_writes_what_the_simulator_gives(image: Path, disparity: Path, 
         assert np.array_equal(read_photo(out / f"{name}.png").pixels, getattr(pair, name)), name
     assert sorted(p.name for p in out.iterdir()) == ["coc.npy", "left.png", "right.png", "simulate.json", "target.png"]
     assert main([*arguments, "--focus-disparity", "30"]) == 0  # over its own output
-    assert json.loads((out / "simulate.json").read_text())["focus_disparity"] == 30
+    assert json.loads((out / "simulate.json").read_text(encoding="utf-8"))["focus_disparity"] == 30
 
 
 def test_simulate_from_depth_and_in_16_bit(image: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_simulate_from_depth_and_in_16_bit(image: Path, tmp_path: Path) -> None:
     assert read_photo(out / "left.png").pixels.dtype == np.uint16
     coc = np.load(out / "coc.npy")
     lens = ThinLens(50, 1.8, 1500, 20)
-    assert json.loads((out / "simulate.json").read_text())["lens"] == {
+    assert json.loads((out / "simulate.json").read_text(encoding="utf-8"))["lens"] == {
         "focal_length": 50, "f_number": 1.8, "focus_distance": 1500, "pixel_pitch": 20,
     }  # fmt: skip
     good = np.ones_like(coc, bool)
@@ -260,7 +260,7 @@ def test_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         for name in ("left", "right", "target"):
             assert np.array_equal(read_photo(out / f"{name}.png").pixels, getattr(made[focus], name))
         assert np.array_equal(np.load(out / "coc.npy"), made[focus].coc)
-        record = json.loads((out / "sample.json").read_text())
+        record = json.loads((out / "sample.json").read_text(encoding="utf-8"))
         assert record["focus"] == focus
         assert record["parameters"]["percentiles"] == [80.0, 30.0]
     assert f"{W} x {H} px, far focus" in capsys.readouterr().out

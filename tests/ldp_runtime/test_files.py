@@ -233,11 +233,15 @@ def test_a_staged_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), staged_folder(target, last="last") as staged:
         (staged / "file").write_text("2")
         raise RuntimeError
-    assert (target / "file").read_text() == "1"
+    assert (target / "file").read_text(encoding="utf-8") == "1"
     with staged_folder(target, last="last") as staged:
         (staged / "file").write_text("3")
         (staged / "last").write_text("3")
-    assert {p.name: p.read_text() for p in target.iterdir()} == {"README.md": "card", "file": "3", "last": "3"}
+    assert {p.name: p.read_text(encoding="utf-8") for p in target.iterdir()} == {
+        "README.md": "card",
+        "file": "3",
+        "last": "3",
+    }
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -257,9 +261,9 @@ def test_a_full_disk_while_files_are_staged_is_a_clear_error(tmp_path: Path) -> 
         ):
             raise error
     with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "run", last="last"):
-        (tmp_path / "missing").read_text()  # a bug of ours, not of the disk
+        (tmp_path / "missing").read_text(encoding="utf-8")  # a bug of ours, not of the disk
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "last"]
-    assert (tmp_path / "run" / "last").read_text() == "old"
+    assert (tmp_path / "run" / "last").read_text(encoding="utf-8") == "old"
 
 
 def test_a_staged_folder_is_finished_after_a_kill(tmp_path: Path) -> None:
@@ -271,7 +275,7 @@ def test_a_staged_folder_is_finished_after_a_kill(tmp_path: Path) -> None:
     (ready / "second").write_text("new")
     (ready / "last").write_text("new")
     finish_staged(folder, "last")
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == {
         "first": "new",
         "second": "new",
         "last": "new",
@@ -279,5 +283,5 @@ def test_a_staged_folder_is_finished_after_a_kill(tmp_path: Path) -> None:
     }
     ready.mkdir()  # killed after the last file, before the folder went
     finish_staged(folder, "last")
-    assert (folder / "last").read_text() == "new"
+    assert (folder / "last").read_text(encoding="utf-8") == "new"
     assert not ready.exists()

@@ -152,7 +152,7 @@ def test_the_small_ablation_runs_and_reports(options: Options) -> None:
     runs = [ablations.run_row(options, row, 0) for row in rows]
     for run, row in zip(runs, rows, strict=True):
         folder = options.folder(row, 0)
-        assert json.loads((folder / "result.json").read_text()) == run
+        assert json.loads((folder / "result.json").read_text(encoding="utf-8")) == run
         assert Checkpoint.open(folder / "checkpoint").config().prior == run["config"]["network"]["prior"]
         assert all(5 < scores["psnr"] < 60 for scores in run["scenes"].values())
     assert runs[1]["parameters"] > runs[0]["parameters"]

@@ -147,7 +147,7 @@ class Options:
             folder,
             config=config,
             network=network.state_dict() | old,
-            clip_config=json.loads((given.path / CLIP_FILE).read_text()),
+            clip_config=json.loads((given.path / CLIP_FILE).read_text(encoding="utf-8")),
             clip=given.clip().model.state_dict(),
             prompts=given.prompts(),
             training={"name": folder.name, "deblur": {"from": given.name}},

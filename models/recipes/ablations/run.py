@@ -46,7 +46,7 @@ def run_row(options: Options, row: str, seed: int) -> dict[str, Any]:
     config, folder = options.plan(row, seed), options.folder(row, seed)
     record = folder / "result.json"
     if record.is_file():
-        result: dict[str, Any] = json.loads(record.read_text())
+        result: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         if result["config"] != config.to_dict():
             raise AblationError(f"{folder} holds a run with other settings; remove it or give another --work")
         return result
@@ -88,7 +88,7 @@ def score_row(options: Options, row: str, seed: int, photographs: Path) -> dict[
         estimator = clip_estimator(Checkpoint.open(options.checkpoint), network.config.multiple)
         scores = score_photographs(network, open_dataset(PAIRS, photographs, "test"), estimator)
         write_text(record, json.dumps(scores, indent=2, allow_nan=False) + "\n")
-    found: dict[str, Any] = json.loads(record.read_text())
+    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     return found
 
 

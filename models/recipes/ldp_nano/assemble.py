@@ -22,7 +22,7 @@ OVERLAP = 16
 def last_records(log: Path) -> dict[str, object]:
     """The newest value of each key of a JSON-lines log."""
     merged: dict[str, object] = {}
-    for line in log.read_text().splitlines():
+    for line in log.read_text(encoding="utf-8").splitlines():
         merged |= json.loads(line)
     return merged
 
@@ -40,9 +40,9 @@ def main() -> None:
     for source in (clip / "clip.safetensors", clip / "calibration.json", args.deblur / "deblur.safetensors"):
         shutil.copyfile(source, args.out / source.name)
     logs = [folder / "clip.log.jsonl" for folder in args.clip]
-    (args.out / "clip.log.jsonl").write_text("".join(log.read_text() for log in logs))
+    (args.out / "clip.log.jsonl").write_text("".join(log.read_text(encoding="utf-8") for log in logs))
     shutil.copyfile(args.deblur / "deblur.log.jsonl", args.out / "deblur.log.jsonl")
-    config = json.loads((HERE / "clip.json").read_text()) | {"window": WINDOW, "overlap": OVERLAP}
+    config = json.loads((HERE / "clip.json").read_text(encoding="utf-8")) | {"window": WINDOW, "overlap": OVERLAP}
     (args.out / "clip.json").write_text(json.dumps(config, indent=2) + "\n")
     (args.out / "network.json").write_text(json.dumps(CONFIGS["nano"].to_dict(), indent=2) + "\n")
     training = {

@@ -43,7 +43,7 @@ def test_builds_are_measured_and_the_bundle_stays_as_it_is(tmp_path: Path) -> No
     assert {graph["kind"]: graph["needless"] for graph in report.data["graphs"]} == {"clip": 0, "deblur": 0}
     assert [build["targets"] for build in report.data["before"]["builds"]] == [["sm_86"], ["sm_86"]]
 
-    text = (output / "engine_build.md").read_text()
+    text = (output / "engine_build.md").read_text(encoding="utf-8")
     assert "| tiny | deblur | sm_86 | 64x96 |" in text
     assert "32x32 to 2240x3360, tuned for 1120x1696" in text
     assert "## Before" in text

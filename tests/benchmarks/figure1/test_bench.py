@@ -108,11 +108,11 @@ def test_the_command_writes_table_figure_and_reasons(processes: Processes, tmp_p
     processes.failing["dpdnet"] = "it broke"
     options = ["--shape", "16x24", "--backend", "torch", "--rounds", "1", "--network", "nafnet", "dpdnet"]
     assert main(["figure1", *options, "-o", str(tmp_path / "out")]) == 0
-    data = json.loads((tmp_path / "out" / "figure1.json").read_text())["data"]
+    data = json.loads((tmp_path / "out" / "figure1.json").read_text(encoding="utf-8"))["data"]
     assert [(row["who"], row["error"]) for row in data["rows"]] == [
         *(("ldp-nano", None), ("nafnet", None), ("dpdnet", "it broke")),
     ]
-    text = (tmp_path / "out" / "figure1.md").read_text()
+    text = (tmp_path / "out" / "figure1.md").read_text(encoding="utf-8")
     assert "| NAFNet, width 32 | none | – | 26.21 | 2.00 |" in text
     assert "| DPDNet | the authors' | MIT | 25.13 | failed |" in text and "- DPDNet: it broke." in text
     assert (tmp_path / "out" / "figure1.svg").is_file() and (tmp_path / "out" / "figure1.png").is_file()

@@ -40,7 +40,7 @@ def test_ratios_failures_and_loads(data: dict) -> None:
 
 def test_the_figure_is_written_with_every_timed_method(data: dict, tmp_path: Path) -> None:
     plot(data, tmp_path / "out" / "figure1")
-    svg = (tmp_path / "out" / "figure1.svg").read_text()
+    svg = (tmp_path / "out" / "figure1.svg").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "figure1.png").read_bytes().startswith(b"\x89PNG")
     for shown in ("EBDB", "NAFNet", "LDP fast", "PSNR measured on 7 real pairs"):
         assert f"<!-- {shown} -->" in svg
@@ -48,4 +48,4 @@ def test_the_figure_is_written_with_every_timed_method(data: dict, tmp_path: Pat
     for row in data["rows"]:
         row["measured"] = None
     plot(data, tmp_path / "plain")
-    assert "real pairs" not in (tmp_path / "plain.svg").read_text()
+    assert "real pairs" not in (tmp_path / "plain.svg").read_text(encoding="utf-8")

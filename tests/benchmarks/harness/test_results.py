@@ -81,7 +81,7 @@ def test_tables_are_printed_and_written_with_their_provenance(
     paths = tmp_path / "latency-tiny.json", tmp_path / "latency-tiny.md"
     assert capsys.readouterr().out == f"# Title\n\ntext\n\nwrote {paths[0]} and {paths[1]}\n"
     assert Report.read(paths[0]) == REPORT
-    assert paths[1].read_text() == (
+    assert paths[1].read_text(encoding="utf-8") == (
         "# Title\n\ntext\n\ntiny (random weights, content abababababab); a machine; 0123456789ab with changes; "
         "2026-01-02T03:04:05Z.\n"
     )

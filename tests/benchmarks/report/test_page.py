@@ -285,7 +285,7 @@ def test_the_tables_are_written_between_their_markers(folder: Path, tmp_path: Pa
     reports = report.read_reports(folder)
     names = ["latency", "parity", "roofline", "figure1", "scaling-nano", "capacity"]
     assert update_docs(path, reports) == names
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "old" not in text
     assert text.startswith("# Title\n\ntext before\n\n<!-- bench:latency -->\n\n| px |")
     assert text.endswith("<!-- /bench:capacity -->\nafter\n")
@@ -300,7 +300,7 @@ def test_the_tables_are_written_between_their_markers(folder: Path, tmp_path: Pa
     assert "| Y | the authors' | MIT | 26.66 | failed |" in text
     assert text.count("a <small> machine; cdcdcdcdcdcd; 2026-01-02T03:04:05Z.") == 6
     update_docs(path, reports)
-    assert path.read_text() == text
+    assert path.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_file_that_cannot_be_filled_stays_as_it_is(tmp_path: Path, text: str, 
     reports = [(tmp_path / "l-nano.json", LATENCY), (tmp_path / "x.json", made("x", {}))]
     with pytest.raises(BenchmarkError, match=words):
         update_docs(path, reports)
-    assert path.read_text() == text
+    assert path.read_text(encoding="utf-8") == text
     with pytest.raises(BenchmarkError, match="cannot be read"):
         update_docs(tmp_path / "missing.md", reports)
 
@@ -331,8 +331,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     page = tmp_path / "new" / "page.html"
     assert main(["report", "--results", str(folder), "-o", str(page), "--update-docs", str(docs)]) == 0
     assert f"wrote {page}" in capsys.readouterr().out
-    assert page.read_text().startswith("<!DOCTYPE html>")
-    assert "old" not in docs.read_text()
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "old" not in docs.read_text(encoding="utf-8")
     assert main(["report", "--results", str(tmp_path / "nothing")]) == 2
     assert "expected results in" in capsys.readouterr().err
 

@@ -83,7 +83,7 @@ def test_the_command_writes_all_its_files(
     report = Report.read(tmp_path / "roofline-ldp-nano.json")
     assert (report.kind, report.data["size"]) == ("roofline", [100, 150])
     assert (tmp_path / "roofline-ldp-nano.png").read_bytes().startswith(b"\x89PNG")
-    text = (tmp_path / "roofline-ldp-nano.md").read_text()
+    text = (tmp_path / "roofline-ldp-nano.md").read_text(encoding="utf-8")
     assert "## Finding" in text and "roofline-ldp-nano.png" in text
     assert "## Finding" in capsys.readouterr().out
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".png"]

@@ -302,7 +302,7 @@ def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, exported_model: ExportMod
 
     assert main(["onnx", str(folder), "-o", str(output), "--name", "again"]) == 0
     assert Bundle.load(output).manifest.name == "again"
-    assert (output / "README.md").read_text() == "card"
+    assert (output / "README.md").read_text(encoding="utf-8") == "card"
     assert [path.name for path in output.parent.iterdir()] == ["own"]
 
 

@@ -26,7 +26,7 @@ def test_it_prints_what_the_simulator_takes(tmp_path: Path, capsys: pytest.Captu
     assert main(["measure-psf", str(tmp_path / "photos"), "--max-radius", "7", "-o", str(out)]) == 0
     printed = capsys.readouterr()
     assert "b has no target and is left out" in printed.err
-    record = json.loads((out / "measure-psf.json").read_text())
+    record = json.loads((out / "measure-psf.json").read_text(encoding="utf-8"))
     separation = record["separation"]["median"]
     assert separation == pytest.approx(0.45, abs=0.03)
     assert f"--separation {separation:.2f}" in printed.out
@@ -39,7 +39,7 @@ def test_it_prints_what_the_simulator_takes(tmp_path: Path, capsys: pytest.Captu
     np.save(disparity, np.linspace(1, 9, 150 * 150, dtype=np.float32).reshape(150, 150))
     given = ["simulate", str(image), "--disparity", str(disparity), "--max-coc", "2", "-o", str(tmp_path / "made")]
     assert main([*given, "--separation", f"{separation:.2f}"]) == 0
-    crosstalk = json.loads((tmp_path / "made/simulate.json").read_text())["psf"]["crosstalk"]
+    crosstalk = json.loads((tmp_path / "made/simulate.json").read_text(encoding="utf-8"))["psf"]["crosstalk"]
     assert crosstalk == pytest.approx(0.215, abs=0.02)
     assert main([*given, "--separation", "0.9"]) == 2
     assert "expected a separation of the views from 0 to" in capsys.readouterr().err

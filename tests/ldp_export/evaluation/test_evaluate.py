@@ -188,7 +188,7 @@ def test_the_command_scores_a_real_bundle(
     captured = capsys.readouterr()
     assert "MISS" in captured.out
     assert captured.err.strip().splitlines()[-1].startswith("ldp-export: failed: not as wanted: near gain_db")
-    written = json.loads((tmp_path / "out.json").read_text())
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written["passed"] is False
     assert Bundle.load(path).manifest.evaluation == written
     assert len(list((tmp_path / "pictures").iterdir())) == 2 * 3 * len(VARIANTS)

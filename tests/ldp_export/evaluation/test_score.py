@@ -162,12 +162,12 @@ def test_the_command_scores_pairs_of_ones_own(
     captured = capsys.readouterr()
     assert "ldp-export: warning: pairs: left out" in captured.err and "left-over.png" in captured.err
     assert "warning: pairs: 1 of 2 pairs have no target" in captured.err
-    rows = list(csv.DictReader((out / "pairs-test.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((out / "pairs-test.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["name"] for row in rows] == ["in", "out"]
     gain = float(rows[0]["psnr"]) - float(rows[0]["center_psnr"])
     assert float(rows[0]["psnr_gain"]) == pytest.approx(gain, abs=1e-4)
     assert rows[1]["psnr"] == "" and float(rows[1]["sharpness"]) > 0
-    figures = json.loads((out / "pairs-test.json").read_text())["groups"]["all"]["figures"]
+    figures = json.loads((out / "pairs-test.json").read_text(encoding="utf-8"))["groups"]["all"]["figures"]
     assert figures["psnr_gain"] == pytest.approx(gain, abs=1e-4)
     assert f"| gain | {gain:+.2f} |" in captured.out and "blur map accuracy" not in captured.out
 
@@ -263,13 +263,13 @@ def test_the_command_scores_a_checkpoint(
         "simulated-val-sheet-01.png",
         "dpd-disp-test-sheet-01.png",
     }
-    written = (out / "simulated-val.md").read_text()
+    written = (out / "simulated-val.md").read_text(encoding="utf-8")
     assert written in capsys.readouterr().out
     assert "# tiny on simulated, val" in written
-    value = json.loads((out / "simulated-val.json").read_text())
+    value = json.loads((out / "simulated-val.json").read_text(encoding="utf-8"))
     assert value["backend"].startswith("torch on ") and value["groups"]["all"]["images"] == 4
     assert value["groups"]["all"]["figures"]["center_psnr"] == pytest.approx(20 * math.log10(255 / 4), abs=0.2)
-    assert "Section 4.3" in (out / "dpd-disp-test.md").read_text()
+    assert "Section 4.3" in (out / "dpd-disp-test.md").read_text(encoding="utf-8")
     assert read_photo(out / "simulated-val-sheet-01.png").pixels.ndim == 3
 
 

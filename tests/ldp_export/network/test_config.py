@@ -94,7 +94,7 @@ def test_a_narrow_network_has_heads_as_wide_as_itself() -> None:
 
 
 def test_configurations_of_before_load_unchanged() -> None:
-    values = json.loads((MODELS / "checkpoints/ldp-nano/network.json").read_text())
+    values = json.loads((MODELS / "checkpoints/ldp-nano/network.json").read_text(encoding="utf-8"))
     for name in ("prior", "ensemble"):
         values.pop(name, None)
     config = LDPConfig.from_dict(values)

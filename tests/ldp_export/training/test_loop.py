@@ -106,7 +106,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "train.log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "train.log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -35,14 +35,16 @@ VERSION = "10.16.1.11"
 @pytest.fixture(scope="module")
 def config_class() -> Any:
     """The message class of Triton's published schema of a model's config."""
-    file = json_format.ParseDict(json.loads(SCHEMA.read_text())["descriptor"], descriptor_pb2.FileDescriptorProto())
+    file = json_format.ParseDict(
+        json.loads(SCHEMA.read_text(encoding="utf-8"))["descriptor"], descriptor_pb2.FileDescriptorProto()
+    )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
 
 
 def read_config(model: Path, config_class: Any) -> Any:
-    return text_format.Parse((model / "config.pbtxt").read_text(), config_class())
+    return text_format.Parse((model / "config.pbtxt").read_text(encoding="utf-8"), config_class())
 
 
 def views(seed: int = 0, *, h: int = 40, w: int = 56, dtype: str = "uint8") -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +150,9 @@ def test_tensorrt_variant(tmp_path: Path, config_class: Any, monkeypatch: pytest
         assert (config.platform, config.max_batch_size) == ("tensorrt_plan", batch)
         assert dict(config.cc_model_filenames) == {"8.0": f"{kind}.sm_80.plan", "8.9": f"{kind}.sm_89.plan"}
         for arch in ("sm_80", "sm_89"):
-            assert (folder / f"ldp_{kind}" / "1" / f"{kind}.{arch}.plan").read_text() == f"{kind} {arch}"
+            assert (folder / f"ldp_{kind}" / "1" / f"{kind}.{arch}.plan").read_text(
+                encoding="utf-8"
+            ) == f"{kind} {arch}"
         assert (folder / f"ldp_{kind}" / "1" / config.default_model_filename).is_file()
         check_against_graph(config, bundle.graph(kind, "fp16"))
 
@@ -187,7 +191,7 @@ def test_the_command_replaces_its_own_repository_and_nothing_else(
     folder = tmp_path / "repository"
     command = ["triton", str(bundle.path), "-o", str(folder)]
     assert main([*command, "--bits", "8", "16", "--variant", "onnxruntime"]) == 0
-    record = json.loads((folder / MARKER).read_text())
+    record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     assert record["models"] == ["ldp", "ldp_uint16", "ldp_clip", "ldp_deblur"]
     assert record["bundle"] == {"name": "tiny", "content": bundle.content}
     assert main(command) == 0
@@ -195,7 +199,7 @@ def test_the_command_replaces_its_own_repository_and_nothing_else(
         ["ldp", "README.md", MARKER, "client.py", "serve.py"]
     )
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
-    text = (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text(encoding="utf-8")
     assert "`ldp`" in text
     assert "{" not in text
     (folder / MARKER).unlink()
@@ -400,7 +404,7 @@ def test_a_network_without_a_blur_map(
     assert names == (["ldp"] if variant == "python" else ["ldp", "ldp_deblur"])
     folder = tmp_path / "repository" / "ldp"
     assert [output.name for output in read_config(folder, config_class).output] == ["RESTORED"]
-    assert "BLUR_MAP" not in (tmp_path / "repository" / "README.md").read_text()
+    assert "BLUR_MAP" not in (tmp_path / "repository" / "README.md").read_text(encoding="utf-8")
     if variant == "python":
         left, right = views()
         (answer,) = open_model(folder, config_class).execute([Request(left[None], right[None], wanted=("RESTORED",))])
@@ -422,7 +426,7 @@ def test_a_model_is_warm_before_it_counts_as_ready(
     open_model(tmp_path / "repository" / name, config_class)
     assert calls == [([(60, 70)], np.dtype(f"uint{bits}"))]
     config = tmp_path / "repository" / name / "config.pbtxt"
-    config.write_text(config.read_text().replace("[60, 70]", "60x70"))
+    config.write_text(config.read_text(encoding="utf-8").replace("[60, 70]", "60x70"))
     with pytest.raises(Exception, match=r"the parameter warm_up as \[height, width\], got '60x70'"):
         open_model(tmp_path / "repository" / name, config_class)
 

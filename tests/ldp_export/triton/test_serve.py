@@ -125,7 +125,7 @@ def serve(python: Path, repository: Path, *arguments: str, ready: bool = True) -
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(timeout=120)
-    assert code == 0, log.read_text()
+    assert code == 0, log.read_text(encoding="utf-8")
     assert process.poll() is not None
 
 
@@ -135,8 +135,8 @@ def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         with contextlib.suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url) as answer:
             if answer.status == 200:
                 return
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        assert time.monotonic() < end, log.read_text(encoding="utf-8")
         time.sleep(0.2)
 
 
@@ -161,7 +161,7 @@ def test_the_chain_under_load(python: Path, bundle: Bundle, tmp_path: Path) -> N
     write_repository(bundle, repository, Serving(bits=(8, 16), instances=2, backend="onnxruntime", threads=1))
     with serve(python, repository) as server:
         check(server.load(python, bundle.path, "--requests=12", "--bits", "8", "16"), 8, 12)
-    log = server.log.read_text()
+    log = server.log.read_text(encoding="utf-8")
     assert "ldp: onnxruntime in fp32, as asked" in log
     assert "Traceback" not in log
 
@@ -200,13 +200,15 @@ def test_graphs_as_models_of_the_server(python: Path, bundle: Bundle, tmp_path: 
     write_repository(bundle, repository, Serving(variant="onnxruntime", bits=(8, 16), instances=2))
     for name in ("ldp_clip", "ldp_deblur"):
         config = repository / name / "config.pbtxt"
-        text, count = re.subn(r'backend: "onnxruntime"\n.*\n', 'backend: "python"\n', config.read_text())
+        text, count = re.subn(
+            r'backend: "onnxruntime"\n.*\n', 'backend: "python"\n', config.read_text(encoding="utf-8")
+        )
         assert count == 1
         config.write_text(text)
         (repository / name / "1" / "model.py").write_text(STAND_IN)
     with serve(python, repository) as server:
         check(server.load(python, bundle.path, "--requests=6", "--bits", "8", "16"), 8, 6)
-    assert "ldp: triton in fp32, as asked" in server.log.read_text()
+    assert "ldp: triton in fp32, as asked" in server.log.read_text(encoding="utf-8")
 
 
 def test_the_server_takes_the_config_of_the_other_backends(python: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -232,4 +234,4 @@ def test_the_schema_is_the_published_one(python: Path) -> None:
         "print(json.dumps(json_format.MessageToDict(file)))"
     )
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=environment())
-    assert json.loads(done.stdout) == json.loads(SCHEMA.read_text())["descriptor"]
+    assert json.loads(done.stdout) == json.loads(SCHEMA.read_text(encoding="utf-8"))["descriptor"]

@@ -105,13 +105,13 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
     assert outputs(out) == outputs(tmp_path / "local")
     journal = out / JOURNAL_FILE
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
     names = [line["done"]["name"] for line in lines if "done" in line]
     assert sorted(names) == sorted(outputs(out))  # each once
 
     # A local run continues a run on the cluster.
     assert main([*arguments, "-q"]) == 0
-    assert journal.read_text().count('{"done"') == PAIRS
+    assert journal.read_text(encoding="utf-8").count('{"done"') == PAIRS
 
 
 @pytest.mark.slow
@@ -165,5 +165,5 @@ def descends(process: int, session: int) -> bool:
     while process > 1:
         if process == session:
             return True
-        process = int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
+        process = int((Path("/proc") / str(process) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     return False

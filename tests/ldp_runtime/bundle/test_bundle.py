@@ -32,7 +32,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = bundle / MANIFEST_FILE
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text(encoding="utf-8"))
     change(value)
     path.write_text(json.dumps(value))
 
@@ -61,7 +61,7 @@ def test_load_gives_typed_fields_and_embeddings(bundle: Path) -> None:
 
 
 def test_manifest_file_has_the_schema_first_and_the_files_last(bundle: Path) -> None:
-    keys = list(json.loads((bundle / MANIFEST_FILE).read_text()))
+    keys = list(json.loads((bundle / MANIFEST_FILE).read_text(encoding="utf-8")))
     assert keys[:3] == ["schema", "schema_version", "name"]
     assert keys[-1] == "files"
 
@@ -80,7 +80,7 @@ def test_a_bundle_without_a_clip_graph_has_no_prompts_and_no_embeddings(tmp_path
     assert not manifest.reads_blur_map
     assert (manifest.clip, manifest.prompts, loaded.text_embeddings) == (None, (), None)
     assert set(manifest.files) == {"deblur.onnx", "deblur.fp16.onnx"}
-    assert json.loads((path / MANIFEST_FILE).read_text())["clip"] is None
+    assert json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["clip"] is None
 
 
 @pytest.mark.parametrize("name", ["clip.onnx", "clip.fp16.onnx", "deblur.onnx", "text_embeddings.npy"])
@@ -302,7 +302,7 @@ def test_a_linked_folder_leads_out_of_the_bundle_no_more_than_a_linked_file(bund
     (tmp_path / "outside").mkdir()
     (bundle / "clip.onnx").rename(tmp_path / "outside" / "clip.onnx")
     (bundle / "inner").symlink_to(tmp_path / "outside")
-    text = (bundle / MANIFEST_FILE).read_text()
+    text = (bundle / MANIFEST_FILE).read_text(encoding="utf-8")
     (bundle / MANIFEST_FILE).write_text(text.replace('"clip.onnx"', '"inner/clip.onnx"'))
     assert "expected a file inside the bundle, got a link to" in error_of(lambda: Bundle.load(bundle))
 

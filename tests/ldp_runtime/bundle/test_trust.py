@@ -44,7 +44,7 @@ def test_the_record_is_the_users_alone(own_config: Path) -> None:
     assert folder.is_relative_to(own_config)
     assert folder.stat().st_mode & 0o077 == 0
     assert [file.name for file in folder.iterdir()] == [A]  # no temporary files
-    assert json.loads((folder / A).read_text())["reason"] == "a test"
+    assert json.loads((folder / A).read_text(encoding="utf-8"))["reason"] == "a test"
     folder.chmod(0o777)
     with pytest.raises(BackendError, match=r"a folder that only you can write to.*chmod 700"):
         is_trusted(A)

@@ -78,7 +78,7 @@ def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
 
 
 def log(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "ldp-batch.json").read_text()))
+    return dict(json.loads((folder / "ldp-batch.json").read_text(encoding="utf-8")))
 
 
 def test_restores_what_deblur_restores(run: Run, source: Path, out: Path, bundle: Path, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_the_log_elsewhere(run: Run, out: Path, tmp_path: Path, starts: list[int
     assert (code, starts) == (2, [])
     assert "missing does not exist; make it first" in err
     assert run("--log", tmp_path / "log.json")[0] == 0
-    assert json.loads((tmp_path / "log.json").read_text())["restored"] == PAIRS
+    assert json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))["restored"] == PAIRS
     assert not (out / "ldp-batch.json").exists()
 
 

@@ -53,7 +53,7 @@ def test_both_views_in_one_file(run: Run, tmp_path: Path) -> None:
 def test_the_scale_is_that_of_the_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
     """A bundle that knows a smaller range of radii restores the same pair at a smaller scale."""
     files = SAMPLE / "left.png", SAMPLE / "right.png"
-    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     scales = []
     for blur_range in (20, 5):
         (tmp_path / "bundle.json").write_text(json.dumps({**manifest, "blur_range": blur_range}))

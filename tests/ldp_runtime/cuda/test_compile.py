@@ -59,7 +59,7 @@ def test_every_kernel_compiles_without_spills(arch: str) -> None:
 
 
 def test_the_host_build_has_every_kernel() -> None:
-    source = (Path(__file__).parent / "shim" / "kernels_host.cpp").read_text()
+    source = (Path(__file__).parent / "shim" / "kernels_host.cpp").read_text(encoding="utf-8")
     assert set(re.findall(r"^CUDA_HOST_ENTRY\((\w+),", source, re.MULTILINE)) == KERNEL_NAMES
 
 
@@ -149,7 +149,7 @@ def test_other_sources_options_or_compilers_make_another_entry(
     compile_kernels("sm_89")
     assert len(built) == 1  # the content counts, not the place
     header = sources / "common.cuh"
-    header.write_text(header.read_text() + "\n")
+    header.write_text(header.read_text(encoding="utf-8") + "\n")
     compile_kernels("sm_89")
     assert len(built) == 2
     monkeypatch.setattr(compiling, "_nvrtc_version", lambda: (13, 1))

@@ -32,7 +32,7 @@ from ldp_runtime.registry import BACKENDS, select
 from tests.ldp_runtime.cuda.host_device import HostDevice
 from tests.ldp_runtime.tiny_bundle import add_engine, make_tiny_bundle
 
-API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
+API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text(encoding="utf-8"))
 
 # What a variable of the adapter holds -> the class of TensorRT whose members it uses.
 CLASSES = {
