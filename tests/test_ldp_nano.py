@@ -1,6 +1,7 @@
 """The committed model: what its card says of it holds, through the runtime that people use."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_the_sample_files_are_the_near_setting() -> None:
 
 def test_the_bundle_comes_from_the_checkpoint() -> None:
     bundle, checkpoint = Bundle.load(BUNDLE), Checkpoint.open(CHECKPOINT)
-    assert checkpoint.config() == CONFIGS["nano"]
+    assert checkpoint.config() == replace(CONFIGS["nano"], ensemble="dp-aware")
     assert LDPConfig.from_dict(bundle.manifest.network) == CONFIGS["nano"]
     assert [prompt.text for prompt in bundle.manifest.prompts] == [prompt.text for prompt in PROMPTS]
     assert tuple(bundle.manifest.prompts) == checkpoint.prompts()
@@ -122,7 +123,7 @@ def test_the_bundle_comes_from_the_checkpoint() -> None:
 
 
 def test_the_manifest_holds_figures_that_passed() -> None:
-    manifest = json.loads((BUNDLE / "bundle.json").read_text())
+    manifest = json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))
     assert manifest["evaluation"]["passed"] is True
     assert all(gate["passed"] for gate in manifest["parity"]["gates"])
     assert manifest["parity"]["weights"] == "trained"
