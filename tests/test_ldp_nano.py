@@ -114,7 +114,7 @@ def test_the_sample_files_are_the_near_setting() -> None:
 def test_the_bundle_comes_from_the_checkpoint() -> None:
     bundle, checkpoint = Bundle.load(BUNDLE), Checkpoint.open(CHECKPOINT)
     assert checkpoint.config() == replace(CONFIGS["nano"], ensemble="dp-aware")
-    assert LDPConfig.from_dict(bundle.manifest.network) == CONFIGS["nano"]
+    assert LDPConfig.from_dict(bundle.manifest.network) == checkpoint.config()
     assert [prompt.text for prompt in bundle.manifest.prompts] == [prompt.text for prompt in PROMPTS]
     assert tuple(bundle.manifest.prompts) == checkpoint.prompts()
     embeddings = embed_texts(checkpoint.clip(), [prompt.text for prompt in PROMPTS])
