@@ -9,11 +9,11 @@ SCALES = {"1": 1, "1/2": 2, "1/4": 4}
 BLUR_RANGE = 14.0
 """Largest radius in px of a circle of confusion that a model knows, where its manifest does not say."""
 
-DISPARITY_PER_RADIUS = 0.3
-"""Disparity in px per px of radius that fits: two thirds of what real cameras have (centroids 0.40 to 0.50 r apart), as
-a model reaches less far on real pictures than in training. Measured with ldp-nano, whose range is 20 px: six Pixel 4
-scenes with 6.6 to 8.3 px gain 0.3 to 0.8 dB more at half the scale, six of seven Canon scenes with up to 3.3 px less;
-simulated pairs gain more from 9 px on."""
+DISPARITY_PER_RADIUS = 0.45
+"""Disparity in px per px of radius that fits: that of the views of real cameras, whose centroids lie 0.40 to 0.50 r
+apart. Measured with ldp-nano, whose range is 20 px, on scenes with disparities from 7 to 17 px: above 9 px half the
+scale gains more than full scale does. Six Pixel 4 scenes with 6.6 to 8.3 px have a higher PSNR at half the scale, but
+they are less sharp there and have patches with edges: their targets stand 2 px aside, where blur costs least."""
 
 
 def fitting_scale(disparity: float, blur_range: float) -> int:
