@@ -5,7 +5,6 @@ Files are read with ``weights_only=True``, which runs no code of theirs.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldp_runtime.bundle.bundle import sha256_file
 from ldp_runtime.errors import LDPError
 from ldp_runtime.files import cannot_read
 
@@ -53,8 +53,7 @@ def file_hash(path: Path, fix: str) -> str:
             raise WeightsError(f"expected a file of weights, got {path}, which is none; {fix}")
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise WeightsError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, got {size}; {fix}")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise WeightsError(cannot_read(path, error)) from error
 

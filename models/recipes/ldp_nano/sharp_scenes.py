@@ -9,10 +9,10 @@ import numpy as np
 from bank import load, shards
 
 from ldp_export.data.simulated import HELD_OUT_SHARDS
-from ldp_export.simulation.scenes import SCENES_A_SHARD
+from ldp_export.simulation.scenes import SCENES_A_SHARD, shard_path
+from ldp_export.simulation.shards import FIELDS
 
 MAX_RADIUS = 0.8
-KEYS = ("left", "right", "target", "coc", "disparity")
 
 
 def main() -> None:
@@ -22,11 +22,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    kept: dict[str, list[np.ndarray]] = {key: [] for key in KEYS}
+    kept: dict[str, list[np.ndarray]] = {key: [] for key in FIELDS}
     for path in shards(args.scenes, held_out=False):
-        scenes = load([path], KEYS)
+        scenes = load([path], FIELDS)
         sharp = np.abs(scenes["coc"].astype(np.float32)).max((1, 2)) <= MAX_RADIUS
-        for key in KEYS:
+        for key in FIELDS:
             kept[key].append(scenes[key][sharp])
     whole = {key: np.concatenate(arrays) for key, arrays in kept.items()}
     # Data sets hold out the first shards of a folder, so those are empty of new scenes: copies of the next one.
@@ -34,7 +34,7 @@ def main() -> None:
     for number in range(count + HELD_OUT_SHARDS):
         start = max(0, number - HELD_OUT_SHARDS) * SCENES_A_SHARD
         part = {key: value[start : start + SCENES_A_SHARD] for key, value in whole.items()}
-        np.savez(args.out / f"scenes-{number:04d}.npz", **part)  # type: ignore[arg-type]
+        np.savez(shard_path(args.out, number), **part)  # type: ignore[arg-type]
     print(f"{args.out}: {count * SCENES_A_SHARD} scenes")
 
 
