@@ -1,4 +1,5 @@
 import gc
+import locale
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +7,14 @@ from pathlib import Path
 import pytest
 
 from ldp_runtime import Deblurrer
+
+_CHARACTERS = locale.setlocale(locale.LC_CTYPE)
+
+
+@pytest.fixture(autouse=True)
+def locale_of_the_start() -> None:
+    """A library that sets the process's locale does so for its own test alone: text is decoded by it."""
+    locale.setlocale(locale.LC_CTYPE, _CHARACTERS)
 
 
 def pytest_configure() -> None:
