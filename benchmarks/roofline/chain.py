@@ -16,7 +16,8 @@ from benchmarks.roofline.hardware import Device
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
 from ldp_runtime.cuda.launch import Launch, Pixels
-from ldp_runtime.cuda.launches import Canvases, PairRegion, blur_logits, blur_map, finish, prepare
+from ldp_runtime.cuda.launches import blur_logits, blur_map, finish
+from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import CANVASES, select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch

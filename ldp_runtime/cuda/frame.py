@@ -24,8 +24,8 @@ from ldp_runtime.cuda.base import Engine, EngineContext, Event, Graph, HostMemor
 from ldp_runtime.cuda.collecting import collecting_nothing
 from ldp_runtime.cuda.engine_io import check_io
 from ldp_runtime.cuda.launch import Pixels
-from ldp_runtime.cuda.launches import Canvases
 from ldp_runtime.cuda.plan import Plan, nbytes
+from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.cuda.slot import Frame, Marks, Slot, Streams
 from ldp_runtime.errors import BackendError, NumericsError, one_line
@@ -288,7 +288,7 @@ class FrameRunner:
                 self._enqueue_tiles(frame, self._deblur, marks)
             else:
                 if self._clip is None:
-                    self._prepare(frame, launches.PairRegion(self._at("pair"), (0, 0), plan.padded), None)
+                    self._prepare(frame, PairRegion(self._at("pair"), (0, 0), plan.padded), None)
                     marks.end("prepare")
                 self._deblur.enqueue(stream, self._deblur_addresses(frame.logits), self._at("deblur_scratch"))
                 marks.end("deblur")
@@ -310,7 +310,7 @@ class FrameRunner:
         inputs = {name: self._at(name) for name in plan.clip_shapes}
         outputs = {name: self._at(name) for name in shapes}
         reads_whole = self._deblur is not None and not plan.tiled
-        whole = launches.PairRegion(self._at("pair"), (0, 0), plan.padded) if reads_whole else None
+        whole = PairRegion(self._at("pair"), (0, 0), plan.padded) if reads_whole else None
         for first in plan.batches():
             canvases = Canvases(
                 inputs.get("stereo", 0),
@@ -357,7 +357,7 @@ class FrameRunner:
         addresses = self._deblur_addresses(self._at("tile_logits") if self._clip is not None else 0)
         for i, y in enumerate(rows.origins):
             for j, x in enumerate(columns.origins):
-                self._prepare(frame, launches.PairRegion(self._at("pair"), (y, x), (th, tw)), None)
+                self._prepare(frame, PairRegion(self._at("pair"), (y, x), (th, tw)), None)
                 marks.end("prepare")
                 if self._clip is not None:
                     p, tokens = plan.patch, plan.tokens[1]
@@ -419,10 +419,10 @@ class FrameRunner:
         addresses = {"pair": self._at("pair"), "restored": self._at("restored")}
         return addresses if self._clip is None else addresses | {"blur_logits": logits}
 
-    def _prepare(self, frame: Frame, pair: launches.PairRegion | None, canvases: Canvases | None) -> None:
+    def _prepare(self, frame: Frame, pair: PairRegion | None, canvases: Canvases | None) -> None:
         plan = self.plan
         self._streams.compute.launch(
-            launches.prepare(
+            prepare(
                 frame.left,
                 frame.right,
                 plan.form.dtype,

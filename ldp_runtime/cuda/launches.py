@@ -11,140 +11,30 @@ Sizes are ``(height, width)`` in px, with the paper's names: ``(h, w)`` is the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ldp_runtime.cuda.arguments import (
+    STRIP,
+    Size,
+    blocks,
+    ceil,
+    float_type,
+    image_at,
+    ints,
+    longs,
+    pixel_type,
+    pointer,
+    windows,
+)
 from ldp_runtime.cuda.launch import Launch, Pixels
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.geometry import WindowAxis, WindowGrid
 
-STRIP = 4
-"""Px along x that a thread of the pixel kernels handles: one 128-bit store of FP32."""
-
 _THREADS = 256  # of a block of the pixel kernels, as their launch bounds
 _TOKEN_THREADS = 128  # of blur_logits
-_GRID_Y = 65535  # CUDA's limit; the kernels loop over what is left
 _WARP = 32
 _WALK = 8  # rows that a thread of blur_map walks down
-
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class PairRegion:
-    """Where ``prepare`` writes the pair: a rectangle of the padded frame, whole or one tile.
-
-    Attributes:
-        address: Of ``(6, rows, columns)`` float32 in [0, 1].
-        origin: ``(y, x)`` of the rectangle in the padded frame.
-        size: ``(rows, columns)`` of the rectangle, inside the padded frame.
-    """
-
-    address: int
-    origin: Size
-    size: Size
-
-
-@dataclass(frozen=True)
-class Canvases:
-    """Where ``prepare`` writes what CLIP sees of the windows ``first .. first + count`` of a grid.
-
-    Attributes:
-        stereo: Address of ``(count, 3, s, 2 s)``: L beside the flipped R, normalised; 0 leaves it out.
-        center: Address of ``(count, 3, s, s)``: the mean of L and R, normalised; 0 leaves it out.
-        dtype: float16 or float32, of both.
-        grid: The windows over the padded frame (``WindowGrid.cover``).
-        patch: p in px.
-        mean: Mean of R, G, B that CLIP wants subtracted.
-        std: Standard deviation of R, G, B that CLIP wants divided by.
-        first: Index of the first window, in the order of ``grid.origins()``.
-        count: Windows; None for all from ``first`` on.
-    """
-
-    stereo: int
-    center: int
-    dtype: DTypeLike
-    grid: WindowGrid
-    patch: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    first: int = 0
-    count: int | None = None
-
-
-def prepare(
-    left: Pixels,
-    right: Pixels,
-    dtype: DTypeLike,
-    size: Size,
-    padded_size: Size,
-    *,
-    pair: PairRegion | None = None,
-    canvases: Canvases | None = None,
-) -> Launch:
-    """Scales, pads, flips and normalises a pair in one read of it: the network's input, CLIP's, or both.
-
-    The twin of ``stages.PaddedPair`` and ``stages.canvases``, bit for bit (FP16:
-    their FP32 rounded once). For vertical pairs give the transposed views' strides.
-
-    Fewest bytes: the photo's pixels under the outputs once (6 or 12 B per px), 24 B per px of the pair, and 18 B
-    (FP16) or 36 B (FP32) a px of each window, two thirds of them for the stereo canvas.
-
-    Args:
-        left: The left view, ``size``.
-        right: The right view, ``size``, its own strides.
-        dtype: uint8 or uint16, of both views, in the machine's byte order.
-        size: ``(h, w)``.
-        padded_size: ``(H, W)``, neither smaller.
-        pair: Where the network's input goes; None leaves it out.
-        canvases: Where CLIP's input goes; None leaves it out.
-
-    Raises:
-        ValueError: Nothing to write, or arguments that contradict each other.
-    """
-    h, w = size
-    H, W = padded_size
-    kind = _pixel_type(dtype)
-    if not (0 < h <= H and 0 < w <= W):
-        raise ValueError(f"expected a padded size that holds {h} x {w} px, got {H} x {W}")
-    if pair is None and canvases is None:
-        raise ValueError("expected a pair, canvases or both to prepare, got neither")
-    boxes: list[tuple[int, int, int, int]] = []  # top, left, bottom, right of what is written
-    region, canvas_arguments, suffix, written = _NO_PAIR, _NO_CANVASES, "f16", 0
-    if pair is not None:
-        (y, x), (rows, columns) = pair.origin, pair.size
-        if not (y >= 0 and x >= 0 and 0 < rows <= H - y and 0 < columns <= W - x):
-            raise ValueError(f"expected a region inside {H} x {W} px, got {rows} x {columns} px at ({y}, {x})")
-        boxes.append((y, x, y + rows, x + columns))
-        region = (_address(pair.address), *_ints(y, x, rows, columns))
-        written += 24 * rows * columns
-    if canvases is not None:
-        suffix, box, canvas_arguments, elements = _canvas_arguments(canvases, padded_size)
-        boxes.append(box)
-        written += elements * np.dtype(canvases.dtype).itemsize
-    top, bottom = min(box[0] for box in boxes), max(box[2] for box in boxes)
-    start, end = min(box[1] for box in boxes) // STRIP * STRIP, max(box[3] for box in boxes)
-    strips = _ceil(end - start, STRIP)
-    turned = left.column_stride != 3 or right.column_stride != 3
-    # Views read transposed: 32 rows a block, so that the bytes beside a pixel, which are those of the rows below,
-    # are still in L1 when they are wanted.
-    block = (8, 32, 1) if turned else (64, 4, 1)
-    read = 6 * np.dtype(dtype).itemsize * min(bottom - top, h) * min(end - start, w)
-    return Launch(
-        kernel=f"prepare_{kind}_{suffix}",
-        grid=_grid(strips, bottom - top, block),
-        block=block,
-        arguments=(
-            *_pixels(left, dtype),
-            *_pixels(right, dtype),
-            *_ints(h, w, H, W, top, start, bottom - top, strips),
-            *region,
-            *canvas_arguments,
-        ),
-        minimum_bytes=read + written,
-    )
 
 
 def blur_logits(
@@ -180,7 +70,7 @@ def blur_logits(
     Raises:
         ValueError: Arguments that contradict each other.
     """
-    element = _float_type(dtype)
+    element = float_type(dtype)
     rows, columns = size
     if not (0 < rows <= grid.rows.grid and 0 < columns <= grid.columns.grid):
         raise ValueError(f"expected at most {grid.rows.grid} x {grid.columns.grid} tokens, got {rows} x {columns}")
@@ -189,15 +79,15 @@ def blur_logits(
     vectors = (1 if table.blur_aware else 0) + (2 if table.dp_aware else 0)
     return Launch(
         kernel=f"blur_logits_{element}",
-        grid=(_ceil(rows * columns, warps), 1, 1),
+        grid=(ceil(rows * columns, warps), 1, 1),
         block=(_TOKEN_THREADS, 1, 1),
         arguments=(
-            *(_address(at) for at in (stereo, center, table_address)),
-            *_ints(table.array.shape[1], table.channels, table.blur_aware, table.dp_aware),
-            *_axes(grid),
-            _address(logits),
-            *_ints(rows, columns),
-            _address(invalid),
+            *(pointer(at) for at in (stereo, center, table_address)),
+            *ints(table.array.shape[1], table.channels, table.blur_aware, table.dp_aware),
+            *windows(grid),
+            pointer(logits),
+            *ints(rows, columns),
+            pointer(invalid),
         ),
         minimum_bytes=reads * vectors * table.channels * np.dtype(dtype).itemsize
         + table.array.nbytes
@@ -239,16 +129,16 @@ def blur_map(
     block = (_WARP, _THREADS // _WARP, 1)
     return Launch(
         kernel="blur_map",
-        grid=_grid(_ceil(columns, STRIP) + 1, _ceil(rows, _WALK), block),
+        grid=blocks(ceil(columns, STRIP) + 1, ceil(rows, _WALK), block),
         block=block,
         arguments=(
-            _address(logits),
-            *_longs(row_stride, column_stride),
-            *_ints(*grid, patch),
-            _address(out),
-            *_ints(rows, columns),
+            pointer(logits),
+            *longs(row_stride, column_stride),
+            *ints(*grid, patch),
+            pointer(out),
+            *ints(rows, columns),
         ),
-        minimum_bytes=4 * rows * columns + 4 * _ceil(rows, patch) * _ceil(columns, patch),
+        minimum_bytes=4 * rows * columns + 4 * ceil(rows, patch) * ceil(columns, patch),
     )
 
 
@@ -289,19 +179,19 @@ def blend(
             f"({y}, {x})"
         )
     first = start // STRIP * STRIP
-    strips = _ceil(end - first, STRIP)
+    strips = ceil(end - first, STRIP)
     block = (64, _THREADS // 64, 1)
     return Launch(
         kernel="blend",
-        grid=_grid(strips, bottom - top, block),
+        grid=blocks(strips, bottom - top, block),
         block=block,
         arguments=(
-            _address(tile),
-            *_ints(rows, columns),
-            _address(weight_y),
-            _address(weight_x),
-            _address(accumulator),
-            *_ints(total_rows, total_columns, y, x, top, bottom, strips, first),
+            pointer(tile),
+            *ints(rows, columns),
+            pointer(weight_y),
+            pointer(weight_x),
+            pointer(accumulator),
+            *ints(total_rows, total_columns, y, x, top, bottom, strips, first),
         ),
         minimum_bytes=24 * (bottom - top) * (end - start),
     )
@@ -334,7 +224,7 @@ def finish(
         ValueError: Arguments that contradict each other.
     """
     (h, w), (H, W) = size, padded_size
-    kind = _pixel_type(dtype)
+    kind = pixel_type(dtype)
     if not (0 < h <= H and 0 < w <= W):
         raise ValueError(f"expected a padded size that holds {h} x {w} px, got {H} x {W}")
     if plane is not None and plane < H * W:
@@ -342,130 +232,26 @@ def finish(
     turned = image.column_stride != 3
     if turned:
         block = (_WARP, _THREADS // _WARP, 1)
-        grid = _grid(W, _ceil(H, STRIP) + 1, block)
+        grid = blocks(W, ceil(H, STRIP) + 1, block)
     else:
         block = (64, _THREADS // 64, 1)
-        grid = _grid(_ceil(W, STRIP) + 1, H, block)
+        grid = blocks(ceil(W, STRIP) + 1, H, block)
     return Launch(
         kernel=f"finish_{kind}_turned" if turned else f"finish_{kind}",
         grid=grid,
         block=block,
         arguments=(
-            _address(restored),
-            *_longs(H * W if plane is None else plane),
-            *_ints(H, W),
-            *_pixels(image, dtype),
-            *_ints(h, w),
-            _address(invalid),
+            pointer(restored),
+            *longs(H * W if plane is None else plane),
+            *ints(H, W),
+            *image_at(image, dtype),
+            *ints(h, w),
+            pointer(invalid),
         ),
         minimum_bytes=12 * H * W + 3 * np.dtype(dtype).itemsize * h * w,
     )
 
 
-_NO_PAIR: tuple[np.generic, ...] = (np.uintp(0), *[np.int32(0)] * 4)
-_NO_CANVASES: tuple[np.generic, ...] = (
-    *[np.uintp(0)] * 2,
-    *(np.int32(n) for n in (1, 0, 0, 1, 1, 0, 1, 0)),  # no window, of one token of one px
-    *[np.float32(0)] * 3,
-    *[np.float32(1)] * 6,
-)
-
-
-def _canvas_arguments(
-    canvases: Canvases, padded_size: Size
-) -> tuple[str, tuple[int, int, int, int], tuple[np.generic, ...], int]:
-    """The canvases' element type, the rectangle that their windows span, their arguments and number of elements."""
-    grid, p, first = canvases.grid, canvases.patch, canvases.first
-    total, across, g = len(grid), len(grid.columns.origins), grid.rows.window
-    count = total - first if canvases.count is None else canvases.count
-    if not (first >= 0 and 0 < count <= total - first):
-        raise ValueError(f"expected windows among the grid's {total}, got {count} from {first} on")
-    for axis, side in ((grid.rows, padded_size[0]), (grid.columns, padded_size[1])):
-        if axis.grid * p != max(side, g * p):
-            raise ValueError(f"expected a grid of windows over {side} px, got {axis.grid} tokens of {p} px")
-    if len(canvases.mean) != 3 or len(canvases.std) != 3:
-        raise ValueError(f"expected mean and std of R, G, B, got {canvases.mean} and {canvases.std}")
-    last = first + count - 1
-    rows = first // across, last // across
-    columns = (first % across, last % across) if rows[0] == rows[1] else (0, across - 1)
-    box = (
-        grid.rows.origins[rows[0]] * p,
-        grid.columns.origins[columns[0]] * p,
-        (grid.rows.origins[rows[1]] + g) * p,
-        (grid.columns.origins[columns[1]] + g) * p,
-    )
-    std = np.asarray(canvases.std, dtype=np.float32)
-    arguments = (
-        _address(canvases.stereo),
-        _address(canvases.center),
-        *_ints(p, first, count),
-        *_axes(grid),
-        *np.asarray(canvases.mean, dtype=np.float32),
-        *std,
-        *(np.float32(1) / std),
-    )
-    planes = 3 * (2 * bool(canvases.stereo) + bool(canvases.center))
-    if not planes:
-        raise ValueError("expected the address of a stereo canvas, of a center view or both, got neither")
-    return _float_type(canvases.dtype), box, arguments, planes * count * (g * p) ** 2
-
-
-def _axes(grid: WindowGrid) -> tuple[np.generic, ...]:
-    """The side of a window in tokens; for rows and columns the number of windows and the last one's origin."""
-    if grid.rows.window != grid.columns.window:
-        raise ValueError(f"expected square windows, got {grid.rows.window} x {grid.columns.window} tokens")
-    numbers = [grid.rows.window]
-    for axis in (grid.rows, grid.columns):
-        count, span = len(axis.origins), axis.grid - axis.window
-        if axis.origins != tuple(i * span // max(count - 1, 1) for i in range(count)):
-            raise ValueError(f"expected windows spread evenly, as WindowAxis.spread does it, got {axis.origins}")
-        if (axis.grid + 1) * count >= 2**31:  # the kernels find windows in 32-bit integers
-            raise ValueError(f"expected a shorter axis, got {axis.grid} tokens with {count} windows")
-        numbers += [count, span]
-    return _ints(*numbers)
-
-
 def _covered(axis: WindowAxis, tokens: int) -> int:
     """Tokens of the first ``tokens`` that the windows of an axis see, each as often as it is seen."""
     return sum(max(min(origin + axis.window, tokens) - origin, 0) for origin in axis.origins)
-
-
-def _pixels(pixels: Pixels, dtype: DTypeLike) -> tuple[np.generic, ...]:
-    if pixels.address % np.dtype(dtype).itemsize:
-        raise ValueError(f"expected pixels at a multiple of {np.dtype(dtype).itemsize} B, got {pixels.address:#x}")
-    return _address(pixels.address), *_longs(pixels.row_stride, pixels.column_stride)
-
-
-def _pixel_type(dtype: DTypeLike) -> str:
-    return _name_of(dtype, {"u8": np.uint8, "u16": np.uint16})
-
-
-def _float_type(dtype: DTypeLike) -> str:
-    return _name_of(dtype, {"f16": np.float16, "f32": np.float32})
-
-
-def _name_of(dtype: DTypeLike, names: dict[str, type[np.generic]]) -> str:
-    for name, known in names.items():
-        if np.dtype(dtype) == np.dtype(known):
-            return name
-    raise ValueError(f"expected {' or '.join(t.__name__ for t in names.values())}, got {np.dtype(dtype)}")
-
-
-def _grid(across: int, down: int, block: tuple[int, int, int]) -> tuple[int, int, int]:
-    return _ceil(across, block[0]), min(_ceil(down, block[1]), _GRID_Y), 1
-
-
-def _address(address: int) -> np.generic:
-    return np.uintp(address)
-
-
-def _ints(*numbers: int) -> tuple[np.generic, ...]:
-    return tuple(np.int32(n) for n in numbers)
-
-
-def _longs(*numbers: int) -> tuple[np.generic, ...]:
-    return tuple(np.int64(n) for n in numbers)
-
-
-def _ceil(n: int, d: int) -> int:
-    return -(-n // d)

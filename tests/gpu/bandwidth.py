@@ -11,6 +11,7 @@ from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
 from ldp_runtime.cuda.base import Device, Stream
 from ldp_runtime.cuda.launch import Launch, Pixels
+from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.geometry import WindowGrid
 
@@ -94,11 +95,11 @@ def _calls(device: Device, stream: Stream, manifest: Manifest, size: tuple[int, 
     stream.copy(at["table"], staged.address, table.array.nbytes)
     stream.sync()
     left, right, image = (Pixels(at[name], 3 * w) for name in ("left", "right", "image"))
-    region = launches.PairRegion(at["pair"], (0, 0), (H, W))
-    canvases = launches.Canvases(at["stereo"], at["center"], np.float16, grid, PATCH, clip.mean, clip.std)
+    region = PairRegion(at["pair"], (0, 0), (H, W))
+    canvases = Canvases(at["stereo"], at["center"], np.float16, grid, PATCH, clip.mean, clip.std)
     calls = []
     for dtype in (np.uint8, np.uint16):
-        calls.append(launches.prepare(left, right, dtype, size, (H, W), pair=region, canvases=canvases))
+        calls.append(prepare(left, right, dtype, size, (H, W), pair=region, canvases=canvases))
         calls.append(launches.finish(at["pair"], (H, W), image, dtype, size, at["invalid"]))
     weights = at["weights"]
     calls.append(launches.blend(at["pair"], (H, W), weights, weights, at["rows"], (H, W), (0, 0)))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_runtime.cuda import launches
+from ldp_runtime.cuda import launches, preparation
 from ldp_runtime.cuda.arrays import DeviceArray
 from ldp_runtime.cuda.chain import CudaChain
 from ldp_runtime.cuda.device import CudaDevice
@@ -43,8 +43,8 @@ def test_prepare_and_finish_are_the_numpy_twins(device: CudaDevice) -> None:
         views.append(Pixels(view_memory.address, 3 * size[1]))
     pair, image, bad = (device.allocate(size, stream, stream) for size in (6 * 64 * 64 * 4, left.nbytes, 4))
     stream.zero(bad.address, 4)
-    region = launches.PairRegion(pair.address, (0, 0), padded)
-    stream.launch(launches.prepare(*views, left.dtype, size, padded, pair=region))
+    region = preparation.PairRegion(pair.address, (0, 0), padded)
+    stream.launch(preparation.prepare(*views, left.dtype, size, padded, pair=region))
     finish = launches.finish(pair.address, padded, Pixels(image.address, 3 * size[1]), left.dtype, size, bad.address)
     stream.launch(finish)
     stream.sync()

@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import DTypeLike, NDArray
 
 from ldp_runtime.chain import AXES
-from ldp_runtime.cuda import launches
+from ldp_runtime.cuda import launches, preparation
 from ldp_runtime.cuda.launch import Launch, Pixels
-from ldp_runtime.cuda.launches import Canvases, PairRegion
+from ldp_runtime.cuda.preparation import Canvases, PairRegion
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import blur_logits as blur_logits_twin
 from ldp_runtime.stages.blur_map import upsample_map
@@ -130,7 +130,7 @@ def run_prepare(
         addresses = [output.address for output in outputs[-2:]]
         arguments["canvases"] = Canvases(*addresses, canvas, grid, p, MEAN, STD, first=first, count=count)
     pixels = Pixels.from_array(left), Pixels.from_array(right)
-    call = launches.prepare(*pixels, left.dtype, left.shape[:2], padded, **arguments)
+    call = preparation.prepare(*pixels, left.dtype, left.shape[:2], padded, **arguments)
     launch(call)
     return [output.check() for output in outputs], call
 
@@ -245,7 +245,9 @@ def test_prepare_leaves_a_canvas_out(kept: int, canvas: DTypeLike) -> None:
     output = Fenced(expected.shape, canvas)
     places = [output.address if i == kept else 0 for i in range(2)]
     pixels = Pixels.from_array(left), Pixels.from_array(right)
-    call = launches.prepare(*pixels, left.dtype, size, padded, canvases=Canvases(*places, canvas, grid, p, MEAN, STD))
+    call = preparation.prepare(
+        *pixels, left.dtype, size, padded, canvases=Canvases(*places, canvas, grid, p, MEAN, STD)
+    )
     launch(call)
     same(output.check(), expected)
     assert call.minimum_bytes == left.nbytes + right.nbytes + expected.nbytes
@@ -539,7 +541,7 @@ def preparing(size: tuple[int, int], padded: tuple[int, int], dtype: DTypeLike =
         outputs["pair"] = PairRegion(64, *outputs["pair"])
     if "first" in outputs:
         outputs["canvases"] = Canvases(0, 0, np.float16, GRID, 16, MEAN, STD, outputs.pop("first"))
-    return lambda: launches.prepare(photo, PHOTO, dtype, size, padded, **outputs)
+    return lambda: preparation.prepare(photo, PHOTO, dtype, size, padded, **outputs)
 
 
 @pytest.mark.parametrize(
