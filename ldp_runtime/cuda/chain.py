@@ -15,6 +15,7 @@ from ldp_runtime.chain import Chain, Progress
 from ldp_runtime.cuda import arrays
 from ldp_runtime.cuda.base import Device, Engine, OutOfDeviceMemoryError
 from ldp_runtime.cuda.frame import FrameRunner
+from ldp_runtime.cuda.frame_stages import FrameStages
 from ldp_runtime.cuda.plan import PairForm, Plan
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.cuda.slot import Streams
@@ -165,15 +166,8 @@ class CudaChain(Chain):
                 clip_engine, deblur_engine = (
                     self._source.open(entry) if entry is not None else None for entry in (clip, deblur)
                 )
-                runner = FrameRunner(
-                    self._streams,
-                    plan,
-                    self.bundle.manifest,
-                    self._table,
-                    clip_engine,
-                    deblur_engine,
-                    self._lock,
-                )
+                stages = FrameStages(self._streams, plan, self.bundle.manifest, self._table, clip_engine, deblur_engine)
+                runner = FrameRunner(self._streams, stages, self._lock)
             return runner, runner.submit(left, right, self._fields(runner, notes, clock))
         except BaseException:
             with contextlib.suppress(BackendError):

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 from ldp_runtime.bundle.engines import Shape, clip_shapes, deblur_shapes, feature_shapes
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda.base import aligned
+from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 from ldp_runtime.stages.tiles import TileGrid
 
@@ -99,6 +100,12 @@ class PairForm:
         """``(h, w)`` of the pair turned so that its disparity runs along x."""
         h, w = self.size
         return (h, w) if self.axis == "horizontal" else (w, h)
+
+    def pixels(self, address: int, row_stride: int, column_stride: int) -> Pixels:
+        """An image as it is stored, turned so that the disparity of its pair runs along x."""
+        if self.axis == "horizontal":
+            return Pixels(address, row_stride, column_stride)
+        return Pixels(address, column_stride, row_stride)
 
 
 @dataclass(frozen=True)

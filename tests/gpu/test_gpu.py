@@ -133,7 +133,7 @@ def test_memory_stays_where_it_is(gpu: Deblurrer, device: CudaDevice) -> None:
         gpu(*pair)
     assert pool.attributes.used_mem_current == used
     (runner, _), *_ = chain_of(gpu)._runners.values()
-    planned = runner._layout.size + runner.plan.inputs().size + runner.plan.outputs().size
+    planned = runner._stages.layout.size + runner.plan.inputs().size + runner.plan.outputs().size
     assert used >= planned
 
 

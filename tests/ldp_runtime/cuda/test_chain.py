@@ -93,8 +93,8 @@ def test_clip_sees_what_the_prompts_query_alone(
         assert ("blend" in device.log) == (tile == 256)
         (runner, _), *_ = gpu._chain._runners.values()
         assert list(runner.plan.clip_shapes) == [canvas]
-        assert {"stereo", "center"} & {*runner._layout.offsets} == {canvas}
-        assert f"{canvas}_features" in runner._layout.offsets
+        assert {"stereo", "center"} & {*runner._stages.layout.offsets} == {canvas}
+        assert f"{canvas}_features" in runner._stages.layout.offsets
 
 
 def test_more_windows_than_a_batch(use: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
