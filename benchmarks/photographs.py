@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ldp_export.data.base import PairSample
+    from ldp_export.evaluation.photographs import RegisteredTarget
     from ldp_export.evaluation.score import Restorer
     from ldp_runtime.bundle.bundle import Bundle
 
@@ -36,9 +37,10 @@ name beside the left views too. Writes photographs-NAME.json and photographs-NAM
 into the output folder; pictures are not kept.
 """
 
-AS_IS, BLANK, CHECKED = "as it is", "blank blur map", "checked and scaled"
+AS_IS, BLANK, CHECKED, PERFECT = "as it is", "blank blur map", "checked and scaled", "perfectly"
 PLAIN = "psnr"
-KINDS = (PLAIN, "matched_psnr", "aligned_psnr")
+KINDS = (PLAIN, "matched_psnr", "aligned_psnr", "registered_psnr")
+HEADINGS = ("plain", "matched", "aligned", "registered")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Row:
     Attributes:
         name: The pair's name.
         group: Its first folder; empty without folders.
-        way: ``AS_IS``, ``BLANK``, ``CHECKED`` or the name of other results.
-        center: PSNR of the center view in dB: plain, matched and aligned, by ``KINDS``.
-        gain: What is won over them.
+        way: ``AS_IS``, ``BLANK``, ``CHECKED``, ``PERFECT`` or the name of other results.
+        center: PSNR of the center view in dB by ``KINDS``; the registered one depends on the way.
+        gain: What is won over them; a perfect picture has no registered gain.
         scale: That the pair was restored at.
     """
 
@@ -135,33 +137,53 @@ def measure(source: Path, ways: Mapping[str, Restorer], other: str = "", file: s
         sample = dataset[index]
         if sample.target is None:
             raise BenchmarkError(f"expected a target for {sample.name}, got none; put target.png beside the views")
-        score = _scorer(sample, groups.get(sample.name, ""))
+        scorer, restored = _Scorer(sample, sample.target, groups.get(sample.name, "")), None
         for way, restorer in ways.items():
             result = restorer(sample.left, sample.right)
-            rows.append(score(way, result.restored, result.scale))
+            restored = result.restored if restored is None else restored
+            rows.append(scorer.row(way, result.restored, result.scale))
         picture = pair.left.with_name(file) if other else None
         if picture is not None and picture.is_file():
-            rows.append(score(other, read_pixels(picture), 1.0))
+            rows.append(scorer.row(other, read_pixels(picture)))
+        if restored is not None:
+            rows.append(scorer.perfect(restored))
     return rows
 
 
-def _scorer(sample: PairSample, group: str) -> Callable[[str, np.ndarray, float], Row]:
-    """Makes a row of what a way has restored of a pair."""
-    from ldp_export.evaluation.score import image_scores
-    from ldp_runtime.images.quality import center_view
+class _Scorer:
+    """Makes rows of what was restored of a pair with a target."""
 
-    def scores(image: np.ndarray) -> dict[str, float]:
-        values = image_scores(image, sample.target, float(sample.peak), photographs=True)
-        return {kind: round(values[kind], 4) for kind in KINDS}
+    def __init__(self, sample: PairSample, target: np.ndarray, group: str) -> None:
+        from ldp_runtime.images.quality import center_view
 
-    center = scores(center_view(sample.left, sample.right))
+        self._name, self._group, self._target, self._peak = sample.name, group, target, float(sample.peak)
+        self._center = center_view(sample.left, sample.right)
 
-    def row(way: str, image: np.ndarray, scale: float) -> Row:
-        after = scores(image)
-        gain = {kind: round(after[kind] - center[kind], 4) for kind in KINDS}
-        return Row(sample.name, group, way, center, gain, scale)
+    def row(self, way: str, image: np.ndarray, scale: float = 1.0) -> Row:
+        """The row of an image ``(h, w, 3)`` in the range of the views, restored at a scale."""
+        return self._row(way, image, scale, self._registered(image))
 
-    return row
+    def perfect(self, image: np.ndarray) -> Row:
+        """The row of the target itself in the geometry of a restored image, of which no more can be had."""
+        target = self._registered(image).target * self._peak  # (h, w, 3), or (h, w, 1) where it is grey
+        return self._row(PERFECT, np.broadcast_to(target, image.shape), 1.0, None)
+
+    def _registered(self, image: np.ndarray) -> RegisteredTarget:
+        from ldp_export.evaluation.score import registered_with
+
+        return registered_with(image, self._target, self._peak)
+
+    def _row(self, way: str, image: np.ndarray, scale: float, registered: RegisteredTarget | None) -> Row:
+        from ldp_export.evaluation.score import image_scores
+
+        center, after = (
+            image_scores(picture, self._target, self._peak, photographs=True, registered=registered)
+            for picture in (self._center, image)
+        )
+        kinds = [kind for kind in KINDS if kind in after]
+        before = {kind: round(center[kind], 4) for kind in kinds}
+        gain = {kind: round(after[kind] - center[kind], 4) for kind in kinds}
+        return Row(self._name, self._group, way, before, gain, scale)
 
 
 def means_table(report: Report) -> str:
@@ -171,27 +193,32 @@ def means_table(report: Report) -> str:
         grouped[row.group, row.way].append(row)
     lines: list[Sequence[object]] = []
     for (group, way), rows in grouped.items():
-        means = [signed(fmean(row.gain[kind] for row in rows), 2) for kind in KINDS]
+        means = _gains({kind: fmean(row.gain[kind] for row in rows) for kind in rows[0].gain})
         who = f"{report.name}, {way}" if way in (AS_IS, BLANK, CHECKED) else way
         worst = signed(min(row.gain[PLAIN] for row in rows), 2)
         lines.append([f"{group or 'all'}, {len(rows)}", who, *means, worst])
-    return markdown_table(["scenes", "restored by", "plain", "matched", "aligned", "worst, plain"], lines, "llrrrr")
+    return markdown_table(["scenes", "restored by", *HEADINGS, "worst, plain"], lines, "llrrrrr")
 
 
 def to_markdown(report: Report) -> str:
     """The tables of a report."""
     lines = []
     for row in _rows(report):
-        gains = [signed(row.gain[kind], 2) for kind in KINDS]
+        gains = _gains(row.gain)
         scale = f"1/{round(1 / row.scale)}" if row.scale < 1 else "1"
         lines.append([row.name, row.way, f"{row.center[PLAIN]:.2f}", *gains, scale])
-    header = ["scene", "restored by", "center view", "plain", "matched", "aligned", "scale"]
+    header = ["scene", "restored by", "center view", *HEADINGS, "scale"]
     origin = f"Pictures: {report.data['origin']}.\n\n" if report.data["origin"] else ""
     return (
         f"# {report.name} on photographs\n\n{origin}Gain in PSNR over the center view, dB; `ldp-export evaluate "
-        f"--help` says what matched and aligned mean.\n\n{means_table(report)}\n\n## Each scene\n\n"
-        f"{markdown_table(header, lines, 'llrrrrr')}\n"
+        f"--help` says what matched, aligned and registered mean. *Perfectly* is the target itself where the photo has "
+        f"it: what a restoration can gain at most.\n\n{means_table(report)}\n\n## Each scene\n\n"
+        f"{markdown_table(header, lines, 'llrrrrrr')}\n"
     )
+
+
+def _gains(gain: Mapping[str, float]) -> list[str]:
+    return [signed(gain[kind], 2) if kind in gain else "" for kind in KINDS]
 
 
 def _rows(report: Report) -> list[Row]:

@@ -41,7 +41,8 @@ names that `ldp batch --help` lists, or a CSV with the columns left, right and,
 where wanted, target. A target lies beside its views: as target.png, in target/
 or NAME_c/ under the pair's name, or in inputC/ beside inputL/. Besides PSNR, SSIM
 and MAE they get a matched PSNR, which forgives other light, an aligned PSNR, which
-forgives a few pixels of misalignment, the gains over the center view, and a
+forgives a few pixels of misalignment, a registered PSNR, which forgives a target
+of another size (focus breathing), the gains over the center view, and a
 sharpness that needs no target. Folders of the first level are summed up apart.
 The model gets the views as they are; --check auto corrects and scales them as
 `ldp batch` does.

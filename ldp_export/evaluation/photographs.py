@@ -1,13 +1,16 @@
 """Scores of real photographs, whose targets are other photographs: shot in other light, and not quite from there.
 
-Two forms of PSNR forgive that. *Matched* PSNR takes the low frequencies of an image from the target, so that light and
-vignetting cancel. *Aligned* PSNR lets each block of the image shift a little, so that a moved tripod, or objects that
-stand elsewhere in the blurred views than in the target, do not count as lost detail. Sharpness needs no target.
+Three forms of PSNR forgive that. *Matched* PSNR takes the low frequencies of an image from the target, so that light
+and vignetting cancel. *Aligned* PSNR lets each block of the image shift a little, so that a moved tripod, or objects
+that stand elsewhere in the blurred views than in the target, do not count as lost detail. *Registered* PSNR compares
+with the target as an affine map brings it to the photo: a lens that is focused elsewhere shows the scene larger or
+smaller (focus breathing), and no restoration can know that. Sharpness needs no target.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -23,6 +26,12 @@ BLOCK = 64
 
 SHIFT_X, SHIFT_Y, SHIFT_STEP = 3.0, 1.0, 0.5
 """How far in px a block may shift along x and along y, and in what steps."""
+
+REGISTERED_PX = 1.5e6
+"""Px of the copies that are registered at most."""
+
+_ECC_STEPS, _ECC_EPSILON, _ECC_WINDOW = 200, 1e-6, 5
+_LEAST_COMMON = 0.8
 
 SHARPNESS_SIGMA = 1.0
 """Deviation in px of the Gaussian that keeps noise out of the sharpness."""
@@ -71,6 +80,61 @@ def aligned_psnr(image: Floats, target: Floats) -> float:
             np.minimum(least, np.add.reduceat(np.add.reduceat(error, rows, 0), columns, 1), out=least)
     mean = float(least.sum()) / target.size
     return math.inf if mean == 0 else -10 * math.log10(mean)
+
+
+@dataclass(frozen=True, eq=False)
+class RegisteredTarget:
+    """A target in the geometry of another photo.
+
+    Attributes:
+        target: ``(h, w, c)`` in [0, 1].
+        inside: ``(h, w)``: where the target's own picture reaches.
+    """
+
+    target: Floats
+    inside: NDArray[np.bool_]
+
+    def psnr(self, image: Floats) -> float:
+        """PSNR in dB of an image ``(h, w, c)`` in [0, 1], where the target reaches."""
+        return psnr(image[self.inside], self.target[self.inside], data_range=1.0)
+
+
+def register_target(target: Floats, restored: Floats) -> RegisteredTarget:
+    """The target in the geometry of a restored photo, by the affine map that makes both correlate best.
+
+    The map is found by OpenCV's ECC (Evangelidis and Psarakis 2008) and is at once that of the center view, which the
+    photo was restored from. Where none is found that brings the target nearer, it stays as it is.
+
+    Args:
+        target: ``(h, w, c)`` in [0, 1].
+        restored: The same shape.
+    """
+    height, width = target.shape[:2]
+    scale = min(1.0, math.sqrt(REGISTERED_PX / (height * width)))
+    greys = [
+        cv2.resize(image.mean(2), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for image in (restored, target)
+    ]
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _ECC_STEPS, _ECC_EPSILON)
+    matrix = np.eye(2, 3, dtype=np.float32)
+    unmoved = RegisteredTarget(target, np.ones((height, width), np.bool_))
+    try:
+        cv2.findTransformECC(*greys, matrix, cv2.MOTION_AFFINE, criteria, None, _ECC_WINDOW)
+    except cv2.error:  # they do not correlate
+        return unmoved
+    matrix[:, 2] /= scale
+
+    def moved(image: NDArray[np.float32], interpolation: int, border: int) -> Floats:
+        flags = interpolation | cv2.WARP_INVERSE_MAP
+        return np.asarray(cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=border), np.float32)
+
+    inside = moved(np.ones((height, width), np.float32), cv2.INTER_LINEAR, cv2.BORDER_CONSTANT) > 0.999
+    registered = RegisteredTarget(
+        moved(target, cv2.INTER_CUBIC, cv2.BORDER_REFLECT).reshape(target.shape), np.asarray(inside)
+    )
+    if inside.mean() < _LEAST_COMMON or registered.psnr(restored) <= unmoved.psnr(restored):
+        return unmoved
+    return registered
 
 
 def sharpness(image: Floats) -> float:

@@ -24,7 +24,15 @@ from ldp_export.evaluation.metrics import (
     ssim,
 )
 from ldp_export.evaluation.paper import OURS, SUBSET_COLUMNS, load
-from ldp_export.evaluation.photographs import aligned_psnr, is_grey, matched_psnr, sharpness, unit_range
+from ldp_export.evaluation.photographs import (
+    RegisteredTarget,
+    aligned_psnr,
+    is_grey,
+    matched_psnr,
+    register_target,
+    sharpness,
+    unit_range,
+)
 from ldp_export.evaluation.sheets import ROWS_A_SHEET, contact_row, stack
 from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import SSIM_WINDOW, center_view
@@ -32,10 +40,10 @@ from ldp_runtime.result import Result
 from ldp_runtime.stages.blur_map import LOGIT_LIMIT
 
 RESTORATION = ("psnr", "ssim", "mae", "mse_rel")
-PHOTOGRAPH = ("matched_psnr", "aligned_psnr", "sharpness")
+PHOTOGRAPH = ("matched_psnr", "aligned_psnr", "registered_psnr", "sharpness")
 BLUR = ("blur_map_accuracy", "blur_map_balanced_accuracy", "ai1", "ai2", "rank_disagreement")
 CENTER = tuple(f"center_{name}" for name in (*RESTORATION, *PHOTOGRAPH))
-GAINS = tuple(f"{name}_gain" for name in ("psnr", "matched_psnr", "aligned_psnr"))
+GAINS = tuple(f"{name}_gain" for name in ("psnr", *PHOTOGRAPH[:3]))
 COLUMNS = (*CENTER, *RESTORATION, *PHOTOGRAPH, *GAINS, *BLUR)
 """Columns of the table of images, ``center_`` being the scores of the center view, which is what there was before, and
 ``_gain`` what the model's are above them."""
@@ -47,6 +55,7 @@ HEADINGS = {
     "mse_rel": "MSE_rel",
     "matched_psnr": "matched PSNR, dB",
     "aligned_psnr": "aligned PSNR, dB",
+    "registered_psnr": "registered PSNR, dB",
     "sharpness": "sharpness, % per px",
     "blur_map_accuracy": "blur map accuracy",
     "blur_map_balanced_accuracy": "balanced accuracy",
@@ -218,6 +227,7 @@ _NOTES = {
     "matched_psnr": "Matched PSNR takes the low frequencies (Gaussian, sigma 20 px) from the target, so that light and "
     "vignetting cancel.",
     "aligned_psnr": "Aligned PSNR lets each block of 64 px shift by up to 3 px along x and 1 px along y.",
+    "registered_psnr": "Registered PSNR compares with the target as an affine map brings it to the restored image.",
     "sharpness": "Sharpness is the root mean square of the luminance's gradient, after a Gaussian of 1 px, in percent "
     "of the peak per px; noise and false texture raise it too. Grey pairs are scored on the mean of the channels.",
     "blur_map_accuracy": "Blur map: a pixel is blurred where |DP disparity| > 1 px. Accuracy is a mean over images; "
@@ -241,8 +251,11 @@ def score_pair(restorer: Restorer, sample: PairSample, *, photographs: bool = Fa
     """
     result = restorer(sample.left, sample.right)
     values: dict[str, float] = {}
+    peak, registered = float(sample.peak), None
+    if photographs and sample.target is not None:
+        registered = registered_with(np.asarray(result.restored), sample.target, peak)
     for prefix, image in (("center_", center_view(sample.left, sample.right)), ("", result.restored)):
-        scores = image_scores(np.asarray(image), sample.target, float(sample.peak), photographs=photographs)
+        scores = image_scores(np.asarray(image), sample.target, peak, photographs=photographs, registered=registered)
         values |= {f"{prefix}{name}": value for name, value in scores.items()}
     if photographs and sample.target is not None:
         for gain in GAINS:
@@ -352,8 +365,19 @@ def paper_rows(dataset: str, subset: str = WHOLE) -> list[PaperRow]:
 # --- figures --------------------------------------------------------------------------------------------------
 
 
+def registered_with(restored: NDArray[Any], target: NDArray[Any], peak: float) -> RegisteredTarget:
+    """``register_target`` of ``(h, w, 3)`` in [0, peak], as ``image_scores`` takes it."""
+    restored, target = _grey_where_target_is(restored, target)
+    return register_target(unit_range(target, peak), unit_range(restored, peak))
+
+
 def image_scores(
-    image: NDArray[Any], target: NDArray[Any] | None, peak: float, *, photographs: bool = False
+    image: NDArray[Any],
+    target: NDArray[Any] | None,
+    peak: float,
+    *,
+    photographs: bool = False,
+    registered: RegisteredTarget | None = None,
 ) -> dict[str, float]:
     """The scores of an image: ``RESTORATION`` where there is a target, and ``PHOTOGRAPH`` where that is wanted.
 
@@ -362,11 +386,12 @@ def image_scores(
         target: The same shape, or None. Photographs with a grey target are scored on the mean of their channels.
         peak: The largest value.
         photographs: As for ``score_pair``.
+        registered: The target of the registered PSNR.
     """
     scores: dict[str, float] = {}
     if target is not None:
-        if photographs and is_grey(target):
-            image, target = image.mean(2, keepdims=True), target[..., :1]
+        if photographs:
+            image, target = _grey_where_target_is(image, target)
         scores |= {
             "psnr": psnr(image, target, data_range=peak),
             "mae": mae(image, target, data_range=peak),
@@ -379,8 +404,14 @@ def image_scores(
         if target is not None:
             truth = unit_range(target, peak)
             scores |= {"matched_psnr": matched_psnr(picture, truth), "aligned_psnr": aligned_psnr(picture, truth)}
+        if registered is not None:
+            scores["registered_psnr"] = registered.psnr(picture)
         scores["sharpness"] = sharpness(picture)
     return scores
+
+
+def _grey_where_target_is(image: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    return (image.mean(2, keepdims=True), target[..., :1]) if is_grey(target) else (image, target)
 
 
 def _logits(blur_map: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.results import BenchmarkError, Report
-from benchmarks.photographs import AS_IS, BLANK, CHECKED, measure, restorers, to_markdown
-from ldp_export.evaluation.score import image_scores
+from benchmarks.photographs import AS_IS, BLANK, CHECKED, PERFECT, measure, restorers, to_markdown
+from ldp_export.evaluation.score import image_scores, registered_with
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.images.photo import write_pixels
 from ldp_runtime.result import Result
@@ -43,21 +43,26 @@ def test_gains_by_hand_and_their_tables(tmp_path: Path) -> None:
     assert [(row.name, row.group, row.way) for row in rows] == [
         ("canon-1", "canon", AS_IS),
         ("canon-1", "canon", "Theirs"),
+        ("canon-1", "canon", PERFECT),
         ("canon-2", "canon", AS_IS),
+        ("canon-2", "canon", PERFECT),
         ("pixel-3", "pixel", AS_IS),
+        ("pixel-3", "pixel", PERFECT),
     ]
     for row, name in zip(rows[:2], ("left", "theirs"), strict=True):
-        scores = image_scores(first[name], first["target"], 255.0, photographs=True)
+        registered = registered_with(first[name], first["target"], 255.0)
+        scores = image_scores(first[name], first["target"], 255.0, photographs=True, registered=registered)
+        assert set(row.gain) == {"psnr", "matched_psnr", "aligned_psnr", "registered_psnr"}
         for kind, gain in row.gain.items():
             assert gain == pytest.approx(scores[kind] - row.center[kind], abs=1e-3)
     report = Report.new("photographs", {"origin": "here", "rows": [vars(row) for row in rows]})
     text = to_markdown(report)
-    mean = (rows[0].gain["psnr"] + rows[2].gain["psnr"]) / 2
-    worst = min(rows[0].gain["psnr"], rows[2].gain["psnr"])
-    (line,) = (line for line in text.splitlines() if line.startswith("| canon, 2 |"))
+    mean = (rows[0].gain["psnr"] + rows[3].gain["psnr"]) / 2
+    worst = min(rows[0].gain["psnr"], rows[3].gain["psnr"])
+    (line,) = (line for line in text.splitlines() if line.startswith("| canon, 2 | ") and AS_IS in line)
     assert f"| {mean:+.2f} |" in line and line.endswith(f"| {worst:+.2f} |")
     assert "| canon, 1 | Theirs |" in text and "Pictures: here." in text
-    assert text.count("| canon-1 |") == 2
+    assert text.count("| canon-1 |") == 3
 
 
 def test_a_pair_without_a_target_is_refused(tmp_path: Path) -> None:

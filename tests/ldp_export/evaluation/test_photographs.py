@@ -3,11 +3,19 @@
 import itertools
 import math
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldp_export.evaluation.photographs import aligned_psnr, is_grey, matched_psnr, sharpness, unit_range
+from ldp_export.evaluation.photographs import (
+    aligned_psnr,
+    is_grey,
+    matched_psnr,
+    register_target,
+    sharpness,
+    unit_range,
+)
 from ldp_runtime.images.quality import psnr
 
 Floats = NDArray[np.float32]
@@ -98,6 +106,31 @@ def test_blocks_that_moved_differently_do_not_count_when_aligned() -> None:
     assert aligned_psnr(moved, target) > 16  # what is left is at the seams of the blocks
     assert aligned_psnr(np.roll(target, 5, 1), target) < 10, "5 px are too far"
     assert aligned_psnr(target, target) == math.inf
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("pixels", [1e9, 1e4], ids=["full size", "reduced"])
+def test_a_target_of_another_focus_is_registered(channels: int, pixels: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldp_export.evaluation.photographs.REGISTERED_PX", pixels)
+    scene = cv2.GaussianBlur(noise((140, 190, channels)), (0, 0), 2.5).reshape(140, 190, channels) * 3 - 1
+    breathing = np.array([[1.02, 0, -3.5], [0, 1.015, 1.0]], np.float32)  # photo px -> target px
+    photo = cv2.warpAffine(scene, breathing, (190, 140), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
+    photo = photo.reshape(scene.shape)
+    soft = cv2.GaussianBlur(photo, (0, 0), 3).reshape(scene.shape)
+    inner = np.s_[10:-10, 10:-10]
+    assert psnr(photo[inner], scene[inner], data_range=1.0) < psnr(soft[inner], scene[inner], data_range=1.0) + 1.5
+    registered = register_target(scene, photo * np.float32(0.9))
+    assert registered.psnr(photo) > max(35, registered.psnr(soft) + 10)
+    assert 0.9 < registered.inside.mean() < 1
+
+
+def test_what_cannot_be_registered_stays_as_it_is() -> None:
+    target, image = noise((60, 80, 3)), np.full((60, 80, 3), 0.5, np.float32)
+    for restored in (image, noise((60, 80, 3), 1)):
+        registered = register_target(target, restored)
+        np.testing.assert_array_equal(registered.target, target)
+        assert registered.inside.all()
+        assert registered.psnr(restored) == psnr(restored, target, data_range=1.0)
 
 
 def test_sharpness_falls_with_blur_and_not_with_light() -> None:

@@ -15,12 +15,12 @@ from ldp_export.data import PairSample, open_dataset
 from ldp_export.evaluation import score as module
 from ldp_export.evaluation.metrics import affine_invariant_mae, rank_disagreement
 from ldp_export.evaluation.paper import load_table
-from ldp_export.evaluation.photographs import aligned_psnr, matched_psnr, sharpness, unit_range
+from ldp_export.evaluation.photographs import aligned_psnr, matched_psnr, register_target, sharpness, unit_range
 from ldp_export.evaluation.score import GAINS, Score, paper_rows, score_dataset, score_pair, summarise
 from ldp_export.evaluation.sheets import ROWS_A_SHEET, contact_row
 from ldp_runtime.errors import ImageError
 from ldp_runtime.images.photo import read_photo
-from ldp_runtime.images.quality import psnr, ssim
+from ldp_runtime.images.quality import center_view, psnr, ssim
 from ldp_runtime.result import Result
 from tests.ldp_export.data.miniatures import (
     DPD_BLUR_TEST,
@@ -128,12 +128,18 @@ def test_photographs_are_scored_in_other_light_and_without_a_target() -> None:
     picture, truth = (unit_range(image, 255.0) for image in (result.restored, target))
     assert values["matched_psnr"] == matched_psnr(picture, truth)
     assert values["aligned_psnr"] == aligned_psnr(picture, truth)
+    registered = register_target(truth, picture)
+    assert values["registered_psnr"] == registered.psnr(picture)
+    center = unit_range(center_view(sample.left, sample.right), 255.0)
+    assert values["center_registered_psnr"] == registered.psnr(center)
     assert values["sharpness"] == sharpness(picture)
     for gain in GAINS:
         name = gain.removesuffix("_gain")
         assert values[gain] == values[name] - values[f"center_{name}"] != 0
     assert set(score_pair(FakeRestorer(), sample)[0].values) == {
-        name for name in values if not any(word in name for word in ("gain", "matched", "aligned", "sharpness"))
+        name
+        for name in values
+        if not any(word in name for word in ("gain", "matched", "aligned", "registered", "sharpness"))
     }
     blind = score_pair(FakeRestorer(), PairSample("a", sample.left, sample.right), photographs=True)[0]
     assert blind.values == {name: values[name] for name in ("sharpness", "center_sharpness")}
