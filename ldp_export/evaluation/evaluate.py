@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHARP_RADIUS = 0.5
 """Below this radius of the circle of confusion in px, and nothing blurred near, a place must not lose."""
 
-_PEAK = 255.0
+_PEAK, _TO_16_BITS = 255.0, 257
 _HARDLY_BLURRED = ("mild", "noise3", "jpeg90", "in_focus")
 
 
@@ -67,6 +67,7 @@ WANTED = {
     "mild_change_db": Want("change, hardly any blur, dB", -0.1),
     "noise3_change_db": Want("change, that and noise of 3/255, dB", -0.1),
     "jpeg90_change_db": Want("change, that and JPEG quality 90, dB", -0.1),
+    "in_focus_change_db": Want("change, no blur at all, dB", -0.3),
     "blur_map_balanced_accuracy": Want("blur map, balanced accuracy", 0.85),
     "blur_map_spearman": Want("blur map, Spearman with |CoC|", 0.6),
 }
@@ -81,7 +82,6 @@ REPORTED = {
     "restored_ssim": "SSIM of the restored image",
     "sharp_share": "share of the scene that is sharp",
     "blur_map_accuracy": "blur map, accuracy",
-    "in_focus_change_db": "change, no blur at all, dB",
 }
 """Further figures of each focus setting, for which no value is wanted."""
 
@@ -192,8 +192,9 @@ def _evaluate_focus(
             report(f"{focus}, {variant}")
         pair = focus_setting(focus, variant)
         result = deblurrer(pair.left, pair.right)
+        restored = _restored_in_16_bits(deblurrer, pair) if variant in _HARDLY_BLURRED else result.restored
         center = center_view(pair.left, pair.right)
-        before, after = (psnr(image, pair.target, data_range=_PEAK) for image in (center, result.restored))
+        before, after = (psnr(image, pair.target, data_range=_PEAK) for image in (center, restored))
         change = after - before
         if variant == "standard":
             figures |= {"center_psnr_db": before, "restored_psnr_db": after, "gain_db": change}
@@ -205,6 +206,15 @@ def _evaluate_focus(
         if pictures is not None:
             _write_pictures(pictures, f"{focus}-{variant}", pair, result, center)
     return figures
+
+
+def _restored_in_16_bits(deblurrer: Restorer, pair: SimulatedPair) -> np.ndarray:
+    """The restored image in [0, 255] in steps of 1 / 257.
+
+    Where nothing is blurred, rounding to 8 bits costs 0.6 dB by itself, and the center view is not rounded either.
+    """
+    left, right = (view.astype(np.uint16) * _TO_16_BITS for view in (pair.left, pair.right))
+    return np.asarray(deblurrer(left, right).restored / np.float32(_TO_16_BITS))
 
 
 def _standard_figures(

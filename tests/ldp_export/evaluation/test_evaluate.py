@@ -25,6 +25,7 @@ from tests.processes import output
 from tests.sample import near_sample
 
 H, W = 64, 96
+IN_16_BITS = 100
 
 
 def make_pair(seed: int = 0) -> SimulatedPair:
@@ -40,7 +41,7 @@ def make_pair(seed: int = 0) -> SimulatedPair:
 
 
 class FakeDeblurrer:
-    """Answers with what a function makes of a pair; the blur map is right or wrong everywhere."""
+    """Answers with the target and a little, or the center view; the blur map is right or wrong everywhere."""
 
     backend, precision, has_map = "fake", "fp32", True
 
@@ -51,12 +52,13 @@ class FakeDeblurrer:
     def __call__(self, left: np.ndarray, right: np.ndarray) -> Any:
         coc = next(iter(self.pairs.values())).coc
         truth = (np.abs(coc) / 4).astype(np.float32)
-        center = np.rint(center_view(left, right)).astype(np.uint8)
-        restored = center
+        restored = np.rint(center_view(left, right)).astype(left.dtype)
+        steps, error = (1, 1) if left.dtype == np.uint8 else (257, IN_16_BITS)
         if self.quality == "good":
             for pair in self.pairs.values():
-                if {left.tobytes(), right.tobytes()} == {pair.left.tobytes(), pair.right.tobytes()}:
-                    restored = pair.target + np.uint8(1)
+                views = (view.astype(left.dtype) * steps for view in (pair.left, pair.right))
+                if {left.tobytes(), right.tobytes()} == {view.tobytes() for view in views}:
+                    restored = pair.target.astype(left.dtype) * steps + error
         blur_map = None if not self.has_map else truth if self.quality == "good" else 1 - truth
         return SimpleNamespace(restored=restored, blur_map=blur_map)
 
@@ -97,6 +99,12 @@ def test_a_good_bundle_passes(pairs: dict[str, SimulatedPair], tmp_path: Path) -
     assert figures["rays_gain_db"] == pytest.approx(
         20 * math.log10(255) - psnr(center_view(rays.left, rays.right), rays.target, data_range=255)
     )
+    sharp_pair = pairs["in_focus"]
+    assert figures["in_focus_change_db"] == pytest.approx(
+        20 * math.log10(65535 / IN_16_BITS)
+        - psnr(center_view(sharp_pair.left, sharp_pair.right), sharp_pair.target, data_range=255),
+        abs=1e-3,
+    )
     assert set(figures) == {*WANTED, *module.REPORTED}
     assert len(lines) == 2 * len(VARIANTS)
     assert len(list(tmp_path.iterdir())) == 2 * len(VARIANTS) * 3
@@ -119,7 +127,7 @@ def test_doing_nothing_misses(pairs: dict[str, SimulatedPair]) -> None:
     missed = set(evaluation.to_json()["missed"])
     for name in ("gain_db", "center_as_both_costs_db", "rays_gain_db", "noise_free_gain_db", "blur_map_spearman"):
         assert f"near {name}" in missed
-    for name in ("sharp_region_change_db", "mild_change_db", "swapped_costs_db"):
+    for name in ("sharp_region_change_db", "mild_change_db", "in_focus_change_db", "swapped_costs_db"):
         assert f"near {name}" not in missed
     assert evaluation.table().count("MISS") == len(missed)
 
