@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def _find(source: Path) -> tuple[tuple[Pair, ...], Targets, tuple[str, ...]]:
     """The pairs of a folder or a CSV, their targets, and what was left out.
 
     Raises:
-        PairingError: There are none, or files belong to more than one.
+        PairingError: There are none, files belong to more than one, or a CSV gives two the same name.
     """
     if source.is_dir():
         targets = source / "target"
@@ -85,6 +85,11 @@ def _find(source: Path) -> tuple[tuple[Pair, ...], Targets, tuple[str, ...]]:
     pairs = read_csv(source)
     if not pairs:
         raise PairingError(f"{source} lists no pairs; expected a line a pair below the first")
+    name, count = Counter(_plain_name(pair) for pair in pairs).most_common(1)[0]
+    if count > 1:
+        raise PairingError(
+            f"{source}: expected a name of its own for each pair, got {name} for {count}; give names in a column output"
+        )
     return pairs, {pair.name: pair.target for pair in pairs if pair.target is not None}, ()
 
 

@@ -88,3 +88,13 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     write_image(tmp_path / "target.png", noise((10, 16, 3), 0))
     with pytest.raises(ImageError, match=r"target.png is 16 x 10 px; expected 16 x 12 px"):
         open_dataset("pairs", tmp_path, "test")[0]
+
+
+def test_pairs_of_one_name_would_share_a_target(tmp_path: Path) -> None:
+    names = [f"{folder}/{file}.png" for folder in ("a", "b") for file in ("left", "right", "target")]
+    write_pair(tmp_path, *names)
+    rows = (",".join(str(tmp_path / name) for name in names[i : i + 3]) for i in (0, 3))
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["left,right,target", *rows]))
+    with pytest.raises(DataError, match=r"expected a name of its own for each pair, got .* for 2"):
+        open_dataset("pairs", path, "test")
