@@ -32,7 +32,8 @@ def score_bundles(bundles: Sequence[Bundle], pairs: Path, threads: int | None) -
     from ldp_export.data import find_kind
     from ldp_export.data.layout import open_kind
     from ldp_export.data.pairs import NAME
-    from ldp_export.evaluation.score import WHOLE, score_dataset
+    from ldp_export.evaluation.report import WHOLE
+    from ldp_export.evaluation.score import score_dataset
     from ldp_runtime.deblurrer import Deblurrer
 
     dataset = open_kind(find_kind(NAME), pairs, "test")
