@@ -30,7 +30,7 @@ SHIFT_X, SHIFT_Y, SHIFT_STEP = 3.0, 1.0, 0.5
 REGISTERED_PX = 1.5e6
 """Px of the copies that are registered at most."""
 
-_ECC_STEPS, _ECC_EPSILON, _ECC_WINDOW = 200, 1e-6, 5
+_ECC_STEPS, _ECC_EPSILON = 200, 1e-6
 _LEAST_COMMON = 0.8
 
 SHARPNESS_SIGMA = 1.0
@@ -111,15 +111,15 @@ def register_target(target: Floats, restored: Floats) -> RegisteredTarget:
     """
     height, width = target.shape[:2]
     scale = min(1.0, math.sqrt(REGISTERED_PX / (height * width)))
-    greys = [
-        cv2.resize(image.mean(2), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    template, moving = (
+        cv2.resize(np.asarray(image.mean(2), np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for image in (restored, target)
-    ]
+    )
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _ECC_STEPS, _ECC_EPSILON)
     matrix = np.eye(2, 3, dtype=np.float32)
     unmoved = RegisteredTarget(target, np.ones((height, width), np.bool_))
     try:
-        cv2.findTransformECC(*greys, matrix, cv2.MOTION_AFFINE, criteria, None, _ECC_WINDOW)
+        cv2.findTransformECC(template, moving, matrix, cv2.MOTION_AFFINE, criteria)
     except cv2.error:  # they do not correlate
         return unmoved
     matrix[:, 2] /= scale
