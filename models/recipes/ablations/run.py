@@ -70,20 +70,22 @@ def run_row(options: Options, row: str, seed: int) -> dict[str, Any]:
     return result
 
 
-def score_row(options: Options, row: str, seed: int, photographs: Path) -> dict[str, Any]:
-    """The scores of a trained row on real pairs, or those of an earlier call.
+def score_row(options: Options, row: str, seed: int, photographs: Path | None) -> dict[str, Any]:
+    """The scores of a trained row on real pairs, or those of an earlier call; empty without either.
 
     Args:
         options: The settings.
         row: The row.
         seed: Its seed.
-        photographs: A CSV of pairs with targets, see ``ldp-export evaluate --data pairs=CSV``.
+        photographs: A folder or a CSV of pairs with targets, see ``ldp-export evaluate --data pairs=``.
 
     Raises:
         LDPError: There is no such run, or the pairs cannot be read.
     """
     record = options.folder(row, seed) / "photographs.json"
     if not record.is_file():
+        if photographs is None:
+            return {}
         network = Checkpoint.open(options.folder(row, seed) / "checkpoint").network()
         estimator = clip_estimator(Checkpoint.open(options.checkpoint), network.config.multiple)
         scores = score_photographs(network, open_dataset(PAIRS, photographs, "test"), estimator)
@@ -120,14 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("models/checkpoints/ldp-nano"), help="what rows start from, and CLIP"
     )
-    parser.add_argument("--photographs", type=Path, help="CSV of real pairs with targets to score too")
+    parser.add_argument("--photographs", type=Path, help="folder or CSV of real pairs to score too")
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=[*MAIN, *DESIGNS], choices=[*TABLE6, *DESIGNS], metavar="ROW")
     parser.add_argument("--steps", type=int, default=500, help="steps of each run of Table 6")
     parser.add_argument(
-        "--design-steps", type=int, nargs=2, default=[1000, 3600], help="steps of each run of the configs"
+        "--design-steps", type=int, nargs=2, default=[450, 2400], help="steps of each run of the configs"
     )
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="arithmetic of the training")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -149,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in args.seeds:  # seed by seed: all rows are comparable after the first
             for row in args.rows:
                 runs.append(run_row(options, row, seed))
-                if args.photographs is not None:
-                    runs[-1] |= {"photographs": score_row(options, row, seed, args.photographs)}
+                if photographs := score_row(options, row, seed, args.photographs):
+                    runs[-1] |= {"photographs": photographs}
                 print(f"{row} seed {seed}: {json.dumps(runs[-1]['scenes'])}", flush=True)
             report = make_report(runs, prompts, options)
             save(report, markdown(report), args.output)
