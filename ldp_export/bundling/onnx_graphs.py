@@ -22,6 +22,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 from onnxscript import optimizer
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
@@ -118,6 +119,8 @@ def clip_graph(encoder: WindowEncoder | PatchEncoder, *, half: bool) -> ir.Model
     for block in module.encoder.visual.transformer.resblocks:
         if isinstance(block.attn, nn.MultiheadAttention):
             block.attn = SelfAttention(block.attn)
+        if half and isinstance(block.mlp.gelu, QuickGELU):
+            block.mlp.gelu = QuotientGELU()
     dtype = torch.float16 if half else torch.float32
     batch = Dim("B", min=1, max=_SIZE_LIMIT)
     if isinstance(module, PatchEncoder):
@@ -216,6 +219,18 @@ class SelfAttention(nn.Module):
         logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         attention = torch.softmax(logits.float(), dim=3).to(v.dtype)
         return self.out_proj((attention @ v).transpose(1, 2).flatten(2)), None
+
+
+class QuotientGELU(nn.Module):
+    """CLIP's QuickGELU, ``x sigmoid(1.702 x)``, as a quotient; for the FP16 graph only.
+
+    TensorRT-RTX computes it where the matrix product before it ends. A sigmoid would be a layer of its own, which reads
+    and writes the widest map of a block.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same; where the exponential overflows, the quotient is the limit, zero."""
+        return x / (1 + torch.exp(-1.702 * x))
 
 
 def save_graph(graph: ir.Model, path: Path) -> None:
