@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
 from benchmarks.engines.graph_report import count_nodes, needless_nodes, read_report
@@ -21,12 +22,20 @@ from ldp_export import model as model_module
 from ldp_export.bundling import onnx_graphs as onnx_export
 from ldp_export.bundling import parity
 from ldp_export.bundling.engine import SizeRange, profiles
-from ldp_export.bundling.onnx_graphs import SelfAttention, deblur_graph, export_bundle, save_graph
+from ldp_export.bundling.onnx_graphs import (
+    QuotientGELU,
+    SelfAttention,
+    clip_graph,
+    deblur_graph,
+    export_bundle,
+    save_graph,
+)
 from ldp_export.bundling.quantize import quantize_bundle
 from ldp_export.bundling.quantize_graphs import FORMATS, QuantizeError, _layer_nodes
 from ldp_export.bundling.quantize_pairs import PairSets
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, WindowEncoder
+from ldp_export.clip.encoder import DenseCLIP
 from ldp_export.evaluation.reference import TorchDeblurrer
 from ldp_export.model import ExportError, ExportModel
 from ldp_export.network import CONFIGS, LDPNet
@@ -275,6 +284,33 @@ def test_attention_for_export_is_that_of_torch() -> None:
         SelfAttention(torch.nn.MultiheadAttention(24, 3))
     with pytest.raises(ExportError):
         SelfAttention(torch.nn.MultiheadAttention(24, 3, batch_first=True, kdim=8))
+
+
+def test_the_quotient_is_quick_gelu_in_fp16_too() -> None:
+    x = torch.linspace(-60, 60, 4001)
+    expected = QuickGELU()(x)
+    assert torch.allclose(QuotientGELU()(x), expected, atol=1e-6)
+    assert torch.allclose(QuotientGELU()(x.half()).float(), expected, rtol=4e-3, atol=2e-3)
+    exponential = torch.exp(1.702 * x.half())  # the control: the other way to write it overflows
+    assert (x.half() * exponential / (1 + exponential)).isnan().any()
+
+
+@pytest.mark.parametrize("quotient", [True, False])
+def test_tensorrt_computes_quick_gelu_where_the_product_before_it_ends(
+    quotient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
+    from ldp_export.bundling.tensorrt_builder import TensorRT
+
+    if not quotient:  # the control
+        monkeypatch.setattr(onnx_export, "QuotientGELU", QuickGELU)
+    visual = VisionTransformer(64, 16, 128, 1, 2, 4.0, output_dim=64, act_layer=QuickGELU)
+    path, shape = tmp_path / "clip.onnx", (4, 3, 64, 128)
+    save_graph(clip_graph(WindowEncoder(DenseCLIP(randomise(visual, 1).eval()), 64, ["stereo"]), half=True), path)
+    profile = {"stereo": ShapeRange(shape, shape, shape)}
+    report = read_report(TensorRT("rtx").build(path, profile, ["sm_89"], detailed=True).messages)
+    widest = [layer for layer in report.layers if any(tensor.shape[-1] == 512 for tensor in layer.writes)]
+    assert len(widest) == (1 if quotient else 2)
 
 
 @pytest.mark.usefixtures("ready_graphs")
