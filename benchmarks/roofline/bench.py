@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.harness import options
 from benchmarks.harness.bundles import open_bundle
 from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.roofline.beside import Beside, build_beside
 from benchmarks.roofline.chain import Step, build_chain, floor, walk_graphs
 from benchmarks.roofline.hardware import Device, gpus, measure_cpu, sources
 from benchmarks.roofline.plot import plot
@@ -130,6 +131,8 @@ def analyse(
     chain = build_chain(bundle, size)
     steps = chain.steps
     deblur = [step for step in steps if step.stage == "deblur"]
+    wides = gpus("fp32")
+    beside = build_beside(bundle, chain)
     return {
         "size": list(size),
         "padded": list(chain.padded),
@@ -138,7 +141,7 @@ def analyse(
         "plan": chain.plan,
         "device": asdict(main),
         "devices": [
-            *(_gpu_row(card, wide, steps, chain.copied) for card, wide in zip(cards, gpus("fp32"), strict=True)),
+            *(_gpu_row(card, wide, steps, chain.copied) for card, wide in zip(cards, wides, strict=True)),
             *(_cpu_row(card, bundle, size) for card in (measure_cpu() if cpu is None else cpu)),
         ],
         "totals": {
@@ -153,6 +156,17 @@ def analyse(
         "bounds": shares(steps, main, lambda step: step.bound(main)),
         "layers": costliest(steps, main),
         "points": points(steps, main),
+        "beside": {
+            "crossing_mb": beside.crossing / 1e6,
+            "head_gb": sum(step.nbytes() for step in beside.head) / 1e9,
+            "tail_gb": sum(step.nbytes() for step in beside.tail) / 1e9,
+            "rows": [
+                _beside_row(device, accumulation, cached, steps, beside)
+                for card, wide in zip(cards, wides, strict=True)
+                for accumulation, device in (("FP16", card), ("FP32", wide))
+                for cached in (False, True)
+            ],
+        },
         "sources": sources(),
     }
 
@@ -172,6 +186,23 @@ def _gpu_row(card: Device, wide: Device, steps: Sequence[Step], copied: tuple[in
         "memory_share": sum(step.seconds(card) for step in steps if step.bound(card) == "memory") / total,
         "matrix_tflops": card.matrix / 1e12,
         "gb_s": card.bandwidth / 1e9,
+    }
+
+
+def _beside_row(
+    device: Device, accumulation: str, cached: bool, steps: Sequence[Step], beside: Beside
+) -> dict[str, Any]:
+    """The chain on a GPU as it is, and with CLIP beside the deblur network's first levels, in ms."""
+    clip, head = (1e3 * floor(part, device, cached=cached) for part in (beside.clip, beside.head))
+    return {
+        "device": device.name,
+        "accumulation": accumulation,
+        "cached": cached,
+        "clip_ms": clip,
+        "head_ms": head,
+        "whole_ms": 1e3 * floor(steps, device, cached=cached),
+        "apart_ms": 1e3 * beside.apart(device, cached=cached),
+        "together_ms": 1e3 * beside.together(device, cached=cached),
     }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +15,16 @@ from benchmarks.harness.results import BenchmarkError
 from benchmarks.roofline.flops import GraphCost, graph_cost
 from benchmarks.roofline.hardware import Device
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
+from ldp_runtime.bundle.engines import Shape, ShapeRange, clip_shapes, deblur_shapes
 from ldp_runtime.cuda.launch import Launch, Pixels
 from ldp_runtime.cuda.launches import blur_logits, blur_map, finish
 from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import CANVASES, select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
+
+if TYPE_CHECKING:
+    from ldp_export.bundling.tensorrt_builder import TensorRT
 
 ARCH = "sm_89"
 """The GPU that engines are planned for; TensorRT-RTX moves the same bytes for sm_86 to sm_120."""
@@ -156,21 +160,37 @@ def build_chain(bundle: Bundle, size: tuple[int, int]) -> Chain:
 
     walked = walk_graphs(bundle, size, "fp16")
     tensorrt = TensorRT("rtx")
-    engines = []
-    for kind, cost, repeats in (("clip", walked.clip, walked.batches), ("deblur", walked.deblur, 1)):
-        profile = {name: ShapeRange(shape, shape, shape) for name, shape in walked.shapes[kind].items()}
-        path = bundle.graph(kind, "fp16")
-        messages = tensorrt.build(path, profile, (ARCH,), detailed=True).messages
-        engines.append(_planned(kind, path, messages, cost, repeats))
+    clip, deblur = (
+        plan_layers(tensorrt, kind, bundle.graph(kind, "fp16"), walked.shapes[kind], cost)
+        for kind, cost in (("clip", walked.clip), ("deblur", walked.deblur))
+    )
+    clip = [replace(step, repeats=walked.batches) for step in clip]
     before, logits, after = _own_kernels(bundle, size, walked.padded, walked.grid)
-    steps = (before, *engines[0], logits, *engines[1], *after)
+    steps = (before, *clip, logits, *deblur, *after)
     h, w = size
     back = 3 * h * w + 4 * h * w + 4 * math.prod(walked.shapes["deblur"]["blur_logits"])  # image, map, logits
     plan = f"{tensorrt.name} {tensorrt.version} for {ARCH}"
     return Chain(size, walked.padded, len(walked.grid), walked.batches, plan, steps, (6 * h * w, back))
 
 
-def _planned(stage: str, path: Path, messages: Iterable[str], cost: GraphCost, repeats: int) -> list[Step]:
+def plan_layers(tensorrt: TensorRT, stage: str, path: Path, shapes: Mapping[str, Shape], cost: GraphCost) -> list[Step]:
+    """Builds the engine of a graph for one size, with no GPU, and reads its layers.
+
+    Args:
+        tensorrt: TensorRT-RTX.
+        stage: A stage of the chain.
+        path: The ONNX file, in FP16.
+        shapes: Shapes of its inputs.
+        cost: What the graph computes.
+
+    Raises:
+        LDPError: TensorRT-RTX refuses the graph.
+    """
+    profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
+    return _planned(stage, path, tensorrt.build(path, profile, (ARCH,), detailed=True).messages, cost)
+
+
+def _planned(stage: str, path: Path, messages: Iterable[str], cost: GraphCost) -> list[Step]:
     """The layers of an engine, with the FLOPs of the nodes that they compute."""
     layers = read_report(messages).layers
     flops = {node.name: (node.matrix_flops, node.vector_flops) for node in cost.nodes}
@@ -184,7 +204,7 @@ def _planned(stage: str, path: Path, messages: Iterable[str], cost: GraphCost, r
         traffic = tuple((t.bytes or 0, (t.bytes or 0) if t.name in inside else 0) for t in tensors)
         kind = layer.name.removeprefix("__myl_").rpartition("_myl")[0] if layer.type == "kgen" else layer.type
         shape = layer.writes[0].shape if layer.writes else ()
-        steps.append(Step(stage, kind, shape, matrix, vector, traffic, repeats))
+        steps.append(Step(stage, kind, shape, matrix, vector, traffic))
     planned, wanted = sum(step.matrix_flops for step in steps), cost.matrix_flops
     if not 0.99 * wanted <= planned <= wanted:
         raise BenchmarkError(

@@ -57,6 +57,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         _share_table("deblur engine, by scale", data["scales"]),
         f"## The {COSTLIEST} costliest layers, equal ones together ({main}, {PREDICTED})",
         _cost_table(data["layers"]),
+        f"## CLIP beside the first levels ({main}, {PREDICTED})",
+        _beside_text(data),
         "## Finding",
         finding(data),
         "## Where the rates come from",
@@ -79,6 +81,35 @@ def finding(data: Mapping[str, Any]) -> str:
         f"{bound['what']} make up {bound['share']:.0%} of it. Within the deblur engine, layers at scale "
         f"{scale['what']} take {scale['share']:.0%}; by kind: {kinds}."
     )
+
+
+def _beside_text(data: Mapping[str, Any]) -> str:
+    """What a second stream could gain on the main device."""
+    beside, whole = data["beside"], next(row for row in data["stages"] if row["what"] == "deblur")
+    gb = beside["head_gb"] + beside["tail_gb"]
+    header = ["accumulation", "ideal cache", "CLIP, ms", "first levels, ms", "as it is, ms", "cut, in turn, ms"]
+    cells = [
+        [
+            row["accumulation"],
+            "yes" if row["cached"] else "no",
+            *(significant(row[key]) for key in ("clip_ms", "head_ms", "whole_ms", "apart_ms", "together_ms")),
+            f"{gained(row, 'apart_ms'):+.1%} to {gained(row, 'together_ms'):+.1%}",
+        ]
+        for row in beside["rows"]
+        if row["device"] == data["device"]["name"]
+    ]
+    return (
+        "CLIP could run on a second stream while the deblur network does what needs no blur map, were its engine cut "
+        f"before the first block that reads one: {significant(beside['crossing_mb'])} MB cross, and the two engines "
+        f"move {significant(gb)} GB in place of {significant(whole['mb'] / 1e3)}. *In turn*: their kernels never share "
+        "the device. *At best*: they share it without loss, which two kernels that each fill it do not. "
+        "The chain does not do this.\n\n" + markdown_table([*header, "cut, at best, ms", "gain"], cells, "llrrrrrr")
+    )
+
+
+def gained(row: Mapping[str, Any], key: str) -> float:
+    """Which part of the time as it is a row of ``beside`` saves."""
+    return 1 - float(row[key]) / float(row["whole_ms"])
 
 
 def unverified(rows: Sequence[Mapping[str, str]]) -> str:

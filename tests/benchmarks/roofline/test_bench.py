@@ -25,6 +25,8 @@ def one_build(chain: Chain) -> Iterator[None]:
     """The chain is built once for the tests here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roofline, "build_chain", lambda bundle, size: chain)
+        beside = roofline.build_beside(Bundle.load(NANO), chain)
+        patch.setattr(roofline, "build_beside", lambda bundle, chain: beside)
         yield
 
 
@@ -71,6 +73,16 @@ def test_the_finding_is_made_of_the_figures(data: dict[str, Any]) -> None:
     text = finding(data | {"stages": stages, "devices": devices})
     assert "On the RTX 3060" in text and "is 10.0 ms" in text and "7.50 ms with an ideal cache" in text
     assert "some stage stage takes 88%" in text
+
+
+def test_what_a_second_stream_could_gain_has_both_bounds(data: dict[str, Any]) -> None:
+    rows = data["beside"]["rows"]
+    assert len(rows) == 6 * 2 * 2
+    assert all(row["together_ms"] <= row["apart_ms"] + 1e-9 for row in rows)
+    assert rows[0]["whole_ms"] == data["devices"][0]["floor_ms"]
+    rows = [{**row, "whole_ms": 10.0, "apart_ms": 10.5, "together_ms": 9.0} for row in rows]
+    text = markdown(data | {"beside": {**data["beside"], "rows": rows}})
+    assert text.count("| 10.0 | 10.5 | 9.00 | -5.0% to +10.0% |") == 4  # of the main device alone
 
 
 def test_the_command_writes_all_its_files(
