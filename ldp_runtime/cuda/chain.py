@@ -185,8 +185,9 @@ class CudaChain(Chain):
 
     def _drop(self, keep: int = 0) -> None:
         """Drops frame runners, the longest unused first; frames in flight keep theirs alive until they are done."""
+        if not keep and self._runners:
+            self._streams.sync()  # all the memory is wanted, and what was freed before is there once nothing runs
         while len(self._runners) > keep:
-            self._streams.sync()
             self._runners.popitem(last=False)
 
     def _tilings(self, form: PairForm) -> Iterator[tuple[TileGrid, tuple[str, ...]]]:

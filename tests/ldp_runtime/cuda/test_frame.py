@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import gc
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,47 @@ def test_a_pair_of_another_size_is_started_while_one_is_in_flight(use: Any, bund
     assert [stream.done for stream in device.streams.values()] == done
     for pending, pair in zip((first, second), pairs, strict=True):
         assert_close(pending.result(), on_cpu(bundle)(*pair))
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_nobody_waits_for_the_device_with_the_lock(use: Any, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
+    gpu, _ = use()
+    gpu(*a_pair(20, 24))
+    lock, free = gpu._chain._lock, []
+
+    def try_lock() -> None:
+        free.append(lock.acquire(blocking=False))
+        if free[-1]:
+            lock.release()
+
+    def watched(sync: Any) -> Any:
+        def run(waiting: Any) -> None:
+            other = threading.Thread(target=try_lock)
+            other.start()
+            other.join()
+            sync(waiting)
+
+        return run
+
+    for kind in (host_device.HostEvent, HostStream):
+        monkeypatch.setattr(kind, "sync", watched(kind.sync))
+    with lock if locked else contextlib.nullcontext():  # the control
+        for _ in range(3):
+            gpu(*a_pair(20, 24))
+        for side in (30, 40, 50):  # more sizes than are kept ready
+            gpu(*a_pair(side, side))
+        gpu.start(*a_pair(20, 24)).cancel()
+    assert len(free) >= 7
+    assert set(free) == {not locked}
+
+
+def test_a_third_size_is_started_while_pairs_are_in_flight(use: Any, bundle: Path) -> None:
+    gpu, device = use(pooled=True)  # nothing runs before it is waited for
+    pairs = [a_pair(20, 24), a_pair(30, 40), a_pair(50, 60), a_pair(70, 80)]
+    pending = [gpu.start(*pair) for pair in pairs]
+    assert all(stream.done == 0 for stream in device.streams.values())
+    for each, pair in zip(pending, pairs, strict=True):
+        assert_close(each.result(), on_cpu(bundle)(*pair))
 
 
 @pytest.mark.parametrize("axis", ["horizontal", "vertical"])
