@@ -101,7 +101,8 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         validation: See ``ValidationConfig``; None validates nothing.
         blur_logits: Where the blur logits come from: "clip", or "disparity", the data set's true disparity with errors
             like CLIP's (see ``true_blur``), where CLIP need not run.
-        ensemble: The prompts of the blur logits: "ens2", another name of Table 5's, or the number of a prompt.
+        ensemble: The prompts of the blur logits: a name of Table 5's, or the number of a prompt; None means those that
+            the network names.
         seed: Seed of weights and batches.
         crop: Side of the crops in px.
         batch: Crops of one optimiser step, over all processes.
@@ -132,7 +133,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     clip: str | None = None
     validation: ValidationConfig | None = None
     blur_logits: Annotated[str, one_of(("clip", "disparity"))] = "clip"
-    ensemble: Annotated[str, one_of(ENSEMBLES)] | int = "ens2"
+    ensemble: Annotated[str, one_of(ENSEMBLES)] | int | None = None
     seed: _AtLeast0 = 0
     crop: _AtLeast1 = 256
     batch: _AtLeast1 = 8

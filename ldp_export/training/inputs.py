@@ -66,7 +66,8 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
     if network_config is None:
         assert start is not None  # likewise
         network_config = start.config()
-    network_config = dataclasses.replace(network_config, ensemble=config.ensemble)
+    if config.ensemble is not None:
+        network_config = dataclasses.replace(network_config, ensemble=config.ensemble)
     unit = math.lcm(patch, network_config.multiple)
     if config.crop % unit:
         raise TrainingError(f"crop: expected a multiple of {unit} px for this network and CLIP, got {config.crop}")
@@ -79,7 +80,8 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
     if config.blur_logits == "disparity":
         make_source = functools.partial(_true_source, padding=Padding(unit), patch=patch, crop=config.crop)
     else:
-        estimator = BlurEstimator(clip, prompts, windows, network_config.multiple, config.ensemble, fabric.device)
+        multiple, ensemble = network_config.multiple, network_config.ensemble
+        estimator = BlurEstimator(clip, prompts, windows, multiple, ensemble, fabric.device)
         make_source = functools.partial(_crop_source, estimator=estimator, crop=config.crop, fabric=fabric)
     datasets = _open_all(config.data, "data")
     batches = Batches(

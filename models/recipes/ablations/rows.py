@@ -92,7 +92,6 @@ class Options:
             init=start,
             clip=str(self.checkpoint),
             blur_logits="disparity",
-            ensemble=network.ensemble,
             seed=seed,
             crop=self.crop,
             batch=self.batch,

@@ -262,6 +262,16 @@ def test_with_the_true_blur_clip_does_not_run(
         train(msgspec.structs.replace(one, blur_logits="clip", ensemble=3), tmp_path / "clip")
 
 
+def test_the_prompts_are_those_of_the_network_unless_the_run_names_others(config: TrainConfig, tmp_path: Path) -> None:
+    network = {**TINY_CONFIG.to_dict(), "ensemble": "dp-aware"}
+    one = msgspec.structs.replace(
+        config, network=network, stages=(StageConfig(steps=1),), validation=None, blur_logits="disparity"
+    )
+    assert Checkpoint.open(train(one, tmp_path / "own")).config().ensemble == "dp-aware"
+    other = msgspec.structs.replace(one, ensemble=3)
+    assert Checkpoint.open(train(other, tmp_path / "other")).config().ensemble == 3
+
+
 def test_hours_end_a_stage(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second by a clock that goes on by 30 ms whenever it is read, however slow the machine is."""
     clock = itertools.count()
