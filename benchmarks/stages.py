@@ -33,7 +33,7 @@ from ldp_runtime.images.photo import decode_photos, encode_photo
 from ldp_runtime.stages.blend import TileBlender
 from ldp_runtime.stages.blur_map import upsample_map
 from ldp_runtime.stages.geometry import WindowGrid
-from ldp_runtime.stages.pixels import PaddedPair, canvases, new_image, write_pixels
+from ldp_runtime.stages.pixels import PaddedPair, new_image, write_pixels
 from ldp_runtime.stages.tiles import TileGrid, least_side
 
 EXAMPLES = """\
@@ -148,13 +148,12 @@ def _windows_stage(manifest: Manifest, padded: PaddedPair, dtype: np.dtype[Any])
     s, p = spec.window, spec.patch
     grid = WindowGrid.cover(*padded.size, window=s, overlap=spec.overlap, patch=p)
     source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))
-    origins = grid.origins()
+    origins = [(y * p, x * p) for y, x in grid.origins()]
     batches = [origins[first : first + CLIP_BATCH] for first in range(0, len(origins), CLIP_BATCH)]
 
     def work() -> None:
         for batch in batches:
-            regions = (source.region(y * p, x * p, s, s) for y, x in batch)
-            canvases(regions, (len(batch), s), spec.mean, spec.std, manifest.canvases)
+            source.canvases(batch, s, spec.mean, spec.std, manifest.canvases)
 
     floats = sum(math.prod(shape) for shape in clip_shapes(1, s, manifest.canvases).values())
     moves = [(2 * 3 * s * s * dtype.itemsize * len(batch), 4 * floats * len(batch)) for batch in batches]

@@ -23,7 +23,6 @@ from ldp_runtime.stages.pixels import (
     FIX_NUMERICS,
     Image,
     PaddedPair,
-    canvases,
     check_features,
     new_image,
     write_pixels,
@@ -165,8 +164,8 @@ class HostChain(Chain):
         for first in range(0, len(origins), CLIP_BATCH):
             with clock("prepare"):
                 batch = origins[first : first + CLIP_BATCH]
-                regions = (source.region(y * p, x * p, s, s) for y, x in batch)
-                seen = canvases(regions, (len(batch), s), spec.mean, spec.std, manifest.canvases)
+                corners = [(y * p, x * p) for y, x in batch]
+                seen = source.canvases(corners, s, spec.mean, spec.std, manifest.canvases)
                 feeds = {name: array.astype(dtypes[name], copy=False) for name, array in seen.items()}
             with clock("clip"):
                 features = clip.run(feeds)

@@ -38,7 +38,7 @@ from ldp_runtime.host import CLIP_BATCH
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.registry import SESSION_BACKENDS
 from ldp_runtime.stages.geometry import WindowGrid
-from ldp_runtime.stages.pixels import PaddedPair, canvases
+from ldp_runtime.stages.pixels import PaddedPair
 
 MAX_LOSS_DB = 0.05
 """The largest change of the mean PSNR to the target where none is asked for."""
@@ -286,9 +286,8 @@ class _Chain:
         p, s = clip.patch, clip.window
         grid = WindowGrid.cover(*padded.size, window=s, overlap=clip.overlap, patch=p)
         source = padded.extended((grid.rows.grid * p, grid.columns.grid * p))
-        origins = grid.origins()[:CLIP_BATCH]
-        regions = (source.region(y * p, x * p, s, s) for y, x in origins)
-        return canvases(regions, (len(origins), s), clip.mean, clip.std, self.bundle.manifest.canvases)
+        origins = [(y * p, x * p) for y, x in grid.origins()[:CLIP_BATCH]]
+        return source.canvases(origins, s, clip.mean, clip.std, self.bundle.manifest.canvases)
 
 
 @dataclass(frozen=True, eq=False)

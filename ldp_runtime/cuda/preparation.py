@@ -78,7 +78,7 @@ def prepare(
 ) -> Launch:
     """Scales, pads, flips and normalises a pair in one read of it: the network's input, CLIP's, or both.
 
-    The twin of ``stages.PaddedPair`` and ``stages.canvases``, bit for bit (FP16:
+    The twin of ``stages.PaddedPair``'s ``region`` and ``canvases``, bit for bit (FP16:
     their FP32 rounded once). For vertical pairs give the transposed views' strides.
 
     Fewest bytes: the photo's pixels under the outputs once (6 or 12 B per px), 24 B per px of the pair, and 18 B

@@ -1,7 +1,7 @@
 """Features to blur logits, and blur logits to the blur map: the paper's Eq. 4 to 6 and ensembles, in FP32.
 
 The formats of Tables 4 and 5: the blur-aware prompts query the features of the center view, the DP-aware
-prompts those of the stereo canvas after ``alpha``. Pure numpy, and the reference for the CUDA kernel.
+prompts those of the stereo canvas after ``alpha``. The reference for the CUDA kernel.
 """
 
 from __future__ import annotations
@@ -206,30 +206,16 @@ def upsample_map(logits: ArrayLike, size: tuple[int, int], patch: int) -> NDArra
         patch: Side of a patch in px.
 
     Returns:
-        ``(h, w)`` float32 in [0, 1], larger where it is more blurred.
+        ``(h, w)`` float32 in [0, 1], larger where it is more blurred; a view where there is padding.
     """
+    import cv2  # it takes a while to load
+
     probability = sigmoid(logits)
-    h, w = size
-    x0, x1, fx = _taps(w, patch, probability.shape[1])
-    y0, y1, fy = _taps(h, patch, probability.shape[0])
-    left, right = probability[:, x0], probability[:, x1]
-    across = left + fx * (right - left)  # (H / p, w)
-    blur_map = np.empty((h, w), dtype=np.float32)
-    starts = np.flatnonzero(np.diff(y0, prepend=-1))  # rows between the same two token rows go together
-    for start, stop in zip(starts, [*starts[1:], h], strict=True):
-        upper, lower = across[y0[start]], across[y1[start]]
-        rows = blur_map[start:stop]
-        np.multiply(fy[start:stop, None], lower - upper, out=rows)
-        rows += upper
-        np.clip(rows, 0, 1, out=rows)
+    (h, w), (rows, columns) = size, probability.shape
+    whole = cv2.resize(probability, (columns * patch, rows * patch), interpolation=cv2.INTER_LINEAR)
+    cv2.threshold(whole, 1, 1, cv2.THRESH_TRUNC, dst=whole)  # the two weights of a px may add up to a little more
+    blur_map: NDArray[np.float32] = whole[:h, :w]
     return blur_map
-
-
-def _taps(n: int, patch: int, grid: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of ``n`` px of an axis: the token at or before it, the next, how far between in [0, 1)."""
-    centre = np.clip((np.arange(n) + 0.5) / patch - 0.5, 0, grid - 1)
-    before = np.floor(centre).astype(np.intp)
-    return before, np.minimum(before + 1, grid - 1), (centre - before).astype(np.float32)
 
 
 def _unit(vectors: ArrayLike) -> NDArray[np.float32]:

@@ -22,8 +22,8 @@ from ldp_runtime.cuda.preparation import Canvases, PairRegion
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.blur_map import blur_logits as blur_logits_twin
 from ldp_runtime.stages.blur_map import upsample_map
-from ldp_runtime.stages.geometry import Padding, WindowGrid, pad_reflect
-from ldp_runtime.stages.pixels import canvases
+from ldp_runtime.stages.geometry import Padding, WindowGrid
+from ldp_runtime.stages.pixels import PaddedPair
 from tests.ldp_runtime.cuda.host_build import ENV_SANITIZE, address, launch, library, signature
 from tests.ldp_runtime.tiny_bundle import tiny_manifest
 from tests.ldp_runtime.whole import prepare, to_image
@@ -85,12 +85,10 @@ def pair_of(size: tuple[int, int], dtype: DTypeLike, seed: int = 0) -> list[NDAr
 
 
 def expected_canvases(
-    padded: NDArray[np.float32], grid: WindowGrid, p: int
+    pair: list[NDArray[Any]], padded: tuple[int, int], grid: WindowGrid, p: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    s = grid.rows.window * p
-    source = pad_reflect(padded, (grid.rows.grid * p, grid.columns.grid * p))
-    regions = (source[:, y * p : y * p + s, x * p : x * p + s] for y, x in grid.origins())
-    made = canvases(regions, (len(grid), s), MEAN, STD)
+    source = PaddedPair(*pair, padded).extended((grid.rows.grid * p, grid.columns.grid * p))
+    made = source.canvases([(y * p, x * p) for y, x in grid.origins()], grid.rows.window * p, MEAN, STD)
     return made["stereo"], made["center"]
 
 
@@ -140,7 +138,7 @@ def check_prepare(
 ) -> Launch:
     """Asserts that the kernel makes the CPU's pair and canvases; returns its call."""
     wanted = prepare(*pair, padded)[0]
-    stereo, center = expected_canvases(wanted, grid, p)
+    stereo, center = expected_canvases(pair, padded, grid, p)
     outputs, call = run_prepare(*pair, padded, region=((0, 0), padded), grid=grid, p=p, canvas=canvas)
     for output, expected in zip(outputs, (wanted, stereo.astype(canvas), center.astype(canvas)), strict=True):
         same(output, expected)
@@ -225,7 +223,7 @@ def test_prepare_writes_some_windows_alone(canvas: DTypeLike, offset: int) -> No
     size, padded, p = (90, 140), (96, 160), 16
     left, right = pair_of(size, np.uint8)
     grid = WindowGrid.cover(*padded, window=48, overlap=16, patch=p)
-    stereo, center = expected_canvases(prepare(left, right, padded)[0], grid, p)
+    stereo, center = expected_canvases([left, right], padded, grid, p)
     assert len(grid) > 8
     for first, count in ((0, 1), (1, 2), (2, 7), (len(grid) - 1, None), (3, None), (0, len(grid))):
         stop = len(grid) if count is None else first + count
@@ -241,7 +239,7 @@ def test_prepare_leaves_a_canvas_out(kept: int, canvas: DTypeLike) -> None:
     size, padded, p = (50, 70), (64, 96), 16
     left, right = pair_of(size, np.uint8)
     grid = WindowGrid.cover(*padded, window=48, overlap=16, patch=p)
-    expected = expected_canvases(prepare(left, right, padded)[0], grid, p)[kept].astype(canvas)
+    expected = expected_canvases([left, right], padded, grid, p)[kept].astype(canvas)
     output = Fenced(expected.shape, canvas)
     places = [output.address if i == kept else 0 for i in range(2)]
     pixels = Pixels.from_array(left), Pixels.from_array(right)
@@ -588,11 +586,15 @@ def test_pixels_are_channels_side_by_side() -> None:
 def test_no_sanitizer_complains() -> None:
     compiler = shutil.which("g++")
     assert compiler is not None
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    preload = Path(runtime.stdout.strip())
-    if not preload.is_absolute():
+    found = (
+        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libstdc++.so.6")  # the latter before others throw, as OpenCV does
+    )
+    preload = [Path(line.strip()) for line in found]
+    if not all(path.is_absolute() for path in preload):
         pytest.skip("AddressSanitizer's library is not installed")
-    environment = {**os.environ, ENV_SANITIZE: "1", "LD_PRELOAD": str(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = {**os.environ, ENV_SANITIZE: "1", "ASAN_OPTIONS": "detect_leaks=0"}
+    environment["LD_PRELOAD"] = " ".join(map(str, preload))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(Path(__file__))],
         capture_output=True,
