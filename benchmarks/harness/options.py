@@ -16,11 +16,12 @@ DEFAULT_SHAPE = (1120, 1680)
 """Height and width in px of the paper's test pairs (Section 4.1)."""
 
 
-def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """Declares ``--bundle`` and ``--config``, for ``bundles.open_bundle``."""
+def add_bundle(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Declares ``--bundle`` and ``--config``, for ``bundles.open_bundle``; with ``several`` configs are a list."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--bundle", metavar="NAME|DIR", help="the bundle (default: ldp-nano)")
-    what.add_argument("--config", choices=CONFIG_NAMES, help="random weights of this network instead of a bundle")
+    text = f"random weights of {'these networks' if several else 'this network'} instead of a bundle"
+    what.add_argument("--config", nargs="+" if several else None, choices=CONFIG_NAMES, help=text)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Latency of every backend and precision of this machine, beside torch with the same weights.
+"""Latency of every backend and precision of this machine, beside torch with the same weights or beside another network.
 
 Each configuration is timed in blocks, one process per block. The blocks of all configurations alternate in rounds, each
 in a new order, so that other load on the machine affects all alike. Rounds go on until every median is known to within
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import options
 from benchmarks.harness.machine import watch_load
 from benchmarks.harness.processes import run_spec
-from benchmarks.harness.results import BenchmarkError, Report, publish
+from benchmarks.harness.results import BenchmarkError, BundleId, Report, publish
 from benchmarks.harness.sample import pair_files, write_pair
 from benchmarks.harness.tables import size_text
 from benchmarks.harness.timing import Ratio, ratio, settled, summarise
@@ -37,16 +37,16 @@ EXAMPLES = """\
 examples:
   python -m benchmarks latency
   python -m benchmarks latency --bundle ldp-nano --shape 560x840 1120x1680
-  python -m benchmarks latency --config small --seconds 600
+  python -m benchmarks latency --config small fast --backend openvino:fp32
   python -m benchmarks latency --backend openvino:bf16 torch:fp32 --repeats 5
 
 A backend is NAME (all of its precisions here), NAME:PRECISION or NAME:auto (the
 precision that the runtime would choose); torch is eager torch, and
 torch-channels-last the same with that memory layout. --config measures random
-weights of a network of the paper's size and its CLIP; the bundle is exported
-once and kept in the cache.
+weights of networks of ours with the paper's CLIP; a bundle is exported once and
+kept in the cache. Several networks are timed in turn, and compared with the first.
 
-Writes latency-NAME.json and latency-NAME.md into the output folder.
+Writes latency-NAME.json and latency-NAME.md for each into the output folder.
 """
 
 SPREAD = 0.03
@@ -60,8 +60,9 @@ SAME_WEIGHTS_DB = 45.0
 
 @dataclass
 class _Track:
-    """The blocks of a contender at one shape so far; an error ends them."""
+    """The blocks of a bundle and a contender at one shape so far; an error ends them."""
 
+    bundle: Bundle
     contender: Contender
     shape: tuple[int, int]
     blocks: list[Block] = field(default_factory=list)
@@ -70,7 +71,7 @@ class _Track:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    add_contenders(parser)
+    add_contenders(parser, several=True)
     options.add_shapes(parser, [options.DEFAULT_SHAPE])
     options.add_threads(parser)
     parser.add_argument(
@@ -85,36 +86,34 @@ def run(arguments: argparse.Namespace) -> None:
     from benchmarks.harness.bundles import open_bundle
 
     options.check_positive(arguments, "repeats")
-    bundle = open_bundle(arguments.bundle, arguments.config)
-    contenders, skipped = find_contenders(arguments.backend, bundle, arguments.checkpoint)
-    data = measure(
-        bundle,
-        contenders,
+    bundles = [open_bundle(arguments.bundle, config) for config in dict.fromkeys(arguments.config or [None])]
+    found = [find_contenders(arguments.backend, bundle, arguments.checkpoint) for bundle in bundles]
+    measured = measure(
+        [(bundle, contenders) for bundle, (contenders, _) in zip(bundles, found, strict=True)],
         arguments.shape,
         threads=arguments.threads,
         checkpoint=arguments.checkpoint,
         seconds=arguments.seconds,
         repeats=arguments.repeats,
     )
-    report = Report.new("latency", {**data, "left_out": skipped}, bundle)
-    publish(report, to_markdown(report), arguments.output)
+    for bundle, data, (_, skipped) in zip(bundles, measured, found, strict=True):
+        report = Report.new("latency", {**data, "left_out": skipped}, bundle)
+        publish(report, to_markdown(report), arguments.output)
 
 
 def measure(
-    bundle: Bundle,
-    contenders: Sequence[Contender],
+    entries: Sequence[tuple[Bundle, Sequence[Contender]]],
     shapes: Sequence[tuple[int, int]],
     *,
     threads: int | None = None,
     checkpoint: Path | None = None,
     seconds: float = 300.0,
     repeats: int | None = None,
-) -> dict[str, Any]:
-    """Times contenders round by round.
+) -> list[dict[str, Any]]:
+    """Times bundles round by round.
 
     Args:
-        bundle: The bundle.
-        contenders: The contenders.
+        entries: The bundles, each with its contenders.
         shapes: Heights and widths in px.
         threads: CPU threads; None is each backend's own choice.
         checkpoint: The checkpoint's folder for torch, or None to look for it.
@@ -122,29 +121,35 @@ def measure(
         repeats: Exactly so many rounds instead.
 
     Returns:
-        The ``data`` of the report, except ``left_out``.
+        For each bundle the ``data`` of its report, except ``left_out``.
 
     Raises:
         BenchmarkError: Nothing could be timed, or torch's weights are not the bundle's.
     """
     from tqdm import tqdm
 
-    tracks = [_Track(contender, shape) for shape in shapes for contender in contenders]
+    tracks = [
+        _Track(bundle, contender, shape)
+        for shape in shapes
+        for bundle, contenders in entries
+        for contender in contenders
+    ]
     begin, rounds = time.monotonic(), 0
     with (
         watch_load() as load,
-        tempfile.TemporaryDirectory(prefix="ldp-bench-") as name,
+        tempfile.TemporaryDirectory(prefix="ldp-bench-") as scratch,
         tqdm(disable=None, unit="block") as bar,
     ):
-        folder = Path(name)
+        folder = Path(scratch)
         for shape in shapes:
             write_pair(folder, shape)
         while True:
             order = [track for track in tracks if track.error is None]
             random.Random(rounds).shuffle(order)
             for track in order:
-                bar.set_description(f"round {rounds + 1}, {track.contender.name}, {size_text(track.shape)}")
-                _add_block(track, bundle, folder, rounds == 0, threads, checkpoint)
+                name = f"{track.bundle.manifest.name}, {track.contender.name}, {size_text(track.shape)}"
+                bar.set_description(f"round {rounds + 1}, {name}")
+                _add_block(track, folder, rounds == 0, threads, checkpoint)
                 bar.update()
             rounds += 1
             alive = [track for track in tracks if track.error is None]
@@ -162,35 +167,39 @@ def measure(
         raise BenchmarkError(
             "nothing could be timed: " + "; ".join(f"{track.contender.name}: {track.error}" for track in tracks)
         )
-    return {
-        "network": str(bundle.manifest.network.get("name", "")),
-        "settings": {
-            "threads": threads,
-            "rounds": rounds,
-            "seconds": round(spent, 1),
-            "time_limit": None if repeats is not None else seconds,
-            "spread_wanted": SPREAD,
-            "block_seconds": BLOCK_SECONDS,
-            "warm_up_seconds": WARM_UP_SECONDS,
-        },
-        "load_average": load,
-        "series": [
-            {
-                "shape": list(shape),
-                "configurations": [
-                    _configuration(track, tracks, agreement.get((track.contender, shape)))
-                    for track in tracks
-                    if track.shape == shape
-                ],
-            }
-            for shape in shapes
-        ],
+    first = entries[0][0]
+    settings = {
+        "threads": threads,
+        "rounds": rounds,
+        "seconds": round(spent, 1),
+        "time_limit": None if repeats is not None else seconds,
+        "spread_wanted": SPREAD,
+        "block_seconds": BLOCK_SECONDS,
+        "warm_up_seconds": WARM_UP_SECONDS,
     }
+    return [
+        {
+            "network": str(bundle.manifest.network.get("name", "")),
+            "beside": None if bundle is first else asdict(BundleId.from_bundle(first)),
+            "settings": settings,
+            "load_average": load,
+            "series": [
+                {
+                    "shape": list(shape),
+                    "configurations": [
+                        _configuration(track, tracks, psnr)
+                        for track, psnr in zip(tracks, agreement, strict=True)
+                        if track.bundle is bundle and track.shape == shape
+                    ],
+                }
+                for shape in shapes
+            ],
+        }
+        for bundle, _ in entries
+    ]
 
 
-def _add_block(
-    track: _Track, bundle: Bundle, folder: Path, first: bool, threads: int | None, checkpoint: Path | None
-) -> None:
+def _add_block(track: _Track, folder: Path, first: bool, threads: int | None, checkpoint: Path | None) -> None:
     """Adds the block of a worker, or the reason why there is none."""
     left, right = map(str, pair_files(folder, track.shape))
     timing = Timing(
@@ -203,17 +212,17 @@ def _add_block(
         most=MOST_RUNS,
         spawned=time.time(),
         warm_up=WARM_UP_SECONDS,
-        restored=str(_restored(folder, track.contender, track.shape)) if first else None,
+        restored=str(_restored(folder, track, track.contender)) if first else None,
     )
-    spec = Spec(timing, str(bundle.path.absolute()), None if checkpoint is None else str(checkpoint.absolute()))
+    spec = Spec(timing, str(track.bundle.path.absolute()), None if checkpoint is None else str(checkpoint.absolute()))
     try:
         track.blocks.append(Block(**run_spec("benchmarks.latency.worker", spec, folder)))
     except BenchmarkError as error:
         track.error = str(error)
 
 
-def _agreement(folder: Path, tracks: Sequence[_Track]) -> dict[tuple[Contender, tuple[int, int]], float]:
-    """PSNR in dB between each contender's restored image and torch's in FP32, infinite where they are equal.
+def _agreement(folder: Path, tracks: Sequence[_Track]) -> list[float | None]:
+    """PSNR in dB between each track's restored image and torch's in FP32, infinite where they are equal.
 
     Raises:
         BenchmarkError: A backend in FP32 restores another image, so torch's weights are not the bundle's.
@@ -222,11 +231,11 @@ def _agreement(folder: Path, tracks: Sequence[_Track]) -> dict[tuple[Contender, 
 
     from ldp_runtime.images.quality import psnr
 
-    values = {}
+    values: list[float | None] = []
     for track in tracks:
-        reference = _restored(folder, REFERENCE, track.shape)
-        path = _restored(folder, track.contender, track.shape)
+        reference, path = (_restored(folder, track, contender) for contender in (REFERENCE, track.contender))
         if not path.is_file() or not reference.is_file():
+            values.append(None)
             continue
         image = np.load(path)
         value = psnr(image, np.load(reference), data_range=float(np.iinfo(image.dtype).max))
@@ -235,23 +244,27 @@ def _agreement(folder: Path, tracks: Sequence[_Track]) -> dict[tuple[Contender, 
                 f"expected {track.contender.name} to restore what torch restores, got a PSNR of {value:.1f} dB "
                 "between them: the checkpoint is not what the bundle was exported from; give the right --checkpoint"
             )
-        values[track.contender, track.shape] = value
+        values.append(value)
     return values
 
 
 def _configuration(track: _Track, tracks: Sequence[_Track], psnr: float | None) -> dict[str, Any]:
-    """A contender's part of the report at one shape."""
+    """A track's part of the report."""
     contender, blocks = track.contender, track.blocks
     head = {"name": contender.name, "backend": contender.backend, "precision": contender.precision}
     if track.error is not None:
         return {**head, "gpu": False, "error": track.error}
     median = statistics.median
     times = [block.seconds for block in blocks]
-    ratios = {}
+    first, ratios = tracks[0].bundle, {}
     for other in tracks:
-        if other.shape == track.shape and other.error is None and other.contender.backend in TORCH:
-            to = [block.seconds for block in other.blocks]
+        if other.shape != track.shape or other.error is not None:
+            continue
+        to = [block.seconds for block in other.blocks]
+        if other.bundle is track.bundle and other.contender.backend in TORCH:
             ratios[other.contender.name] = asdict(Ratio(1.0, None, None) if other is track else ratio(times, to))
+        elif other.bundle is first and track.bundle is not first and other.contender == contender:
+            ratios[first.manifest.name] = asdict(ratio(times, to))
     files = {key: median(block.files[key] for block in blocks) for key in ("read", "write")}
     names = dict.fromkeys(name for block in blocks for name in block.stages)
     stages = {name: median(v for block in blocks for v in block.stages.get(name, ())) for name in names}
@@ -284,5 +297,7 @@ def _configuration(track: _Track, tracks: Sequence[_Track], psnr: float | None) 
     }
 
 
-def _restored(folder: Path, contender: Contender, shape: tuple[int, int]) -> Path:
-    return folder / f"{contender.backend}-{contender.precision}-{size_text(shape)}.npy"
+def _restored(folder: Path, track: _Track, contender: Contender) -> Path:
+    """Where the image of a contender at a track's bundle and shape is kept."""
+    name = f"{track.bundle.manifest.name}-{contender.backend}-{contender.precision}"
+    return folder / f"{name}-{size_text(track.shape)}.npy"

@@ -37,9 +37,9 @@ class Contender:
 REFERENCE = Contender("torch", "fp32")
 
 
-def add_contenders(parser: argparse.ArgumentParser) -> None:
-    """Declares the bundle and ``--backend``, for ``find_contenders``."""
-    options.add_bundle(parser)
+def add_contenders(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Declares the bundle, or with ``several`` bundles, and ``--backend``, for ``find_contenders``."""
+    options.add_bundle(parser, several=several)
     options.add_checkpoint(parser)
     parser.add_argument(
         "--backend",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness.results import Report
+from benchmarks.harness.results import BundleId, Report
 from benchmarks.harness.tables import load_text, markdown_table, mebibytes, significant, size_text
 from benchmarks.latency.contenders import TORCH
 from benchmarks.latency.verdict import verdicts
@@ -25,7 +25,8 @@ def to_markdown(report: Report) -> str:
     settings = data["settings"]
     parts = [f"# Latency of {report.name}"]
     for series in data["series"]:
-        parts += [f"## {size_text(series['shape'])} px", times_table(series), "Seconds by stage, medians:"]
+        table = times_table(series, beside(report))
+        parts += [f"## {size_text(series['shape'])} px", table, "Seconds by stage, medians:"]
         parts.append(stages_table(series))
         parts += [f"* {c['name']} failed: {c['error']}" for c in series["configurations"] if c["error"] is not None]
     parts += [f"* {name} was skipped: {reason}" for name, reason in data["left_out"].items()]
@@ -40,12 +41,20 @@ def to_markdown(report: Report) -> str:
         "start of a process to its first image, in the later rounds, when caches are warm. Memory is the peak of the "
         "process."
     )
+    if other := data.get("beside"):
+        parts.append(f"{BundleId(**other)} was timed in turn with it, by the same backends.")
     parts += [f"* {text}" for text in dict.fromkeys(verdict.text for verdict in verdicts(report))]
     return "\n\n".join(parts)
 
 
-def times_table(series: Mapping[str, Any]) -> str:
-    """Times, ratios, start-up and memory of one shape."""
+def beside(report: Report) -> list[str]:
+    """The name of the bundle that the report's was timed in turn with, if there is one: its key among the ratios."""
+    other = report.data.get("beside")  # older reports do not have it
+    return [other["name"]] if other else []
+
+
+def times_table(series: Mapping[str, Any], others: Sequence[str] = ()) -> str:
+    """Times, ratios, start-up and memory of one shape, also ratios to ``others``."""
     timed = [c for c in series["configurations"] if c["error"] is None]
     on_device = {"device": "device s", "device_and_copies": "device and copies s"}
     on_device = on_device if any(c["device"] for c in timed) else {}
@@ -59,7 +68,10 @@ def times_table(series: Mapping[str, Any]) -> str:
                 f"{significant(seconds['p5'])}–{significant(seconds['p95'])}",
                 seconds["runs"],
                 *(significant(c[key]["median"]) if c[key] else None for key in on_device),
-                *(_with_interval(r["value"], r) if (r := ratios.get(f"{t} fp32")) else None for t in TORCH),
+                *(
+                    _with_interval(r["value"], r) if (r := ratios.get(name)) else None
+                    for name in (*(f"{t} fp32" for t in TORCH), *others)
+                ),
                 significant(c["start_up"]["total"]),
                 mebibytes(c["host_bytes"]),
                 mebibytes(c["device_bytes"]),
@@ -67,7 +79,8 @@ def times_table(series: Mapping[str, Any]) -> str:
             ]
         )
     header = ["backend, precision", "median s", "p5–p95 s", "runs", *on_device.values()]
-    header += ["/ torch eager fp32", "/ torch channels-last fp32", "start-up s", "host MiB", "device MiB"]
+    header += ["/ torch eager fp32", "/ torch channels-last fp32", *(f"/ {name}" for name in others)]
+    header += ["start-up s", "host MiB", "device MiB"]
     return markdown_table([*header, "PSNR to torch dB"], rows)
 
 

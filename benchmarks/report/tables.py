@@ -11,6 +11,7 @@ from benchmarks.figure1 import tables as figure1
 from benchmarks.harness.results import BenchmarkError, Report, write_text
 from benchmarks.harness.tables import markdown_table, mebibytes, signed, significant, size_text
 from benchmarks.latency.contenders import TORCH
+from benchmarks.latency.tables import beside
 
 _MARK = re.compile(r"<!-- bench:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /bench:(?P=name) -->", re.DOTALL)
 
@@ -74,13 +75,13 @@ def _table_of(path: Path, report: Report) -> str:
 
 
 def latency_table(report: Report) -> str:
-    """Times of one bundle, every shape, with ratios to torch."""
-    rows = []
+    """Times of one bundle, every shape, with ratios to torch and to the bundle that it was timed in turn with."""
+    rows, others = [], beside(report)
     for series in report.data["series"]:
         for entry in series["configurations"]:
             if entry["error"] is not None:
                 continue
-            ratios = [entry["ratios"].get(f"{name} fp32", {}).get("value") for name in TORCH]
+            ratios = [entry["ratios"].get(name, {}).get("value") for name in (*(f"{t} fp32" for t in TORCH), *others)]
             seconds = entry["seconds"]
             rows.append(
                 [
@@ -93,7 +94,8 @@ def latency_table(report: Report) -> str:
                 ]
             )
     header = ["px", "backend, precision", "median s", "p5–p95 s", "/ torch eager fp32", "/ torch channels-last fp32"]
-    return markdown_table([*header, "peak MiB"], rows, "llrrrrr")
+    header += [*(f"/ {name}" for name in others), "peak MiB"]
+    return markdown_table(header, rows, "ll" + "r" * (len(header) - 2))
 
 
 def parity_table(report: Report) -> str:

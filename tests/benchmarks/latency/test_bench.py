@@ -1,9 +1,11 @@
 import argparse
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,11 +14,11 @@ from benchmarks.harness.options import DEFAULT_SHAPE
 from benchmarks.harness.results import BenchmarkError, BundleId, Report
 from benchmarks.harness.sample import pair_files, write_pair
 from benchmarks.latency import bench as latency
-from benchmarks.latency.bench import measure
 from benchmarks.latency.contenders import Contender
 from benchmarks.latency.tables import to_markdown
 from benchmarks.latency.verdict import verdicts
 from benchmarks.latency.worker import Block
+from benchmarks.report.tables import latency_table
 from ldp_runtime.bundle.bundle import Bundle
 
 SHAPE = (64, 96)
@@ -42,6 +44,11 @@ def block(seconds: list[float], *, events: bool = False, host_bytes: int = 2**20
         gpu=events,
         events=events,
     )
+
+
+def measure(bundle: Bundle, contenders: list[Contender], *arguments: Any, **options: Any) -> dict[str, Any]:
+    (data,) = latency.measure([(bundle, contenders)], *arguments, **options)
+    return data
 
 
 FakeBlocks = Callable[[Callable[[Contender, int], Block | str]], list[str]]
@@ -132,6 +139,35 @@ def test_one_that_fails_leaves_the_others_alone(bundle: Bundle, fake_blocks: Fak
     assert "torch fp32 failed: it broke" in to_markdown(report_of({**data, "left_out": {}}))
 
 
+def test_networks_are_timed_in_turn_and_compared_with_the_first(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, name="other"))
+    seconds = {("tiny", ORT): 2.0, ("tiny", TORCH): 8.0, ("other", ORT): 1.0, ("other", TORCH): 2.0}
+    asked = []
+
+    def add(track: Any, *_: object) -> None:
+        asked.append(key := (track.bundle.manifest.name, track.contender))
+        track.blocks.append(block([seconds[key]]))
+
+    monkeypatch.setattr(latency, "_add_block", add)
+    monkeypatch.setattr(latency, "write_pair", lambda *_: None)
+    both = latency.measure([(bundle, [ORT, TORCH]), (other, [ORT, TORCH])], [SHAPE], repeats=2)
+    assert set(asked[:4]) == set(asked[4:]) == seconds.keys()
+    ratios = [
+        [{name: ratio["value"] for name, ratio in c["ratios"].items()} for c in data["series"][0]["configurations"]]
+        for data in both
+    ]
+    assert ratios[0] == [{"torch fp32": 0.25}, {"torch fp32": 1.0}]
+    assert ratios[1] == [{"tiny": 0.5, "torch fp32": 0.5}, {"tiny": 0.25, "torch fp32": 1.0}]
+    assert both[0]["beside"] is None
+    assert both[1]["beside"]["name"] == "tiny"
+    first, second = (report_of({**data, "left_out": {}}) for data in both)
+    for table in (to_markdown, latency_table):
+        assert "/ tiny |" not in table(first)
+        assert "/ tiny |" in table(second)
+
+
 def test_nothing_to_time_is_an_error(bundle: Bundle, fake_blocks: FakeBlocks) -> None:
     fake_blocks(lambda *_: "no such device")
     with pytest.raises(BenchmarkError, match="onnxruntime fp32: no such device"):
@@ -144,9 +180,9 @@ def test_images_are_compared_with_torchs(
     image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     images = {TORCH.name: image, ORT.name: image ^ 1, LAST.name: image}
 
-    def add(track: Any, bundle: Bundle, folder: Path, *_: object) -> None:
+    def add(track: Any, folder: Path, *_: object) -> None:
         track.blocks.append(block([1.0]))
-        np.save(latency._restored(folder, track.contender, track.shape), images[track.contender.name])
+        np.save(latency._restored(folder, track, track.contender), images[track.contender.name])
 
     monkeypatch.setattr(latency, "_add_block", add)
     found = measure(bundle, [ORT, TORCH, LAST], [SHAPE], repeats=1)["series"][0]["configurations"]
@@ -216,8 +252,8 @@ def test_the_command_measures_in_processes_and_writes_its_result(
 def test_a_worker_that_fails_is_the_error_of_its_track(bundle: Bundle, tmp_path: Path) -> None:
     write_pair(tmp_path, SHAPE)
     pair_files(tmp_path, SHAPE)[0].write_bytes(b"")
-    track = latency._Track(Contender("onnxruntime", "fp32"), SHAPE)
-    latency._add_block(track, bundle, tmp_path, False, 1, None)
+    track = latency._Track(bundle, Contender("onnxruntime", "fp32"), SHAPE)
+    latency._add_block(track, tmp_path, False, 1, None)
     assert track.blocks == []
     assert track.error is not None
     assert "left-64x96.png" in track.error
