@@ -2,16 +2,18 @@
 
 A canvas is cut into windows, since attention over a whole frame is quadratic in its pixels. Each choice of windows runs
 the same encoder, its positional embeddings resized to the window. An ensemble of one format of prompts alone runs on
-one canvas of each window alone. The cost is that of the blur map of one pair; the
-quality is that of the held-out sample, where the bundle has trained weights.
+one canvas of each window alone. CLIP may also see the pair reduced: then a blur logit stands for a larger square. The
+cost is that of the blur map of one pair; the quality is that of the held-out sample, where the bundle has trained
+weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,13 +27,14 @@ from benchmarks.harness.processes import answer_spec, run_spec
 from benchmarks.harness.results import BenchmarkError, Report, publish
 from benchmarks.harness.tables import load_text, markdown_table, significant, size_text
 from ldp_runtime.cache import ENV_CACHE
-from ldp_runtime.stages.blur_map import ENSEMBLES
+from ldp_runtime.stages.blur_map import ENSEMBLES, upsample_map
 
 if TYPE_CHECKING:
     from ldp_export.checkpoint import Windows
     from ldp_export.clip import DenseCLIP
     from ldp_runtime.bundle.bundle import Bundle
     from ldp_runtime.deblurrer import Deblurrer
+    from ldp_runtime.stages.pixels import Image
 
 EXAMPLES = """\
 examples:
@@ -39,6 +42,7 @@ examples:
   python -m benchmarks windows --config small
   python -m benchmarks windows --window 128 --overlap 0 16 32 --shape 560x840
   python -m benchmarks windows --window 128 --overlap 16 --ensemble ens2 dp-aware
+  python -m benchmarks windows --window 64 128 --overlap 0 16 --reduce 1 2
 
 Writes windows-NAME.json and windows-NAME.md into the output folder. With random
 weights there is a cost and no quality.
@@ -61,6 +65,7 @@ class Spec:
         threads: CPU threads, or None for the backend's own choice.
         shape: Height and width of the pair that is timed, in px.
         rounds: Timed runs of each.
+        reduce: By what the pair is reduced before CLIP sees it, each measured with every bundle; 1 leaves it as it is.
     """
 
     bundles: Sequence[str]
@@ -68,6 +73,7 @@ class Spec:
     threads: int | None
     shape: tuple[int, int]
     rounds: int
+    reduce: Sequence[int]
 
 
 @dataclass
@@ -80,11 +86,12 @@ class Row:
         overlap: Least px that neighbours share.
         windows: Number of windows of the pair.
         gflop: CLIP's matrix products and convolutions on the pair.
+        reduce: By what the pair was reduced before CLIP saw it.
         seconds: Of the blur map of the pair, one per round.
         backend: Its name.
         precision: Its precision.
         quality: Focus setting of the sample -> ``ldp_export.evaluation.evaluate.blur_map_figures``, and ``gain_db`` of
-            the restored image over the center view; empty with random weights.
+            the restored image over the center view where the pair was not reduced; empty with random weights.
     """
 
     ensemble: str | int
@@ -92,6 +99,7 @@ class Row:
     overlap: int
     windows: int
     gflop: float
+    reduce: int = 1
     seconds: list[float] = field(default_factory=list)
     backend: str = ""
     precision: str = ""
@@ -118,6 +126,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ensemble", nargs="+", choices=[*ENSEMBLES], help="prompts that take part (default: the bundle's own)"
+    )
+    parser.add_argument(
+        "--reduce", nargs="+", type=int, default=[1], metavar="N", help="what CLIP's pair is reduced by (default: 1)"
     )
     options.add_backend(parser)
     options.add_threads(parser)
@@ -147,6 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
             threads=arguments.threads,
             shape=arguments.shape,
             rounds=arguments.rounds,
+            reduce=sorted({1, *arguments.reduce}),
         )
     data = {
         "shape": list(arguments.shape),
@@ -197,6 +209,7 @@ def measure(
     threads: int | None = None,
     shape: tuple[int, int] = options.DEFAULT_SHAPE,
     rounds: int = 1,
+    reduce: Sequence[int] = (1,),
 ) -> list[Row]:
     """Measures every choice; those with windows of one size in a process of their own.
 
@@ -209,6 +222,7 @@ def measure(
         threads: CPU threads; None is the backend's own choice.
         shape: Size of the pair that is timed, in px.
         rounds: Timed runs of each.
+        reduce: See ``Spec``.
 
     Raises:
         BenchmarkError: A process failed; the message has its last line.
@@ -221,7 +235,7 @@ def measure(
         with tempfile.TemporaryDirectory(prefix="ldp-bench-") as name:
             scratch = Path(name)
             folders = [write_variant(bundle, encoder, choice, e, scratch) for choice in own for e in ensembles]
-            spec = Spec([str(folder) for folder in folders], backend, threads, shape, rounds)
+            spec = Spec([str(folder) for folder in folders], backend, threads, shape, rounds, reduce)
             # Graphs compiled for one measurement do not belong in the user's cache.
             environment = {ENV_CACHE: str(scratch / "cache")}
             try:
@@ -249,27 +263,39 @@ def measure_here(spec: Spec) -> list[Row]:
         Deblurrer(Bundle.load(Path(folder)), backend=name, precision=precision, threads=spec.threads)
         for folder in spec.bundles
     ]
-    pair = sample_pair(spec.shape)
+    pairs = {factor: [_reduced(view, factor) for view in sample_pair(spec.shape)] for factor in spec.reduce}
     rows = []
-    for deblurrer in opened:
-        manifest = deblurrer.bundle.manifest
+    for deblurrer, factor in itertools.product(opened, spec.reduce):
+        manifest, pair = deblurrer.bundle.manifest, pairs[factor]
         clip = manifest.require_clip()
         grid = WindowGrid.cover(
-            *manifest.padding.padded_size(*spec.shape), window=clip.window, overlap=clip.overlap, patch=clip.patch
+            *manifest.padding.padded_size(*pair[0].shape[:2]),
+            window=clip.window,
+            overlap=clip.overlap,
+            patch=clip.patch,
         )
         shapes = clip_shapes(1, clip.window, manifest.canvases)
         flops = len(grid) * graph_cost(deblurrer.bundle.graph("clip"), shapes).matrix_flops
-        rows.append(Row(manifest.ensemble, clip.window, clip.overlap, len(grid), flops / 1e9))
+        rows.append(Row(manifest.ensemble, clip.window, clip.overlap, len(grid), flops / 1e9, factor))
         deblurrer.blur_map(*pair)  # opens the graph
+    measured = list(zip(itertools.product(opened, spec.reduce), rows, strict=True))
     for _ in range(spec.rounds):
-        for deblurrer, row in zip(opened, rows, strict=True):
-            timings = deblurrer.blur_map(*pair).timings
+        for (deblurrer, factor), row in measured:
+            timings = deblurrer.blur_map(*pairs[factor]).timings
             row.seconds.append(sum(timings[stage] for stage in ("prepare", "clip", "blur_logits")))
-    for deblurrer, row in zip(opened, rows, strict=True):
+    for (deblurrer, factor), row in measured:
         row.backend, row.precision = deblurrer.backend, deblurrer.precision
         if deblurrer.bundle.manifest.training.get("weights") != "random":
-            row.quality = quality(deblurrer)
+            row.quality = quality(deblurrer, factor)
     return rows
+
+
+def _reduced(view: Image, factor: int) -> Image:
+    """A view whose px are means of ``factor`` x ``factor`` px."""
+    import cv2
+
+    h, w = view.shape[:2]
+    return view if factor == 1 else cv2.resize(view, (w // factor, h // factor), interpolation=cv2.INTER_AREA)
 
 
 def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, ensemble: str | int, scratch: Path) -> Path:
@@ -306,11 +332,12 @@ def write_variant(bundle: Bundle, encoder: DenseCLIP, choice: Windows, ensemble:
     return folder
 
 
-def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
+def quality(deblurrer: Deblurrer, factor: int = 1) -> dict[str, dict[str, float]]:
     """Blur map and restored image of the sample: see ``Row``.
 
     Args:
         deblurrer: Opened on the bundle.
+        factor: By what the pair is reduced before CLIP sees it.
     """
     from ldp_export.evaluation.evaluate import blur_map_figures
     from ldp_export.evaluation.metrics import psnr
@@ -320,6 +347,11 @@ def quality(deblurrer: Deblurrer) -> dict[str, dict[str, float]]:
     found = {}
     for focus in MOTORCYCLE.focus:
         pair = focus_setting(focus)
+        if factor > 1:
+            result = deblurrer.blur_map(_reduced(pair.left, factor), _reduced(pair.right, factor))
+            cell = deblurrer.bundle.manifest.blur_cell * factor
+            found[focus] = blur_map_figures(upsample_map(result.blur_logits, pair.coc.shape, cell), pair.coc)
+            continue
         result = deblurrer(pair.left, pair.right)
         center = center_view(pair.left, pair.right)
         before, after = (psnr(image, pair.target, data_range=255) for image in (center, result.restored))
@@ -335,21 +367,21 @@ def to_markdown(report: Report) -> str:
     """
     data = report.data
     own, rows = data["own"], data["rows"]
-    base = next(median(row["seconds"]) for row in rows if own == {name: row[name] for name in own})
+    base = next(median(row["seconds"]) for row in rows if _is_own(row, own))
     focus = list(rows[0]["quality"])
-    header = ["prompts", "window, overlap px", "windows", "GFLOP", "seconds", "times its own"]
+    header = ["prompts", "window, overlap px", "pair reduced by", "windows", "GFLOP", "seconds", "times its own"]
     for name in focus:
         header += [f"{name}: balanced accuracy", "Spearman", "gain dB"]
     table = []
     for row in rows:
         seconds = median(row["seconds"])
-        mark = " (its own)" if own == {name: row[name] for name in own} else ""
-        cells = [row["ensemble"], f"{row['window']}, {row['overlap']}{mark}", row["windows"]]
+        mark = " (its own)" if _is_own(row, own) else ""
+        cells = [row["ensemble"], f"{row['window']}, {row['overlap']}{mark}", row["reduce"], row["windows"]]
         cells += [significant(value) for value in (row["gflop"], seconds, seconds / base)]
         for name in focus:
             figures = row["quality"][name]
             cells += [f"{figures[key]:.4f}" for key in ("balanced_accuracy", "spearman")]
-            cells.append(f"{figures['gain_db']:.2f}")
+            cells.append(f"{figures['gain_db']:.2f}" if "gain_db" in figures else None)
         table.append(cells)
     loads = load_text(data["load_average"])
     ran = ", ".join(dict.fromkeys(f"{row['backend']} {row['precision']}" for row in rows))
@@ -368,6 +400,10 @@ def to_markdown(report: Report) -> str:
             markdown_table(header, table),
         ]
     )
+
+
+def _is_own(row: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    return row["reduce"] == 1 and own == {name: row[name] for name in own}
 
 
 def answer(fields: dict[str, Any]) -> list[dict[str, Any]]:

@@ -88,10 +88,26 @@ def test_the_command_writes_a_report(bundle: Bundle, tmp_path: Path, capsys: pyt
         assert all(0 <= of["balanced_accuracy"] <= 1 and abs(of["spearman"]) <= 1 for of in row["quality"].values())
     text = to_markdown(report)
     assert text in capsys.readouterr().out
-    assert "| ens2 | 64, 16 (its own) | 3 |" in text
-    assert "| dp-aware | 64, 16 | 3 |" in text
+    assert "| ens2 | 64, 16 (its own) | 1 | 3 |" in text
+    assert "| dp-aware | 64, 16 | 1 | 3 |" in text
     assert before == {path: path.stat().st_mtime_ns for path in bundle.path.iterdir()}
     Bundle.load(bundle.path)
+
+
+@pytest.mark.usefixtures("small_sample")
+def test_clip_may_see_the_pair_reduced(bundle: Bundle, tmp_path: Path) -> None:
+    run(bundle, tmp_path, "--window", "64", "--overlap", "0", "--shape", "128x256", "--rounds", "1", "--reduce", "2")
+    report = Report.read(tmp_path / "windows-tiny.json")
+    rows = {(row["overlap"], row["reduce"]): row for row in report.data["rows"]}
+    assert {place: row["windows"] for place, row in rows.items()} == {(0, 1): 8, (0, 2): 2, (16, 1): 15, (16, 2): 3}
+    assert rows[0, 1]["gflop"] == pytest.approx(4 * rows[0, 2]["gflop"])
+    for (_, reduce), row in rows.items():
+        assert all(("gain_db" in of) == (reduce == 1) for of in row["quality"].values())
+    assert rows[0, 1]["quality"]["near"]["spearman"] != rows[0, 2]["quality"]["near"]["spearman"]
+    lines = to_markdown(report).splitlines()
+    assert sum("(its own)" in line for line in lines) == 1
+    assert any(line.startswith("| ens2 | 64, 16 (its own) | 1 | 15 |") for line in lines)
+    assert any(line.startswith("| ens2 | 64, 16 | 2 | 3 |") and line.endswith("| – |") for line in lines)
 
 
 def test_rounds_and_processes_that_fail_are_said(bundle: Bundle, tmp_path: Path) -> None:
