@@ -7,7 +7,7 @@ prompts those of the stereo canvas after ``alpha``. The reference for the CUDA k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -212,10 +212,9 @@ def upsample_map(logits: ArrayLike, size: tuple[int, int], patch: int) -> NDArra
 
     probability = sigmoid(logits)
     (h, w), (rows, columns) = size, probability.shape
-    whole = cv2.resize(probability, (columns * patch, rows * patch), interpolation=cv2.INTER_LINEAR)
+    whole: NDArray[Any] = cv2.resize(probability, (columns * patch, rows * patch), interpolation=cv2.INTER_LINEAR)
     cv2.threshold(whole, 1, 1, cv2.THRESH_TRUNC, dst=whole)  # the two weights of a px may add up to a little more
-    blur_map: NDArray[np.float32] = whole[:h, :w]
-    return blur_map
+    return whole[:h, :w]
 
 
 def _unit(vectors: ArrayLike) -> NDArray[np.float32]:
