@@ -72,7 +72,10 @@ bench: $(ALL) ## latency, parity, rooflines, Figure 1 and scaling: benchmarks/re
 	$(BIN)/python -m benchmarks latency --seconds 200
 	$(BIN)/python -m benchmarks latency --config small --seconds 250 \
 		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
+	$(BIN)/python -m benchmarks roofline
 	$(BIN)/python -m benchmarks roofline --config small
+	$(BIN)/python -m benchmarks roofline --config fast
+	$(BIN)/python -m benchmarks roofline --config fast-large
 	$(BIN)/python -m benchmarks figure1 --minutes 10
 	$(BIN)/python -m benchmarks scaling --shape 1120x1680 2240x3360 --no-seams
 	$(BIN)/python -m benchmarks report

@@ -17,6 +17,9 @@ import pytest
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.__main__ import _parser as benchmarks_parser
+from benchmarks.harness.results import Report
+from benchmarks.harness.tables import significant
+from benchmarks.roofline.tables import gained
 from ldp_export.cli import COMMANDS as EXPORT_COMMANDS
 from ldp_runtime.cli import COMMANDS as RUNTIME_COMMANDS
 from ldp_runtime.command import make_parser
@@ -205,3 +208,21 @@ def test_the_gains_on_photographs_of_the_readme_are_those_of_the_report() -> Non
     quoted = re.findall(r"^\|.*\| ([+-]\d\.\d\d) \| ([+-]\d\.\d\d) \|$", prose("README.md"), re.MULTILINE)
     ours, theirs = "ldp-nano, as it is", "DPDNet"
     assert quoted == [gains["dpdd, 7", ours], gains["dpdd, 7", theirs], gains["pixel4, 6", ours]]
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "fast", "fast-large"])
+def test_the_predicted_floors_of_the_docs_are_those_of_the_reports(name: str) -> None:
+    page = prose("docs/benchmarks.md")
+    (path,) = (ROOT / "benchmarks" / "reports").glob(f"roofline-ldp-{name}*.json")
+    data = Report.read(path).data
+    stages = {row["what"]: row for row in data["stages"]}
+    (card,) = (row for row in data["devices"] if row["device"] == data["device"]["name"])
+    figures = [
+        significant(stages[s][key] / scale) for s in ("deblur", "clip") for key, scale in (("mb", 1e3), ("ms", 1))
+    ]
+    figures += [significant(card[key]) for key in ("floor_ms", "fp32_accumulate_ms", "cached_ms")]
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    assert [row.split(" | ")[-7:] for row in rows] == [[*figures[:-1], f"{figures[-1]} |"]]
+    beside = [row for row in data["beside"]["rows"] if row["device"] == card["device"] and not row["cached"]]
+    cells = [f"{gained(row, key):+.1%}" for row in beside for key in ("apart_ms", "together_ms")]
+    assert f"| {name} | {' | '.join(cells)} |" in page
