@@ -81,7 +81,7 @@ class Prepared:
         small = result.blur_map
         if result.restored is not None:
             pictures = [result.restored, *(_turned(each.restored) for each in turned)]
-            result.restored = blend_full_size(pictures, self.full, (self.left, self.right), self.scale, self.axis)
+            result.restored = blend_full_size(pictures, self.full, (self.left, self.right), self.scale)
         if small is not None:
             result.replace_blur_map(functools.partial(_enlarged_map, small, size, self.scale))
 

@@ -17,6 +17,7 @@ from ldp_export.simulation.simulate import (
     srgb_to_linear,
 )
 from ldp_runtime.images.quality import center_view, psnr
+from ldp_runtime.stages import scales
 from ldp_runtime.stages.scales import blend_full_size, reduce_view
 
 Pixels = NDArray[np.uint8]
@@ -24,15 +25,27 @@ Pixels = NDArray[np.uint8]
 
 @pytest.mark.parametrize("n", [2, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
-def test_a_sharp_photo_keeps_every_detail(n: int, dtype: type, axis: str) -> None:
+def test_a_sharp_photo_keeps_every_detail(n: int, dtype: type) -> None:
     view = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (601, 67, 3), dtype, endpoint=True)
     small = reduce_view(view, n)
     assert small.shape == (-(-601 // n), -(-67 // n), 3)
-    restored = blend_full_size([small], (view, view), (small, small), n, axis)
+    restored = blend_full_size([small], (view, view), (small, small), n)
     assert np.abs(restored.astype(int) - view).max() <= 1  # strips meet, and nothing is lost
     wrong = np.full_like(small, np.iinfo(dtype).max // 2)
-    np.testing.assert_array_equal(blend_full_size([wrong], (view, view), (small, small), n, axis), restored)
+    kept = blend_full_size([wrong], (view, view), (small, small), n)
+    error = np.abs(kept.astype(np.float64) - view)
+    assert error.mean() <= 0.002 * np.abs(wrong.astype(np.float64) - small).mean(), error.mean()
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_strips_meet(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right, target, _ = scene("sharp object", 7.0 * n)
+    small = reduce_view(left, n), reduce_view(right, n)
+    whole, strips = [], []
+    for rows, results in ((1024, whole), (64, strips)):
+        monkeypatch.setattr(scales, "_ROWS", rows)
+        results.append(blend_full_size([reduce_view(target, n)], (left, right), small, n))
+    np.testing.assert_array_equal(strips[0], whole[0])
 
 
 def waves(noise: int = 0) -> tuple[Pixels, Pixels]:
@@ -50,7 +63,7 @@ def test_blurred_parts_come_from_the_small_restoration() -> None:
     pair = waves(noise=8)
     restored = np.full((40, 200, 3), 90, np.uint8)
     small = reduce_view(pair[0], 2), reduce_view(pair[1], 2)
-    out = blend_full_size([restored], pair, small, 2, "horizontal").astype(int)
+    out = blend_full_size([restored], pair, small, 2).astype(int)
     own = center_view(*pair) - center_view(*waves())
     assert np.abs(out - 90).mean() < 0.5 * np.abs(own).mean()  # the noise of the photo does not come back
 
@@ -61,12 +74,18 @@ def test_what_restorations_do_not_agree_on_is_left_as_it_is() -> None:
     center = center_view(*small)
     change = np.broadcast_to((40 * np.sin(np.arange(40)))[:, None, None], center.shape)
     one, other = (np.clip(np.rint(center + sign * change), 0, 255).astype(np.uint8) for sign in (1, -1))
-    agreed, torn, nothing = (
-        blend_full_size(restored, pair, small, 2, "horizontal").astype(float)
-        for restored in ([one, one], [one, other], [np.rint(center).astype(np.uint8)])
-    )
-    assert np.abs(agreed - nothing).mean() > 5
-    assert np.abs(torn - nothing).max() <= 1
+    agreed, torn = (blend_full_size(each, pair, small, 2).astype(float) for each in ([one, one], [one, other]))
+    assert np.abs(agreed - center_view(*pair)).mean() > 5
+    assert np.abs(torn - center_view(*pair)).max() <= 1
+
+
+def test_noise_is_no_detail() -> None:
+    """A grey photo with strong noise: what the small restoration says of it holds everywhere."""
+    rng = np.random.default_rng(0)
+    pair = [np.rint(np.clip(rng.normal(100, 12, (256, 256, 3)), 0, 255)).astype(np.uint8) for _ in range(2)]
+    small = reduce_view(pair[0], 2), reduce_view(pair[1], 2)
+    out = blend_full_size([np.full_like(small[0], 100)] * 2, (pair[0], pair[1]), small, 2)
+    assert out.std() < 0.3 * center_view(*pair).std()
 
 
 # --- sharp regions beside strongly blurred ones ---
@@ -102,13 +121,10 @@ def scene(kind: str, radius: float) -> tuple[Pixels, Pixels, Pixels, NDArray[np.
 
 
 @pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
 @pytest.mark.parametrize("kind", ["sharp background", "sharp object"])
-def test_sharp_regions_lose_nothing_beside_blurred_ones(kind: str, axis: str, n: int) -> None:
+def test_sharp_regions_lose_nothing_beside_blurred_ones(kind: str, n: int) -> None:
     """Restorations that are wrong wherever the photo is sharp, as those of networks are: it stays as it was."""
     left, right, target, coc = scene(kind, 7.0 * n)
-    if axis == "vertical":
-        left, right, target, coc = (np.ascontiguousarray(each.swapaxes(0, 1)) for each in (left, right, target, coc))
     small = reduce_view(left, n), reduce_view(right, n)
     rng = np.random.default_rng(4)
     goal = reduce_view(target, n).astype(np.float32)
@@ -116,7 +132,7 @@ def test_sharp_regions_lose_nothing_beside_blurred_ones(kind: str, axis: str, n:
         np.clip(goal + cv2.GaussianBlur(rng.normal(0, 12, goal.shape), (0, 0), 1.0), 0, 255).astype(np.uint8)
         for _ in range(2)
     ]
-    result = blend_full_size(restored, (left, right), small, n, axis)
+    result = blend_full_size(restored, (left, right), small, n)
     before = np.rint(center_view(left, right))
 
     def gain(where: NDArray[np.bool_]) -> float:
@@ -124,9 +140,9 @@ def test_sharp_regions_lose_nothing_beside_blurred_ones(kind: str, axis: str, n:
 
     blurred = (coc > 2).astype(np.uint8)
     inside = cv2.distanceTransform(1 - blurred, cv2.DIST_L2, 5)
-    assert gain(coc < 0.5) >= (-0.1 if n == 2 else -0.3)
-    assert gain((coc < 0.5) & (inside >= 2)) >= -0.1, "without the px beside the occlusion"
-    assert gain(blurred > 0) > 5
+    assert gain(coc < 0.5) >= -0.1
+    assert gain((coc < 0.5) & (inside >= 2)) >= 0, "without the px beside the occlusion"
+    assert gain(blurred > 0) > 7.5
     naive = cv2.resize(restored[0], target.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     sharp = (coc < 0.5) & (inside > 8 * n)
     assert psnr(naive[sharp], target[sharp], data_range=255) < psnr(before[sharp], target[sharp], data_range=255) - 3
