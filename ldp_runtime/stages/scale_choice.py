@@ -11,9 +11,8 @@ BLUR_RANGE = 14.0
 
 DISPARITY_PER_RADIUS = 0.45
 """Disparity in px per px of radius that fits: that of the views of real cameras, whose centroids lie 0.40 to 0.50 r
-apart. Measured with ldp-nano, whose range is 20 px, on scenes with disparities from 7 to 17 px: above 9 px half the
-scale gains more than full scale does. Six Pixel 4 scenes with 6.6 to 8.3 px have a higher PSNR at half the scale, but
-they are less sharp there and have patches with edges: their targets stand 2 px aside, where blur costs least."""
+apart. Measured with ldp-nano, whose range is 20 px: mostly full scale gains more up to 7 px, and half the scale from
+9 px on; between them it depends on the picture, and full scale is crisper."""
 
 
 def fitting_scale(disparity: float, blur_range: float) -> int:
