@@ -366,8 +366,9 @@ class Deblurrer:
             BackendError: None is left.
         """
         backend, precision = self._asked
-        self._backend, self.reason, self.passed_over = select(backend, precision, failed=self._failed)
-        self._precision = self._backend.resolve(precision)
+        bf16 = self.bundle.manifest.bf16
+        self._backend, self.reason, self.passed_over = select(backend, precision, bf16=bf16, failed=self._failed)
+        self._precision = self._backend.resolve(precision, bf16=bf16)
         self._chain = None
 
 

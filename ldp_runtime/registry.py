@@ -55,12 +55,19 @@ class Choice(NamedTuple):
     passed_over: Mapping[str, str]
 
 
-def select(name: str | Backend = "auto", precision: str = "auto", *, failed: Mapping[str, str] | None = None) -> Choice:
+def select(
+    name: str | Backend = "auto",
+    precision: str = "auto",
+    *,
+    bf16: bool = True,
+    failed: Mapping[str, str] | None = None,
+) -> Choice:
     """Picks a backend.
 
     Args:
         name: A name of ``BACKENDS``, ``"auto"`` for the fastest that works here, or a backend that is not among them.
         precision: One of ``PRECISIONS``, or ``"auto"``; a backend without it is passed over.
+        bf16: As for ``Backend.resolve``.
         failed: Backends that "auto" must pass over, and why.
 
     Returns:
@@ -76,7 +83,7 @@ def select(name: str | Backend = "auto", precision: str = "auto", *, failed: Map
     if name != "auto":
         backend = BACKENDS[name] if isinstance(name, str) else name
         backend.available()
-        return Choice(backend, f"{backend.name} in {backend.resolve(precision)}, as asked", {})
+        return Choice(backend, f"{backend.name} in {backend.resolve(precision, bf16=bf16)}, as asked", {})
     passed = dict(failed or {})
     absent: dict[str, str] = {}  # no reason to speak of it on a machine without a GPU
     for candidate, merit in AUTO_ORDER.items():
@@ -85,7 +92,7 @@ def select(name: str | Backend = "auto", precision: str = "auto", *, failed: Map
         backend = BACKENDS[candidate]
         try:
             backend.available()
-            chosen = backend.resolve(precision)
+            chosen = backend.resolve(precision, bf16=bf16)
         except NoGpuError as error:
             absent[candidate] = str(error)
             continue

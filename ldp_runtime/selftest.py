@@ -174,6 +174,25 @@ def make_sample(bundle: Bundle) -> Sample:
     return Sample(left, right, result.restored, result.blur_logits)
 
 
+def try_bf16(bundle: Bundle) -> Outcome | None:
+    """How the CPU restores the bundle's sample in bf16; None where it has no bf16.
+
+    Raises:
+        BundleError: The bundle's sample is damaged.
+    """
+    backend = BACKENDS["openvino"]
+    try:
+        backend.available()
+    except BackendError:
+        return None
+    if "bf16" not in backend.precisions:
+        return None
+    try:
+        return _test(bundle, backend, "bf16", read_sample(bundle))[0]
+    except LDPError as error:
+        return Outcome(backend.name, "bf16", "FAIL", str(error))
+
+
 def sample_pair() -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """A pair with stripes, squares and slopes, sharp on the left and more and more out of focus to the right.
 
@@ -239,6 +258,9 @@ def _runs(bundle: Bundle, only: str | None, absent: dict[str, str]) -> Iterator[
             continue
         for precision in sorted(precisions, key=lambda precision: precision != "fp32"):
             graphs = bundle.manifest.graphs.values()
+            if precision == "bf16" and not bundle.manifest.bf16:
+                absent[f"{name} in bf16"] = "its import found bf16 too inexact or could not try it; auto takes fp32"
+                continue
             if isinstance(backend, ChainBackend) or all(graph_precision(precision) in files for files in graphs):
                 yield backend, precision
 

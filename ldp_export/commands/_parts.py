@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,7 +51,9 @@ def write_pair(
 def print_gates(parity: Mapping[str, Any]) -> None:
     """Prints the parity figures of a manifest, a line per gate."""
     for gate in parity.get("gates", ()):
-        print(f"{gate['name']:44}{gate['value']:<14.5g}{gate['is']} {gate['limit']:g}")
+        value = "not finite" if gate["value"] is None else f"{gate['value']:.5g}"
+        failed = "" if gate["passed"] else ", failed"
+        print(f"{gate['name']:44}{value:14}{gate['is']} {gate['limit']:g}{failed}")
 
 
 def make_folder(folder: Path) -> None:
@@ -87,6 +90,31 @@ def check_folder(folder: Path, marker: str) -> None:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+@contextmanager
+def step_bar(total: int) -> Iterator[Callable[[str], None]]:
+    """Says what step a long command is at: in a bar on a terminal, else in a line of stderr for each.
+
+    Args:
+        total: How many steps there are.
+
+    Yields:
+        What takes the name of each step as it begins.
+    """
+    if not sys.stderr.isatty():
+        yield say
+        return
+    from tqdm import tqdm
+
+    form = "{desc}, step {n_fmt} of {total_fmt} |{bar}| {elapsed}"
+    with tqdm(total=total, leave=False, bar_format=form, miniters=0, mininterval=0) as bar:
+
+        def begin(name: str) -> None:
+            bar.set_description_str(name, refresh=False)
+            bar.update()
+
+        yield begin
 
 
 class Progress:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldp_export.commands._parts import ArgumentError, check_folder, print_gates, say
+from ldp_export.commands._parts import ArgumentError, check_folder, print_gates, step_bar
 from ldp_export.network.published import PUBLISHED, Published
 from ldp_runtime.command import CheckFailedError
 
@@ -27,8 +28,9 @@ it lies and under which licence. Files are read without running code of theirs.
 The bundle keeps the licence, the file's hash and what to cite; `ldp info` shows
 them.
 
-The graphs are compared with torch, and the figures go into the manifest. If a
-check fails nothing is written and the exit code is 1.
+The graphs are compared with torch, and the figures go into the manifest. If the
+FP32 graph fails nothing is written and the exit code is 1. If FP16 alone fails
+the bundle has no FP16 graph, and if bf16 fails CPUs take FP32 by themselves.
 """
 
 RELEASED_FILE = "model.pth"
@@ -53,10 +55,10 @@ The repository of LDP's authors states no licence: a bundle must not be passed o
 """
 
 _PUBLISHED = """\
-The authors publish {files}:
-  {where}
+The authors publish {files}: {where}.
 Licence: {licence}. A bundle {sharing}.
 Cite: {cite}.
+{millions:.2f} M parameters, checked against {source}.
 """
 
 
@@ -86,7 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 licence=weights.licence,
                 sharing=weights.sharing,
                 cite=weights.cite,
+                millions=network.parameters / 1e6,
+                source=network.source,
             )
+            wrapped = (
+                textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in notes.splitlines()
+            )
+            notes = "\n".join(wrapped)
             published = add(network.name, network.title, weights.files, notes)
             published.set_defaults(load=partial(_load_published, network))
     released = add("released", "the network that LDP's authors released", (RELEASED_FILE,), _RELEASED)
@@ -112,16 +120,23 @@ def run(arguments: argparse.Namespace) -> None:
         _check_released(arguments)
     check_folder(arguments.output, "bundle.json")
 
-    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
+    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle, steps
+    from ldp_export.bundling.selftest import BF16_GATE
 
     model = load(arguments)
     name = arguments.name or arguments.output.absolute().name
     try:
-        manifest = export_bundle(model, arguments.output, name, report=say)
+        with step_bar(steps(model)) as report:
+            manifest = export_bundle(model, arguments.output, name, report=report)
     except ParityError as error:
         raise CheckFailedError(f"{error}; nothing was written") from error
     print_gates(manifest.parity)
     print(f"{arguments.output}: bundle {name!r}, {len(manifest.files)} files")
+    if "fp16" not in manifest.graphs["deblur"]:
+        print("no FP16 graph, since it failed: run this bundle in FP32; there can be no engines of it")
+    if not manifest.bf16:
+        tried = any(gate["name"] == BF16_GATE for gate in manifest.parity["gates"])
+        print(f"bf16 {'failed' if tried else 'cannot be tried on this CPU'}: on CPUs auto takes FP32")
     if origin := manifest.origin:
         print(f"licence: {origin.licence}; the bundle {origin.sharing}\ncite: {origin.cite}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldp_export.commands._parts import WINDOW_HELP, ArgumentError, check_folder, print_gates, say
+from ldp_export.commands._parts import WINDOW_HELP, ArgumentError, check_folder, print_gates, step_bar
 from ldp_runtime.command import CheckFailedError
 
 CONFIG_NAMES = ("nano", "small", "large", "fast", "fast-large")
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ArgumentError("expected --clip with --config, got none; the paper's is ViT-B-32-quickgelu")
     check_folder(arguments.output, "bundle.json")
 
-    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle
+    from ldp_export.bundling.onnx_graphs import ParityError, export_bundle, steps
     from ldp_export.checkpoint import Checkpoint
     from ldp_export.model import model_from_checkpoint, random_model
 
@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     name = arguments.name or model.training.get("name") or arguments.output.absolute().name
     try:
-        manifest = export_bundle(model, arguments.output, str(name), report=say)
+        with step_bar(steps(model)) as report:
+            manifest = export_bundle(model, arguments.output, str(name), report=report)
     except ParityError as error:
         raise CheckFailedError(f"{error}; nothing was written") from error
     print_gates(manifest.parity)

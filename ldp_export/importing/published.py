@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldp_export.importing.keras import read_keras
@@ -32,11 +32,14 @@ def import_published(published: Published, paths: Sequence[Path]) -> ExportModel
         wanted = "none" if weights is None else ", ".join(weights.files)
         raise WeightsError(f"expected the files of {published.title} ({wanted}), got {len(paths)}; give those")
     fix = f"give {' and '.join(weights.files)} from {weights.where}"
+    prefixes = {name: f"{Path(name).stem.lower()}." if len(paths) > 1 else "" for name in weights.files}
     files, state = [], State()
     for path, name in zip(paths, weights.files, strict=True):
         files.append(SourceFile(path.name, file_hash(path, fix)))
-        prefix = f"{Path(name).stem.lower()}." if len(paths) > 1 else ""
-        state |= {prefix + key: tensor for key, tensor in _read(path, fix).items()}
+        found = _read(path, fix)
+        if (other := _file_of(found, published, prefixes)) not in (name, None):
+            raise WeightsError(f"{path}: expected {name} here, got the tensors of {other}; {fix}, in this order")
+        state |= {prefixes[name] + key: tensor for key, tensor in found.items()}
     network = published.network_class.fitting(state)
     state = {key: tensor for key, tensor in state.items() if not key.startswith(network.ignored)}
     check_state(", ".join(map(str, paths)), state, network.published_state(), published.title, fix)
@@ -51,6 +54,16 @@ def import_published(published: Published, paths: Sequence[Path]) -> ExportModel
         licences={"weights": weights.licence, "data": ["see the authors' paper"]},
         origin=Origin(published.name, tuple(files), weights.licence, weights.sharing, weights.cite),
     )
+
+
+def _file_of(state: State, published: Published, prefixes: Mapping[str, str]) -> str | None:
+    """Which of several files of a network a state is most like; None where there is one file, or it is like none."""
+    if len(prefixes) == 1:
+        return None
+    known = published.build().published_state()
+    shared = {name: sum(prefix + key in known for key in state) for name, prefix in prefixes.items()}
+    best = max(shared, key=lambda name: shared[name])
+    return best if shared[best] else None
 
 
 def _read(path: Path, fix: str) -> State:

@@ -85,14 +85,18 @@ class Backend(ABC):
     def describe(self) -> str:
         """The device and the library's version, for people. Needs an available backend."""
 
-    def resolve(self, precision: str) -> str:
+    def resolve(self, precision: str, *, bf16: bool = True) -> str:
         """Turns ``"auto"`` into the precision that it means here, and checks any other.
+
+        Args:
+            precision: One of ``PRECISIONS`` or ``"auto"``.
+            bf16: Whether ``"auto"`` may mean bf16, see ``Manifest.bf16``.
 
         Raises:
             BackendError: The precision does not work here.
         """
         if precision == "auto":
-            return self.precisions[0]
+            return next(found for found in self.precisions if bf16 or found != "bf16")
         if precision not in self.precisions:
             raise BackendError(
                 f"expected a precision of {self.name} on this machine ({', '.join(self.precisions)}), "

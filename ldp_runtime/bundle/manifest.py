@@ -174,6 +174,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         evaluation: Figures of ``ldp-export evaluate``.
         quantization: Precision -> how its quantised graphs were made and what they cost; a manifest without the field
             has none.
+        bf16: Whether "auto" may take bf16. False where an import failed the self-test in it, or the CPU had none; a
+            manifest without the field may.
         licences: Licences of weights and data.
         origin: Where imported weights come from; None where they were not imported.
         engines: Built TensorRT engines. They carry their own hashes: one for another GPU need not be here.
@@ -196,6 +198,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     parity: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     quantization: Mapping[str, Any] = {}
+    bf16: bool = True
     licences: Mapping[str, Any]
     origin: Origin | None = None
     engines: Annotated[tuple[EngineEntry, ...], Meta(max_length=MAX_FILES)]
@@ -213,6 +216,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             del value["padding"]["least"]
         if not self.quantization:
             del value["quantization"]
+        if self.bf16:
+            del value["bf16"]
         return value
 
     @property

@@ -108,7 +108,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
                 "DPDNet",
                 16,
                 31_035_151,
-                "counted from the layers of the authors' repository Abdullah-Abuolaim/defocus-deblurring-dual-pixel, "
+                "the layers of the authors' repository Abdullah-Abuolaim/defocus-deblurring-dual-pixel, "
                 "DPDNet/model.py; no printed number was found",
                 Weights(
                     ("defocus_deblurring_dp_l5_s512_f0.7_d0.4.hdf5",),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
+from ldp_export.network.published.bicubic import resize
 from ldp_export.network.published.mimo import Conv, Group, conv, up
 from ldp_export.network.published.stereo import Features, conv3d, cost_volume, cut, join
 
@@ -204,8 +205,9 @@ class K3DN(PublishedNetwork):
 
         Resizing is FP32 whatever the type; views are clamped after it, as integer photos are.
         """
-        resized = F.interpolate(pair, self.size, mode="bicubic").clamp(0, 1)
-        return F.interpolate(super().forward(resized - 0.5), pair.shape[2:], mode="bicubic") + 0.5
+        height, width = pair.shape[2:]
+        resized = resize(pair, self.size).clamp(0, 1)
+        return resize(super().forward(resized - 0.5), (height, width)) + 0.5
 
     def restore(self, pair: Tensor) -> Tensor:
         """Pair ``(B, 6, *size)`` in [-0.5, 0.5] to the restored image ``(B, 3, *size)``, clamped to [-1, 1]."""

@@ -8,27 +8,19 @@ import torch
 
 from ldp_export.cli import main
 from ldp_export.importing.published import IMPORTABLE
-from ldp_export.network.published import bambnet, dpdnet, ifan, rdpd, restormer
+from ldp_export.network.published import restormer
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
-from tests.ldp_export.importing.made_files import draw, save, save_torch
-
-NARROW = {
-    bambnet: {"WIDTH": 8},
-    dpdnet: {"WIDTHS": (4, 8, 16, 32, 64)},
-    ifan: {"WIDTHS": (8, 8, 16, 16)},
-    rdpd: {"WIDTHS": (8, 16, 32, 64), "STATE": 128},
-    restormer: {"CHANNELS": 8, "BLOCKS": (1, 1, 1, 1), "REFINEMENT": 1},
-}
-"""Module of a network -> constants that make it small enough for a test."""
+from tests.ldp_export.importing.made_files import draw, narrow, save, save_torch
 
 
 @pytest.mark.parametrize("name", sorted(IMPORTABLE))
 def test_help_says_where_the_file_is_and_what_its_licence_allows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", name, "--help"]) == 0
-    text, weights = capsys.readouterr().out, IMPORTABLE[name].weights
+    text, network = " ".join(capsys.readouterr().out.split()), IMPORTABLE[name]
+    weights = network.weights
     assert weights is not None
-    for part in (*weights.files, weights.where, weights.licence, weights.sharing, weights.cite):
+    for part in (*weights.files, weights.where, weights.licence, weights.sharing, weights.cite, network.source):
         assert part in text
 
 
@@ -43,9 +35,9 @@ def test_a_wrong_file_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bambnet", "dpdnet", "ifan", "rdpd", "restormer"])
 def test_an_imported_bundle_runs_as_any_other(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, constants in NARROW.items():
-        for constant, value in constants.items():
-            monkeypatch.setattr(module, constant, value)
+    narrow(monkeypatch)
+    monkeypatch.setattr(restormer, "BLOCKS", (1, 1, 1, 1))
+    monkeypatch.setattr(restormer, "REFINEMENT", 1)
     state = draw(name, tame=True)
     network = IMPORTABLE[name].build().eval()
     network.load_published_state(state)

@@ -176,8 +176,9 @@ def rdpd(s: Reading, pair: Tensor) -> Tensor:
         x = torch.cat([x, torch.tensor(mask, dtype=x.dtype)[None, None]], 1)
     x, skips = keras_encoder(s, x, 4)
     x = F.relu(keras_conv(s, x, 8))
-    state = cell = torch.zeros(1, 512, h // 16, w // 16, dtype=x.dtype)  # one frame: both are zero
-    recurrent = F.conv2d(state, s["9.recurrent_kernel"].permute(3, 2, 0, 1), padding=1)
+    kernel = s["9.recurrent_kernel"].permute(3, 2, 0, 1)
+    state = cell = torch.zeros(1, kernel.shape[1], h // 16, w // 16, dtype=x.dtype)  # one frame: both are zero
+    recurrent = F.conv2d(state, kernel, padding=1)
     i, f, c, o = (keras_conv(s, x, 9) + recurrent).chunk(4, 1)
     i, f, o = ((0.2 * gate + 0.5).clip(0, 1) for gate in (i, f, o))
     cell = f * cell + i * torch.tanh(c)

@@ -1,6 +1,7 @@
 """Imported networks compute what their authors' code computes."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from ldp_export.importing.published import IMPORTABLE, import_published
 from ldp_export.importing.state import WeightsError
 from ldp_export.network.published import PUBLISHED
 from tests.ldp_export.importing.authors import AUTHORS, Reading
-from tests.ldp_export.importing.made_files import draw, save, save_torch
+from tests.ldp_export.importing.made_files import draw, narrow, save, save_torch
 
 CASES = [*AUTHORS, "rdpd masked"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_imported_network_computes_what_its_authors_code_computes(case: str, tmp_path: Path) -> None:
+def test_an_imported_network_computes_what_its_authors_code_computes(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(monkeypatch)
     name, state = case.split()[0], draw(case)
     paths = save(tmp_path, case, state)
     model = import_published(PUBLISHED[name], paths)
@@ -51,6 +55,18 @@ def test_files_of_the_others_load_whole(name: str, tmp_path: Path) -> None:
     got = model.network.state_dict()
     assert all(torch.equal(got[key], value) for key, value in expected.state_dict().items())
     assert model.origin is not None and len(model.origin.files) == len(IMPORTABLE[name].weights.files)
+
+
+def test_files_in_the_wrong_order_are_named(tmp_path: Path) -> None:
+    estd, esti = save(tmp_path, "dddnet", draw("dddnet"))
+    with pytest.raises(WeightsError) as caught:
+        import_published(PUBLISHED["dddnet"], [esti, estd])
+    message = str(caught.value)
+    start = f"{esti}: expected Estd.pkl here, got the tensors of Esti.pkl; give Estd.pkl and Esti.pkl from "
+    assert message.startswith(start)
+    assert message.endswith(", in this order") and "\n" not in message
+    with pytest.raises(WeightsError, match=re.escape(f"{estd}: expected Esti.pkl here, got the tensors of Estd.pkl")):
+        import_published(PUBLISHED["dddnet"], [estd, estd])
 
 
 def test_all_that_is_wrong_stands_in_one_error(tmp_path: Path) -> None:

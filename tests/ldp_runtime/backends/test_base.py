@@ -141,6 +141,7 @@ def test_precisions_and_description(name: str) -> None:
     backend.available()
     assert set(backend.precisions) <= set(PRECISIONS)
     assert backend.resolve("auto") == backend.precisions[0]
+    assert backend.resolve("auto", bf16=False) == "fp32"
     assert {"fp32", "fp16"} <= set(backend.precisions)
     assert backend.describe().lower().replace(" ", "").startswith(name)
 
