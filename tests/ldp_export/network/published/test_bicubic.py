@@ -46,7 +46,7 @@ class Resized(PublishedNetwork):
 
 @pytest.mark.slow
 def test_graphs_agree_at_positions_that_fp32_rounds(tmp_path: Path) -> None:
-    """Numerators of the widest photo exceed 2**24, the integers that FP32 holds."""
+    """Numbers of the widest photo exceed 2**24, up to which FP32 holds integers."""
     network = Resized().eval()
     save_graph(deblur_graph(network, 1, half=False, blur_map=False), path := tmp_path / "deblur.onnx")
     session = BACKENDS["onnxruntime"].open(path, "fp32", 1)
