@@ -83,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shape", type=options.parse_shape, metavar="HxW", help="size of the pair in px")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="processes for each (default: 3)")
-    parser.add_argument("--minutes", type=float, default=30.0, metavar="N", help="for the choice of a size")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, metavar="N", help="for the choice of a size (default: %(default)g)"
+    )
     parser.add_argument(
         "--most-seconds", type=float, default=600.0, metavar="N", help="limit of one process (default: %(default)g)"
     )
@@ -98,8 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table and writes the results and the figure."""
     options.check_positive(arguments, "rounds", "minutes", "most_seconds", "threads")
-    backend, precision = choose_backend(arguments.backend)
     bundles = [Bundle.load(find_bundle(name)) for name in arguments.bundle]
+    backend, precision = choose_backend(arguments.backend, bf16=all(bundle.manifest.bf16 for bundle in bundles))
     contenders = choose(arguments.network, bundles)
     scores = {} if arguments.pairs is None else score_bundles(bundles, arguments.pairs, arguments.threads)
     bench = Bench(
@@ -121,10 +123,14 @@ def run(arguments: argparse.Namespace) -> None:
     publish(Report.new("figure1", data, bundles[0]), markdown(data), arguments.output, "figure1")
 
 
-def choose_backend(asked: str) -> tuple[str, str]:
+def choose_backend(asked: str, *, bf16: bool = True) -> tuple[str, str]:
     """Backend and precision of ``NAME`` or ``NAME:PRECISION``; "auto" is the runtime's own choice.
 
     Only backends that open graphs count: published networks have no engines.
+
+    Args:
+        asked: The option.
+        bf16: Whether that choice may be bf16: not where one of the bundles would not run in it by itself.
 
     Raises:
         LDPError: The backend or precision does not work here.
@@ -141,8 +147,8 @@ def choose_backend(asked: str) -> tuple[str, str]:
         return "torch", precision or "fp32"
     if name not in ("auto", *graphs):
         raise BenchmarkError(f"expected a backend, one of torch, auto, {', '.join(graphs)}, got {name!r}")
-    backend = select(name, precision or "auto", failed=engines).backend
-    return backend.name, backend.resolve(precision or "auto")
+    backend = select(name, precision or "auto", bf16=bf16, failed=engines).backend
+    return backend.name, backend.resolve(precision or "auto", bf16=bf16)
 
 
 class Bench:

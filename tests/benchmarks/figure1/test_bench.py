@@ -54,6 +54,7 @@ def test_backends_by_name() -> None:
     assert choose_backend("torch") == ("torch", "fp32")
     assert choose_backend("onnxruntime:fp32") == ("onnxruntime", "fp32")
     assert choose_backend("auto:fp32")[0] in ("openvino", "onnxruntime")
+    assert choose_backend("auto", bf16=False)[1] == "fp32"
     with pytest.raises(BenchmarkError, match=r"expected a backend, one of torch, auto, .* got 'cuda'"):
         choose_backend("cuda")
     with pytest.raises(BenchmarkError, match="expected a precision of torch"):
