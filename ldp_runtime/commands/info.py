@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "created": manifest.created,
                 "clip": manifest.clip.architecture if manifest.clip else None,
                 "blur_map": manifest.reads_blur_map,
+                "bf16": manifest.bf16,
                 "origin": manifest.to_json().get("origin"),
                 "graphs": sorted({p for graphs in manifest.graphs.values() for p in graphs}),
             }
@@ -110,7 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("bundles" if bundles else f"bundles    none in {', '.join(fields['bundle_folders'])}")
     for name, found in bundles.items():
         note = f": {found['error']}" if "error" in found else "" if found["blur_map"] else "; no blur map"
-        print(f"  {name:21}{found['path']}{note}")
+        slow = "" if found.get("bf16", True) else "; auto takes fp32 on CPUs"
+        print(f"  {name:21}{found['path']}{note}{slow}")
         if origin := found.get("origin"):
             files = ", ".join(f"{file['name']} (SHA-256 {file['sha256']})" for file in origin["files"])
             print(f"  {'':21}{origin['kind']} from {files}; {origin['licence']}; {origin['sharing']}")

@@ -45,10 +45,11 @@ def test_info(
 def test_an_imported_bundle_says_its_origin(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_tiny_bundle(tmp_path, "imported", clip=False)
     origin = Origin("dpdnet", (SourceFile("a.hdf5", "0" * 64),), "MIT", "may be passed on", "A and B, ECCV 2020")
-    save_manifest(path, msgspec.structs.replace(read_manifest(path), origin=origin))
+    save_manifest(path, msgspec.structs.replace(read_manifest(path), origin=origin, bf16=False))
     assert Bundle.load(path).manifest.origin == origin
     monkeypatch.setenv("LDP_BUNDLES", str(tmp_path))
     assert json.loads(run("info", "--json")[1])["bundles"]["imported"]["origin"]["cite"] == "A and B, ECCV 2020"
     out = run("info")[1]
     assert f"dpdnet from a.hdf5 (SHA-256 {'0' * 64}); MIT; may be passed on\n" in out
     assert "cite: A and B, ECCV 2020\n" in out
+    assert f"{path}; no blur map; auto takes fp32 on CPUs\n" in out
