@@ -70,7 +70,7 @@ bench: $(ALL) ## latency, parity, rooflines, Figure 1 and scaling: benchmarks/re
 	$(BIN)/python -m benchmarks exports --config small large fast fast-large
 	$(BIN)/python -m benchmarks parity
 	$(BIN)/python -m benchmarks latency --seconds 200
-	$(BIN)/python -m benchmarks latency --config small --seconds 250 \
+	$(BIN)/python -m benchmarks latency --config small fast --seconds 400 \
 		--backend openvino:auto onnxruntime:fp32 torch:fp32 torch-channels-last:fp32
 	$(BIN)/python -m benchmarks roofline
 	$(BIN)/python -m benchmarks roofline --config small
