@@ -142,6 +142,8 @@ class Bundle:
         if precision not in files:
             quantized = precision in QUANTIZED_PRECISIONS
             fix = f"make it with ldp-export quantize --precision {precision}" if quantized else FIX_MANIFEST
+            if precision == "fp16" and self.manifest.origin is not None:
+                fix = "another network: its import left FP16 out, since it failed"
             raise BundleError(
                 f"expected a {precision} {kind} graph in bundle {self.manifest.name!r}, "
                 f"got {', '.join(files)}; choose another precision or {fix}"

@@ -16,6 +16,7 @@ from ldp_export.network.published.base import PublishedConfig, PublishedNetwork
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.manifest import Origin, SourceFile
+from ldp_runtime.errors import BundleError
 from ldp_runtime.registry import BACKENDS
 from ldp_runtime.selftest import Outcome, run_selftest
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
@@ -55,6 +56,8 @@ def test_an_import_that_fp16_fails_has_fp32_alone(tmp_path: Path) -> None:
     left, right = (np.random.default_rng(seed).integers(0, 255, (20, 30, 3), np.uint8) for seed in (0, 1))
     assert np.abs(Deblurrer(bundle, backend="onnxruntime")(left, right).restored.astype(int) - left).max() <= 1
     assert {outcome.precision for outcome in run_selftest(bundle, "onnxruntime").outcomes} == {"fp32"}
+    with pytest.raises(BundleError, match="got fp32; choose another precision or another network: its import"):
+        Deblurrer(bundle, backend="onnxruntime", precision="fp16")(left, right)
     with pytest.raises(ParityError, match="deblur largest activation: expected at most"):
         export_bundle(replace(model, origin=None), tmp_path / "own", "own")
     assert not (tmp_path / "own").exists()
