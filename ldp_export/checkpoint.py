@@ -44,8 +44,8 @@ CLIP_WEIGHTS_FILE = "clip.safetensors"
 CALIBRATION_FILE = "calibration.json"
 TRAINING_FILE = "training.json"
 
-DEFAULT_WINDOW = 448
-"""Side in px of CLIP's windows where nothing else is said."""
+DEFAULT_WINDOW = 224
+"""Side in px of CLIP's windows where nothing else is said: what OpenAI trained ViT-B/32 at."""
 
 
 class CheckpointError(LDPError):
@@ -246,17 +246,14 @@ def choose_windows(patch: int, window: int | None = None, overlap: int | None = 
     Args:
         patch: Side of CLIP's patch in px.
         window: Side of a window in px; None is ``DEFAULT_WINDOW`` rounded down to patches.
-        overlap: What neighbours share at least, in px; None is an eighth of the window, in whole patches and at least
-            one, where that leaves one: more costs and does the blur map no measurable good
+        overlap: What neighbours share at least, in px; None is nothing: it costs and does the blur map little good
             (``benchmarks/reports/windows-ldp-nano.md``).
 
     Raises:
         CheckpointError: The window is no multiple of the patch, or the overlap leaves no patch of it.
     """
     chosen = max(DEFAULT_WINDOW // patch, 1) * patch if window is None else window
-    shared = overlap
-    if shared is None:
-        shared = min(max(chosen // 8 // patch, 1), max(chosen // patch - 1, 0)) * patch
+    shared = 0 if overlap is None else overlap
     if chosen < patch or chosen % patch:
         raise CheckpointError(f"expected a window that is a multiple of CLIP's patch, {patch} px, got {chosen}")
     if shared < 0 or math.ceil(shared / patch) * patch >= chosen:

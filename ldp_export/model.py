@@ -20,10 +20,6 @@ from ldp_runtime.stages.geometry import Padding, padding_multiple
 DeblurNetwork = LDPNet | ReleasedNet | PublishedNetwork
 
 
-WINDOWS = {"fast": Windows(224, 0), "fast-large": Windows(224, 0)}
-"""Config -> the windows that its recipe in ``models/recipes/paper`` trains with, where not the default ones."""
-
-
 class ExportError(LDPError):
     """What was asked for cannot be exported."""
 
@@ -138,8 +134,8 @@ def random_model(
         config: A name of ``CONFIGS``.
         architecture: CLIP's architecture, as for ``load_clip``.
         weights: CLIP's weights, as for ``load_clip``; None draws them.
-        window: Side of CLIP's windows in px.
-        overlap: What windows share at least, in px; where both are None they are those of ``WINDOWS``.
+        window: Side of CLIP's windows in px; None is the default.
+        overlap: What windows share at least, in px; None is the default.
         seed: Seed of the weights.
 
     Raises:
@@ -151,8 +147,6 @@ def random_model(
     if weights is None:
         randomise(clip.encoder.visual, seed)
     prompts = tuple(Prompt(prompt.text, prompt.format, 0.0, 1.0) for prompt in PROMPTS)
-    if window is None and overlap is None and (own := WINDOWS.get(config)) is not None:
-        window, overlap = own.window, own.overlap
     return ExportModel(
         network=randomise_network(LDPNet(CONFIGS[config]), seed),
         clip=clip,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ldp_export.simulation.simulate import FloatArray
 
-WINDOW_HELP = "side of CLIP's windows (default: the checkpoint's, or 448)"
+WINDOW_HELP = "side of CLIP's windows (default: the checkpoint's, or 224)"
 
 T = TypeVar("T")
 

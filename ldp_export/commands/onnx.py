@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--window", type=int, metavar="PX", help=WINDOW_HELP)
     parser.add_argument(
-        "--overlap", type=int, metavar="PX", help="what windows share (default: the checkpoint's, or an eighth of one)"
+        "--overlap", type=int, metavar="PX", help="what windows share (default: the checkpoint's, or nothing)"
     )
     parser.add_argument("--seed", type=int, default=0, help="with --config: of the random weights (default: 0)")
 

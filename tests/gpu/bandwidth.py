@@ -15,7 +15,7 @@ from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
 from ldp_runtime.cuda.prompt_table import PromptTable
 from ldp_runtime.stages.geometry import WindowGrid
 
-CHANNELS, WINDOW, OVERLAP, PATCH = 512, 448, 32, 32
+CHANNELS, WINDOW, OVERLAP, PATCH = 512, 224, 0, 32
 """Those of ViT-B/32, whatever the bundle has."""
 
 _SETS = 4  # of buffers, taken in turn: no launch finds its own in the cache

@@ -158,11 +158,9 @@ def test_a_calibration_must_be_that_of_table_4(folder: Path, change: dict[str, o
 
 
 def test_windows() -> None:
-    assert choose_windows(32) == checkpoint_module.Windows(448, 32)
-    assert choose_windows(14) == checkpoint_module.Windows(448, 56)
-    assert choose_windows(15).window == 435
-    assert choose_windows(16, 128) == checkpoint_module.Windows(128, 16)
-    assert choose_windows(32, 64) == checkpoint_module.Windows(64, 32)
+    assert choose_windows(32) == choose_windows(14) == checkpoint_module.Windows(224, 0)
+    assert choose_windows(15).window == 210
+    assert choose_windows(16, 128, 16) == checkpoint_module.Windows(128, 16)
     assert choose_windows(16, 16) == checkpoint_module.Windows(16, 0)
     assert choose_windows(16, 16, 0) == checkpoint_module.Windows(16, 0)
     for window, overlap in ((100, None), (0, None), (64, 64), (64, 49), (64, -1)):

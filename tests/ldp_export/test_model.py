@@ -36,8 +36,8 @@ def test_windows_of_a_checkpoint_can_be_replaced(tiny_checkpoint: Path) -> None:
 
     assert chosen() == (32, 16)
     assert chosen(overlap=0) == (32, 0)
-    assert chosen(window=64) == (64, 16)
-    assert chosen(window=64, overlap=0) == (64, 0)
+    assert chosen(window=64) == (64, 0)
+    assert chosen(window=64, overlap=16) == (64, 16)
 
 
 def test_random_weights_are_seeded(tiny_clip_file: Path) -> None:

@@ -697,6 +697,6 @@ def test_configurations_with_the_papers_clip(config: str, tmp_path: Path) -> Non
     assert manifest.parity["probe"] == "motorcycle, near focus, 256 x 384 px"
     assert all(gate["passed"] for gate in manifest.parity["gates"])
     assert manifest.clip.quick_gelu
-    assert (manifest.clip.patch, manifest.clip.window, manifest.clip.embed_dim) == (32, 448, 512)
-    assert onnx_ir.load(bundle / "clip.onnx").graph.inputs[0].shape == onnx_ir.Shape(["B", 3, 448, 896])
+    assert (manifest.clip.patch, manifest.clip.window, manifest.clip.embed_dim) == (32, 224, 512)
+    assert onnx_ir.load(bundle / "clip.onnx").graph.inputs[0].shape == onnx_ir.Shape(["B", 3, 224, 448])
     assert (bundle / "clip.onnx").stat().st_size < 360e6, "weights are stored twice"
