@@ -73,10 +73,10 @@ def test_layers_are_read_from_the_report(nano_bundle: Bundle) -> None:
     first = LAYER.format(name="__myl_MulAdd_myl0_3", type="kgen", read="pair", write="a", nodes=nodes)
     second = LAYER.format(name="conv_myl0_4", type="correlation", read="a", write="restored", nodes=nodes)
     signal = LAYER.format(name="s", type="signal", read="a", write="a", nodes="")
-    one, other = _planned("deblur", Path("g.onnx"), [first, signal, second], cost, 3)
+    one, other = _planned("deblur", Path("g.onnx"), [first, signal, second], cost)
     assert (one.kind, one.matrix_flops, one.vector_flops) == ("MulAdd", cost.matrix_flops, cost.vector_flops)
-    assert (other.kind, other.matrix_flops, other.repeats, other.shape) == ("correlation", 0, 3, (1, 2, 8))
+    assert (other.kind, other.matrix_flops, other.shape) == ("correlation", 0, (1, 2, 8))
     assert one.traffic == ((64, 0), (64, 64))  # what the other layer reads may stay in a cache
     assert other.traffic == ((64, 64), (64, 0))
     with pytest.raises(BenchmarkError, match=r"matrix GFLOP, got 0\.0; its report has changed"):
-        _planned("deblur", Path("g.onnx"), [first.replace("ONNX Layer", "Node")], cost, 1)
+        _planned("deblur", Path("g.onnx"), [first.replace("ONNX Layer", "Node")], cost)
