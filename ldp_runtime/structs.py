@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ _NOUNS = {
     "array": "a list",
     "object": "an object",
 }
+_FIRST_USE = threading.Lock()  # msgspec plans a type at its first use; threads that see half a plan end the process
 _EXPECTED: dict[str, str] = {}
 """Pattern of a string -> what it stands for, in words."""
 
@@ -71,7 +73,8 @@ def convert(value: Any, kind: type[T], path: FieldPath = ()) -> T:
         UnfitError: It does not fit.
     """
     try:
-        return msgspec.convert(value, kind)
+        with _FIRST_USE:
+            return msgspec.convert(value, kind)
     except UnicodeEncodeError:
         raise UnfitError(dotted(path) or "a string", ": expected Unicode, got a lone surrogate") from None
     except msgspec.ValidationError as error:

@@ -5,6 +5,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from ldp_runtime.structs import UnfitError, convert, dotted, matches, one_of, shown
+from tests.processes import python
 
 
 class Inner(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,3 +59,27 @@ def test_places_and_values_are_written_as_in_json() -> None:
     assert shown({"a": [None, True, "é\x1b"]}) == '{"a": [null, true, "é\\u001b"]}'
     assert shown({(1, 2): 3}) == "{(1, 2): 3}"
     assert shown("x" * 100) == '"' + "x" * 56 + "..."
+
+
+def test_threads_may_convert_to_a_new_type_at_a_time() -> None:
+    """Msgspec alone ends the process with a segmentation fault here, within a few types."""
+    done = python(
+        """
+import sys, threading, msgspec
+from ldp_runtime.structs import convert
+
+sys.setswitchinterval(1e-6)
+for n in range(100):
+    inner = msgspec.defstruct(f"Inner{n}", [(f"a{i}", int) for i in range(8)])
+    outer = msgspec.defstruct(f"Outer{n}", [(f"b{i}", list[inner] | None) for i in range(8)])
+    value = {f"b{i}": [{f"a{j}": j for j in range(8)}] for i in range(8)}
+    gate = threading.Barrier(6)
+    threads = [threading.Thread(target=lambda: (gate.wait(), convert(value, outer))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print("done")
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
