@@ -137,16 +137,18 @@ def measure(source: Path, ways: Mapping[str, Restorer], other: str = "", file: s
         sample = dataset[index]
         if sample.target is None:
             raise BenchmarkError(f"expected a target for {sample.name}, got none; put target.png beside the views")
-        scorer, restored = _Scorer(sample, sample.target, groups.get(sample.name, "")), None
+        scorer, first = _Scorer(sample, sample.target, groups.get(sample.name, "")), None
         for way, restorer in ways.items():
             result = restorer(sample.left, sample.right)
-            restored = result.restored if restored is None else restored
-            rows.append(scorer.row(way, result.restored, result.scale))
+            registered = scorer.register(result.restored)
+            first = registered if first is None else first
+            rows.append(scorer.row(way, result.restored, registered, result.scale))
         picture = pair.left.with_name(file) if other else None
         if picture is not None and picture.is_file():
-            rows.append(scorer.row(other, read_pixels(picture)))
-        if restored is not None:
-            rows.append(scorer.perfect(restored))
+            theirs = read_pixels(picture)
+            rows.append(scorer.row(other, theirs, scorer.register(theirs)))
+        if first is not None:
+            rows.append(scorer.perfect(first))
     return rows
 
 
@@ -154,36 +156,41 @@ class _Scorer:
     """Makes rows of what was restored of a pair with a target."""
 
     def __init__(self, sample: PairSample, target: np.ndarray, group: str) -> None:
+        from ldp_export.evaluation.photographs import unit_range
+        from ldp_export.evaluation.score import grey_where_target_is
         from ldp_runtime.images.quality import center_view
 
         self._name, self._group, self._target, self._peak = sample.name, group, target, float(sample.peak)
-        self._center = center_view(sample.left, sample.right)
+        center = center_view(sample.left, sample.right)
+        self._center_scores = self._scores(center)
+        self._center = unit_range(grey_where_target_is(center, target)[0], self._peak)
 
-    def row(self, way: str, image: np.ndarray, scale: float = 1.0) -> Row:
-        """The row of an image ``(h, w, 3)`` in the range of the views, restored at a scale."""
-        return self._row(way, image, scale, self._registered(image))
-
-    def perfect(self, image: np.ndarray) -> Row:
-        """The row of the target itself in the geometry of a restored image, of which no more can be had."""
-        target = self._registered(image).target * self._peak  # (h, w, 3), or (h, w, 1) where it is grey
-        return self._row(PERFECT, np.broadcast_to(target, image.shape), 1.0, None)
-
-    def _registered(self, image: np.ndarray) -> RegisteredTarget:
+    def register(self, image: np.ndarray) -> RegisteredTarget:
+        """The target in the geometry of an image ``(h, w, 3)`` in the range of the views."""
         from ldp_export.evaluation.score import registered_with
 
         return registered_with(image, self._target, self._peak)
 
-    def _row(self, way: str, image: np.ndarray, scale: float, registered: RegisteredTarget | None) -> Row:
+    def row(self, way: str, image: np.ndarray, registered: RegisteredTarget, scale: float = 1.0) -> Row:
+        """The row of an image ``(h, w, 3)`` in the range of the views, restored at a scale."""
+        before = self._center_scores | {"registered_psnr": registered.psnr(self._center)}
+        return self._row(way, before, self._scores(image, registered), scale)
+
+    def perfect(self, registered: RegisteredTarget) -> Row:
+        """The row of the target itself in the geometry of a restored image, of which no more can be had."""
+        target = registered.target * self._peak  # (h, w, 3), or (h, w, 1) where it is grey
+        return self._row(PERFECT, self._center_scores, self._scores(np.broadcast_to(target, self._target.shape)), 1.0)
+
+    def _scores(self, image: np.ndarray, registered: RegisteredTarget | None = None) -> dict[str, float]:
         from ldp_export.evaluation.score import image_scores
 
-        center, after = (
-            image_scores(picture, self._target, self._peak, photographs=True, registered=registered)
-            for picture in (self._center, image)
-        )
+        return image_scores(image, self._target, self._peak, photographs=True, registered=registered)
+
+    def _row(self, way: str, before: Mapping[str, float], after: Mapping[str, float], scale: float) -> Row:
         kinds = [kind for kind in KINDS if kind in after]
-        before = {kind: round(center[kind], 4) for kind in kinds}
-        gain = {kind: round(after[kind] - center[kind], 4) for kind in kinds}
-        return Row(self._name, self._group, way, before, gain, scale)
+        center = {kind: round(before[kind], 4) for kind in kinds}
+        gain = {kind: round(after[kind] - before[kind], 4) for kind in kinds}
+        return Row(self._name, self._group, way, center, gain, scale)
 
 
 def means_table(report: Report) -> str:

@@ -191,8 +191,7 @@ def _evaluate_focus(
         else:
             report(f"{focus}, {variant}")
         pair = focus_setting(focus, variant)
-        result = deblurrer(pair.left, pair.right)
-        restored = _restored_in_16_bits(deblurrer, pair) if variant in _HARDLY_BLURRED else result.restored
+        result, restored = (_restored_in_16_bits if variant in _HARDLY_BLURRED else _restored)(deblurrer, pair)
         center = center_view(pair.left, pair.right)
         before, after = (psnr(image, pair.target, data_range=_PEAK) for image in (center, restored))
         change = after - before
@@ -204,17 +203,24 @@ def _evaluate_focus(
         else:
             figures[f"{variant}_gain_db"] = change
         if pictures is not None:
-            _write_pictures(pictures, f"{focus}-{variant}", pair, result, center)
+            middle, image = (np.rint(each).astype(np.uint8) for each in (center, restored))
+            _write_pictures(pictures, f"{focus}-{variant}", pair, image, result.blur_map, middle)
     return figures
 
 
-def _restored_in_16_bits(deblurrer: Restorer, pair: SimulatedPair) -> np.ndarray:
-    """The restored image in [0, 255] in steps of 1 / 257.
+def _restored(deblurrer: Restorer, pair: SimulatedPair) -> tuple[Result, np.ndarray]:
+    result = deblurrer(pair.left, pair.right)
+    return result, result.restored
+
+
+def _restored_in_16_bits(deblurrer: Restorer, pair: SimulatedPair) -> tuple[Result, np.ndarray]:
+    """The result, and the restored image in [0, 255] in steps of 1 / 257.
 
     Where nothing is blurred, rounding to 8 bits costs 0.6 dB by itself, and the center view is not rounded either.
     """
     left, right = (view.astype(np.uint16) * _TO_16_BITS for view in (pair.left, pair.right))
-    return np.asarray(deblurrer(left, right).restored / np.float32(_TO_16_BITS))
+    result = deblurrer(left, right)
+    return result, np.asarray(result.restored / np.float32(_TO_16_BITS))
 
 
 def _standard_figures(
@@ -281,11 +287,12 @@ def sharp_region(coc: FloatArray) -> np.ndarray:
     return region
 
 
-def _write_pictures(folder: Path, name: str, pair: SimulatedPair, result: Result, center: FloatArray) -> None:
-    middle = np.rint(center).astype(np.uint8)
-    blur = {} if result.blur_map is None else {"Blur map (light: blurred)": colour_blur_map(result.blur_map)}
-    panels = {"Center view": middle, "Restored": result.restored, **blur, "Target": pair.target}
-    images = {"center": middle, "restored": result.restored, "compare": comparison(panels)}
+def _write_pictures(
+    folder: Path, name: str, pair: SimulatedPair, restored: np.ndarray, blur_map: FloatArray | None, center: np.ndarray
+) -> None:
+    blur = {} if blur_map is None else {"Blur map (light: blurred)": colour_blur_map(blur_map)}
+    panels = {"Center view": center, "Restored": restored, **blur, "Target": pair.target}
+    images = {"center": center, "restored": restored, "compare": comparison(panels)}
     paths = {what: folder / f"{name}-{what}.png" for what in images}
     write_files({paths[what]: encode_photo(paths[what], Photo(image)) for what, image in images.items()})
 

@@ -135,7 +135,7 @@ def score_dataset(
 
 def registered_with(restored: NDArray[Any], target: NDArray[Any], peak: float) -> RegisteredTarget:
     """``register_target`` of ``(h, w, 3)`` in [0, peak], as ``image_scores`` takes it."""
-    restored, target = _grey_where_target_is(restored, target)
+    restored, target = grey_where_target_is(restored, target)
     return register_target(unit_range(target, peak), unit_range(restored, peak))
 
 
@@ -159,7 +159,7 @@ def image_scores(
     scores: dict[str, float] = {}
     if target is not None:
         if photographs:
-            image, target = _grey_where_target_is(image, target)
+            image, target = grey_where_target_is(image, target)
         scores |= {
             "psnr": psnr(image, target, data_range=peak),
             "mae": mae(image, target, data_range=peak),
@@ -178,7 +178,8 @@ def image_scores(
     return scores
 
 
-def _grey_where_target_is(image: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def grey_where_target_is(image: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """An image and its target ``(h, w, 3)``; where the target is grey the mean of the channels, ``(h, w, 1)``."""
     return (image.mean(2, keepdims=True), target[..., :1]) if is_grey(target) else (image, target)
 
 
