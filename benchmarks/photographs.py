@@ -92,7 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
 def restorers(bundle: Bundle, checkpoint: Path | None = None, threads: int | None = None) -> dict[str, Restorer]:
     """The ways to restore a pair, by name."""
     from benchmarks.harness.bundles import reference_model
-    from ldp_export.evaluation.reference import BlurEstimator, StageClock, TorchDeblurrer
+    from ldp_export.evaluation.estimators import BlurEstimator, StageClock
+    from ldp_export.evaluation.reference import TorchDeblurrer
     from ldp_runtime.deblurrer import Deblurrer
 
     class Blank(BlurEstimator):

@@ -19,8 +19,8 @@ from ldp_export.checkpoint import Windows
 from ldp_export.clip import PROMPTS, LoadedClip
 from ldp_export.data.base import PairSample
 from ldp_export.data.simulated import SHARP_DISPARITY
+from ldp_export.evaluation.estimators import BlurEstimator
 from ldp_export.evaluation.metrics import balanced_accuracy
-from ldp_export.evaluation.reference import BlurEstimator
 from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise, simulate_pair
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError

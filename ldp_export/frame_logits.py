@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.data import PairDataset
-from ldp_export.evaluation.reference import BlurEstimator
+from ldp_export.evaluation.estimators import BlurEstimator
 from ldp_runtime.files import write_whole
 
 CHUNK = 64

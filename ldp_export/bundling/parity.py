@@ -31,7 +31,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldp_export.evaluation.reference import TorchDeblurrer, pad_pair
+from ldp_export.evaluation.estimators import pad_pair
+from ldp_export.evaluation.reference import TorchDeblurrer
 from ldp_export.model import ExportModel
 from ldp_export.network.published.base import PublishedNetwork
 from ldp_export.simulation.samples import MOTORCYCLE, focus_setting

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.clip import LoadedClip
 from ldp_export.data import PairDataset, open_dataset
-from ldp_export.evaluation.reference import BlurEstimator
+from ldp_export.evaluation.estimators import BlurEstimator
 from ldp_export.frame_logits import chunk_logits, chunks
 from ldp_export.network import LDPNet
 from ldp_export.training.batches import Batches, Crop, CropSource, held_out_crops

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.data import PairDataset, PairSample, open_dataset
 from ldp_export.data.simulated import NAME, SHARP_DISPARITY
+from ldp_export.evaluation.estimators import BlurEstimator, pad_pair, upload
 from ldp_export.evaluation.metrics import psnr, rank_disagreement, ssim
 from ldp_export.evaluation.photographs import matched_psnr, unit_range
-from ldp_export.evaluation.reference import BlurEstimator, pad_pair, upload
 from ldp_export.frame_logits import chunk_logits, chunks
 from ldp_export.network import LDPNet
 from ldp_export.training.true_blur import true_logits

@@ -26,7 +26,7 @@ from ldp_export.blur_map import center_view, upsample_map
 from ldp_export.checkpoint import Checkpoint
 from ldp_export.data import open_dataset
 from ldp_export.data.simulated import NAME
-from ldp_export.evaluation.reference import BlurEstimator
+from ldp_export.evaluation.estimators import BlurEstimator
 from ldp_export.frame_logits import chunk_logits, chunks
 from ldp_export.training.batches import Batch, CropSource, collate, held_out_crops
 from ldp_export.training.losses import FLOOR, BlurAwareMap, blur_aware, blur_weighting, charbonnier

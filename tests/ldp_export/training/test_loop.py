@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldp_export.checkpoint import Checkpoint, save_checkpoint
 from ldp_export.clip import PROMPTS, load_clip
-from ldp_export.evaluation.reference import BlurEstimator
+from ldp_export.evaluation.estimators import BlurEstimator
 from ldp_export.network import LDPNet
 from ldp_export.network.randomise import randomise_network
 from ldp_export.training import (
