@@ -21,7 +21,7 @@ _LAYER = re.compile(
 )
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TENSOR = re.compile(r"Name: ([^,]*), Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
-_BYTES = {"Float": 4, "Half": 2, "Int64": 8, "Int32": 4, "Bool": 1, "FP8": 1}
+_BYTES = {"Float": 4, "Half": 2, "Int64": 8, "Int32": 4, "Bool": 1}
 _BOOKKEEPING = {"signal", "wait", "shape_call"}
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 

@@ -97,15 +97,13 @@ def find_contenders(
 def _precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
     """The precisions of a backend with graphs in this bundle."""
     from ldp_runtime.backends.base import graph_precision
-    from ldp_runtime.bundle.engines import ENGINE_PRECISION
     from ldp_runtime.chain import ChainBackend
     from ldp_runtime.registry import BACKENDS
 
     backend = BACKENDS[name]
     backend.available()
     if isinstance(backend, ChainBackend):
-        built = {ENGINE_PRECISION, *(engine.precision for engine in bundle.manifest.engines)}
-        return tuple(p for p in backend.precisions if p in built)
+        return backend.precisions
     graphs = bundle.manifest.graphs.values()
     return tuple(p for p in backend.precisions if all(graph_precision(p) in files for files in graphs))
 

@@ -1,4 +1,4 @@
-"""Builds TensorRT engines from a bundle's FP16 graphs, or from its FP8 graph of CLIP. Imports no torch.
+"""Builds TensorRT engines from a bundle's FP16 graphs. Imports no torch.
 
 TensorRT-RTX compiles for GPUs that need not be there. The enterprise TensorRT times its kernels on the GPU that will
 run them, so it needs that GPU.
@@ -17,7 +17,6 @@ from ldp_export.bundling.tensorrt_builder import Progress, TensorRT
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.engines import (
     ENGINE_PRECISION,
-    ENGINE_PRECISIONS,
     EngineEntry,
     Profile,
     Shape,
@@ -25,7 +24,6 @@ from ldp_runtime.bundle.engines import (
     clip_shapes,
     deblur_shapes,
     engine_key,
-    engine_precision,
 )
 from ldp_runtime.bundle.fields import ENGINE_FOLDER
 from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
@@ -139,7 +137,6 @@ def build_engines(
     sizes: SizeRange,
     flavour: str = "rtx",
     architectures: Sequence[str] | None = None,
-    precision: str = ENGINE_PRECISION,
     *,
     progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -154,7 +151,6 @@ def build_engines(
         sizes: Padded sizes that the engines shall take.
         flavour: A name of ``FLAVOURS``.
         architectures: As for ``TensorRT.targets``.
-        precision: A name of ``ENGINE_PRECISIONS``; ``"fp8"`` is for CLIP's engines, the deblur engines stay in FP16.
         progress: Makes a ``Progress`` from a build's name.
         report: Takes what was built and what was there, a line at a time, and TensorRT's warnings.
 
@@ -163,7 +159,7 @@ def build_engines(
 
     Raises:
         BackendError: TensorRT is missing or cannot build.
-        BundleError: The bundle has no graphs of that precision or cannot be written.
+        BundleError: The bundle has no FP16 graphs or cannot be written.
         KeyboardInterrupt: Cancelled with Ctrl-C; nothing of the engine under way is left.
     """
     if bundle.manifest.blur_map != BlurMapSpec():
@@ -173,25 +169,23 @@ def build_engines(
             "onnxruntime-cuda"
         )
     tensorrt = TensorRT(flavour)
-    targets = tensorrt.targets(architectures, precision)
-    sources = {kind: engine_precision(kind, precision) for kind in bundle.manifest.graphs}
-    graphs = {kind: bundle.graph_hash(kind, source) for kind, source in sources.items()}
-    _drop_stale(bundle)
+    targets = tensorrt.targets(architectures)
+    graphs = {kind: bundle.graph_hash(kind, ENGINE_PRECISION) for kind in bundle.manifest.graphs}
+    _drop_stale(bundle, graphs)
     entries = []
     for kind, profile in profiles(bundle.manifest, sizes).items():
-        source = sources[kind]
         for group in targets:
-            parts = kind, flavour, tensorrt.version, group, source, profile
+            parts = kind, flavour, tensorrt.version, group, profile
             key = engine_key(graphs[kind], *parts)
             entry = _found(bundle, key)
             if entry is not None:
                 report(f"there already: {entry}")
             else:
-                with (progress or _no_progress)(f"{kind} in {source} for {', '.join(group)}") as listener:
-                    plan = tensorrt.build(bundle.graph(kind, source), profile, group, progress=listener)
+                with (progress or _no_progress)(f"{kind} for {', '.join(group)}") as listener:
+                    plan = tensorrt.build(bundle.graph(kind, ENGINE_PRECISION), profile, group, progress=listener)
                 for warning in dict.fromkeys(plan.warnings):
                     report(f"{tensorrt.name} warns: {one_line(Exception(warning))}")
-                file = f"{ENGINE_FOLDER}/{kind}-{source}-{flavour}-{key[:16]}.engine"
+                file = f"{ENGINE_FOLDER}/{kind}-{ENGINE_PRECISION}-{flavour}-{key[:16]}.engine"
                 entry = EngineEntry(*parts, key, file, hashlib.sha256(plan.content).hexdigest(), len(plan.content))
                 _write(bundle, entry, plan.content)
                 report(f"built {entry} ({entry.size / 2**20:.1f} MiB)")
@@ -226,18 +220,16 @@ def _write(bundle: Bundle, entry: EngineEntry, content: bytes) -> None:
         _set_engines(bundle, lambda engines: [*(e for e in engines if e.key != entry.key), entry])
 
 
-def _drop_stale(bundle: Bundle) -> None:
-    """Takes engines of other graphs off the manifest, and engine files that it does not list off the folder."""
-    hashes = {
-        (kind, precision): bundle.graph_hash(kind, precision)
-        for kind, files in bundle.manifest.graphs.items()
-        for precision in ENGINE_PRECISIONS
-        if precision in files
-    }
+def _drop_stale(bundle: Bundle, graphs: Mapping[str, str]) -> None:
+    """Takes engines of other graphs off the manifest, and engine files that it does not list off the folder.
+
+    Args:
+        bundle: The bundle.
+        graphs: ``Bundle.graph_hash`` of each graph.
+    """
 
     def fresh(entry: EngineEntry) -> bool:
-        graph = hashes.get((entry.kind, entry.precision))
-        return graph is not None and entry.made_from(graph)
+        return entry.kind in graphs and entry.made_from(graphs[entry.kind])
 
     with _writing(bundle):
         before = read_manifest(bundle.path).engines

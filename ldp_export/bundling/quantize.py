@@ -1,11 +1,9 @@
-"""Quantises a bundle: INT8 or FP8 graphs with explicit Q/DQ nodes, made by ONNX Runtime's quantiser.
+"""Quantises a bundle: INT8 graphs with explicit Q/DQ nodes for CPUs, made by ONNX Runtime's quantiser.
 
-INT8 is for CPUs: convolutions and matrix products with weights take 8-bit inputs and weights; all else, their outputs
-too, stays in FP32, so that the residual stream and the skip are never rounded. FP8, E4M3, is for engines for sm_89 and
-later, where CLIP's matrix products alone move fewer bytes in it than in FP16; CPUs only check its quality. Scales are
-symmetric with zero point 0: one per tensor for activations, and for weights one per channel in INT8, one per tensor in
-FP8, whose exponent follows the channels by itself. INT8 weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of
-products in 16 bits, which overflow with all 8.
+Convolutions and matrix products with weights take 8-bit inputs and weights; all else, their outputs too, stays in FP32,
+so that the residual stream and the skip are never rounded. Scales are symmetric with zero point 0, one per tensor for
+activations and one per channel for weights. Weights use 7 of the 8 bits: x86 CPUs without VNNI add pairs of products in
+16 bits, which overflow with all 8.
 
 Which layers stay in float is measured, not guessed: each group of layers is quantised alone, and those that cost most
 quality for the work that they would save are left out until the change in PSNR to the target is within the limit.
@@ -27,11 +25,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ldp_export.bundling.quantize_graphs import _BACKEND, FORMATS, Floats, Layer, QuantizeError, _Graph
+from ldp_export.bundling.quantize_graphs import _BACKEND, Floats, Layer, QuantizeError, _Graph
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, Pixels, _middle
 from ldp_runtime.backends.base import Session
 from ldp_runtime.bundle.bundle import Bundle, save_manifest, sha256_file, write_manifest
-from ldp_runtime.bundle.manifest import MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, BlurMapSpec, FileEntry, Manifest
+from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, BlurMapSpec, FileEntry, Manifest
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.files import staged_folder
 from ldp_runtime.host import CLIP_BATCH
@@ -72,19 +70,17 @@ def quantize_bundle(
     sets: PairSets,
     output: Path | None = None,
     *,
-    precision: str = "int8",
     max_loss: float = MAX_LOSS_DB,
     threads: int | None = None,
     progress: Progress = lambda names, count: names,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Writes INT8 or FP8 graphs into a bundle, or into a copy of it; on a failure the bundle stays as it was.
+    """Writes INT8 graphs into a bundle, or into a copy of it; on a failure the bundle stays as it was.
 
     Args:
         bundle: The bundle.
         sets: Pairs to calibrate, choose and check with.
         output: Folder of the copy; None for the bundle itself. Engines are not copied.
-        precision: A name of ``FORMATS``.
         max_loss: Largest change of the mean PSNR to the target in dB, of each set of ``sets.check``.
         threads: CPU threads, at least 1; None leaves it to ONNX Runtime.
         progress: Wraps the groups that are measured.
@@ -107,7 +103,7 @@ def quantize_bundle(
             f"{manifest.name!r}, which is of another kind; run it in fp32 or fp16"
         )
     with tempfile.TemporaryDirectory(prefix="ldp-quantize-") as scratch:
-        chain = _Chain(bundle, sets, precision, Path(scratch), threads)
+        chain = _Chain(bundle, sets, Path(scratch), threads)
         report("calibrating")
         chain.calibrate()
         report("measuring groups of layers")
@@ -126,10 +122,9 @@ def quantize_bundle(
 class _Chain:
     """A bundle's two graphs, in float and with some of their layers quantised, on the pairs."""
 
-    def __init__(self, bundle: Bundle, sets: PairSets, precision: str, scratch: Path, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, sets: PairSets, scratch: Path, threads: int | None) -> None:
         self.bundle, self._sets, self._scratch, self._threads = bundle, sets, scratch, threads
-        self.precision, self.format = precision, FORMATS[precision]
-        self.graphs = {kind: _Graph(bundle, kind, self.format, scratch) for kind in self.format.graphs}
+        self.graphs = {kind: _Graph(bundle, kind, scratch) for kind in GRAPHS}
         self._float = Deblurrer(bundle, backend=_BACKEND, precision="fp32", threads=threads)
         self._deblur = self._open(bundle.graph("deblur"))
         self._ranking = [self._references(_middle(pair, RANKING_SIDE)) for pair in sets.selection]
@@ -219,7 +214,7 @@ class _Chain:
             }
             if abs(loss) > limit:
                 failures.append(
-                    f"{self.format.title} on {name}: expected a change in PSNR to the target of at most {limit:g} dB, "
+                    f"INT8 on {name}: expected a change in PSNR to the target of at most {limit:g} dB, "
                     f"got {loss:+.4f} dB"
                 )
         return figures, failures
@@ -316,12 +311,12 @@ def _record(
     return {
         "created": datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z"),
         "quantizer": f"onnxruntime {metadata.version('onnxruntime')}",
-        "scheme": chain.format.scheme,
+        "scheme": "Q/DQ, symmetric, INT8 activations a tensor (min-max), weights a channel in 7 bits",
         "weights": manifest.parity.get("weights", manifest.training.get("weights", "unknown")),
         "pairs": sets.description,
         "calibration_pairs": len(sets.calibration),
         "selection": {"pairs": len(sets.selection), "limit_db": max_loss * SELECTION_SHARE, "delta_db": _plain(loss)},
-        "groups": [{**row, "precision": "float" if row["group"] in left_out else chain.precision} for row in table],
+        "groups": [{**row, "precision": "float" if row["group"] in left_out else "int8"} for row in table],
         "macs_share": {
             kind: _plain(sum(x.macs for x in layers if x.name in kept[kind]) / sum(x.macs for x in layers))
             for kind, layers in chain.layers.items()
@@ -340,8 +335,8 @@ def _write(
     with staged_folder(folder, last=MANIFEST_FILE) as staged:
         files = dict(manifest.files)
         for kind, graph in chain.graphs.items():
-            path = graph.quantized(kept[kind], staged / f"{kind}.{chain.precision}.onnx", chain.format.rest)
-            graphs[kind][chain.precision] = path.name
+            path = graph.quantized(kept[kind], staged / f"{kind}.int8.onnx")
+            graphs[kind]["int8"] = path.name
             onnx.checker.check_model(str(path), full_check=True)
             files.pop(f"{path.name}.data", None)
         made = {path.name: FileEntry(sha256_file(path), path.stat().st_size) for path in staged.iterdir()}
@@ -353,8 +348,8 @@ def _write(
         written = msgspec.structs.replace(
             manifest,
             graphs=graphs,
-            quantization={**manifest.quantization, chain.precision: record},
-            engines=tuple(e for e in manifest.engines if e.precision != chain.precision) if in_place else (),
+            quantization={**manifest.quantization, "int8": record},
+            engines=manifest.engines if in_place else (),
             files=dict(sorted({**files, **made}.items())),
         )
         return save_manifest(staged, written)

@@ -16,55 +16,10 @@ from numpy.typing import NDArray
 
 from ldp_export.bundling.onnx_graphs import EXTERNAL_ABOVE
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.manifest import GRAPHS
 from ldp_runtime.errors import LDPError
 from ldp_runtime.registry import SESSION_BACKENDS
 
-
-@dataclass(frozen=True)
-class Format:
-    """An 8-bit format that layers are quantised to.
-
-    Attributes:
-        title: Its name for people.
-        scheme: What is quantised how, for the manifest.
-        type: Its name in ``onnxruntime.quantization.QuantType``.
-        graphs: Which graphs are quantised.
-        ops: Operators of the nodes that are.
-        rest: Precision of what is not, in the graphs that are written.
-        largest: The largest number of the format, which the largest value of each tensor becomes; None leaves scales
-            to the quantiser.
-    """
-
-    title: str
-    scheme: str
-    type: str
-    graphs: tuple[str, ...]
-    ops: tuple[str, ...]
-    rest: str
-    largest: float | None = None
-
-
-FORMATS = {
-    "int8": Format(
-        "INT8",
-        "Q/DQ, symmetric, INT8 activations a tensor (min-max), weights a channel in 7 bits",
-        "QInt8",
-        GRAPHS,
-        ("Conv", "MatMul"),
-        "fp32",
-    ),
-    "fp8": Format(
-        "FP8",
-        "Q/DQ, symmetric, FP8 E4M3, activations and weights a tensor (min-max), CLIP's matrix products alone",
-        "QFLOAT8E4M3FN",
-        ("clip",),
-        ("MatMul",),
-        "fp16",
-        largest=448.0,
-    ),
-}
-"""Precision of a session -> what layers are quantised to for it."""
+_OPS = ("Conv", "MatMul")  # of the nodes that are quantised
 
 _SECOND_HALF = ".second.weight"  # of a convolution that `ldp_export.network.layers.Halves` made two of
 
@@ -88,7 +43,7 @@ class Layer:
     """A convolution or matrix product with weights.
 
     Attributes:
-        name: Its name in both graphs.
+        name: Its name in the graph.
         group: The group that it is kept or left out with.
         macs: Multiply-accumulates of it on the first pair.
     """
@@ -99,37 +54,25 @@ class Layer:
 
 
 class _Graph:
-    """A graph of a bundle in FP32, and where it is written in FP16 in that too; layers have the same names in both.
+    """A graph of a bundle in FP32.
 
     A layer is one node, or two: the halves of a convolution before a gate.
     """
 
-    def __init__(self, bundle: Bundle, kind: str, format_: Format, scratch: Path) -> None:
-        self._kind, self._format = kind, format_
-        self._models = {precision: onnx.load(bundle.graph(kind, precision)) for precision in {"fp32", format_.rest}}
+    def __init__(self, bundle: Bundle, kind: str, scratch: Path) -> None:
+        self._kind, self._model = kind, onnx.load(bundle.graph(kind))
         self._path = scratch / f"{kind}.float.onnx"
         self.layers: tuple[Layer, ...] = ()
-        self._inputs: dict[str, dict[str, list[str]]] = {}  # precision -> layer -> what each of its nodes takes
-        self._ranges: dict[str, tuple[float, float]] = {}  # of tensors of the FP32 graph
-        found = {precision: _layer_nodes(model.graph, format_.ops) for precision, model in self._models.items()}
-        shapes = {p: [(n[0].op_type, _shape(self._models[p].graph, n)) for n in nodes] for p, nodes in found.items()}
-        if shapes["fp32"] != shapes[format_.rest]:
+        self._ranges: dict[str, tuple[float, float]] = {}  # of the tensors that layers take
+        layers = _layer_nodes(self._model.graph)
+        if not layers:
             raise QuantizeError(
-                f"expected the same layers in the FP32 and the FP16 {kind} graph of {bundle.manifest.name!r}, got "
-                f"{len(shapes['fp32'])} and {len(shapes['fp16'])}, or of other shapes; export the bundle again"
-            )
-        if not shapes["fp32"]:
-            raise QuantizeError(
-                f"expected {' or '.join(format_.ops)} with weights in the {kind} graph of {bundle.manifest.name!r}, "
+                f"expected {' or '.join(_OPS)} with weights in the {kind} graph of {bundle.manifest.name!r}, "
                 "which is what is quantised, got none; run it in fp32 or fp16"
             )
-        for precision, layers in found.items():
-            self._inputs[precision] = {}
-            for number, nodes in enumerate(layers):
-                name = f"layer_{number}"
-                for part, node in enumerate(nodes):
-                    node.name = f"{name}.{part}"
-                self._inputs[precision][name] = [node.input[0] for node in nodes]
+        for number, nodes in enumerate(layers):
+            for part, node in enumerate(nodes):
+                node.name = f"layer_{number}.{part}"
 
     def calibrate(self, feeds: Sequence[Feeds]) -> None:
         """Finds the range of what each layer takes, and its multiply-accumulates."""
@@ -143,25 +86,24 @@ class _Graph:
             def get_next(self) -> Any:
                 return next(self._feeds, None)
 
-        model = self._models["fp32"]
-        _save(model, self._path)
+        _save(self._model, self._path)
         calibrator = create_calibrator(
             self._path,
-            list(self._format.ops),
+            list(_OPS),
             augmented_model_path=str(self._path.with_suffix(".ranges.onnx")),
             calibrate_method=CalibrationMethod.MinMax,
         )
         calibrator.collect_data(Reader())
         ranges = calibrator.compute_data().data
-        for name in {name for names in self._inputs["fp32"].values() for name in names}:
+        for name in {node.input[0] for node in _weighted(self._model.graph)}:
             low, high = (float(np.asarray(value).item()) for value in ranges[name].range_value)
             self._ranges[name] = low, high
-        self.layers = tuple(_layers(model.graph, self._kind, self._output_sizes(feeds[0]), self._format.ops))
+        self.layers = tuple(_layers(self._model.graph, self._kind, self._output_sizes(feeds[0])))
 
     def _output_sizes(self, feeds: Feeds) -> dict[str, int]:
         """How many numbers each layer puts out."""
-        model = copy.deepcopy(self._models["fp32"])
-        nodes = _weighted(model.graph, self._format.ops)
+        model = copy.deepcopy(self._model)
+        nodes = _weighted(model.graph)
         for node in nodes:
             model.graph.output.append(
                 onnx.helper.make_tensor_value_info(f"{node.name}_shape", onnx.TensorProto.INT64, None)
@@ -172,32 +114,23 @@ class _Graph:
         shapes = SESSION_BACKENDS[_BACKEND].open(path, "fp32").run(feeds)
         return {node.name: math.prod(shapes[f"{node.name}_shape"].tolist()) for node in nodes}
 
-    def quantized(self, kept: set[str], path: Path, precision: str = "fp32") -> Path:
+    def quantized(self, kept: set[str], path: Path) -> Path:
         """Writes the graph with these layers quantised.
 
         Args:
             kept: Names of layers.
             path: Where to write it.
-            precision: Of what is not quantised.
         """
-        model = copy.deepcopy(self._models[precision])
+        model = copy.deepcopy(self._model)
         if kept:
-            dtype = np.dtype(np.float32 if precision == "fp32" else np.float16)
-            here, in_fp32 = self._inputs[precision], self._inputs["fp32"]
-            named = (pair for layer in kept for pair in zip(here[layer], in_fp32[layer], strict=True))
-            ranges = {name: self._ranges[calibrated] for name, calibrated in named}
-            nodes = [node for node in _weighted(model.graph, self._format.ops) if _layer_of(node) in kept]
-            model = _quantize(model, nodes, ranges, dtype, self._format)
+            nodes = [node for node in _weighted(model.graph) if _layer_of(node) in kept]
+            model = _quantize(model, nodes, self._ranges)
         _save(model, path)
         return path
 
 
 def _quantize(
-    model: onnx.ModelProto,
-    nodes: Sequence[onnx.NodeProto],
-    ranges: Mapping[str, tuple[float, float]],
-    dtype: np.dtype[Any],
-    format_: Format,
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], ranges: Mapping[str, tuple[float, float]]
 ) -> onnx.ModelProto:
     """Quantises some nodes of a graph, which it uses up.
 
@@ -205,66 +138,46 @@ def _quantize(
         model: The graph.
         nodes: Convolutions and matrix products with weights.
         ranges: The range of what each takes.
-        dtype: Of the rest of the graph.
-        format_: What to.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     tensors = {
-        name: TensorData(lowest=dtype.type(low), highest=dtype.type(high)) for name, (low, high) in ranges.items()
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
     }
-    own_scales = format_.largest is None
-    options: dict[str, Any] = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": list(format_.ops),
-    }
-    if format_.largest is not None:  # the quantiser's own scales of FP8 come from standard deviations and cut tails off
-        from ml_dtypes import float8_e4m3fn
-
-        largest = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
-        for node in nodes:
-            weight = onnx.numpy_helper.to_array(_weight(model.graph, node))
-            largest[node.input[1]] = float(np.abs(weight).max())
-        options["TensorQuantOverrides"] = {
-            name: [
-                {
-                    "scale": np.array(max(value / format_.largest, float(np.finfo(dtype).tiny)), dtype),
-                    "zero_point": np.zeros((), float8_e4m3fn),
-                }
-            ]
-            for name, value in largest.items()
-        }
     quantizer = QDQQuantizer(
         model,
-        per_channel=own_scales,
-        reduce_range=own_scales,
-        weight_qType=QuantType[format_.type],
-        activation_qType=QuantType[format_.type],
+        per_channel=True,
+        reduce_range=True,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
         nodes_to_quantize=[node.name for node in nodes],
         nodes_to_exclude=[],
-        op_types_to_quantize=list(format_.ops),
-        extra_options=options,
+        op_types_to_quantize=list(_OPS),
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(_OPS),
+        },
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     return quantizer.model.model
 
 
-def _weighted(graph: onnx.GraphProto, ops: Sequence[str]) -> list[onnx.NodeProto]:
+def _weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes of these operators whose second factor is a weight, in the order of the graph."""
     weights = {tensor.name for tensor in graph.initializer if not tensor.name.endswith(_AVERAGING)}
-    return [node for node in graph.node if node.op_type in ops and node.input[1] in weights]
+    return [node for node in graph.node if node.op_type in _OPS and node.input[1] in weights]
 
 
-def _layer_nodes(graph: onnx.GraphProto, ops: Sequence[str]) -> list[list[onnx.NodeProto]]:
+def _layer_nodes(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
     """The nodes of each layer, in the order of the graph."""
     layers: list[list[onnx.NodeProto]] = []
-    for node in _weighted(graph, ops):
+    for node in _weighted(graph):
         if node.input[1].endswith(_SECOND_HALF):
             layers[-1].append(node)
         else:
@@ -277,23 +190,17 @@ def _layer_of(node: onnx.NodeProto) -> str:
     return str(node.name.partition(".")[0])
 
 
-def _shape(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> list[int]:
-    """The shape of a layer's weight, that of halves being put together."""
-    shapes = [_weight(graph, node).dims[:] for node in nodes]
-    return [sum(shape[0] for shape in shapes), *shapes[0][1:]]
-
-
 def _weight(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.TensorProto:
     return next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
 
 
-def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int], ops: Sequence[str]) -> Iterator[Layer]:
+def _layers(graph: onnx.GraphProto, kind: str, sizes: Mapping[str, int]) -> Iterator[Layer]:
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     weights = {tensor.name for tensor in graph.initializer}
-    for node, *halves in _layer_nodes(graph, ops):
+    for node, *halves in _layer_nodes(graph):
         weight = _weight(graph, node)
         name = node.input[1]
         if "." not in name:  # a weight that the export transposed; the bias still has its name

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, LEAST_ARCHITECTURE, Profile, architecture_number
+from ldp_runtime.bundle.engines import FLAVOURS, Profile, architecture_number
 from ldp_runtime.cuda.collecting import collecting_nothing
 from ldp_runtime.cuda.tensorrt import MODULES
 from ldp_runtime.errors import BackendError, one_line
@@ -71,7 +71,7 @@ class TensorRT:
             ) from error
         self.version = str(self._trt.__version__)
 
-    def targets(self, architectures: Sequence[str] | None = None, precision: str = ENGINE_PRECISION) -> list[Group]:
+    def targets(self, architectures: Sequence[str] | None = None) -> list[Group]:
         """The architectures of each engine to build.
 
         TensorRT-RTX builds one engine for Ampere and later and another for Turing; the enterprise TensorRT one for
@@ -79,22 +79,18 @@ class TensorRT:
 
         Args:
             architectures: Those asked for, such as ``"sm_89"``; None is all that make sense here.
-            precision: A name of ``ENGINE_PRECISIONS``.
 
         Raises:
-            BackendError: One is unknown to this TensorRT or has not the precision, or there is no GPU where one is
-                needed.
+            BackendError: One is unknown to this TensorRT, or there is no GPU where one is needed.
         """
-        least = LEAST_ARCHITECTURE.get(precision, 0)
-        known = [name for name in self._known() if _number(name) >= least]
-        usual = [name for name in RTX_ARCHITECTURES if _number(name) >= least] if self.flavour == "rtx" else known
+        known = self._known()
+        usual = RTX_ARCHITECTURES if self.flavour == "rtx" else known
         asked = sorted(set(architectures or usual), key=_number)
         if unknown := [name for name in asked if name not in known]:
             hint = "; for other GPUs build with --flavour tensorrt where the GPU is" if self.flavour == "rtx" else ""
             raise BackendError(
-                f"expected architectures that {self.name} {self.version} builds {precision} engines for here "
-                f"({', '.join(known) or 'none'}), got "
-                f"{', '.join(unknown)}{hint}"
+                f"expected architectures that {self.name} {self.version} builds engines for here "
+                f"({', '.join(known) or 'none'}), got {', '.join(unknown)}{hint}"
             )
         if self.flavour != "rtx":
             return [tuple(asked)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ldp_export.commands._parts import ArgumentError, say
-from ldp_runtime.bundle.engines import ENGINE_PRECISION, ENGINE_PRECISIONS, FLAVOURS
+from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS
 from ldp_runtime.commands.options import parse_size
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ examples:
   ldp-export engine my-bundle --shape 1120x1680 --arch sm_89
   ldp-export engine my-bundle --min 512x512 --opt 1024x1536 --max 2048x3072
   ldp-export engine my-bundle --flavour tensorrt
-  ldp-export engine my-bundle --precision fp8
 
 By default the engines take pairs from the smallest up to 2240x3360 px and are
 tuned for 1120x1680; larger pairs are run in tiles. --shape makes engines for
@@ -32,9 +31,7 @@ are padded as the bundle pads.
 sm_89 and sm_120: an engine for Turing and one for all later ones.
 --flavour tensorrt builds on and for the GPU that is there.
 
---precision fp8 takes the graph that ldp-export quantize --precision fp8 made:
-CLIP's matrix products in FP8, for sm_89 and later. The deblur engine stays in
-FP16. Run them with --backend cuda --precision fp8. There are no INT8 engines.
+Engines are built from the bundle's FP16 graphs.
 
 The engines go into the bundle's folder engines/ and its manifest. What is there
 already is not built again. A machine trusts the engines that it built; others
@@ -52,11 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="TensorRT-RTX or the enterprise TensorRT (default: rtx)",
     )
     parser.add_argument(
-        "--precision",
-        default=ENGINE_PRECISION,
-        type=_precision,
-        choices=ENGINE_PRECISIONS,
-        help="arithmetic of the engines (default: %(default)s)",
+        "--precision", default=ENGINE_PRECISION, type=_precision, help="of the engines, %(default)s alone"
     )
     parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for, such as sm_89,sm_120 (default: see below)")
     parser.add_argument("--shape", type=parse_size, metavar="HxW", help="one size in px, for the fastest engines")
@@ -66,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _precision(text: str) -> str:
-    if text == "int8":
+    if text != ENGINE_PRECISION:
         raise argparse.ArgumentTypeError(
-            f"expected {' or '.join(ENGINE_PRECISIONS)}, got int8, which TensorRT-RTX has for weights alone: an "
-            "INT8 engine moves more bytes than one in FP16; use fp16, or on a CPU --backend openvino --precision int8"
+            f"expected {ENGINE_PRECISION}, got {text}; engines in 8 bits are withdrawn, since INT8 and ViT-B/32 in FP8 "
+            "moved more bytes than FP16: leave it out, or on a CPU use --backend openvino --precision int8"
         )
     return text
 
@@ -87,8 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     padding = bundle.manifest.padding
     sizes = SizeRange.covering(padding, *asked) if shape is None else SizeRange.fixed(padding, shape)
     say(f"sizes, padded: {sizes}")
-    flavour, precision = arguments.flavour, arguments.precision
-    entries = build_engines(bundle, sizes, flavour, architectures, precision, progress=_bar, report=say)
+    entries = build_engines(bundle, sizes, arguments.flavour, architectures, progress=_bar, report=say)
     size = sum(entry.size for entry in entries) / 2**20
     print(f"{bundle.path}: {len(entries)} engines, {size:.1f} MiB")
 

@@ -1,4 +1,4 @@
-"""``ldp-export quantize``: writes INT8 or FP8 graphs into a bundle."""
+"""``ldp-export quantize``: writes INT8 graphs into a bundle."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, say
-from ldp_runtime.bundle.manifest import QUANTIZED_PRECISIONS
 from ldp_runtime.command import CheckFailedError
 
 if TYPE_CHECKING:
     from ldp_export.bundling.quantize_pairs import PairSets
 
-HELP = "Writes INT8 or FP8 graphs into a bundle; measures which layers must stay in float."
+HELP = "Writes INT8 graphs into a bundle; measures which layers must stay in float."
 EXAMPLES = """\
 examples:
   ldp-export quantize my-bundle
   ldp-export quantize my-bundle -o my-bundle-int8
-  ldp-export quantize my-bundle --precision fp8
   ldp-export quantize my-bundle --max-loss 0.02
   ldp-export quantize my-bundle --data dpd-blur=dd_dp_dataset_canon
 
-The graphs have explicit Q/DQ nodes. INT8 is for CPUs, --precision int8 on
+The graphs have explicit Q/DQ nodes and are for CPUs, --precision int8 on
 openvino and onnxruntime: 8 bits for convolutions and matrix products with
-weights, float for all else. FP8 is for CLIP's matrix products on GPUs, sm_89
-and later, in engines alone: ldp-export engine --precision fp8.
+weights, float for all else.
 
 Each group of layers is quantised alone and compared with the float graphs.
 Those that cost most quality for the work that they would save stay in float,
@@ -46,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="BUNDLE", help="folder of a copy to write to (default: the bundle itself)"
     )
-    parser.add_argument(
-        "--precision", default="int8", choices=QUANTIZED_PRECISIONS, help="what to write (default: %(default)s)"
-    )
+    parser.add_argument("--precision", default="int8", type=_precision, help="what to write, %(default)s alone")
     parser.add_argument(
         "--max-loss",
         type=float,
@@ -66,6 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: ONNX Runtime's choice)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated pairs (default: 0)")
+
+
+def _precision(text: str) -> str:
+    if text != "int8":
+        raise argparse.ArgumentTypeError(
+            f"expected int8, got {text}; FP8, which was for engines, is withdrawn, since ViT-B/32 moved more bytes in "
+            "it than in FP16: build engines with ldp-export engine, in FP16"
+        )
+    return text
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -89,7 +93,6 @@ def run(arguments: argparse.Namespace) -> None:
             bundle,
             sets,
             arguments.output,
-            precision=arguments.precision,
             max_loss=arguments.max_loss,
             threads=arguments.threads,
             progress=progress,
@@ -98,9 +101,9 @@ def run(arguments: argparse.Namespace) -> None:
     except QualityError as error:
         print(table(error.record))
         raise CheckFailedError(f"{error}; nothing was written; give more --pairs or a larger --max-loss") from error
-    print(table(manifest.quantization[arguments.precision]))
-    size = sum(e.size for name, e in manifest.files.items() if f".{arguments.precision}" in name) / 2**20
-    print(f"{arguments.output or bundle.path}: {arguments.precision.upper()} graphs, {size:.1f} MiB")
+    print(table(manifest.quantization["int8"]))
+    size = sum(e.size for name, e in manifest.files.items() if ".int8." in name) / 2**20
+    print(f"{arguments.output or bundle.path}: INT8 graphs, {size:.1f} MiB")
 
 
 def _sets(arguments: argparse.Namespace) -> PairSets:

@@ -11,14 +11,13 @@ import numpy as np
 from ldp_runtime.errors import BackendError, one_line
 from ldp_runtime.tensors import Array, TensorSpec
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
-"""Arithmetic of a session. "fp32" and "bf16" run the FP32 graphs, the others need graphs of their own in the bundle;
-"fp8" is for engines alone, CLIP's in FP8 and the others in FP16."""
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+"""Arithmetic of a session. "fp32" and "bf16" run the FP32 graphs, the others need graphs of their own in the bundle."""
 
 
 def graph_precision(precision: str) -> str:
     """Which of a bundle's graphs a precision runs: those in ``PRECISIONS`` that have their own, the others FP32's."""
-    return precision if precision in ("fp16", "int8", "fp8") else "fp32"
+    return precision if precision in ("fp16", "int8") else "fp32"
 
 
 class Session(ABC):

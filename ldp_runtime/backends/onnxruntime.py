@@ -49,7 +49,7 @@ class OnnxRuntimeBackend(SessionBackend):
     """One of ONNX Runtime's execution providers.
 
     On the CPU "fp16" runs the FP16 graph, some nodes in FP32 arithmetic: good for checks, not for speed. "int8" is for
-    the CPU alone; on a GPU INT8 needs engines, see the backend ``cuda``.
+    the CPU alone.
     """
 
     def __init__(self, name: str, provider: str) -> None:

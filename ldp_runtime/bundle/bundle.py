@@ -28,14 +28,12 @@ from ldp_runtime.bundle.engines import (
     FLAVOURS,
     EngineEntry,
     Shape,
-    engine_precision,
     nearest,
 )
 from ldp_runtime.bundle.fields import FILE_NAME, FILE_NAME_RULE
 from ldp_runtime.bundle.find import find_bundle
 from ldp_runtime.bundle.manifest import (
     MANIFEST_FILE,
-    QUANTIZED_PRECISIONS,
     TEXT_EMBEDDINGS_FILE,
     FileEntry,
     Manifest,
@@ -140,8 +138,7 @@ class Bundle:
     def _graph_file(self, kind: str, precision: str) -> str:
         files = self.manifest.graphs[kind]
         if precision not in files:
-            quantized = precision in QUANTIZED_PRECISIONS
-            fix = f"make it with ldp-export quantize --precision {precision}" if quantized else FIX_MANIFEST
+            fix = "make it with ldp-export quantize" if precision == "int8" else FIX_MANIFEST
             if precision == "fp16" and self.manifest.origin is not None:
                 fix = "another network: its import left FP16 out, since it failed"
             raise BundleError(
@@ -165,14 +162,7 @@ class Bundle:
         return hashlib.sha256("".join(f"{self.manifest.files[n].sha256}\n" for n in names).encode()).hexdigest()
 
     def find_engine(
-        self,
-        kind: str,
-        *,
-        flavour: str,
-        version: str,
-        arch: str,
-        shapes: Mapping[str, Shape],
-        precision: str = ENGINE_PRECISION,
+        self, kind: str, *, flavour: str, version: str, arch: str, shapes: Mapping[str, Shape]
     ) -> EngineEntry:
         """The engine to run; engines of another graph than the bundle's current one are ignored.
 
@@ -182,25 +172,22 @@ class Bundle:
             version: Version of the TensorRT that will run it.
             arch: Architecture of the GPU that will run it, such as ``"sm_89"``.
             shapes: The shape of each input, as from ``engines.deblur_shapes`` and ``engines.clip_shapes``.
-            precision: A name of ``engines.ENGINE_PRECISIONS``.
 
         Raises:
             BackendError: There is none; the message lists the others and says how to build one.
-            BundleError: The bundle has no graph to build engines of this precision from.
+            BundleError: The bundle has no graph to build engines from.
         """
-        precision = engine_precision(kind, precision)
-        graph = self.graph_hash(kind, precision)
-        alike = [e for e in self.manifest.engines if (e.kind, e.precision) == (kind, precision)]
-        fresh = [e for e in alike if e.made_from(graph)]
+        graph = self.graph_hash(kind, ENGINE_PRECISION)
+        fresh = [e for e in self.manifest.engines if e.kind == kind and e.made_from(graph)]
         same = [e for e in fresh if (e.flavour, e.version) == (flavour, version) and arch in e.targets]
         if (found := nearest(same, shapes)) is not None:
             return found
         wanted = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         have = "; ".join(map(str, fresh)) or "no engine of its graph"
         raise BackendError(
-            f"expected an engine of bundle {self.manifest.name!r}: {kind} in {precision} by {FLAVOURS[flavour]} "
+            f"expected an engine of bundle {self.manifest.name!r}: {kind} by {FLAVOURS[flavour]} "
             f"{version} for {arch} that takes {wanted}; got {have}; build one with ldp-export engine {self.path} "
-            f"--flavour {flavour} --arch {arch} --precision {precision}"
+            f"--flavour {flavour} --arch {arch}"
         )
 
     def read_engine(self, entry: EngineEntry) -> bytes:

@@ -21,14 +21,8 @@ from ldp_runtime.structs import one_of
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 """The two TensorRTs: the one for RTX GPUs, which builds without a GPU, and the enterprise one, which needs the GPU."""
 
-ENGINE_PRECISIONS = ("fp16", "fp8")
-"""Precisions of engines, each built from the graph of its name."""
-
-LEAST_ARCHITECTURE = {"fp8": 89}
-"""Precision of an engine -> the lowest compute capability that supports it; other precisions run on all."""
-
 ENGINE_PRECISION = "fp16"
-"""Default precision of engines."""
+"""Precision of engines, and of the graphs that they are built from."""
 
 _KEY_FORMAT = 3
 """Raised when the same parts give another engine."""
@@ -72,24 +66,24 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
         flavour: A name of ``FLAVOURS``.
         version: Version of that TensorRT; no other runs the engine.
         targets: Architectures of the GPUs that run it, such as ``"sm_89"``, rising.
-        precision: A name of ``ENGINE_PRECISIONS``.
         profile: The shapes of each input.
         key: ``engine_key`` of all of the above and the graph, 64 hexadecimal digits.
         file: Its path inside the bundle with forward slashes.
         sha256: Hash of the file, 64 hexadecimal digits.
         size: Bytes of the file.
+        precision: ``ENGINE_PRECISION``; manifests of schema version 1 name it.
     """
 
     kind: Annotated[str, one_of(("clip", "deblur"))]
     flavour: Annotated[str, one_of(FLAVOURS)]
     version: Text
     targets: Annotated[tuple[Architecture, ...], Meta(min_length=1)]
-    precision: Annotated[str, one_of(ENGINE_PRECISIONS)]
     profile: Annotated[Profile, Meta(min_length=1)]
     key: Sha256
     file: EngineName
     sha256: Sha256
     size: Annotated[int, Meta(ge=1, le=MAX_BUNDLE_BYTES)]
+    precision: Annotated[str, one_of((ENGINE_PRECISION,))] = ENGINE_PRECISION
 
     def made_from(self, graph: str) -> bool:
         """Whether the engine was built from the graph of this hash, with what the entry says.
@@ -97,9 +91,7 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
         Args:
             graph: ``Bundle.graph_hash`` of the graph as it is now.
         """
-        return self.key == engine_key(
-            graph, self.kind, self.flavour, self.version, self.targets, self.precision, self.profile
-        )
+        return self.key == engine_key(graph, self.kind, self.flavour, self.version, self.targets, self.profile)
 
     def holds(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether inputs of these shapes, one for each input of the graph, fit the profile."""
@@ -109,23 +101,10 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{name} {shapes}" for name, shapes in self.profile.items())
-        kind = self.kind if self.precision == ENGINE_PRECISION else f"{self.kind} in {self.precision}"
-        return f"{kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
+        return f"{self.kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
 
 
-def engine_precision(kind: str, precision: str) -> str:
-    """Precision of the engine of a graph in a chain of a precision: FP8 is for CLIP alone.
-
-    Args:
-        kind: ``"clip"`` or ``"deblur"``.
-        precision: A name of ``ENGINE_PRECISIONS``.
-    """
-    return precision if kind == "clip" else ENGINE_PRECISION
-
-
-def engine_key(
-    graph: str, kind: str, flavour: str, version: str, targets: Iterable[str], precision: str, profile: Profile
-) -> str:
+def engine_key(graph: str, kind: str, flavour: str, version: str, targets: Iterable[str], profile: Profile) -> str:
     """SHA-256 over all that an engine is made from; all but the graph are fields of ``EngineEntry``.
 
     Args:
@@ -134,7 +113,6 @@ def engine_key(
         flavour: The TensorRT.
         version: Its version.
         targets: The architectures; their order does not matter.
-        precision: The engine's precision.
         profile: The shapes of each input; the order of inputs does not matter.
 
     Returns:
@@ -144,7 +122,7 @@ def engine_key(
         "format": _KEY_FORMAT,
         "graph": graph,
         "kind": kind,
-        "precision": precision,
+        "precision": ENGINE_PRECISION,
         "flavour": flavour,
         "version": version,
         "targets": sorted(targets, key=architecture_number),

@@ -45,11 +45,8 @@ PROMPTS = 8
 
 GRAPHS = ("clip", "deblur")
 
-GRAPH_PRECISIONS = ("fp32", "fp16", "int8", "fp8")
-"""Of graphs: "int8" leaves in FP32 what is not quantised, "fp8" in FP16."""
-
-QUANTIZED_PRECISIONS = ("int8", "fp8")
-"""What ``ldp-export quantize`` makes; "fp8" is for CLIP's engines alone."""
+GRAPH_PRECISIONS = ("fp32", "fp16", "int8")
+"""Of graphs: "int8", which ``ldp-export quantize`` makes, leaves in FP32 what is not quantised."""
 
 BLUR_METHODS = ("dense", "patch")
 

@@ -90,7 +90,6 @@ _TYPES = {
     10: ("float16", 2, 5),
     11: ("double", 8, 10),
     16: ("bfloat16", 2, 5),
-    17: ("float8e4m3fn", 1, 5),
 }
 _VALUE_FIELDS = {4: _FIXED32, 5: _VARINT, 7: _VARINT, 10: _FIXED64}
 _EXTERNAL = 1

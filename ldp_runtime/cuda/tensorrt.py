@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ENGINE_PRECISIONS, EngineEntry, Shape, engine_precision
+from ldp_runtime.bundle.engines import ENGINE_PRECISION, EngineEntry, Shape
 from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cache import cache_folder
@@ -53,7 +53,7 @@ class TensorRtBackend(ChainBackend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return ENGINE_PRECISIONS
+        return (ENGINE_PRECISION,)
 
     def describe(self) -> str:
         """See ``Backend``."""
@@ -68,12 +68,12 @@ class TensorRtBackend(ChainBackend):
                 f"{self.name} runs bundles whose blur map comes from dense features and goes in as logits, and "
                 f"{bundle.manifest.name!r} is of another kind; choose a backend such as onnxruntime-cuda"
             )
-        source = TensorRtSource(_import(self.name, self._flavour), self._flavour, open_device(), bundle, precision)
+        source = TensorRtSource(_import(self.name, self._flavour), self._flavour, open_device(), bundle)
         if {entry.kind for entry in source.candidates()} < set(bundle.manifest.graphs):
             raise BackendError(
-                f"bundle {bundle.manifest.name!r} has no {precision} engine of {MODULES[self._flavour]} "
+                f"bundle {bundle.manifest.name!r} has no engine of {MODULES[self._flavour]} "
                 f"{source.version} for {source.device.arch}; build some with ldp-export engine {bundle.path} "
-                f"--flavour {self._flavour} --arch {source.device.arch} --precision {precision}"
+                f"--flavour {self._flavour} --arch {source.device.arch}"
             )
         return CudaChain(self.name, source.device, bundle, source, precision, tile)
 
@@ -94,7 +94,7 @@ class CudaBackend(ChainBackend):
     @property
     def precisions(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return ENGINE_PRECISIONS
+        return (ENGINE_PRECISION,)
 
     def describe(self) -> str:
         """See ``Backend``."""
@@ -131,9 +131,8 @@ class TensorRtSource(EngineSource):
         version: Version of the TensorRT.
     """
 
-    def __init__(self, trt: Any, flavour: str, device: Device, bundle: Bundle, precision: str = "fp16") -> None:
-        """Takes the module of a flavour, and the precision of the engines."""
-        self._precision = precision
+    def __init__(self, trt: Any, flavour: str, device: Device, bundle: Bundle) -> None:
+        """Takes the module of a flavour."""
         self.device, self.version = device, str(trt.__version__)
         self._trt, self._flavour, self._bundle = trt, flavour, bundle
         self._logger = make_logger(trt)
@@ -146,20 +145,13 @@ class TensorRtSource(EngineSource):
         return [
             entry
             for entry in self._bundle.manifest.engines
-            if (entry.flavour, entry.version) == (self._flavour, self.version)
-            and entry.precision == engine_precision(entry.kind, self._precision)
-            and self.device.arch in entry.targets
+            if (entry.flavour, entry.version) == (self._flavour, self.version) and self.device.arch in entry.targets
         ]
 
     def find(self, kind: str, shapes: dict[str, Shape]) -> EngineEntry:
         """See ``EngineSource``."""
         return self._bundle.find_engine(
-            kind,
-            flavour=self._flavour,
-            version=self.version,
-            arch=self.device.arch,
-            shapes=shapes,
-            precision=self._precision,
+            kind, flavour=self._flavour, version=self.version, arch=self.device.arch, shapes=shapes
         )
 
     def open(self, entry: EngineEntry) -> Engine:

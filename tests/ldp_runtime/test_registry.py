@@ -50,4 +50,4 @@ def test_unknown_names_list_the_known() -> None:
     assert all(name == backend.name for name, backend in BACKENDS.items())
     with pytest.raises(BackendError) as caught:
         select("auto", "fp4")
-    assert str(caught.value) == "expected a precision, one of auto, fp32, bf16, fp16, int8, fp8, got 'fp4'"
+    assert str(caught.value) == "expected a precision, one of auto, fp32, bf16, fp16, int8, got 'fp4'"

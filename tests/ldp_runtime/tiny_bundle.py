@@ -106,7 +106,6 @@ def make_engine(path: Path, content: bytes, name: str = "a", **changes: Any) -> 
         "flavour": "rtx",
         "version": "1.7",
         "targets": ("sm_89",),
-        "precision": "fp16",
         "profile": {"pair": ShapeRange(*[(1, 6, 64, 64)] * 3)},
         "key": "0" * 64,
         "file": f"engines/{name}.engine",

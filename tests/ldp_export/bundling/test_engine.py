@@ -142,7 +142,8 @@ def test_a_bundle_builds_with_no_gpu_and_no_warning(name: str, pristine: Path, t
         assert is_trusted(entry.sha256)
     asked: dict[str, Any] = {"flavour": "rtx", "version": version, "arch": "sm_89"}
     assert bundle.find_engine("deblur", shapes=deblur_shapes(1120, 1696, 16), **asked) == entries[1]
-    assert bundle.find_engine("clip", shapes=clip_shapes(17, manifest.clip.window), **asked) == entries[0]
+    shapes = clip_shapes(17, manifest.clip.window, manifest.canvases)
+    assert bundle.find_engine("clip", shapes=shapes, **asked) == entries[0]
     with pytest.raises(BackendError, match="build one with"):
         bundle.find_engine("deblur", shapes=deblur_shapes(64, 64, 16), **{**asked, "arch": "sm_75"})
     assert sorted(p.name for p in (folder / "engines").iterdir()) == sorted(Path(e.file).name for e in entries)
@@ -251,7 +252,7 @@ def test_progress_is_told(tiny: Path) -> None:
         yield recorders.setdefault(title, Recorder())
 
     build(tiny, progress=progress)
-    assert list(recorders) == ["clip in fp16 for sm_86", "deblur in fp16 for sm_86"]
+    assert list(recorders) == ["clip for sm_86", "deblur for sm_86"]
     for recorder in recorders.values():
         assert len(recorder.phases) > 3
         assert recorder.steps > 10
@@ -348,7 +349,7 @@ def test_a_bundle_of_another_kind_is_refused(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("architectures", "message"),
     [
-        ("sm_90", "TensorRT-RTX 1.* builds fp16 engines for here .*sm_75, .*got sm_90; for other GPUs"),
+        ("sm_90", "TensorRT-RTX 1.* builds engines for here .*sm_75, .*got sm_90; for other GPUs"),
         ("sm_80", r"for here \(sm_75, sm_86, sm_89, sm_120, sm_121\), got sm_80; for other GPUs"),
         ("sm_86,sm_61", "got sm_61"),
         ("89", "give architectures such as sm_89,sm_120"),
@@ -418,7 +419,7 @@ def test_the_enterprise_tensorrt_builds_for_the_gpu_that_is_there(tiny: Path, mo
     monkeypatch.setattr(device, "open_device", lambda: type("Gpu", (), {"arch": "sm_90"}))
     entries = build_engines(Bundle.load(tiny), sizes(64, 96), "tensorrt")
     assert [(e.flavour, e.targets) for e in entries] == [("tensorrt", ("sm_90",))] * 2
-    with pytest.raises(BackendError, match=r"builds fp16 engines for here \(sm_90\), got sm_89"):
+    with pytest.raises(BackendError, match=r"builds engines for here \(sm_90\), got sm_89"):
         build_engines(Bundle.load(tiny), sizes(64, 96), "tensorrt", ["sm_89"])
 
 

@@ -64,7 +64,7 @@ def with_engines(folder: Path, *, archs: tuple[str, ...] = ("sm_80", "sm_89"), *
         profile = {name: ShapeRange(low[name], opt[name], high[name]) for name in low}
         for arch in archs:
             parts = {"kind": kind, "flavour": "tensorrt", "version": VERSION, "targets": (arch,), **changes}
-            add_engine(bundle.path, f"{kind} {arch}".encode(), **parts, precision="fp16", profile=profile)
+            add_engine(bundle.path, f"{kind} {arch}".encode(), **parts, profile=profile)
     return Bundle.load(bundle.path)
 
 

@@ -126,9 +126,9 @@ def test_a_broken_graph_is_a_backend_error(name: str, tmp_path: Path) -> None:
 def test_unknown_precision_and_thread_count(name: str, bundle: Path) -> None:
     backend = BACKENDS[name]
     with pytest.raises(BackendError) as caught:
-        backend.open(bundle / "clip.onnx", "fp8")
+        backend.open(bundle / "clip.onnx", "fp4")
     assert str(caught.value) == (
-        f"expected a precision of {name} on this machine ({', '.join(backend.precisions)}), got 'fp8'; "
+        f"expected a precision of {name} on this machine ({', '.join(backend.precisions)}), got 'fp4'; "
         "choose one of these or auto"
     )
     with pytest.raises(BackendError, match="expected at least 1 thread, got 0; leave it out"):
@@ -147,4 +147,4 @@ def test_precisions_and_description(name: str) -> None:
 
 
 def test_graph_of_each_precision() -> None:
-    assert [graph_precision(precision) for precision in PRECISIONS] == ["fp32", "fp32", "fp16", "int8", "fp8"]
+    assert [graph_precision(precision) for precision in PRECISIONS] == ["fp32", "fp32", "fp16", "int8"]

@@ -41,7 +41,6 @@ PARTS: dict[str, Any] = {
     "flavour": "rtx",
     "version": VERSION,
     "targets": TARGETS,
-    "precision": "fp16",
     "profile": profile(SMALL, MIDDLE, LARGE),
 }
 
@@ -104,7 +103,6 @@ def test_an_engine_of_another_graph_is_not_taken(bundle: Path, tmp_path: Path) -
         {"flavour": "tensorrt"},
         {"targets": ("sm_90",)},
         {"profile": profile((32, 32), MIDDLE, (512, 512))},
-        {"precision": "fp8"},
     ],
 )
 def test_a_manifest_cannot_claim_another_origin(bundle: Path, change: dict[str, Any]) -> None:
@@ -156,11 +154,10 @@ def test_the_key_depends_on_everything_but_order() -> None:
         "flavour": "tensorrt",
         "version": "1.7.2",
         "targets": ("sm_86",),
-        "precision": "fp32",
         "profile": profile(SMALL, LARGE, LARGE),
     }
     keys = {engine_key(**{**base, name: value}) for name, value in others.items()}
-    assert len(keys | {key}) == 8
+    assert len(keys | {key}) == 7
 
 
 def test_shapes_of_both_graphs() -> None:

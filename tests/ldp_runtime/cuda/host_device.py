@@ -460,7 +460,7 @@ class OrtSource(EngineSource):
 
 def _entry(kind: str, profile: dict[str, tuple[Shape, Shape]]) -> EngineEntry:
     ranges = {name: ShapeRange(low, high, high) for name, (low, high) in profile.items()}
-    return EngineEntry(kind, "rtx", "0", ("sm_0",), "fp16", ranges, str(ranges), f"engines/{kind}", "0" * 64, 1)
+    return EngineEntry(kind, "rtx", "0", ("sm_0",), ranges, str(ranges), f"engines/{kind}", "0" * 64, 1)
 
 
 class HostBackend(ChainBackend):

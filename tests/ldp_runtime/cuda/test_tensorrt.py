@@ -333,7 +333,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     for low, high, content in ((64, 64, b"fixed"), (32, 128, b"dynamic engine")):
         ends = deblur_shapes(low, low), deblur_shapes(high, high)
         profile = {name: ShapeRange(ends[0][name], ends[1][name], ends[1][name]) for name in ends[0]}
-        add_engine(path, content, **made, precision="fp16", profile=profile)
+        add_engine(path, content, **made, profile=profile)
     return Bundle.load(path)
 
 
@@ -382,7 +382,7 @@ def test_no_engine_says_how_to_build_one(bundle: Bundle, monkeypatch: pytest.Mon
     monkeypatch.setattr(adapter, "_import", lambda name, flavour: trt)
     monkeypatch.setattr(adapter, "open_device", HostDevice)
     with pytest.raises(
-        BackendError, match=r"has no fp16 engine of tensorrt 9\.9 for sm_0; build some with ldp-export engine"
+        BackendError, match=r"has no engine of tensorrt 9\.9 for sm_0; build some with ldp-export engine"
     ):
         TensorRtBackend("tensorrt", "tensorrt").open_chain(bundle, "fp16", "auto")
 
