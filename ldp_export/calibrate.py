@@ -21,7 +21,8 @@ from ldp_export.data.base import PairSample
 from ldp_export.data.simulated import SHARP_DISPARITY
 from ldp_export.evaluation.estimators import BlurEstimator
 from ldp_export.evaluation.metrics import balanced_accuracy
-from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise, simulate_pair
+from ldp_export.simulation.optics import FloatArray, HalfAperturePSF
+from ldp_export.simulation.simulate import SensorNoise, simulate_pair
 from ldp_runtime.bundle.manifest import Prompt
 from ldp_runtime.errors import LDPError
 from ldp_runtime.stages.blur_map import ensemble_logits

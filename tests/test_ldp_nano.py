@@ -12,8 +12,9 @@ from ldp_export.clip import PROMPTS, embed_texts
 from ldp_export.evaluation.evaluate import WANTED
 from ldp_export.evaluation.metrics import balanced_accuracy, psnr, spearman
 from ldp_export.network import CONFIGS, LDPConfig
+from ldp_export.simulation.optics import HalfAperturePSF
 from ldp_export.simulation.samples import MOTORCYCLE, disparity_in_pixels, focus_setting
-from ldp_export.simulation.simulate import HalfAperturePSF, SimulatedPair, simulate_pair
+from ldp_export.simulation.simulate import SimulatedPair, simulate_pair
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.images.photo import read_photo

@@ -16,7 +16,7 @@ from ldp_runtime.files import cannot_write
 if TYPE_CHECKING:
     import numpy as np
 
-    from ldp_export.simulation.simulate import FloatArray
+    from ldp_export.simulation.optics import FloatArray
 
 WINDOW_HELP = "side of CLIP's windows (default: the checkpoint's, or 224)"
 

@@ -10,7 +10,8 @@ from ldp_export.commands._parts import ArgumentError, Progress, check_folder, wr
 from ldp_runtime import __version__
 
 if TYPE_CHECKING:
-    from ldp_export.simulation.simulate import FloatArray, HalfAperturePSF, SensorNoise
+    from ldp_export.simulation.optics import FloatArray, HalfAperturePSF
+    from ldp_export.simulation.simulate import SensorNoise
 
 LARGEST_RADIUS = 32.0
 """Circles of confusion with a larger radius in px would take minutes to render and are mostly a mistake in a unit."""
@@ -126,8 +127,8 @@ def _coc_of(arguments: argparse.Namespace, values: FloatArray) -> tuple[FloatArr
 
     import numpy as np
 
-    from ldp_export.simulation.maps import fill_depth_holes
-    from ldp_export.simulation.simulate import ThinLens, coc_from_disparity, fill_disparity_holes
+    from ldp_export.simulation.maps import fill_depth_holes, fill_disparity_holes
+    from ldp_export.simulation.optics import ThinLens, coc_from_disparity
 
     if arguments.depth:
         lens = ThinLens(arguments.focal_length, arguments.f_number, arguments.focus_distance, arguments.pixel_pitch)
@@ -145,7 +146,7 @@ def _coc_of(arguments: argparse.Namespace, values: FloatArray) -> tuple[FloatArr
 
 
 def _psf(arguments: argparse.Namespace) -> HalfAperturePSF:
-    from ldp_export.simulation.simulate import HalfAperturePSF
+    from ldp_export.simulation.optics import HalfAperturePSF
 
     given = {name: getattr(arguments, f"psf_{name}") for name in ("order", "softness", "crosstalk")}
     psf = HalfAperturePSF(**{name: value for name, value in given.items() if value is not None})

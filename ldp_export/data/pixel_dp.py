@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ldp_export.data.base import DataError, PairSample
 from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, list_images
-from ldp_export.simulation.simulate import FloatArray, linear_to_srgb
+from ldp_export.simulation.optics import FloatArray
+from ldp_export.simulation.simulate import linear_to_srgb
 
 NAME = "pixel-dp"
 BLACK_LEVEL = 1024

@@ -25,7 +25,8 @@ from ldp_runtime.images.quality import center_view
 from ldp_runtime.images.visualize import colour_blur_map, comparison
 
 if TYPE_CHECKING:
-    from ldp_export.simulation.simulate import FloatArray, SimulatedPair
+    from ldp_export.simulation.optics import FloatArray
+    from ldp_export.simulation.simulate import SimulatedPair
     from ldp_runtime.result import Result
 
 SHARP_RADIUS = 0.5

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from ldp_export.simulation.simulate import FloatArray, Layer
+from ldp_export.simulation.optics import FloatArray
 
 EXTENT = 1.8
 """The grid of an aperture reaches so many radii from its centre."""
@@ -27,6 +27,21 @@ _SAMPLES = 181
 _GRID = np.linspace(-EXTENT, EXTENT, _SAMPLES, dtype=np.float32)
 _LINEAR, _LEVELS = 5.0, 10.0
 """Blurs are rendered at the radii ``5 sinh(k / 10)``: 0.5 px apart where small, a tenth of the radius where large."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One surface of a scene, known also where nearer layers hide it.
+
+    Attributes:
+        color: ``(h, w, 3)`` linear light.
+        alpha: ``(h, w)`` coverage in [0, 1].
+        coc: Signed CoC radius in pixels: ``(h, w)`` and smooth, or one number.
+    """
+
+    color: FloatArray
+    alpha: FloatArray
+    coc: FloatArray | float
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +136,7 @@ def _random_share(
 
 
 def render_wrapped(layers: Sequence[Layer], aperture: Aperture) -> tuple[FloatArray, FloatArray]:
-    """``ldp_export.simulation.simulate.render_views`` by Fourier transforms: several times faster where blur is strong.
+    """Blurs each layer, with its coverage, by the kernels of its CoC and lays it over what is behind; in Fourier space.
 
     Args:
         layers: Far to near; the farthest covers the frame.

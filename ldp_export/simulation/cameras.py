@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_export.simulation.simulate import FloatArray, linear_to_srgb, quantise
+from ldp_export.simulation.optics import FloatArray
+from ldp_export.simulation.simulate import linear_to_srgb, quantise
 
 Pixels = NDArray[np.uint8]
 

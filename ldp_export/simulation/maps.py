@@ -1,4 +1,4 @@
-"""Reading disparity and depth maps: .npy, .pfm, 16-bit PNG and float TIFF."""
+"""Disparity and depth maps: reading .npy, .pfm, 16-bit PNG and float TIFF, and filling their holes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from scipy import ndimage
 
-from ldp_export.simulation.simulate import FloatArray, SimulationError, fill_disparity_holes
+from ldp_export.simulation.optics import FloatArray, SimulationError
 from ldp_runtime.images.photo import read_photo
 
 FORMATS = (".npy", ".pfm", ".png", ".tif", ".tiff")
@@ -48,6 +49,30 @@ def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
             f"{path}: expected the image's size, {size[1]} x {size[0]} px, got an array {values.shape}; scale it alike"
         )
     return values.astype(np.float32)
+
+
+def fill_disparity_holes(disparity: FloatArray) -> FloatArray:
+    """Fills NaN, infinite and non-positive entries of a disparity map ``(h, w)`` from the farther valid neighbour.
+
+    Holes of a stereo disparity map are what only one camera saw, which lies behind the surface beside it: each hole
+    takes the smaller of the nearest valid values to its left and right, or the nearest valid value of the map.
+    """
+    disparity = np.asarray(disparity, dtype=np.float32)
+    valid = np.isfinite(disparity) & (disparity > 0)
+    if not valid.any():
+        raise SimulationError("the disparity map has no valid (finite, positive) value")
+    height, width = disparity.shape
+    columns = np.broadcast_to(np.arange(width), (height, width))
+    before = np.maximum.accumulate(np.where(valid, columns, -1), axis=1)
+    after = np.minimum.accumulate(np.where(valid, columns, width)[:, ::-1], axis=1)[:, ::-1]
+    rows = np.arange(height)[:, None]
+    padded = np.pad(np.where(valid, disparity, np.inf), ((0, 0), (1, 1)), constant_values=np.inf)
+    filled = np.minimum(padded[rows, before + 1], padded[rows, after + 1])
+    empty = ~np.isfinite(filled)
+    if empty.any():
+        nearest = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
+        filled = filled[tuple(nearest)]
+    return filled.astype(np.float32)
 
 
 def fill_depth_holes(depth: FloatArray) -> FloatArray:

@@ -23,16 +23,9 @@ from skimage import data
 
 from ldp_export.simulation import rays as simulate_rays
 from ldp_export.simulation import simulate
-from ldp_export.simulation.simulate import (
-    NOISE_FREE,
-    FloatArray,
-    HalfAperturePSF,
-    SensorNoise,
-    SimulatedPair,
-    coc_from_disparity,
-    fill_disparity_holes,
-    simulate_pair,
-)
+from ldp_export.simulation.maps import fill_disparity_holes
+from ldp_export.simulation.optics import FloatArray, HalfAperturePSF, coc_from_disparity
+from ldp_export.simulation.simulate import NOISE_FREE, SensorNoise, SimulatedPair, simulate_pair
 from ldp_runtime.cache import cache_folder
 from ldp_runtime.files import write_files
 

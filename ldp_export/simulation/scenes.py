@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from ldp_export.simulation.apertures import SEPARATIONS, random_aperture, render_wrapped
+from ldp_export.simulation.apertures import SEPARATIONS, Layer, random_aperture, render_wrapped
 from ldp_export.simulation.cameras import random_camera
 from ldp_export.simulation.drawings import random_drawing
+from ldp_export.simulation.optics import FloatArray, SimulationError
 from ldp_export.simulation.shards import SHARD_PATTERN, scenes_in_shard
-from ldp_export.simulation.simulate import FloatArray, Layer, SimulationError, linear_to_srgb, srgb_to_linear
+from ldp_export.simulation.simulate import linear_to_srgb, srgb_to_linear
 from ldp_runtime.files import cannot_write, replacing
 
 SIDE = 256

@@ -16,23 +16,15 @@ Conventions used all over the project:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ldp_runtime.errors import LDPError
-
-FloatArray = NDArray[np.float32]
-
-
-class SimulationError(LDPError):
-    """The simulator was given something that it cannot turn into a DP pair."""
-
+from ldp_export.simulation.optics import FloatArray, HalfAperturePSF, SimulationError
 
 # --------------------------------------------------------------------------------------------------------------------
 # Light
@@ -54,209 +46,13 @@ def linear_to_srgb(linear: FloatArray) -> FloatArray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Optics
-
-
-@dataclass(frozen=True)
-class ThinLens:
-    """A thin lens in front of a sensor; turns depth into the signed CoC radius.
-
-    Attributes:
-        focal_length: Focal length in millimetres.
-        f_number: Focal length over the diameter of the entrance pupil.
-        focus_distance: Distance from the lens to the plane in focus, in millimetres.
-        pixel_pitch: Distance between pixel centres, in micrometres.
-    """
-
-    focal_length: float
-    f_number: float
-    focus_distance: float
-    pixel_pitch: float
-
-    def __post_init__(self) -> None:
-        for name in ("focal_length", "f_number", "focus_distance", "pixel_pitch"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise SimulationError(f"{name} must be a positive number, got {value}")
-        if self.focus_distance <= self.focal_length:
-            raise SimulationError(
-                f"focus distance {self.focus_distance} mm must exceed the focal length {self.focal_length} mm"
-            )
-
-    def coc_radius(self, depth: FloatArray) -> FloatArray:
-        """Signed CoC radius in pixels at ``depth`` (any shape, millimetres, may be inf).
-
-        The diameter on the sensor is ``f^2 / (N (s - f)) * (z - s) / z``, with ``s`` the focus distance and ``z`` the
-        depth.
-        """
-        depth = np.asarray(depth, dtype=np.float64)
-        if not (depth > 0).all():
-            raise SimulationError("every depth must be positive; fill the holes of the depth map first")
-        aperture = self.focal_length**2 / (self.f_number * (self.focus_distance - self.focal_length))
-        diameter_mm = aperture * (1 - self.focus_distance / depth)
-        return (diameter_mm / 2 / (self.pixel_pitch * 1e-3)).astype(np.float32)
-
-
-def coc_from_disparity(disparity: FloatArray, focus_disparity: float, max_radius: float) -> FloatArray:
-    """Signed CoC radius ``(h, w)`` in pixels from a stereo disparity map ``(h, w)`` (larger is nearer).
-
-    Disparity is affine in inverse depth, and so is the thin lens's CoC: ``r = k (focus_disparity - disparity)``. The
-    factor ``k`` is chosen so that the largest |r| in the scene is ``max_radius``.
-    """
-    offset = np.float32(focus_disparity) - np.asarray(disparity, dtype=np.float32)
-    if not np.isfinite(offset).all():
-        raise SimulationError("the disparity map has NaN or infinite values; fill its holes first")
-    largest = float(np.abs(offset).max())
-    if largest == 0:
-        raise SimulationError("the disparity map is constant and equals the focus disparity: nothing would be blurred")
-    return (offset * (max_radius / largest)).astype(np.float32)
-
-
-_LARGE = 20.0  # px, a radius at which kernels are sampled finely
-
-
-@dataclass(frozen=True)
-class HalfAperturePSF:
-    """The point spread function of one photodiode: a smooth-edged disk times a soft half-plane.
-
-    The disk is the Butterworth low-pass form that Abuolaim et al. 2021 fit to real DP sensors; the half-plane is a
-    logistic step with a floor. Left and right steps add to one, so the two views' mean is the full aperture's PSF.
-
-    Attributes:
-        order: Butterworth order n in ``1 / (1 + (rho / r)^(2 n))``; large is a hard-edged disk.
-        softness: Width of the step across the aperture, as a fraction of the radius.
-        crosstalk: Share of the light of the wrong half that leaks in, in [0, 0.5]. The default gives a ``separation``
-            of 0.45, as was measured of real cameras.
-    """
-
-    order: float = 8.0
-    softness: float = 0.12
-    crosstalk: float = 0.215
-
-    @property
-    def separation(self) -> float:
-        """Distance of the centroids of the views over r, the radius of an even disk with the second moment of both.
-
-        Halves of an even disk lie 0.85 r apart.
-        """
-        left, right = self.views(_LARGE)
-        square = np.square(np.arange(len(left), dtype=np.float64) - len(left) // 2)
-        moment = float(((left + right) / 2 * (square[:, None] + square)).sum())
-        return abs(self.disparity(_LARGE)) / float(np.sqrt(2 * moment))
-
-    def with_separation(self, separation: float) -> HalfAperturePSF:
-        """The same PSF with the crosstalk at which it has this separation.
-
-        Raises:
-            SimulationError: No crosstalk does it: halves of its disk lie less far apart, or it is negative.
-        """
-        largest = replace(self, crosstalk=0.0).separation
-        if not 0 <= separation <= largest:
-            raise SimulationError(
-                f"expected a separation of the views from 0 to {largest:.2f} r, got {separation:g}; take a smaller "
-                "one, or a harder step between the halves"
-            )
-        return replace(self, crosstalk=(1 - separation / largest) / 2)
-
-    def views(self, radius: float) -> tuple[FloatArray, FloatArray]:
-        """Left and right kernels ``(k, k)``, each summing to one, for a signed CoC radius in pixels.
-
-        The kernels mirror each other; a change of the radius's sign swaps them; radius 0 is the unit impulse. They are
-        sampled through a tent filter, which keeps centroids exact: the shift between views is proportional to r.
-        """
-        left = _half_kernel(self, round(abs(float(radius)), 4))
-        right = np.ascontiguousarray(left[:, ::-1])
-        return (left, right) if radius >= 0 else (right, left)
-
-    def disparity(self, radius: float) -> float:
-        """DP disparity ``j - k`` of Eq. 1 in pixels (x in the left view minus x in the right) of a point's centroid."""
-        left, right = self.views(radius)
-        columns = np.arange(left.shape[1])
-        return float((left.sum(0) * columns).sum() - (right.sum(0) * columns).sum())
-
-
-@lru_cache(maxsize=4096)
-def _half_kernel(psf: HalfAperturePSF, radius: float) -> FloatArray:
-    """The kernel whose light lies at smaller x, for a radius >= 0."""
-    if radius == 0:
-        return np.ones((1, 1), dtype=np.float32)
-    reach = radius * 10 ** (2 / (2 * psf.order))  # the disk's profile has fallen to 1 %
-    samples = max(25, 2 * int(np.ceil(reach * 5)) + 1)
-    fine = np.linspace(-reach, reach, samples)
-    x, y = np.meshgrid(fine, fine)
-    disk = 1 / (1 + (np.hypot(x, y) / radius) ** (2 * psf.order))
-    step = 1 / (1 + np.exp(np.clip(x / (psf.softness * radius + 1e-6), -60, 60)))
-    light = disk * (psf.crosstalk + (1 - 2 * psf.crosstalk) * step)
-    half = int(np.ceil(reach))
-    tent = np.maximum(0, 1 - np.abs(np.arange(-half, half + 1)[:, None] - fine[None, :]))  # (k, samples)
-    kernel = tent @ light @ tent.T
-    return (kernel / kernel.sum()).astype(np.float32)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Scenes and rendering
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One surface of a scene, known also where nearer layers hide it.
-
-    Attributes:
-        color: ``(h, w, 3)`` linear light.
-        alpha: ``(h, w)`` coverage in [0, 1].
-        coc: Signed CoC radius in pixels: ``(h, w)`` and smooth, or one number.
-    """
-
-    color: FloatArray
-    alpha: FloatArray
-    coc: FloatArray | float
+# Rendering
 
 
 def _convolve(image: FloatArray, kernel: FloatArray) -> FloatArray:
     if kernel.size == 1:
         return image
     return np.asarray(cv2.filter2D(image, -1, kernel[::-1, ::-1], borderType=cv2.BORDER_REFLECT_101), np.float32)
-
-
-def _blur_layer(rgba: FloatArray, coc: FloatArray | float, psf: HalfAperturePSF, step: float) -> list[FloatArray]:
-    """Left and right blurred premultiplied RGBA ``(h, w, 4)``; a varying CoC interpolates between constant ones."""
-    if np.isscalar(coc) or np.ptp(coc) < 1e-3:
-        radius = float(np.mean(coc))
-        return [_convolve(rgba, kernel) for kernel in psf.views(radius)]
-    position = np.asarray(coc, dtype=np.float32) / np.float32(step)
-    low, high = int(np.floor(position.min())), int(np.ceil(position.max()))
-    views = [np.zeros_like(rgba), np.zeros_like(rgba)]
-    for k in range(low, high + 1):
-        weight = np.maximum(0, 1 - np.abs(position - k))[..., None]
-        for view, kernel in zip(views, psf.views(k * step), strict=True):
-            view += weight * _convolve(rgba, kernel)
-    return views
-
-
-def render_views(
-    layers: Sequence[Layer] | Iterator[Layer], psf: HalfAperturePSF, step: float = 0.5
-) -> tuple[FloatArray, FloatArray]:
-    """Composites layers, far to near, into noise-free left and right views ``(h, w, 3)`` in linear light.
-
-    Each layer's premultiplied colour and coverage are blurred by the half-aperture PSF of its CoC and laid over what
-    is behind. The farthest layer counts as covering the frame, whatever its alpha.
-
-    Raises:
-        SimulationError: There is no layer.
-    """
-    views: list[FloatArray] = []
-    for layer in layers:
-        if not views:
-            if float(layer.alpha.min()) < 1:
-                layer = Layer(layer.color, np.ones_like(layer.alpha), layer.coc)
-            views = [blurred[..., :3] for blurred in _blur_layer(_premultiplied(layer), layer.coc, psf, step)]
-            continue
-        blurred_views = _blur_layer(_premultiplied(layer), layer.coc, psf, step)
-        for i, blurred in enumerate(blurred_views):
-            views[i] = blurred[..., :3] + (1 - blurred[..., 3:]) * views[i]
-    if not views:
-        raise SimulationError("a scene needs at least one layer")
-    return views[0], views[1]
 
 
 RADIUS_STEP = 0.25
@@ -333,11 +129,6 @@ def _nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.in
     """Row and column ``(h, w)`` of the nearest known pixel of each pixel; a known one's own."""
     rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return rows, columns
-
-
-def _premultiplied(layer: Layer) -> FloatArray:
-    alpha = layer.alpha[..., None]
-    return np.concatenate([layer.color * alpha, alpha], axis=-1).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -420,27 +211,3 @@ def simulate_pair(
     rng = np.random.default_rng(seed)
     left, right = (quantise(linear_to_srgb(noise.add(view, rng)), bits) for view in views)
     return SimulatedPair(left, right, quantise(encoded, bits), coc.astype(np.float32))
-
-
-def fill_disparity_holes(disparity: FloatArray) -> FloatArray:
-    """Fills NaN, infinite and non-positive entries of a disparity map ``(h, w)`` from the farther valid neighbour.
-
-    Holes of a stereo disparity map are what only one camera saw, which lies behind the surface beside it: each hole
-    takes the smaller of the nearest valid values to its left and right, or the nearest valid value of the map.
-    """
-    disparity = np.asarray(disparity, dtype=np.float32)
-    valid = np.isfinite(disparity) & (disparity > 0)
-    if not valid.any():
-        raise SimulationError("the disparity map has no valid (finite, positive) value")
-    height, width = disparity.shape
-    columns = np.broadcast_to(np.arange(width), (height, width))
-    before = np.maximum.accumulate(np.where(valid, columns, -1), axis=1)
-    after = np.minimum.accumulate(np.where(valid, columns, width)[:, ::-1], axis=1)[:, ::-1]
-    rows = np.arange(height)[:, None]
-    padded = np.pad(np.where(valid, disparity, np.inf), ((0, 0), (1, 1)), constant_values=np.inf)
-    filled = np.minimum(padded[rows, before + 1], padded[rows, after + 1])
-    empty = ~np.isfinite(filled)
-    if empty.any():
-        nearest = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
-        filled = filled[tuple(nearest)]
-    return filled.astype(np.float32)

@@ -10,7 +10,8 @@ from ldp_export.commands import onnx, sample
 from ldp_export.network import CONFIGS
 from ldp_export.simulation import samples
 from ldp_export.simulation.maps import fill_depth_holes, read_map
-from ldp_export.simulation.simulate import SimulatedPair, SimulationError, ThinLens, coc_from_disparity, simulate_pair
+from ldp_export.simulation.optics import SimulationError, ThinLens, coc_from_disparity
+from ldp_export.simulation.simulate import SimulatedPair, simulate_pair
 from ldp_runtime.images.photo import read_photo, write_pixels
 from tests.processes import output
 
@@ -117,7 +118,8 @@ def test_simulate_writes_what_the_simulator_gives(image: Path, disparity: Path, 
 
     coc = np.load(out / "coc.npy")
     assert coc == pytest.approx(coc_from_disparity(np.load(disparity), record["focus_disparity"], 3.0))
-    from ldp_export.simulation.simulate import HalfAperturePSF, SensorNoise
+    from ldp_export.simulation.optics import HalfAperturePSF
+    from ldp_export.simulation.simulate import SensorNoise
 
     pair = simulate_pair(
         read_photo(image).pixels, coc, psf=HalfAperturePSF(order=4), noise=SensorNoise(1e-4, 1e-3), seed=5

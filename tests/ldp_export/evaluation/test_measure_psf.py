@@ -7,7 +7,8 @@ import pytest
 from ldp_export.data import PairSample
 from ldp_export.evaluation import measure_psf as module
 from ldp_export.evaluation.measure_psf import BlockPSF, kernel_sheet, measure_pair, summarise
-from ldp_export.simulation.simulate import HalfAperturePSF, SensorNoise, simulate_pair
+from ldp_export.simulation.optics import HalfAperturePSF
+from ldp_export.simulation.simulate import SensorNoise, simulate_pair
 
 SIDE = 150
 TOLERANCE = 0.03

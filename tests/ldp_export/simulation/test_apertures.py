@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldp_export.simulation.apertures import SEPARATIONS, Aperture, random_aperture, render_wrapped
-from ldp_export.simulation.simulate import FloatArray, Layer
+from ldp_export.simulation.apertures import SEPARATIONS, Aperture, Layer, random_aperture, render_wrapped
+from ldp_export.simulation.optics import FloatArray
+from tests.ldp_export.simulation.layers import composite
 
 SEEDS = range(60)
 
@@ -73,17 +74,8 @@ def test_rendering_equals_convolution_and_composition() -> None:
     alpha = np.zeros((side, side), np.float32)
     cv2.circle(alpha, (48, 48), 14, 1.0, -1)
     layers = [Layer(textured(rng, side), constant(side, 1), 9.0), Layer(textured(rng, side), alpha, -6.0)]
-    expected = [np.zeros((side, side, 3), np.float32) for _ in range(2)]
-    for layer in layers:
-        coverage = layer.alpha[..., None]
-        for i, kernel in enumerate(aperture.views(float(layer.coc))):
-            color, opaque = (
-                cv2.filter2D(plane, -1, kernel[::-1, ::-1], borderType=cv2.BORDER_REFLECT_101)
-                for plane in (layer.color * coverage, layer.alpha)
-            )
-            expected[i] = color + (1 - opaque[..., None]) * expected[i]
     inner = np.s_[margin:-margin, margin:-margin]
-    for view, wanted in zip(render_wrapped(layers, aperture), expected, strict=True):
+    for view, wanted in zip(render_wrapped(layers, aperture), composite(layers, aperture), strict=True):
         assert np.abs(view - wanted)[inner].max() < 1e-4
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ldp_export.simulation.cameras import Camera, random_camera
-from ldp_export.simulation.simulate import FloatArray, linear_to_srgb, quantise
+from ldp_export.simulation.optics import FloatArray
+from ldp_export.simulation.simulate import linear_to_srgb, quantise
 
 NOISY = Camera(shot=1e-4, read=1e-3)
 

@@ -13,9 +13,9 @@ from skimage.io import imsave
 from ldp_export.cli import main
 from ldp_export.data import DataError, open_dataset
 from ldp_export.simulation import scenes
+from ldp_export.simulation.optics import SimulationError
 from ldp_export.simulation.scenes import RenderJob, load_photos, read_photo_list, render, render_scene, render_shard
 from ldp_export.simulation.shards import scenes_in_shard
-from ldp_export.simulation.simulate import SimulationError
 from tests.ldp_export.data.miniatures import make_scenes
 
 RECIPE_LIST = Path(__file__).parents[3] / "models" / "recipes" / "ldp_nano" / "photos.txt"

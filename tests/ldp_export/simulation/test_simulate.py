@@ -8,19 +8,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ldp_export.simulation.optics import HalfAperturePSF, SimulationError
 from ldp_export.simulation.simulate import (
     NOISE_FREE,
-    HalfAperturePSF,
-    Layer,
     SensorNoise,
-    SimulationError,
-    ThinLens,
-    coc_from_disparity,
-    fill_disparity_holes,
     linear_to_srgb,
     quantise,
     render_image,
-    render_views,
     simulate_pair,
     srgb_to_linear,
 )
@@ -39,10 +33,6 @@ def texture(height: int, width: int, sigma: float = 1.0, seed: int = 0) -> Image
     noise = np.random.default_rng(seed).random((height, width, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
     return np.float32(0.1) + np.float32(0.8) * (smooth - smooth.min()) / np.ptp(smooth)
-
-
-def mean(views: tuple[Image, Image]) -> Image:
-    return (views[0] + views[1]) / 2
 
 
 def rms(difference: Any) -> float:
@@ -73,132 +63,7 @@ def test_encoding_clamps() -> None:
     np.testing.assert_allclose(linear_to_srgb(np.array([-0.5, 1.5], np.float32)), [0, 1], atol=1e-6)
 
 
-# --- the thin lens ------------------------------------------------------------------------------------------
-
-
-def test_coc_of_a_thin_lens_by_hand() -> None:
-    # 50 mm f/2 focused at 1 m: aperture 25 mm, image distance 1000 * 50 / 950 = 52.6316 mm. A point at 2 m
-    # images at 2000 * 50 / 1950 = 51.2821 mm; on the sensor its cone is
-    # 25 * (52.6316 - 51.2821) / 51.2821 = 0.65789 mm wide, which on 5 um pixels is a radius of 65.789 px.
-    lens = ThinLens(focal_length=50, f_number=2, focus_distance=1000, pixel_pitch=5)
-    assert float(lens.coc_radius(np.float32(2000))) == pytest.approx(65.789, abs=1e-2)
-
-
-def test_coc_is_signed_zero_in_focus_and_finite_at_infinity() -> None:
-    lens = ThinLens(focal_length=35, f_number=4, focus_distance=2000, pixel_pitch=6)
-    radii = lens.coc_radius(np.array([[1000, 2000, 4000, np.inf]]))
-    assert radii.dtype == np.float32
-    assert radii[0, 0] < 0 == radii[0, 1] < radii[0, 2] < radii[0, 3]
-    # At infinity: f^2 / (N (s - f)) / 2, in px.
-    assert float(radii[0, 3]) == pytest.approx(35**2 / (4 * 1965) / 2 / 0.006, rel=1e-6)
-    assert float(radii[0, 0]) == pytest.approx(-float(radii[0, 3]), rel=1e-6)  # 1 - s / z = -1 at half the distance
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"focal_length": 0}, "focal_length must be a positive number, got 0"),
-        ({"f_number": -1}, "f_number must be a positive number, got -1"),
-        ({"pixel_pitch": float("nan")}, "pixel_pitch must be a positive number, got nan"),
-        ({"focus_distance": float("inf")}, "focus_distance must be a positive number, got inf"),
-        ({"focus_distance": 40}, "focus distance 40 mm must exceed the focal length 50 mm"),
-    ],
-)
-def test_impossible_lenses(changes: dict[str, float], message: str) -> None:
-    values = {"focal_length": 50, "f_number": 2, "focus_distance": 1000, "pixel_pitch": 5, **changes}
-    with pytest.raises(SimulationError, match=message):
-        ThinLens(**values)
-
-
-@pytest.mark.parametrize("depth", [0.0, -3.0, float("nan")])
-def test_depth_must_be_positive(depth: float) -> None:
-    with pytest.raises(SimulationError, match="every depth must be positive; fill the holes"):
-        ThinLens(50, 2, 1000, 5).coc_radius(np.array([1000.0, depth]))
-
-
-def test_coc_from_disparity() -> None:
-    coc = coc_from_disparity(np.array([[10.0, 30.0, 50.0, 20.0]]), 30.0, 6.0)
-    np.testing.assert_allclose(coc, [[6, 0, -6, 3]])
-    # Far (small disparity) is positive, as for the lens; and both are affine in inverse depth.
-    lens = ThinLens(50, 8, 1000, 5)
-    depth = np.array([[800.0, 1000.0, 1500.0, 4000.0]])
-    of_lens = lens.coc_radius(depth)
-    np.testing.assert_allclose(coc_from_disparity(1e5 / depth, 100.0, float(np.abs(of_lens).max())), of_lens, atol=1e-4)
-
-
-def test_coc_from_disparity_refuses_holes_and_flat_scenes() -> None:
-    with pytest.raises(SimulationError, match="NaN or infinite values; fill its holes first"):
-        coc_from_disparity(np.array([[1.0, np.nan]]), 1.0, 3.0)
-    with pytest.raises(SimulationError, match="nothing would be blurred"):
-        coc_from_disparity(full((2, 2), 5), 5.0, 3.0)
-
-
-# --- the point spread function ------------------------------------------------------------------------------
-
-RADII = (0.1, 0.25, 0.5, 0.8, 1.0, 1.7, 3.0, 6.0, 12.0)
-PSFS = (PSF, HalfAperturePSF(order=3, softness=0.05, crosstalk=0.0), HalfAperturePSF(2.0, 0.4, 0.2))
-
-
-@pytest.mark.parametrize("radius", [*RADII, 0.0])
-@pytest.mark.parametrize("psf", PSFS)
-def test_views_kernels_sum_to_one_mirror_and_swap(psf: HalfAperturePSF, radius: float) -> None:
-    left, right = psf.views(radius)
-    assert left.shape == right.shape
-    assert left.shape[0] == left.shape[1]
-    assert left.shape[0] % 2 == 1
-    for kernel in (left, right):
-        assert kernel.dtype == np.float32
-        assert float(kernel.min()) >= 0
-        assert float(kernel.sum(dtype=np.float64)) == pytest.approx(1, abs=1e-6)
-    np.testing.assert_array_equal(left, right[:, ::-1])
-    np.testing.assert_allclose(left, left[::-1], atol=1e-7)
-    swapped = psf.views(-radius)
-    np.testing.assert_array_equal(swapped[0], right)
-    np.testing.assert_array_equal(swapped[1], left)
-
-
-def test_no_radius_is_the_unit_impulse() -> None:
-    for kernel in PSF.views(0.0):
-        np.testing.assert_array_equal(kernel, [[1]])
-
-
-@pytest.mark.parametrize("psf", PSFS)
-def test_centroid_shift_is_proportional_to_the_radius_also_below_a_pixel(psf: HalfAperturePSF) -> None:
-    ratios = [psf.disparity(radius) / radius for radius in RADII]
-    np.testing.assert_allclose(ratios, np.mean(ratios), rtol=0.01)
-    # Behind the focal plane the left view's light lies at smaller x, and the sign changes with the radius's.
-    assert max(ratios) < -0.3
-    for radius in RADII:
-        assert psf.disparity(-radius) == pytest.approx(-psf.disparity(radius), abs=1e-6)
-
-
-def test_the_disk_is_butterworths_and_the_half_plane_a_soft_step() -> None:
-    """A large kernel, read at its samples, against the formula of the docstring."""
-    psf, radius = HalfAperturePSF(order=4, softness=0.2, crosstalk=0.1), 20.0
-    left, right = psf.views(radius)
-    half = left.shape[0] // 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1] / radius
-    disk = 1 / (1 + np.hypot(x, y) ** 8)
-    np.testing.assert_allclose(left + right, disk / disk.sum() * 2, atol=0.03 * float((left + right).max()))
-    middle = (left - right)[half] / (left + right)[half]
-    expected = 0.8 * (2 / (1 + np.exp(x[half] / 0.2)) - 1)
-    np.testing.assert_allclose(middle[half - 20 : half + 21], expected[half - 20 : half + 21], atol=0.01)
-
-
 # --- one surface --------------------------------------------------------------------------------------------
-
-
-def test_separation_is_that_of_the_centroids_in_radii_of_an_even_disk() -> None:
-    assert PSF.separation == pytest.approx(0.45, abs=0.002)
-    half_disks = HalfAperturePSF(order=200, softness=1e-3, crosstalk=0.0)
-    assert half_disks.separation == pytest.approx(8 / (3 * np.pi), abs=0.003)  # a half disk's centroid: 4 r / (3 pi)
-    for psf in PSFS:
-        for separation in (0.0, 0.25, 0.45):
-            assert psf.with_separation(separation).separation == pytest.approx(separation, abs=1e-3)
-    assert half_disks.with_separation(0.7).crosstalk == pytest.approx((1 - 0.7 * 3 * np.pi / 8) / 2, abs=0.002)
-    for impossible in (0.9, -0.1, float("nan")):
-        with pytest.raises(SimulationError, match="expected a separation of the views from 0 to 0"):
-            PSF.with_separation(impossible)
 
 
 def full_aperture(radius: float, psf: HalfAperturePSF = PSF) -> NDArray[np.float64]:
@@ -235,13 +100,10 @@ def slow_blur(image: Image, kernel: NDArray[Any]) -> NDArray[np.float64]:
 def test_the_views_mean_is_the_ordinary_defocused_photo(radius: float) -> None:
     image = texture(24, 32)
     photo = slow_blur(image, full_aperture(abs(radius)))
-    of_layer = render_views([Layer(image, full((24, 32), 1), radius)], PSF)
-    of_image = render_image(image, full((24, 32), radius), PSF)
-    np.testing.assert_allclose(mean(of_layer), photo, atol=1e-5)
-    # render_image renders radii in steps of 0.25 px and interpolates between them.
-    np.testing.assert_allclose(mean(of_image), photo, atol=1e-5 if radius % 0.25 == 0 else 3e-4)
-    for left, right in (of_layer, of_image):
-        assert float(np.abs(left - right).max()) > 0.02  # and each view is not the photo
+    left, right = render_image(image, full((24, 32), radius), PSF)
+    # Radii are rendered in steps of 0.25 px and interpolated between them.
+    np.testing.assert_allclose((left + right) / 2, photo, atol=1e-5 if radius % 0.25 == 0 else 3e-4)
+    assert float(np.abs(left - right).max()) > 0.02  # and each view is not the photo
 
 
 @pytest.mark.parametrize("radius", [-3.0, 2.25])
@@ -290,14 +152,9 @@ def test_a_varying_coc_is_the_gather_of_each_pixels_own_kernel() -> None:
             around = padded[i + half - reach : i + half + reach + 1, j + half - reach : j + half + reach + 1]
             view[i, j] = np.einsum("abc,ab->c", around, kernel[::-1, ::-1])
     blur = rms(expected[0] - image)
-    for views in (
-        render_image(image, coc, PSF),
-        render_views([Layer(image, full((20, 48), 1), coc)], PSF),
-        render_views([Layer(image, full((20, 48), 1), coc)], PSF, step=0.25),
-    ):
-        for view, exact in zip(views, expected, strict=True):
-            assert rms(view - exact) < 0.02 * blur
-            assert float(np.abs(view - exact).max()) < 0.01
+    for view, exact in zip(render_image(image, coc, PSF), expected, strict=True):
+        assert rms(view - exact) < 0.02 * blur
+        assert float(np.abs(view - exact).max()) < 0.01
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.05, 0.3])
@@ -305,12 +162,8 @@ def test_a_surface_of_one_colour_stays_that_colour_however_it_slants(slope: floa
     y, x = np.mgrid[0:40, 0:56].astype(np.float32)
     coc = np.clip(slope * (x - 28) + 0.5 * slope * (y - 20), -6, 6)
     for value in (0.02, 0.7):
-        for views in (
-            render_image(full((40, 56, 3), value), coc, PSF),
-            render_views([Layer(full((40, 56, 3), value), full((40, 56), 1), coc)], PSF),
-        ):
-            for view in views:
-                np.testing.assert_allclose(view, value, atol=1e-5)
+        for view in render_image(full((40, 56, 3), value), coc, PSF):
+            np.testing.assert_allclose(view, value, atol=1e-5)
 
 
 def test_one_colour_stays_across_edges_of_depth_too() -> None:
@@ -428,35 +281,9 @@ def test_a_blurred_post_spreads_over_the_sharp_background_by_its_coverage() -> N
         np.testing.assert_allclose(view, slow_blur(mask, kernel), atol=1e-5)
 
 
-@pytest.mark.parametrize(("front", "back"), [(0.0, 4.0), (-4.0, 0.0), (-2.0, 3.0)])
-def test_the_views_mean_at_occlusions(front: float, back: float) -> None:
-    """The mean is the ordinary photo wherever one of two surfaces is sharp, and always away from their edges.
-
-    Where both are blurred, the mean of two composites is not the composite of the means: with coverages a_L
-    and a_R of the front and views B_L and B_R of the back, photo - mean = (a_L - a_R) (B_L - B_R) / 4. The
-    views are no worse for it: one composite of the full aperture leaves out that each half has its own
-    occlusion.
-    """
-    color = texture(SIZE, SIZE)
-    alpha = full((SIZE, SIZE), 0)
-    alpha[:, POST] = 1
-    layers = [Layer(texture(SIZE, SIZE, seed=1), full((SIZE, SIZE), 1), back), Layer(color, alpha, front)]
-    photo = render_views(layers, HalfAperturePSF(crosstalk=0.5))[0]  # both photodiodes see the whole aperture
-    views_mean = mean(render_views(layers, PSF))
-    coverages = render_views([Layer(alpha[..., None].repeat(3, axis=2), alpha, front)], PSF)
-    backs = render_views(layers[:1], PSF)
-    gap = (coverages[0] - coverages[1]) * (backs[0] - backs[1]) / 4
-    np.testing.assert_allclose(photo - views_mean, gap, atol=2e-6)
-    away = np.r_[0 : POST.start - 6, POST.stop + 6 : SIZE]
-    np.testing.assert_allclose(views_mean[:, away], photo[:, away], atol=1e-5)
-    if front == 0 or back == 0:
-        np.testing.assert_allclose(views_mean, photo, atol=1e-5)
-    assert float(np.abs(gap).max()) < 0.05
-
-
 def test_the_views_mean_of_an_image_with_depth_is_the_photo_away_from_edges() -> None:
     image, coc = post_scene(texture(SIZE, SIZE), slant(-2, 0), texture(SIZE, SIZE, seed=1), slant(3, 0))
-    views_mean = mean(render_image(image, coc, PSF))
+    views_mean = np.mean(render_image(image, coc, PSF), axis=0)
     for radius, columns in ((3.0, np.r_[0 : POST.start - 8, POST.stop + 8 : SIZE]), (2.0, np.r_[31:37])):
         photo = slow_blur(image, full_aperture(radius))
         np.testing.assert_allclose(views_mean[:, columns], photo[:, columns], atol=1e-5)
@@ -474,41 +301,6 @@ def test_regions_in_focus_are_identical_in_both_views_and_sharp() -> None:
         np.testing.assert_array_equal(pair.left[:, in_focus], pair.target[:, in_focus])
         for blurred in (slice(0, 20), slice(66, 96)):
             assert (pair.left[:, blurred] != pair.right[:, blurred]).mean() > 0.5
-
-
-# --- layers -------------------------------------------------------------------------------------------------
-
-
-def test_layers_lie_over_each_other_far_to_near() -> None:
-    shape = (8, 12)
-    alpha = full(shape, 0)
-    alpha[:, 6:] = 1
-    half = full(shape, 0.25)
-    colors = [full((*shape, 3), value) for value in (0.2, 0.6, 1.0)]
-    layers = [
-        Layer(colors[0], full(shape, 1), 0.0),
-        Layer(colors[1], alpha, 0.0),
-        Layer(colors[2], half, 0.0),
-    ]
-    for view in render_views(iter(layers), PSF):
-        np.testing.assert_allclose(view[:, :6], 0.25 + 0.75 * 0.2, atol=1e-6)
-        np.testing.assert_allclose(view[:, 6:], 0.25 + 0.75 * 0.6, atol=1e-6)
-
-
-def test_the_farthest_layer_counts_as_covering_the_frame() -> None:
-    for view in render_views([Layer(full((4, 4, 3), 0.5), full((4, 4), 0.3), 2.0)], PSF):
-        np.testing.assert_allclose(view, 0.5, atol=1e-6)
-
-
-def test_a_scene_without_layers_is_an_error() -> None:
-    with pytest.raises(SimulationError, match="at least one layer"):
-        render_views([], PSF)
-
-
-def test_a_number_and_a_map_of_it_are_the_same_coc() -> None:
-    image, alpha = texture(16, 16), full((16, 16), 1)
-    number, constant = (render_views([Layer(image, alpha, coc)], PSF) for coc in (1.3, full((16, 16), 1.3)))
-    np.testing.assert_allclose(number, constant, atol=1e-6)
 
 
 # --- the sensor ---------------------------------------------------------------------------------------------
@@ -602,35 +394,3 @@ def test_input_that_does_not_fit(image: Any, coc: Image, message: str) -> None:
     with pytest.raises(SimulationError, match=message) as caught:
         simulate_pair(image, coc)
     assert isinstance(caught.value, LDPError)
-
-
-# --- holes of disparity maps --------------------------------------------------------------------------------
-
-
-def test_holes_take_the_farther_of_their_neighbours_in_the_row() -> None:
-    nan, inf = np.nan, np.inf
-    disparity = np.array(
-        [
-            [5, nan, nan, 9, 7],
-            [nan, 4, 6, 0, inf],
-            [8, -1, 3, nan, 2],
-            [nan, nan, nan, nan, nan],
-            [1, 1, 1, 1, 1],
-        ],
-        dtype=np.float32,
-    )
-    filled = fill_disparity_holes(disparity)
-    assert filled.dtype == np.float32
-    assert filled[:3].tolist() == [[5, 5, 5, 9, 7], [4, 4, 6, 6, 6], [8, 3, 3, 2, 2]]
-    # A row without any value takes the nearest value of the map: here from the row below or the row above.
-    assert all(value in (filled[2, j], 1) for j, value in enumerate(filled[3]))
-
-
-def test_a_map_without_holes_stays_as_it_is() -> None:
-    disparity = np.random.default_rng(0).uniform(1, 9, (5, 6)).astype(np.float32)
-    np.testing.assert_array_equal(fill_disparity_holes(disparity), disparity)
-
-
-def test_a_map_of_holes_is_an_error() -> None:
-    with pytest.raises(SimulationError, match="no valid"):
-        fill_disparity_holes(np.array([[0.0, np.nan], [-1.0, np.inf]]))

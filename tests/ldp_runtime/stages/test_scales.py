@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldp_export.simulation.simulate import (
-    HalfAperturePSF,
-    Layer,
-    SensorNoise,
-    linear_to_srgb,
-    quantise,
-    render_views,
-    srgb_to_linear,
-)
+from ldp_export.simulation.apertures import Layer
+from ldp_export.simulation.optics import HalfAperturePSF
+from ldp_export.simulation.simulate import SensorNoise, linear_to_srgb, quantise, srgb_to_linear
 from ldp_runtime.images.quality import center_view, psnr
 from ldp_runtime.stages import scales
 from ldp_runtime.stages.scales import blend_full_size, reduce_view
+from tests.ldp_export.simulation.layers import composite
 
 Pixels = NDArray[np.uint8]
 INNER = np.s_[24:-24, 24:-24]
@@ -107,7 +102,7 @@ def views_of(layers: list[Layer]) -> tuple[Pixels, Pixels]:
     """Views with noise, without the px at the border."""
     rng, noise = np.random.default_rng(3), SensorNoise(5e-5, 5e-4)
     left, right = (
-        quantise(linear_to_srgb(noise.add(view, rng)))[INNER] for view in render_views(layers, HalfAperturePSF())
+        quantise(linear_to_srgb(noise.add(view, rng)))[INNER] for view in composite(layers, HalfAperturePSF())
     )
     return left, right
 
