@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ldp_export.data.base import DataError, PairSample
 from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, list_images
 from ldp_export.simulation.optics import FloatArray
-from ldp_export.simulation.simulate import linear_to_srgb
+from ldp_runtime.images.linear import encode_srgb
 
 NAME = "pixel-dp"
 BLACK_LEVEL = 1024
@@ -125,7 +125,7 @@ def _middle(image: FloatArray, path: Path) -> FloatArray:
 
 def _encode(linear: FloatArray) -> NDArray[np.uint16]:
     """Linear light ``(h, w)`` as sRGB ``(h, w, 3)``, 16 bits."""
-    levels = np.rint(linear_to_srgb(linear) * np.float32(65535)).astype(np.uint16)
+    levels = encode_srgb(linear)
     return np.repeat(levels[..., None], 3, axis=2)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.data.base import PairSample
-from ldp_export.simulation.simulate import srgb_to_linear
+from ldp_runtime.images.linear import srgb_to_linear
 
 BLOCK = 120
 """Side in px of the blocks that a PSF is solved from."""

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.simulation.optics import FloatArray
-from ldp_export.simulation.simulate import linear_to_srgb, quantise
+from ldp_export.simulation.simulate import quantise
+from ldp_runtime.images.linear import linear_to_srgb
 
 Pixels = NDArray[np.uint8]
 

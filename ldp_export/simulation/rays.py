@@ -18,7 +18,8 @@ from scipy import ndimage
 
 from ldp_export.simulation.apertures import Layer
 from ldp_export.simulation.optics import FloatArray
-from ldp_export.simulation.simulate import SensorNoise, SimulatedPair, linear_to_srgb, quantise, srgb_to_linear
+from ldp_export.simulation.simulate import SensorNoise, SimulatedPair, quantise
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 
 APERTURE_ROTATION = np.deg2rad(11.0)
 SENSITIVITY_SLOPE = 0.49

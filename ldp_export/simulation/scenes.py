@@ -29,8 +29,8 @@ from ldp_export.simulation.cameras import random_camera
 from ldp_export.simulation.drawings import random_drawing
 from ldp_export.simulation.optics import FloatArray, SimulationError
 from ldp_export.simulation.shards import SHARD_PATTERN, scenes_in_shard
-from ldp_export.simulation.simulate import linear_to_srgb, srgb_to_linear
 from ldp_runtime.files import cannot_write, replacing
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 
 SIDE = 256
 MARGIN = 32
@@ -225,7 +225,7 @@ def render_scene(
     crop = np.s_[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]
     camera, layers = random_camera(rng), random_scene(rng, photos)
     if camera.encoded:
-        layers = [replace(layer, color=linear_to_srgb(layer.color)) for layer in layers]
+        layers = [replace(layer, color=linear_to_srgb(np.minimum(layer.color, 1))) for layer in layers]
     sharp = layers[0].color
     coc = np.asarray(layers[0].coc)
     for layer in layers[1:]:

@@ -25,25 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ldp_export.simulation.optics import FloatArray, HalfAperturePSF, SimulationError
-
-# --------------------------------------------------------------------------------------------------------------------
-# Light
-
-
-def srgb_to_linear(encoded: FloatArray) -> FloatArray:
-    """Decodes sRGB values in [0, 1] to linear light in [0, 1] (IEC 61966-2-1); any shape."""
-    encoded = np.asarray(encoded, dtype=np.float32)
-    low = encoded / np.float32(12.92)
-    high = ((np.maximum(encoded, 0) + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4)
-    return np.where(encoded <= 0.04045, low, high)
-
-
-def linear_to_srgb(linear: FloatArray) -> FloatArray:
-    """Encodes linear light as sRGB, clamping to [0, 1] (IEC 61966-2-1); any shape."""
-    linear = np.clip(np.asarray(linear, dtype=np.float32), 0, 1)
-    high = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
-    return np.where(linear <= 0.0031308, linear * np.float32(12.92), high)
-
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 
 # --------------------------------------------------------------------------------------------------------------------
 # Rendering

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_runtime.images.decode import Photo
+from ldp_runtime.images.linear import srgb_to_linear
 
 _SAME = 2e-3  # of a matrix entry or a curve
 _CURVE = np.linspace(0, 1, 1025)
@@ -36,8 +37,7 @@ class Profile:
     @classmethod
     def srgb(cls) -> Profile:
         """The profile of files without one."""
-        curve = np.where(_CURVE <= 0.04045, _CURVE / 12.92, ((_CURVE + 0.055) / 1.055) ** 2.4)
-        return cls(_SRGB_TO_D50, np.stack([curve] * 3))
+        return cls(_SRGB_TO_D50, np.stack([srgb_to_linear(_CURVE)] * 3))
 
     @classmethod
     def parse(cls, content: bytes) -> Profile | None:

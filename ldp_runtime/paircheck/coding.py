@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,26 +66,3 @@ def find_coding(left: NDArray[Any], right: NDArray[Any], grey: Floats, *, linear
         bright = highlight > HIGHLIGHT * ((1 << bits) - 1)
         linear = bright and all(share < most * highlight for share, most in zip(shares, LINEAR_MOST, strict=True))
     return Coding(bits, depth, linear)
-
-
-def to_linear(values: Floats, linear: bool = False) -> Floats:
-    """Linear light of values in [0, 1] (IEC 61966-2-1); as they are where they are linear already."""
-    if linear:
-        return values
-    light: Floats = np.where(
-        values <= np.float32(0.04045),
-        values / np.float32(12.92),
-        cv2.pow((values + np.float32(0.055)) / np.float32(1.055), 2.4).reshape(values.shape),
-    )
-    return light
-
-
-def to_encoded(light: Floats) -> Floats:
-    """Values in sRGB coding of linear light in [0, 1] and above."""
-    light = np.maximum(light, 0)
-    encoded: Floats = np.where(
-        light <= np.float32(0.0031308),
-        light * np.float32(12.92),
-        np.float32(1.055) * cv2.pow(light, 1 / 2.4).reshape(light.shape) - np.float32(0.055),
-    )
-    return encoded

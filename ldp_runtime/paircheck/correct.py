@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.paircheck.coding import Coding, to_encoded, to_linear
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
+from ldp_runtime.paircheck.coding import Coding
 
 _ROWS = 256  # rows at a time: bounds the memory of float copies
 _CLIPPED = 0.98  # of the sum: what it hides of the other view is unknown
@@ -81,7 +82,7 @@ class Correction:
             return restored
         values = np.arange(65536, dtype=np.float32) / np.float32(65535)
         if self.coding.linear:
-            values = to_linear(values)
+            values = srgb_to_linear(values)
         top = np.iinfo(dtype).max
         table = np.rint(values * np.float32(top)).astype(dtype.newbyteorder("="))
         return np.asarray(table[restored])
@@ -93,7 +94,8 @@ class Correction:
         levels = np.arange(int(np.iinfo(view.dtype).max) + 1, dtype=np.float32)
         values = np.minimum(levels / np.float32(self.coding.full), 1)
         if gain != 1.0 or self.coding.linear:
-            values = to_encoded(to_linear(values, self.coding.linear) * np.float32(gain))
+            light = values if self.coding.linear else srgb_to_linear(values)
+            values = linear_to_srgb(light * np.float32(gain))
         table = np.rint(np.clip(values, 0, 1) * np.float32(65535)).astype(np.uint16)
         return np.asarray(table[view])
 
@@ -116,9 +118,9 @@ def _other_view(total: Image, view: Image) -> Image:
     other = np.empty_like(total)
     white = np.float32(65535)
     for y in range(0, len(total), _ROWS):
-        mean, one = (to_linear(v[y : y + _ROWS].astype(np.float32) / white) for v in (total, view))
+        mean, one = (srgb_to_linear(v[y : y + _ROWS].astype(np.float32) / white) for v in (total, view))
         rest = np.where(mean < _CLIPPED, 2 * mean - one, mean)
-        other[y : y + _ROWS] = np.rint(np.clip(to_encoded(rest), 0, 1) * white)
+        other[y : y + _ROWS] = np.rint(np.clip(linear_to_srgb(rest), 0, 1) * white)
     return other
 
 

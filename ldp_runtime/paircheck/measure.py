@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 from ldp_runtime.images.quality import view_correlation
-from ldp_runtime.paircheck.coding import Coding, find_coding, to_encoded, to_linear
+from ldp_runtime.paircheck.coding import Coding, find_coding
 
 AREA = 40_000
 """Px of the reduced copy, about."""
@@ -120,10 +121,12 @@ def measure(left: NDArray[Any], right: NDArray[Any], *, linear: bool | None = No
     scale = min(max(1, round((h * w / AREA) ** 0.5)), h, w)
     grey = [_reduced(view, scale) for view in (left, right)]
     coding = find_coding(left, right, grey[0], linear=linear)
-    light = [to_linear(view / np.float32(coding.full), coding.linear) for view in grey]
+    light = [view / np.float32(coding.full) for view in grey]
+    if not coding.linear:
+        light = [srgb_to_linear(view) for view in light]
     ratio = _exposure_ratio(*light)
     light[1] /= np.float32(ratio)
-    a, b = (_details(_whole_blocks(to_encoded(view))) for view in light)
+    a, b = (_details(_whole_blocks(linear_to_srgb(view))) for view in light)
     along = [_energies(view) for view in (a, b)]
     cov, va, vb = (_dot(x, y) / a.size + 1e-12 for x, y in ((a, b), (a, a), (b, b)))
     horizontal = _find_shifts(a, b, scale)

@@ -6,7 +6,7 @@ import pytest
 
 from ldp_export.data import DataError, open_dataset
 from ldp_export.data import pixel_dp as pixel_dp_module
-from ldp_export.simulation.simulate import srgb_to_linear
+from ldp_runtime.images.linear import srgb_to_linear
 from tests.ldp_export.data.miniatures import check_promises, make_pixel_dp
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from ldp_export.simulation.cameras import Camera, random_camera
 from ldp_export.simulation.optics import FloatArray
-from ldp_export.simulation.simulate import linear_to_srgb, quantise
+from ldp_export.simulation.simulate import quantise
+from ldp_runtime.images.linear import linear_to_srgb
 
 NOISY = Camera(shot=1e-4, read=1e-3)
 

@@ -7,15 +7,8 @@ from numpy.typing import NDArray
 
 from ldp_export.simulation import rays as simulate_rays
 from ldp_export.simulation.rays import aperture_samples, simulate_pair_rays
-from ldp_export.simulation.simulate import (
-    NOISE_FREE,
-    SensorNoise,
-    SimulatedPair,
-    linear_to_srgb,
-    quantise,
-    simulate_pair,
-    srgb_to_linear,
-)
+from ldp_export.simulation.simulate import NOISE_FREE, SensorNoise, SimulatedPair, quantise, simulate_pair
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 
 Image = NDArray[np.float32]
 HEIGHT, WIDTH = 48, 64

@@ -9,16 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ldp_export.simulation.optics import HalfAperturePSF, SimulationError
-from ldp_export.simulation.simulate import (
-    NOISE_FREE,
-    SensorNoise,
-    linear_to_srgb,
-    quantise,
-    render_image,
-    simulate_pair,
-    srgb_to_linear,
-)
+from ldp_export.simulation.simulate import NOISE_FREE, SensorNoise, quantise, render_image, simulate_pair
 from ldp_runtime.errors import LDPError
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 
 Image = NDArray[np.float32]
 PSF = HalfAperturePSF()
@@ -37,30 +30,6 @@ def texture(height: int, width: int, sigma: float = 1.0, seed: int = 0) -> Image
 
 def rms(difference: Any) -> float:
     return float(np.sqrt(np.square(difference).mean()))
-
-
-# --- light --------------------------------------------------------------------------------------------------
-
-
-def test_known_values_of_srgb() -> None:
-    encoded = np.array([0.0, 0.04045, 0.5, 128 / 255, 1.0], dtype=np.float32)
-    np.testing.assert_allclose(srgb_to_linear(encoded), [0, 0.0031308, 0.2140411, 0.2158605, 1], atol=1e-6)
-    np.testing.assert_allclose(
-        linear_to_srgb(np.array([0, 0.0031308, 0.18, 0.5, 1], np.float32)),
-        [0, 0.04045, 0.4613561, 0.7353570, 1],
-        atol=1e-6,
-    )
-
-
-def test_srgb_round_trip() -> None:
-    values = np.linspace(0, 1, 65536, dtype=np.float32)
-    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6)
-    codes = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(quantise(linear_to_srgb(srgb_to_linear(codes / np.float32(255)))), codes)
-
-
-def test_encoding_clamps() -> None:
-    np.testing.assert_allclose(linear_to_srgb(np.array([-0.5, 1.5], np.float32)), [0, 1], atol=1e-6)
 
 
 # --- one surface --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ldp_runtime.paircheck.coding import to_encoded, to_linear
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 
 Pixels = NDArray[Any]
 Pair = tuple[Pixels, Pixels]
@@ -16,12 +16,12 @@ Pair = tuple[Pixels, Pixels]
 
 def light(view: Pixels) -> NDArray[np.float32]:
     """Linear light of a view."""
-    return to_linear(view.astype(np.float32) / np.float32(np.iinfo(view.dtype).max))
+    return srgb_to_linear(view.astype(np.float32) / np.float32(np.iinfo(view.dtype).max))
 
 
 def encoded(values: Pixels, dtype: Any = np.uint8) -> Pixels:
     """Linear light as sRGB pixels."""
-    return stored(to_encoded(np.asarray(values, np.float32)), dtype)
+    return stored(linear_to_srgb(np.asarray(values, np.float32)), dtype)
 
 
 def stored(values: Pixels, dtype: Any) -> Pixels:

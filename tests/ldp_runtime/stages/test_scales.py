@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ldp_export.simulation.apertures import Layer
 from ldp_export.simulation.optics import HalfAperturePSF
-from ldp_export.simulation.simulate import SensorNoise, linear_to_srgb, quantise, srgb_to_linear
+from ldp_export.simulation.simulate import SensorNoise, quantise
+from ldp_runtime.images.linear import linear_to_srgb, srgb_to_linear
 from ldp_runtime.images.quality import center_view, psnr
 from ldp_runtime.stages import scales
 from ldp_runtime.stages.scales import blend_full_size, reduce_view
