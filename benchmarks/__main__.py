@@ -18,7 +18,7 @@ BENCHMARKS = {
     "roofline": ("benchmarks.roofline.bench", "predicts the least time of the chain from its graphs and peak rates"),
     "figure1": ("benchmarks.figure1.bench", "times every network on the same pair, and draws PSNR against time"),
     "scaling": ("benchmarks.scaling", "fits time and memory over the image size, and measures the seams of tiles"),
-    "windows": ("benchmarks.windows", "measures what CLIP's windows cost and what they do to the blur map"),
+    "windows": ("benchmarks.windows.bench", "measures what CLIP's windows cost and what they do to the blur map"),
     "stages": ("benchmarks.stages", "times the stages on the host beside a copy of the bytes that they move"),
     "photographs": ("benchmarks.photographs", "scores a bundle on real pairs with targets"),
     "check": ("benchmarks.check", "times the check of a pair beside its restoration"),

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import windows
 from benchmarks.harness import bundles
 from benchmarks.harness.results import BenchmarkError, Report
-from benchmarks.windows import choices, to_markdown
+from benchmarks.windows import bench, worker
+from benchmarks.windows.bench import choices, to_markdown
 from ldp_export.bundling import onnx_graphs
 from ldp_export.checkpoint import CheckpointError, Windows
 from ldp_export.clip import load_clip
@@ -45,7 +45,7 @@ def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [rng.integers(0, 256, (90, 144, 3), dtype=np.uint8) for _ in range(3)]
     coc = np.tile(np.linspace(-6, 6, 144, dtype=np.float32), (90, 1))
     monkeypatch.setattr(samples, "focus_setting", lambda focus: SimulatedPair(*images, coc))
-    monkeypatch.setattr(windows, "run_spec", lambda module, spec, *_: windows.answer(dataclasses.asdict(spec)))
+    monkeypatch.setattr(bench, "run_spec", lambda module, spec, *_: worker.answer(dataclasses.asdict(spec)))
 
 
 def test_the_choices_are_of_whole_patches_and_have_the_bundles_own() -> None:
@@ -62,9 +62,9 @@ def test_the_choices_are_of_whole_patches_and_have_the_bundles_own() -> None:
 
 def run(bundle: Bundle, output: Path, *options: str) -> None:
     parser = argparse.ArgumentParser()
-    windows.add_arguments(parser)
+    bench.add_arguments(parser)
     given = ["--bundle", str(bundle.path), "--backend", "onnxruntime:fp32", "--threads", "1"]
-    windows.run(parser.parse_args([*given, "-o", str(output), *options]))
+    bench.run(parser.parse_args([*given, "-o", str(output), *options]))
 
 
 @pytest.mark.usefixtures("small_sample")
