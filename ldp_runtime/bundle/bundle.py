@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import math
-import mmap
 import os
-import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -30,7 +24,6 @@ from ldp_runtime.bundle.engines import (
     Shape,
     nearest,
 )
-from ldp_runtime.bundle.fields import FILE_NAME, FILE_NAME_RULE
 from ldp_runtime.bundle.find import find_bundle
 from ldp_runtime.bundle.manifest import (
     MANIFEST_FILE,
@@ -38,14 +31,21 @@ from ldp_runtime.bundle.manifest import (
     FileEntry,
     Manifest,
 )
-from ldp_runtime.bundle.npy_files import HEADER_BYTES, read_npy
-from ldp_runtime.bundle.onnx_files import ExternalData, GraphFile, read_graph
 from ldp_runtime.bundle.schema import (
     FIX_FILES,
     FIX_MANIFEST,
     MAX_MANIFEST_BYTES,
     manifest_from_json,
     parse_manifest,
+)
+from ldp_runtime.bundle.verify import (
+    check_graph,
+    external_weights,
+    file_state,
+    inside,
+    open_file,
+    read_text_embeddings,
+    verified,
 )
 from ldp_runtime.errors import BackendError, BundleError
 from ldp_runtime.files import write_whole
@@ -62,7 +62,7 @@ class Bundle:
         text_embeddings: ``(prompts, embed_dim)`` float32, one row per prompt; None where the network reads
             no blur map.
         weights: Graph file -> the files with its external weights, by their names in the manifest.
-        states: File -> its state when it was verified, see ``_state``.
+        states: File -> its state when it was verified, see ``file_state``.
     """
 
     path: Path
@@ -90,14 +90,14 @@ class Bundle:
         embeddings: list[NDArray[np.float32]] = []
 
         def verify(name: str) -> None:
-            with _verified(folder, name, manifest.files[name]) as file:
-                states[name] = _state(os.fstat(file.fileno()))
+            with verified(folder, name, manifest.files[name]) as file:
+                states[name] = file_state(os.fstat(file.fileno()))
                 if name in graphs:
-                    graph = _read_graph(folder / name, file, manifest)
-                    weights[name] = tuple(sorted(_weights(folder, name, graph, manifest.files)))
+                    graph = check_graph(folder / name, file, manifest)
+                    weights[name] = tuple(sorted(external_weights(folder, name, graph, manifest.files)))
                 if name == TEXT_EMBEDDINGS_FILE and manifest.clip is not None:
                     shape = (len(manifest.prompts), manifest.clip.embed_dim)
-                    embeddings.append(_read_text_embeddings(folder / name, file, shape))
+                    embeddings.append(read_text_embeddings(folder / name, file, shape))
 
         each(verify, list(manifest.files))
         return cls(folder.absolute(), manifest, embeddings[0] if embeddings else None, weights, states)
@@ -128,7 +128,7 @@ class Bundle:
         """
         path = self.path / name
         try:
-            same = _state(path.stat()) == self.states[name]
+            same = file_state(path.stat()) == self.states[name]
         except OSError:
             same = False
         if not same:
@@ -204,7 +204,7 @@ class Bundle:
         try:
             if not path.resolve().is_relative_to(self.path.resolve()):
                 raise BundleError(f"{path}: expected an engine inside the bundle, got a link to elsewhere; {fix}")
-            with _opened(path) as file:
+            with open_file(path) as file:
                 content = file.read(entry.size + 1)
         except OSError as error:
             raise BundleError(f"{path}: the engine cannot be read ({error.strerror}); {fix}") from error
@@ -231,7 +231,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        with _opened(_inside(folder, MANIFEST_FILE)) as file:
+        with open_file(inside(folder, MANIFEST_FILE)) as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {FIX_FILES}") from error
@@ -258,11 +258,11 @@ def write_manifest(folder: Path, manifest: Manifest, extra_files: Iterable[str] 
     names = {*extra_files, *([TEXT_EMBEDDINGS_FILE] if manifest.reads_blur_map else [])}
     for graph in {file for precisions in manifest.graphs.values() for file in precisions.values()}:
         names.add(graph)
-        with _opened(_inside(folder, graph)) as file:
-            names.update(_weights(folder, graph, _read_graph(folder / graph, file, manifest)))
+        with open_file(inside(folder, graph)) as file:
+            names.update(external_weights(folder, graph, check_graph(folder / graph, file, manifest)))
     files = {}
     for name in sorted(names):
-        path = _inside(folder, name)
+        path = inside(folder, name)
         files[name] = FileEntry(sha256_file(path), path.stat().st_size)
     return save_manifest(folder, msgspec.structs.replace(manifest, files=files))
 
@@ -294,111 +294,3 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _verified(folder: Path, name: str, entry: FileEntry) -> Iterator[io.BufferedReader]:
-    """Opens a file of the bundle and checks its size and hash; the caller reads the same open file."""
-    path = _inside(folder, name)
-    try:
-        with _opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.size:
-                raise BundleError(f"{path}: expected {entry.size} bytes, got {size}; {FIX_FILES}")
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != entry.sha256:
-                raise BundleError(f"{path}: expected SHA-256 {entry.sha256}, got {digest}; {FIX_FILES}")
-            file.seek(0)
-            yield file
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); {FIX_FILES}") from error
-
-
-def _opened(path: Path) -> io.BufferedReader:
-    """Opens a regular file for reading, without waiting for the writer of a pipe.
-
-    Raises:
-        OSError: It cannot be opened, or is no regular file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "not a regular file")
-    return open(descriptor, "rb")
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    """Changes when a file is replaced or written to."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file of the bundle; it must exist and, with links resolved, be inside the folder."""
-    path = folder / name
-    try:
-        if not path.is_file():
-            raise BundleError(f"{path}: expected a file of the bundle, got none; {FIX_FILES}")
-        real = path.resolve()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); {FIX_FILES}") from error
-    if not real.is_relative_to(folder.resolve()):
-        raise BundleError(f"{path}: expected a file inside the bundle, got a link to {real}; copy the file there")
-    return path
-
-
-def _read_graph(path: Path, file: io.BufferedReader, manifest: Manifest) -> GraphFile:
-    """Checks an ONNX file, and that its opset is what the manifest says."""
-    try:
-        size = os.fstat(file.fileno()).st_size
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        graph = read_graph(data)
-    except ValueError as error:
-        raise BundleError(f"{path}: expected an ONNX graph, got something else ({error}); {FIX_FILES}") from error
-    if graph.opset != manifest.opset:
-        raise BundleError(
-            f"{path}: expected opset {manifest.opset}, as the manifest says, got {graph.opset}; {FIX_MANIFEST}"
-        )
-    return graph
-
-
-def _weights(
-    folder: Path, graph: str, content: GraphFile, files: Mapping[str, FileEntry] | None = None
-) -> dict[str, ExternalData]:
-    """A graph's external weights by the names of their files in the bundle; ``files``, if given, must list them."""
-    names = {}
-    for data in content.external:
-        name = str(PurePosixPath(graph).parent / data.location)
-        if not re.search(FILE_NAME, data.location):
-            raise BundleError(
-                f"{folder / graph}: expected weights in {FILE_NAME_RULE}, got {data.location!r}; {FIX_MANIFEST}"
-            )
-        if files is not None and name not in files:
-            raise BundleError(
-                f"{folder / MANIFEST_FILE}: expected {name!r}, which {graph!r} keeps weights in, "
-                f"among 'files', got no such entry; {FIX_MANIFEST}"
-            )
-        if files is not None and data.offset + data.length > files[name].size:
-            raise BundleError(
-                f"{folder / graph}: expected weights within the {files[name].size} bytes of {name!r}, got bytes "
-                f"{data.offset} to {data.offset + data.length}; {FIX_FILES}"
-            )
-        names[name] = data
-    return names
-
-
-def _read_text_embeddings(path: Path, file: io.BufferedReader, shape: tuple[int, int]) -> NDArray[np.float32]:
-    size = math.prod(shape) * np.dtype(np.float32).itemsize
-    try:
-        embeddings = read_npy(file.read(2 * HEADER_BYTES + size))
-    except ValueError as error:
-        raise BundleError(f"{path}: expected a plain NumPy array, got something else ({error}); {FIX_FILES}") from error
-    if embeddings.shape != shape or embeddings.dtype != np.float32:
-        raise BundleError(
-            f"{path}: expected shape {shape} float32, got {embeddings.shape} {embeddings.dtype}; {FIX_FILES}"
-        )
-    if not np.isfinite(embeddings).all():
-        raise BundleError(f"{path}: expected finite numbers, got NaN or Inf; {FIX_FILES}")
-    return embeddings.astype(np.float32, copy=False)  # the machine's byte order
-
-
-# The schema, field by field. A check returns a value typed, or raises _UnfitError with what it expected.
