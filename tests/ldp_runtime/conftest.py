@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldp_runtime.cli import main
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import write_photo
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
@@ -67,3 +68,14 @@ def check_error(result: tuple[int, str, str], *words: str) -> None:
     assert err.startswith("ldp: error: ")
     assert err.count("\n") == 1, err
     assert [word for word in words if word not in err] == [], err
+
+
+@pytest.fixture(scope="module")
+def exact(bundle: Path) -> Deblurrer:
+    return Deblurrer.from_bundle(bundle, backend="onnxruntime", precision="fp32", threads=1)
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    """A tiny bundle to change."""
+    return make_tiny_bundle(tmp_path)

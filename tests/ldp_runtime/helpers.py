@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from ldp_runtime.backends.base import Session
+from ldp_runtime.deblurrer import Deblurrer
+from ldp_runtime.host import HostChain
 from ldp_runtime.result import Result
 
 
@@ -15,3 +18,10 @@ def assert_same(a: Result, b: Result) -> None:
     np.testing.assert_array_equal(a.restored, b.restored)
     np.testing.assert_array_equal(a.blur_map, b.blur_map)
     np.testing.assert_array_equal(a.blur_logits, b.blur_logits)
+
+
+def session_of(deblurrer: Deblurrer, kind: str) -> Session:
+    """The session in which a deblurrer on the host runs a graph."""
+    deblurrer.start(*a_pair(1, 1)).cancel()
+    assert isinstance(deblurrer._chain, HostChain)
+    return deblurrer._chain._session(kind)

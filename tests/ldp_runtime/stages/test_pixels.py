@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ldp_runtime.errors import NumericsError
 from ldp_runtime.stages import pixels as pixels_module
 from ldp_runtime.stages.geometry import pad_reflect
-from ldp_runtime.stages.pixels import PaddedPair, new_image, write_pixels
+from ldp_runtime.stages.pixels import FIX_NUMERICS, PaddedPair, new_image, write_pixels
+from tests.ldp_runtime.whole import to_image
 
 DTYPES = (np.uint8, np.uint16)
 
@@ -149,3 +150,25 @@ def test_numbers_whose_sum_is_none_are_fine() -> None:
     image = np.zeros((4, 5, 3), np.uint8)
     write_pixels(restored, image)
     assert (image == 255).all()
+
+
+def test_finish_clamps_and_rounds_half_to_even() -> None:
+    levels = np.array([-0.5, -0.001, 0.5 / 255, 1.5 / 255, 2.5 / 255, 2.6 / 255, 254.5 / 255, 1.0, 7.0])
+    values = levels.astype(np.float32)
+    halves = values * np.float32(255)
+    assert halves[2:5].tolist() == [0.5, 1.5, 2.5], "these are no halves in FP32, so they prove nothing"
+    restored = np.broadcast_to(values, (3, 1, 9)).copy()
+    found = to_image(restored, np.zeros((1, 9, 3), np.uint8), "horizontal")
+    assert found[0, :, 0].tolist() == [0, 0, 0, 2, 2, 3, 254, 255, 255]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_or_inf_anywhere_is_an_error_also_in_the_padding(bad: float) -> None:
+    restored = np.zeros((3, 32, 64), np.float32)
+    restored[1, 31, 60] = bad
+    with pytest.raises(NumericsError) as caught:
+        to_image(restored, np.zeros((20, 40, 3), np.uint8), "horizontal")
+    assert str(caught.value) == (
+        "expected finite numbers in the restored image, got NaN or Inf in 1 of 6144, "
+        f"first at channel 1, y 31, x 60; {FIX_NUMERICS}"
+    )
