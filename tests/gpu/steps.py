@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ LEAST_DB = 60.0
 LEAST_FP16_DB = 50.0
 """Of FP16 arithmetic on the device against the FP16 graphs on the CPU."""
 
-KERNEL_TESTS = "tests/ldp_runtime/cuda/test_kernels.py"
-ENGINE_TESTS = "tests/gpu/test_gpu.py"
+KERNEL_TESTS = ("tests/ldp_runtime/cuda/test_preparation.py", "tests/ldp_runtime/cuda/test_launches.py")
+ENGINE_TESTS = ("tests/gpu/test_gpu.py",)
 
 
 class SkippedError(Exception):
@@ -110,8 +110,9 @@ def kernels(setting: Setting) -> dict[str, Any]:
     return watch.verdict() | {"launches": mirror.launches}
 
 
-def _test(file: str, watch: _Watch, *options: str) -> None:
-    pytest.main(["-q", "--tb=short", "-p", "no:cacheprovider", str(ROOT / file), *options], [watch])
+def _test(files: Sequence[str], watch: _Watch, *options: str) -> None:
+    paths = [str(ROOT / file) for file in files]
+    pytest.main(["-q", "--tb=short", "-p", "no:cacheprovider", *paths, *options], [watch])
 
 
 def chain(setting: Setting) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from ldp_runtime.stages.blur_map import sigmoid
 from tests.gpu import __main__ as check
 from tests.gpu.mirror import Mirror, _writable
 from tests.gpu.steps import STEPS, Setting, SkippedError
+from tests.ldp_runtime.cuda.fenced import Fenced
 from tests.ldp_runtime.cuda.host_build import address
 from tests.ldp_runtime.cuda.host_device import HostDevice, HostStream
-from tests.ldp_runtime.cuda.test_kernels import Fenced
 from tests.processes import python
 
 
