@@ -19,6 +19,7 @@ from benchmarks.harness import options
 from benchmarks.harness.machine import watch_load
 from benchmarks.harness.results import Report, publish
 from benchmarks.harness.tables import load_text, markdown_table, significant, size_text
+from ldp_runtime.commands.options import parse_size
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.paircheck.check import check_pair
 
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     options.add_backend(parser)
     options.add_threads(parser)
-    parser.add_argument("--shape", type=options.parse_shape, nargs="+", default=SHAPES, metavar="HxW")
+    parser.add_argument("--shape", type=parse_size, nargs="+", default=SHAPES, metavar="HxW")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
     options.add_output(parser)
 

@@ -21,6 +21,7 @@ from benchmarks.harness.tables import markdown_table
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, Profile
 from ldp_runtime.bundle.manifest import GRAPHS
+from ldp_runtime.commands.options import parse_size
 
 EXAMPLES = """\
 examples:
@@ -103,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--before", action="append", metavar="BUNDLE", help="a bundle with older graphs, to compare")
     parser.add_argument(
         "--shape",
-        type=options.parse_shape,
+        type=parse_size,
         default="1120x1680",
         metavar="HxW",
         help="the one size (default: 1120x1680)",

@@ -35,6 +35,7 @@ from benchmarks.latency.worker import Block, Timing
 from ldp_export.network.published import PUBLISHED
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.find import find_bundle
+from ldp_runtime.commands.options import parse_size
 
 EXAMPLES = """\
 examples:
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="auto", metavar="NAME[:PRECISION]", help="torch, auto or a backend (default: auto)"
     )
-    parser.add_argument("--shape", type=options.parse_shape, metavar="HxW", help="size of the pair in px")
+    parser.add_argument("--shape", type=parse_size, metavar="HxW", help="size of the pair in px")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="processes for each (default: 3)")
     parser.add_argument(
         "--minutes", type=float, default=30.0, metavar="N", help="for the choice of a size (default: %(default)g)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.harness import REPORTS
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.harness.tables import size_text
+from ldp_runtime.commands.options import parse_size
 
 CONFIG_NAMES = ("nano", "small", "large", "fast", "fast-large")
 
@@ -32,13 +33,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_shape(parser: argparse.ArgumentParser, default: tuple[int, int] = DEFAULT_SHAPE) -> None:
     """Declares ``--shape``, one size."""
     text = f"size of the image in px (default: {size_text(default)})"
-    parser.add_argument("--shape", type=parse_shape, default=default, metavar="HxW", help=text)
+    parser.add_argument("--shape", type=parse_size, default=default, metavar="HxW", help=text)
 
 
 def add_shapes(parser: argparse.ArgumentParser, default: Sequence[tuple[int, int]]) -> None:
     """Declares ``--shape``, several sizes."""
     text = f"sizes of the image in px (default: {' '.join(map(size_text, default))})"
-    parser.add_argument("--shape", nargs="+", type=parse_shape, default=list(default), metavar="HxW", help=text)
+    parser.add_argument("--shape", nargs="+", type=parse_size, default=list(default), metavar="HxW", help=text)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -60,18 +61,6 @@ def split_backend(text: str) -> tuple[str, str]:
     """Backend and precision of ``NAME[:PRECISION]``; the precision is "auto" by default."""
     name, _, precision = text.partition(":")
     return name, precision or "auto"
-
-
-def parse_shape(text: str) -> tuple[int, int]:
-    """Height and width in px of "1120x1680".
-
-    Raises:
-        argparse.ArgumentTypeError: It has another form.
-    """
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in px such as 1120x1680, got {text!r}")
-    return int(sides[0]), int(sides[1])
 
 
 def check_positive(arguments: argparse.Namespace, *names: str) -> None:

@@ -3,15 +3,8 @@ import math
 
 import pytest
 
-from benchmarks.harness.options import check_positive, parse_shape, split_backend
+from benchmarks.harness.options import check_positive, split_backend
 from benchmarks.harness.results import BenchmarkError
-
-
-def test_shapes() -> None:
-    assert parse_shape("1120x1680") == (1120, 1680)
-    for text in ("1120", "0x5", "axb", "1x2x3", "-1x2"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected HEIGHTxWIDTH"):
-            parse_shape(text)
 
 
 def test_only_positive_numbers_pass() -> None:
