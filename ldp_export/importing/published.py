@@ -8,11 +8,8 @@ from pathlib import Path
 from ldp_export.importing.keras import read_keras
 from ldp_export.importing.state import State, WeightsError, check_state, file_hash, read_torch
 from ldp_export.model import ExportModel
-from ldp_export.network.published import PUBLISHED, Published
+from ldp_export.network.published import Published
 from ldp_runtime.bundle.manifest import Origin, SourceFile
-
-IMPORTABLE = {name: network for name, network in PUBLISHED.items() if network.weights is not None}
-"""Networks of which the authors publish weights for dual-pixel pairs."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -21,7 +18,7 @@ def import_published(published: Published, paths: Sequence[Path]) -> ExportModel
     """Reads the authors' files of a network.
 
     Args:
-        published: One of ``IMPORTABLE``.
+        published: A network whose authors publish weights.
         paths: The files, in the order of ``Weights.files``.
 
     Raises:

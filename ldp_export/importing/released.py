@@ -41,12 +41,11 @@ CITE = (
 _FIX = "give the model.pth that the authors of LDP published"
 
 
-def read_release(path: Path, config: ReleasedConfig | None = None) -> tuple[ReleasedNet, Origin]:
+def read_release(path: Path) -> tuple[ReleasedNet, Origin]:
     """Reads a released checkpoint.
 
     Args:
         path: The file.
-        config: The network that it holds; None is the released one, of 7.62 M parameters.
 
     Returns:
         The network, FP32, in evaluation mode, and where it comes from.
@@ -55,7 +54,7 @@ def read_release(path: Path, config: ReleasedConfig | None = None) -> tuple[Rele
         WeightsError: The file cannot be read, holds more than weights, or its names and shapes are others; the message
             lists them.
     """
-    network = ReleasedNet(config or ReleasedConfig())
+    network = ReleasedNet(ReleasedConfig())
     source = SourceFile(path.name, file_hash(path, _FIX))
     state = read_torch(path, _FIX)
     check_state(str(path), state, released_state(network), "the released network", _FIX)

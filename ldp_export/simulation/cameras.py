@@ -128,8 +128,8 @@ def _demosaiced(image: FloatArray) -> FloatArray:
 def random_camera(rng: np.random.Generator) -> Camera:
     """Draws a camera; one in four has no noise of its own."""
 
-    def sometimes(share: float, value: float, default: float = 0.0) -> float:
-        return value if rng.random() < share else default
+    def sometimes(share: float, value: float) -> float:
+        return value if rng.random() < share else 0.0
 
     noisy = rng.random() < 0.75
     return Camera(

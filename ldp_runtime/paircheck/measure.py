@@ -57,9 +57,9 @@ class Shifts:
     left_over: float
     at_rest: float
 
-    def extent(self, quantile: float = 0.95) -> float:
-        """The size of the shifts along the axis in px: a quantile over the blocks by weight."""
-        return weighted_quantile(np.abs(self.along), self.weight, quantile)
+    def extent(self) -> float:
+        """The size of the shifts along the axis in px: percentile 95 over the blocks by weight."""
+        return weighted_quantile(np.abs(self.along), self.weight, 0.95)
 
     @property
     def uniform(self) -> bool:

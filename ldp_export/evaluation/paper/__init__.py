@@ -26,17 +26,7 @@ SUBSET_COLUMNS = {"indoor": "outdoor", "outdoor": "indoor", "": "average"}
 INFERENCE_DEVICE = "RTX 4090"
 """What the times of ``inference.csv`` were taken on (Section 4.1). The paper names no image size or precision there."""
 
-_CAPTIONS = {
-    "table1": "Quantitative comparisons on the DPD-blur dataset, 37 indoor and 39 outdoor scenes",
-    "table2": "Quantitative comparisons on the DDD-syn dataset",
-    "table3": "Quantitative comparisons on the RDPD dataset",
-    "table4": "Prompts used for blur map estimation",
-    "table5": "Restoration by the prompts of the blur map; Ens.1 one format, Ens.2 all",
-    "table6": "Ablation of model components",
-    "table7": "The effectiveness of losses",
-    "discussion": "Blur maps and disparity on DPD-disp (Section 4.3)",
-    "inference": f"Time of one inference in seconds on an {INFERENCE_DEVICE} (Section 4.1)",
-}
+_FILES = (*(f"table{number}" for number in range(1, 8)), "discussion", "inference")
 _TEXT_COLUMNS = ("method", "prompt", "setting", "bpa", "loss", "blur_aware", "dp_aware")
 
 
@@ -58,11 +48,9 @@ class Table:
     """A table.
 
     Attributes:
-        caption: What it shows.
         rows: Its rows in print order.
     """
 
-    caption: str
     rows: tuple[Row, ...]
 
     def find(self, *labels: str) -> Row:
@@ -93,12 +81,12 @@ def load_table(number: int) -> Table:
 
 def load(name: str) -> Table:
     """Reads "table1" to "table7", "discussion" or "inference"; ``ValueError`` for others or a damaged file."""
-    if name not in _CAPTIONS:
-        raise ValueError(f"expected one of {', '.join(_CAPTIONS)}, got {name!r}")
+    if name not in _FILES:
+        raise ValueError(f"expected one of {', '.join(_FILES)}, got {name!r}")
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         columns = next(reader)
-        return Table(_CAPTIONS[name], tuple(_row(columns, cells, f"{name}.csv:{reader.line_num}") for cells in reader))
+        return Table(tuple(_row(columns, cells, f"{name}.csv:{reader.line_num}") for cells in reader))
 
 
 def _row(columns: list[str], cells: list[str], where: str) -> Row:

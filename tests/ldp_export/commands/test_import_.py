@@ -8,17 +8,17 @@ import torch
 
 from ldp_export.bundling import parity
 from ldp_export.cli import main
-from ldp_export.importing.published import IMPORTABLE
-from ldp_export.network.published import restormer
+from ldp_export.network.published import PUBLISHED, restormer
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
+from tests.ldp_export.importing.authors import IMPORTABLE
 from tests.ldp_export.importing.made_files import draw, narrow, save, save_torch
 
 
 @pytest.mark.parametrize("name", sorted(IMPORTABLE))
 def test_help_says_where_the_file_is_and_what_its_licence_allows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", name, "--help"]) == 0
-    text, network = " ".join(capsys.readouterr().out.split()), IMPORTABLE[name]
+    text, network = " ".join(capsys.readouterr().out.split()), PUBLISHED[name]
     weights = network.weights
     assert weights is not None
     for part in (*weights.files, weights.where, weights.licence, weights.sharing, weights.cite, network.source):
@@ -41,7 +41,7 @@ def test_an_imported_bundle_runs_as_any_other(name: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(restormer, "REFINEMENT", 1)
     monkeypatch.setattr(parity, "TARGET_LIMIT_DB", 1.0)  # random numbers restore nothing
     state = draw(name, tame=True)
-    network = IMPORTABLE[name].build().eval()
+    network = PUBLISHED[name].build().eval()
     network.load_published_state(state)
     (path,) = save(tmp_path, name, state)
     assert main(["import", name, str(path), "-o", str(tmp_path / "bundle")]) == 0

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldp_export.network.published import PUBLISHED
+
+IMPORTABLE = {name for name, network in PUBLISHED.items() if network.weights is not None}
+"""Networks of which the authors publish weights for dual-pixel pairs."""
+
 
 class Reading(dict[str, Tensor]):
     """A state dict that remembers what was read."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldp_export.importing.published import IMPORTABLE, import_published
+from ldp_export.importing.published import import_published
 from ldp_export.importing.state import WeightsError
 from ldp_export.network.published import PUBLISHED
-from tests.ldp_export.importing.authors import AUTHORS, Reading
+from tests.ldp_export.importing.authors import AUTHORS, IMPORTABLE, Reading
 from tests.ldp_export.importing.made_files import draw, narrow, save, save_torch
 
 CASES = [*AUTHORS, "rdpd masked"]
@@ -45,7 +45,7 @@ def test_an_imported_network_computes_what_its_authors_code_computes(
     assert model.network.config.halo is None or (name in ("dpdnet", "ifan", "rdpd") and case != "rdpd masked")
 
 
-@pytest.mark.parametrize("name", sorted(set(IMPORTABLE) - set(AUTHORS)))
+@pytest.mark.parametrize("name", sorted(IMPORTABLE - set(AUTHORS)))
 def test_files_of_the_others_load_whole(name: str, tmp_path: Path) -> None:
     """What these compute is tested beside them."""
     state = draw(name)
@@ -54,7 +54,7 @@ def test_files_of_the_others_load_whole(name: str, tmp_path: Path) -> None:
     expected.load_published_state(state)
     got = model.network.state_dict()
     assert all(torch.equal(got[key], value) for key, value in expected.state_dict().items())
-    assert model.origin is not None and len(model.origin.files) == len(IMPORTABLE[name].weights.files)
+    assert model.origin is not None and len(model.origin.files) == len(PUBLISHED[name].weights.files)
 
 
 def test_files_in_the_wrong_order_are_named(tmp_path: Path) -> None:
@@ -83,6 +83,6 @@ def test_all_that_is_wrong_stands_in_one_error(tmp_path: Path) -> None:
 
 
 def test_only_networks_with_public_weights_can_be_imported(tmp_path: Path) -> None:
-    assert set(AUTHORS) <= set(IMPORTABLE) and "nafnet" not in IMPORTABLE
+    assert set(AUTHORS) <= IMPORTABLE and "nafnet" not in IMPORTABLE
     with pytest.raises(WeightsError, match=r"expected the files of NAFNet, width 32 \(none\), got 1"):
         import_published(PUBLISHED["nafnet"], [tmp_path])
