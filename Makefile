@@ -88,7 +88,7 @@ format: $(ALL) ## rewrite the code as lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(ALL) ## mypy on the three packages
+types: $(ALL) ## mypy on the packages, the examples and the recipes
 	$(BIN)/mypy
 
 clean: ## remove what builds, tools and the demo wrote (not .venv)

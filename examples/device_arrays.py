@@ -33,7 +33,7 @@ def find_library() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         import torch
 
         if torch.cuda.is_available():
-            return lambda array: torch.from_numpy(array).cuda(), torch.from_dlpack
+            return lambda array: torch.from_numpy(array).cuda(), torch.utils.dlpack.from_dlpack
     sys.exit("skipped: expected an NVIDIA GPU with CuPy or torch, got none")
 
 

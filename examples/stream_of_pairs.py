@@ -19,7 +19,8 @@ import numpy as np
 
 from ldp_runtime import Deblurrer
 from ldp_runtime.batch.pairs import Pair, find_pairs
-from ldp_runtime.images.photo import read_photo, write_pixels
+from ldp_runtime.images.pair_files import read_views
+from ldp_runtime.images.photo import write_pixels
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -27,7 +28,8 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 def read(pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the views ``(h, w, 3)`` of each pair; sizes may differ."""
     for pair in pairs:
-        yield read_photo(pair.left).pixels, read_photo(pair.right).pixels
+        views = read_views(pair.left, pair.right)
+        yield views.left.pixels, views.right.pixels
 
 
 def main(argv: Sequence[str] | None = None) -> None:

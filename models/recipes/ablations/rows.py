@@ -28,7 +28,7 @@ TABLE6 = {
 MAIN = ("table6-bpa", "table6-nafnet", "table6-concat")
 """The main comparison: the block, no prior, the blur map as a channel."""
 
-TABLE5 = {
+TABLE5: dict[str, str | int] = {
     **{f"{prompt.format} p{k % 4 + 1}": k for k, prompt in enumerate(PROMPTS)},
     "blur-aware Ens.1": "ens1-blur-aware",
     "dp-aware Ens.1": "ens1-dp-aware",

@@ -174,8 +174,8 @@ class _Motorcycle:
     def __getitem__(self, index: int) -> PairSample:
         focus = ("near", "far")[index]
         pair = focus_setting(focus)
-        views = (view.astype("uint8") for view in (pair.left, pair.right))
-        return PairSample(focus, *views, disparity=disparity_in_pixels(pair.coc).astype("float32"))
+        left, right = (view.astype("uint8") for view in (pair.left, pair.right))
+        return PairSample(focus, left, right, disparity=disparity_in_pixels(pair.coc).astype("float32"))
 
     def names(self) -> tuple[str, ...]:
         return "near", "far"

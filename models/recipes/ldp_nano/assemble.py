@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from bank import shards
-from train_clip import WINDOW
 
 from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.network import CONFIGS
 from ldp_export.simulation.scenes import MAX_RADIUS, SCENES_A_SHARD, SEED, read_photo_list
+from models.recipes.ldp_nano.bank import shards
+from models.recipes.ldp_nano.train_clip import WINDOW
 
 HERE = Path(__file__).parent
 OVERLAP = 16

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from bank import load, shards
 
 from ldp_export.data.simulated import HELD_OUT_SHARDS
 from ldp_export.simulation.scenes import SCENES_A_SHARD, shard_path
 from ldp_export.simulation.shards import FIELDS
+from models.recipes.ldp_nano.bank import load, shards
 
 MAX_RADIUS = 0.8
 

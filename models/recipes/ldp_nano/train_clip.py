@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bank import load, shards
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldp_export.blur_map import alpha, center_view, similarity, stereo_canvas
 from ldp_export.clip import OPPOSITES, PROMPTS, DenseCLIP, LoadedClip, embed_texts, load_clip
+from models.recipes.ldp_nano.bank import load, shards
 
 HERE = Path(__file__).parent
 WINDOW = 128
@@ -101,6 +101,12 @@ def token_similarities(encoder: DenseCLIP, left: Tensor, right: Tensor, texts: T
     return torch.where(IS_DP_AWARE, of_canvas, of_center)
 
 
+def logits_of(clip: LoadedClip, cosines: Tensor) -> Tensor:
+    """Cosines by the trained scale, at most 100, and bias."""
+    scale, bias = (clip.model.get_parameter(f"logit_{name}") for name in ("scale", "bias"))
+    return cosines * scale.exp().clamp(max=100) + bias
+
+
 def batch_of(
     bank: dict[str, np.ndarray], index: np.ndarray, clip: LoadedClip, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +132,7 @@ def validate(clip: LoadedClip, bank: dict[str, np.ndarray]) -> dict[str, float]:
             index = np.arange(start, min(start + 16, len(bank["left"])))
             left, right, disparity = batch_of(bank, index, clip, rng)
             cosines = token_similarities(encoder, left, right, texts).float()
-            z = cosines * clip.model.logit_scale.exp() + clip.model.logit_bias
+            z = logits_of(clip, cosines)
             votes.append(torch.stack([z[..., 0:4].mean(-1), -z[..., 4:8].mean(-1)], -1))
             truth.append(blur_of_tokens(disparity, encoder.patch))
     predicted, blurred = torch.cat(votes) > 0, torch.cat(truth) > 0.5
@@ -183,7 +189,7 @@ def main() -> None:
             left, right, disparity = left.flip(2), right.flip(2), disparity.flip(1)
         with torch.autocast("cpu", torch.bfloat16):
             cosines = token_similarities(encoder, left, right, embed_texts(clip, TEXTS))
-        logits = cosines.float() * model.logit_scale.exp().clamp(max=100) + model.logit_bias
+        logits = logits_of(clip, cosines.float())
         blur = blur_of_tokens(disparity, encoder.patch)[..., None]
         loss = F.binary_cross_entropy_with_logits(logits, torch.where(TRUE_WHERE_BLURRED, blur, 1 - blur))
         optimizer.zero_grad(set_to_none=True)

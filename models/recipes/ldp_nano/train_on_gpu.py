@@ -87,7 +87,7 @@ def train(pool: Pool, count: Synchronized[int], init: Path, out: Path, seconds: 
         if parameter.ndim == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
     network.to(device).train()
-    parameters = list(network.parameters())
+    parameters: list[torch.Tensor] = list(network.parameters())
     dense = [parameter for parameter in parameters if parameter.ndim == 4 and parameter.shape[1] > 1]
     others = [parameter for parameter in parameters if parameter.ndim != 4 or parameter.shape[1] == 1]
     rate = torch.tensor(0.0, device=device)
