@@ -10,8 +10,7 @@ from ldp_export.data.base import PairSample
 from ldp_export.data.layout import DatasetKind, Scan
 from ldp_runtime.batch.pairs import CONVENTIONS, Pair, PairingError, check_listing, find_pairs, first_names, read_csv
 from ldp_runtime.batch.targets import Targets, companion_targets
-from ldp_runtime.images.pair_files import check_like, read_views
-from ldp_runtime.images.photo import read_photo
+from ldp_runtime.images.pair_files import read_target, read_views
 
 NAME = "pairs"
 SPLIT = "test"
@@ -44,9 +43,7 @@ class OwnPairs:
         pictures = [views.left.pixels, views.right.pixels]
         path = self._targets.get(pair.name)
         if path is not None:
-            target = read_photo(path)
-            check_like(path, target, "the views", views.left)
-            pictures.append(target.pixels)
+            pictures.append(read_target(path, views.left).pixels)
         if views.axis == "vertical":
             pictures = [picture.transpose(1, 0, 2) for picture in pictures]
         return PairSample(_plain_name(pair), *pictures)

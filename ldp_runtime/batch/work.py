@@ -25,8 +25,8 @@ from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError, BundleError, ImageError, LDPError, WriteError, one_line
 from ldp_runtime.files import cannot_read, cannot_write, write_files
 from ldp_runtime.images.decode import Photo
-from ldp_runtime.images.pair_files import Views, check_like, encode_blur_map, read_views
-from ldp_runtime.images.photo import check_format, encode_photo, read_photo
+from ldp_runtime.images.pair_files import Views, encode_blur_map, read_target, read_views
+from ldp_runtime.images.photo import check_format, encode_photo
 from ldp_runtime.images.quality import against_target
 from ldp_runtime.result import PendingResult, Result
 from ldp_runtime.stages.tiles import ran_out_of_memory
@@ -133,10 +133,7 @@ def read(job: Job, settings: Settings) -> Read:
             job.left, job.right, axis=settings.axis, swap=settings.swap, side_by_side=settings.side_by_side
         )
         check_format(job.output, views.left)
-        target = None
-        if job.target is not None:
-            target = read_photo(job.target)
-            check_like(job.target, target, "the views", views.left)
+        target = None if job.target is None else read_target(job.target, views.left)
         return Read(job, views, facts, target, time.perf_counter() - begin)
 
 

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ldp_runtime.files import write_files
-    from ldp_runtime.images.pair_files import check_blur_map_name, encode_blur_map
+    from ldp_runtime.images.pair_files import check_blur_map_name, encode_blur_map, read_target
     from ldp_runtime.images.photo import check_format, encode_photo, image_format
     from ldp_runtime.images.quality import against_target
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         views = read_pair(arguments, report)
         left, right = views.left, views.right
         check_format(arguments.output, left)
-        target = _read_target(arguments.target, left) if arguments.target else None
+        target = read_target(arguments.target, left) if arguments.target else None
     with report.stage("load"):
         deblurrer = loading.result()
     with ProgressBar(quiet=arguments.quiet or arguments.json) as progress:
@@ -105,15 +105,6 @@ def run(arguments: argparse.Namespace) -> None:
     if quality is not None:
         report.fields["quality"] = quality
     report.print()
-
-
-def _read_target(name: str, left: Photo) -> Photo:
-    from ldp_runtime.images.pair_files import check_like
-    from ldp_runtime.images.photo import read_photo
-
-    target = read_photo(name)
-    check_like(name, target, "the views", left)
-    return target
 
 
 def _scaled_alike(photo: Photo, result: Result) -> Photo:

@@ -15,8 +15,8 @@ from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.icc import match_profiles
 from ldp_runtime.images.one_file import both_views
 from ldp_runtime.images.orientation import upright_disparity
-from ldp_runtime.images.photo import decode_photos, encode_photo, image_format, photo_size, read_bytes
-from ldp_runtime.images.pixel_capture import develop_pixel_capture, is_pixel_capture
+from ldp_runtime.images.photo import decode_photos, encode_photo, image_format, photo_size, read_bytes, read_photo
+from ldp_runtime.images.pixel_capture import develop_pixel_capture, holds_samples, is_pixel_capture
 from ldp_runtime.images.raw import develop_pair, raw_size
 from ldp_runtime.images.raw_container import is_raw
 from ldp_runtime.images.visualize import colour_blur_map
@@ -136,6 +136,24 @@ def _two_photos(files: Sequence[File], own_names: Sequence[str | os.PathLike[str
         )
     photos = decode_photos(files)
     return [develop_pixel_capture(photo) for photo in photos] if is_pixel_capture(own_names, photos) else photos
+
+
+def read_target(path: str | os.PathLike[str], left: Photo) -> Photo:
+    """Reads the target of a pair. One that a Pixel's capture app saved is developed as the views of a capture are.
+
+    Args:
+        path: Its file.
+        left: The left view.
+
+    Raises:
+        ImageError: It cannot be read, or has another size or depth than the views.
+    """
+    target = read_photo(path)
+    (height, width), (h, w) = left.pixels.shape[:2], target.pixels.shape[:2]
+    if (2 * h, w) == (height, width) and holds_samples(target):
+        target = develop_pixel_capture(target)
+    check_like(path, target, "the views", left)
+    return target
 
 
 def claimed_size(name: str | os.PathLike[str], data: bytes) -> tuple[int, int]:

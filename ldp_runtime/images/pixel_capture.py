@@ -45,10 +45,13 @@ def has_capture_names(names: Sequence[str | os.PathLike[str]]) -> bool:
 
 def is_pixel_capture(names: Sequence[str | os.PathLike[str]], photos: Sequence[Photo]) -> bool:
     """Whether two files are a capture: by their names, their kind, and that nothing is darker than the black level."""
-    return has_capture_names(names) and all(
-        photo.grey and photo.pixels.dtype == np.uint16 and np.percentile(photo.pixels[..., 0], 0.1) > _DARKEST
-        for photo in photos
-    )
+    return has_capture_names(names) and all(map(holds_samples, photos))
+
+
+def holds_samples(photo: Photo) -> bool:
+    """Whether a picture may be a view of a capture: by its kind, and that nothing is darker than the black level."""
+    samples = photo.pixels[..., 0]
+    return photo.grey and samples.dtype == np.uint16 and bool(np.percentile(samples, 0.1) > _DARKEST)
 
 
 def develop_pixel_capture(photo: Photo) -> Photo:

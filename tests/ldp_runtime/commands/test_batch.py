@@ -20,7 +20,7 @@ from ldp_runtime.cli import main
 from ldp_runtime.errors import BackendError, NumericsError
 from ldp_runtime.host import HostChain
 from ldp_runtime.images.decode import Photo
-from ldp_runtime.images.photo import read_photo, write_photo
+from ldp_runtime.images.photo import read_photo, write_photo, write_pixels
 from ldp_runtime.images.quality import against_target
 from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.conftest import H, W
@@ -143,6 +143,20 @@ def test_targets_give_a_table(run: Run, source: Path, out: Path, tmp_path: Path,
     shutil.copy(source / "01/pair_L.png", targets / "00/pair.png")
     run("--target", targets)
     assert len(starts) == PAIRS + 1
+
+
+def test_the_target_of_a_pixel_capture(
+    tmp_path: Path, out: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("in/20240101_left", "in/20240101_right", "targets/20240101"):
+        path = tmp_path / f"{name}.pgm"
+        path.parent.mkdir(exist_ok=True)
+        write_pixels(path, np.linspace(4096, 65535, 12 * 40).astype(np.uint16).reshape(12, 40))
+    assert (
+        main(command(tmp_path / "in", out, bundle, "--target", tmp_path / "targets", "--check", "off", "--json")) == 0
+    )
+    (quality,) = json.loads(capsys.readouterr().out)["quality"].values()
+    assert quality["center_view"]["psnr_db"] is None, "the views are equal to the target"
 
 
 def test_files_that_hold_both_views(

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldp_runtime.images.pair_files import read_views
+from ldp_runtime.errors import ImageError
+from ldp_runtime.images.pair_files import read_target, read_views
 from ldp_runtime.images.photo import read_photo, write_pixels
 from ldp_runtime.images.pixel_capture import BLACK, has_capture_names
 
@@ -38,6 +39,20 @@ def test_other_pictures_are_left_as_they_are(tmp_path: Path, black: int, names: 
     views = read_views(*paths)
     np.testing.assert_array_equal(views.left.pixels, read_photo(paths[0]).pixels)
     assert views.notes == ()
+
+
+def test_a_target_is_developed_as_the_views_are(tmp_path: Path) -> None:
+    paths = save(tmp_path)
+    left = read_views(*paths).left
+    target = read_target(paths[1].rename(tmp_path / "target.pgm"), left)
+    np.testing.assert_array_equal(target.pixels, left.pixels)
+    developed = tmp_path / "developed.png"
+    write_pixels(developed, left.pixels)
+    np.testing.assert_array_equal(read_target(developed, left).pixels, left.pixels)
+    (tmp_path / "black").mkdir()
+    no_capture = save(tmp_path / "black", black=0)[0]
+    with pytest.raises(ImageError, match="is 30 x 8 px; expected 30 x 16 px as the views"):
+        read_target(no_capture, left)
 
 
 def test_names() -> None:
