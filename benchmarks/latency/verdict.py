@@ -25,16 +25,12 @@ class Verdict:
     """A measurement beside the paper's time.
 
     Attributes:
-        applies: The comparison is valid.
-        faster: Our median is at most the paper's time; None where the comparison does not apply.
-        ratio: Our median over the paper's time; None where the comparison does not apply.
         text: The comparison in words, or why there is none.
+        ratio: Our median over the paper's time; None where the comparison does not apply.
     """
 
-    applies: bool
-    faster: bool | None
-    ratio: float | None
     text: str
+    ratio: float | None = None
 
 
 def verdict(
@@ -51,24 +47,24 @@ def verdict(
         own_gpu_path: A backend ran on the GPU; else on a CPU.
     """
     if network not in PAPER_ROWS:
-        return _none(f"the comparison with the paper does not apply to {network}: the paper times small and large")
+        return Verdict(f"the comparison with the paper does not apply to {network}: the paper times small and large")
     paper = load("inference").find(PAPER_ROWS[network]).values["seconds"]
     if not own_gpu_path:
-        return _none(f"the comparison with the paper's {paper} s does not apply on a CPU ({on}): {_CAVEAT}")
+        return Verdict(f"the comparison with the paper's {paper} s does not apply on a CPU ({on}): {_CAVEAT}")
     if not is_paper_gpu(on):
-        return _none(f"the comparison with the paper's {paper} s does not apply on {on}: {_CAVEAT}")
+        return Verdict(f"the comparison with the paper's {paper} s does not apply on {on}: {_CAVEAT}")
     if shape != ASSUMED_SHAPE:
-        return _none(f"the comparison with the paper's {paper} s does not apply to {shape[0]}x{shape[1]} px: {_CAVEAT}")
+        return Verdict(
+            f"the comparison with the paper's {paper} s does not apply to {shape[0]}x{shape[1]} px: {_CAVEAT}"
+        )
     if seconds is None:
-        return _none(f"there is no time {what} on {on} to compare with the paper's {paper} s")
+        return Verdict(f"there is no time {what} on {on} to compare with the paper's {paper} s")
     ratio = seconds / paper
     word = "faster than or as fast as" if ratio <= 1 else "slower than"
     return Verdict(
-        True,
-        ratio <= 1,
-        ratio,
         f"{network} at {shape[0]}x{shape[1]} px takes {seconds:.4f} s {what} on {on}: {word} the paper's {paper} s "
         f"({ratio:.2f} times as long); {_CAVEAT}",
+        ratio,
     )
 
 
@@ -99,7 +95,3 @@ def verdicts(report: Report) -> list[Verdict]:
             on = str(report.machine["cpu"]["name"])
             found.append(verdict(network, shape, None, on, "", own_gpu_path=False))
     return found
-
-
-def _none(text: str) -> Verdict:
-    return Verdict(False, None, None, text)

@@ -34,7 +34,7 @@ STAGES_FOLDER = "stages"
 _FIXED = frozenset({"network", "init", "clip"})
 """Keys of the configuration that a run cannot change half-way."""
 
-_COUNTERS = frozenset({"step", "stage", "stage_step", "seconds", "stage_seconds", "best_db"})
+_COUNTERS = ("step", "stage", "stage_step", "seconds", "stage_seconds", "best_db")
 
 
 @dataclass
@@ -99,6 +99,7 @@ class RunFolder:
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             before, history, changed, scores = json.loads(state["record"])
+            counters = {name: state[name] for name in _COUNTERS}
         except Exception as error:  # torch.load raises errors of many kinds
             raise TrainingError(
                 f"{self.state_file}: expected the state of a run, got {type(error).__name__}; delete the file, and "
@@ -109,9 +110,7 @@ class RunFolder:
             raise TrainingError(
                 f"{self.path} holds a run with another {' and '.join(fixed)}; expected the same, or another folder"
             )
-        progress = Progress(history=history, changed=changed, scores=scores)
-        for name in _COUNTERS & state.keys():  # states of earlier versions have no best_db
-            setattr(progress, name, state[name])
+        progress = Progress(**counters, history=history, changed=changed, scores=scores)
         for key, (old, new) in differing.items():
             changed.append({"step": progress.step, "key": key, "from": old, "to": new})
             if self._writes:
