@@ -15,7 +15,7 @@ MAY_IMPORT = {
 }
 """Package -> the packages of this repository that it may import."""
 NO_TORCH = ("ldp_runtime",)
-MOST_LINES = 500
+MOST_LINES = 400
 MEDIAN_LINES = 150
 
 NO_MODULE = ("tests/ldp_runtime/test_no_torch.py",)
@@ -140,7 +140,7 @@ FAULTY = {
     "ldp_runtime.cli imports ldp_export.train": {"ldp_runtime/cli.py": FOR_TYPES.format("ldp_export", "train")},
     "ldp_runtime.cli imports benchmarks.latency": {"ldp_runtime/cli.py": "import_module('benchmarks.latency')"},
     "ldp_export.cli imports benchmarks": {"ldp_export/cli.py": LAZY.format("benchmarks")},
-    "ldp_export.cli has more than 500 lines": {"ldp_export/cli.py": "\n" * 501},
+    "ldp_export.cli has more than 400 lines": {"ldp_export/cli.py": "\n" * 401},
     "the median of ldp_export is not under 150 lines": {f"ldp_export/{x}.py": "\n" * 150 for x in ("train", "cli")},
     "tests/ldp_export/test_cli.py mirrors nothing": {"tests/ldp_export/test_cli.py": ""},
 }

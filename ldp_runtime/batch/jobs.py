@@ -48,8 +48,6 @@ class Settings:
         fields = asdict(self)
         for name in ("bundle", "threads"):  # neither changes the image
             del fields[name]
-        if not self.side_by_side:  # so that journals from before there was this option stay valid
-            del fields["side_by_side"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
