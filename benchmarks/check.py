@@ -9,13 +9,12 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from benchmarks.harness import options
+from benchmarks.harness import SAMPLE, options
 from benchmarks.harness.machine import watch_load
 from benchmarks.harness.results import Report, publish
 from benchmarks.harness.tables import load_text, markdown_table, significant, size_text
@@ -35,7 +34,6 @@ The sample pair is enlarged to each shape. Writes check-NAME.json and check-NAME
 """
 
 SHAPES = ((500, 741), (1120, 1680), (3000, 4000))
-SAMPLE = Path(__file__).parents[1] / "samples/motorcycle"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from benchmarks.figure1.bench import choose_backend
 from benchmarks.figure1.graphs import export_network
 from benchmarks.harness.bundles import random_bundle
-from benchmarks.harness.options import CONFIG_NAMES, check_positive
+from benchmarks.harness.options import check_positive
 from benchmarks.harness.processes import run_module
 from benchmarks.harness.results import BenchmarkError
+from ldp_export.commands.onnx import CONFIG_NAMES
 from ldp_export.network.published import PUBLISHED
 
 EXAMPLES = """\

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ from ldp_runtime.command import CheckFailedError
 from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import SSIM_WINDOW, psnr, ssim
 from ldp_runtime.result import Result
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = """\
 examples:

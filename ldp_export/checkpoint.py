@@ -27,7 +27,7 @@ import msgspec
 
 from ldp_runtime.bundle.fields import BlurRange
 from ldp_runtime.bundle.manifest import Prompt
-from ldp_runtime.errors import LDPError
+from ldp_runtime.errors import LDPError, listed
 from ldp_runtime.files import cannot_write, staged_folder, write_files
 from ldp_runtime.structs import UnfitError, convert, shown
 
@@ -326,17 +326,12 @@ def _check_state(path: Path, state: Mapping[str, Tensor], expected: Mapping[str,
     problems = []
     for what, names in (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
         if names:
-            problems.append(f"{what} {_listed(names)}")
+            problems.append(f"{what} {listed(sorted(names))}")
     misshapen = {key for key in state.keys() & expected.keys() if state[key].shape != expected[key].shape}
     if misshapen:
-        problems.append(f"of another shape {_listed(misshapen)}")
+        problems.append(f"of another shape {listed(sorted(misshapen))}")
     if problems:
         raise CheckpointError(
             f"{path}: expected the weights that {NETWORK_FILE} describes, got {'; '.join(problems)}; "
             "give the configuration that was trained"
         )
-
-
-def _listed(names: set[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -6,6 +6,11 @@ code 2; a traceback is only for bugs.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
+
+_LISTED = 5
+
 
 class LDPError(Exception):
     """Base of every error that a user can fix."""
@@ -35,3 +40,9 @@ def one_line(error: BaseException) -> str:
     """An exception as one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def listed(things: Collection[object]) -> str:
+    """The first few of some things, and how many more there are."""
+    more = f" and {len(things) - _LISTED} more" if len(things) > _LISTED else ""
+    return ", ".join(map(str, islice(things, _LISTED))) + more

@@ -13,11 +13,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.capacity.files import PAPER, Coding, measure_coding
-from benchmarks.capacity.rates import megapixels, rate_at, read_measured
+from benchmarks.capacity.rates import rate_at, read_measured
 from benchmarks.capacity.tables import DAY, to_markdown
 from benchmarks.harness import SAMPLE, options
 from benchmarks.harness.results import Report, publish
-from benchmarks.harness.tables import load_text
+from benchmarks.harness.tables import load_text, megapixels
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.bundle import Bundle

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.capacity.rates import megapixels
+from benchmarks.harness.tables import megapixels
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.results import BenchmarkError, Report
-from benchmarks.harness.tables import size_text
+from benchmarks.harness.tables import megapixels, size_text
 from benchmarks.latency.contenders import TORCH
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ class Rate:
     def core_seconds(self) -> float:
         """Seconds of all these CPUs together."""
         return self.seconds * self.cores
-
-
-def megapixels(shape: tuple[int, int]) -> float:
-    """10^6 px of a height and width."""
-    return shape[0] * shape[1] / 1e6
 
 
 def read_measured(folder: Path, bundle: Bundle) -> dict[str, Report]:

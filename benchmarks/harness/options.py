@@ -9,9 +9,8 @@ from pathlib import Path
 from benchmarks.harness import REPORTS
 from benchmarks.harness.results import BenchmarkError
 from benchmarks.harness.tables import size_text
+from ldp_export.commands.onnx import CONFIG_NAMES
 from ldp_runtime.commands.options import parse_size
-
-CONFIG_NAMES = ("nano", "small", "large", "fast", "fast-large")
 
 DEFAULT_SHAPE = (1120, 1680)
 """Height and width in px of the paper's test pairs (Section 4.1)."""

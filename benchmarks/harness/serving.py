@@ -38,10 +38,10 @@ class Serving:
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         return host, int(port)
 
-    def stop(self, sig: int = signal.SIGTERM, *, timeout: float = 120) -> tuple[int, str]:
+    def stop(self, sig: int = signal.SIGTERM) -> tuple[int, str]:
         """Sends a signal and waits; returns the exit code and its stderr."""
         self.process.send_signal(sig)
-        code = self.process.wait(timeout)
+        code = self.process.wait(timeout=120)
         self.errors.seek(0)
         return code, self.errors.read()
 

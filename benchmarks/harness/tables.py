@@ -61,3 +61,8 @@ def mebibytes(count: float | None) -> str | None:
 def load_text(load_average: Mapping[str, float | None]) -> str:
     """Load averages in their order, such as "0.52 and 1.38"; None is "unknown"."""
     return " and ".join("unknown" if value is None else f"{value:.2f}" for value in load_average.values())
+
+
+def megapixels(shape: Sequence[int]) -> float:
+    """10^6 px of a height and width."""
+    return shape[0] * shape[1] / 1e6

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.results import BenchmarkError, Report
-from benchmarks.harness.tables import size_text
+from benchmarks.harness.tables import megapixels, size_text
 from benchmarks.latency.tables import STAGES
 from ldp_export.evaluation.paper import INFERENCE_DEVICE, OURS, load, load_table
 
@@ -114,7 +114,7 @@ def latency_scaling(report: Report, key: str) -> str:
     for series in report.data["series"]:
         for entry in series["configurations"]:
             if entry["error"] is None:
-                point = (_megapixels(series["shape"]), entry["seconds"]["median"], entry["host_bytes"] / 2**20)
+                point = (megapixels(series["shape"]), entry["seconds"]["median"], entry["host_bytes"] / 2**20)
                 lines.setdefault(entry["name"], []).append(point)
     return _scaling(report.name, lines, f"scaling-{key}")
 
@@ -128,7 +128,7 @@ def size_scaling(report: Report, key: str) -> str:
     """
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for point in report.data["points"]:
-        measured = (_megapixels(point["shape"]), point["seconds"], point["working"] / 2**20)
+        measured = (megapixels(point["shape"]), point["seconds"], point["working"] / 2**20)
         lines.setdefault(f"{point['backend']} {point['precision']}", []).append(measured)
     return _scaling(report.name, lines, f"scaling-{key}", memory_title="working memory")
 
@@ -198,7 +198,3 @@ def _plain_log(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _megapixels(size: Sequence[int]) -> float:
-    return size[0] * size[1] / 1e6

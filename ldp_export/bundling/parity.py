@@ -39,9 +39,8 @@ from ldp_export.simulation.samples import MOTORCYCLE, focus_setting
 from ldp_runtime.backends.base import Session
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.registry import SESSION_BACKENDS
+from ldp_runtime.selftest import FP16_LIMIT_DB, FP32_LIMIT
 
-FP32_LIMIT = 1e-4
-FP16_LIMIT_DB = 50.0
 TARGET_LIMIT_DB = 0.01
 SMALL_PROBE = (256, 384)
 ACTIVATION_LIMIT = 32752.0

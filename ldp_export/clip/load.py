@@ -14,7 +14,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from ldp_export.clip.encoder import DenseCLIP
-from ldp_runtime.errors import LDPError
+from ldp_runtime.errors import LDPError, one_line
 
 
 class ClipError(LDPError):
@@ -82,7 +82,7 @@ def load_clip(architecture: str, weights: str | None = None, *, seed: int = 0) -
         try:
             open_clip.load_checkpoint(model, str(file), strict=True)
         except Exception as error:
-            raise ClipError(f"{file} does not hold weights of {architecture}: {_one_line(error)}") from error
+            raise ClipError(f"{file} does not hold weights of {architecture}: {one_line(error)}") from error
     mean = pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = pretrained.get("std") or open_clip.OPENAI_DATASET_STD
     model.eval()
@@ -131,7 +131,7 @@ def _build(architecture: str, config: dict[str, Any]) -> nn.Module:
     try:
         return open_clip.CLIP(**{key: config[key] for key in keys if key in config})
     except (TypeError, ValueError) as error:
-        raise ClipError(f"cannot build the CLIP model {architecture}: {_one_line(error)}") from error
+        raise ClipError(f"cannot build the CLIP model {architecture}: {one_line(error)}") from error
 
 
 def _download(architecture: str, tag: str) -> nn.Module:
@@ -139,11 +139,6 @@ def _download(architecture: str, tag: str) -> nn.Module:
         return open_clip.create_model(architecture, pretrained=tag)
     except Exception as error:
         raise ClipError(
-            f"cannot download the {tag} weights of {architecture}: {_one_line(error)}; "
+            f"cannot download the {tag} weights of {architecture}: {one_line(error)}; "
             "fetch them elsewhere and pass the file"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.data.base import DataError, PairDataset, PairSample
+from ldp_runtime.errors import listed
 from ldp_runtime.images.photo import read_photo
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ def compare(what: str, expected: set[str], found: set[str], fix: str) -> tuple[s
     absent = sorted(expected - found)
     if not absent:
         return ()
-    listed = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
-    return (f"{what}: {listed} missing; {fix}",)
+    return (f"{what}: {listed(absent)} missing; {fix}",)
 
 
 def check_kind(kind: DatasetKind, folder: Path, split: str) -> Scan:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ldp_export.data.base import PairSample
 from ldp_export.data.layout import DatasetKind, Scan
-from ldp_runtime.batch.pairs import CONVENTIONS, Pair, PairingError, check_listing, find_pairs, first_names, read_csv
+from ldp_runtime.batch.pairs import CONVENTIONS, Pair, PairingError, check_listing, find_pairs, read_csv
 from ldp_runtime.batch.targets import Targets, companion_targets
+from ldp_runtime.errors import listed
 from ldp_runtime.images.pair_files import read_target, read_views
 
 NAME = "pairs"
@@ -75,7 +76,7 @@ def _find(source: Path) -> tuple[tuple[Pair, ...], Targets, tuple[str, ...]]:
         targets = source / "target"
         listing = find_pairs(source, targets)
         check_listing(source, listing, skip_unpaired=True)
-        remark = f"left out, since they belong to no pair: {first_names(listing.alone)}"
+        remark = f"left out, since they belong to no pair: {listed(listing.alone)}"
         return listing.pairs, companion_targets(listing.pairs, source), (remark,) if listing.alone else ()
     if source.suffix.lower() != ".csv" or not source.is_file():
         raise PairingError(f"expected a folder with pairs or a .csv that lists them, got {source}; check the name")

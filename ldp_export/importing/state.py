@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldp_runtime.bundle.bundle import sha256_file
-from ldp_runtime.errors import LDPError
+from ldp_runtime.errors import LDPError, listed
 from ldp_runtime.files import cannot_read
 
 MAX_FILE_BYTES = 2 << 30
@@ -29,7 +29,6 @@ PREFIXES = ("module.", "Network.")
 
 State = dict[str, Tensor]
 
-_SHOWN = 8
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -116,11 +115,6 @@ def check_state(
         problems.append(f"{len(unfit)} not of finite numbers: {listed(unfit)}")
     if problems:
         raise WeightsError(f"{path}: expected the weights of {title}, got {'; '.join(problems)}; {fix}")
-
-
-def listed(names: list[str]) -> str:
-    """The first names, and how many there are besides."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _unwrapped(path: Path, content: Any, fix: str) -> Mapping[Any, Any]:

@@ -10,11 +10,11 @@ import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ldp_runtime.errors import ImageError
+from ldp_runtime.errors import ImageError, listed
 from ldp_runtime.files import cannot_read
 from ldp_runtime.images import raw_container, tiff
 from ldp_runtime.images.photo import SUFFIXES
@@ -30,7 +30,6 @@ _SIDES = {"l": _LEFT, "left": _LEFT, "r": _RIGHT, "right": _RIGHT}
 _GAPS = "_-. "
 _TIFF = tiff.TIFF.suffixes
 _IMAGES = (*SUFFIXES, *raw_container.SUFFIXES)
-_SHOWN = 5
 
 _WORD = re.compile(r"(?<![a-z])(?P<side>left|right)(?![a-z])", re.IGNORECASE)
 _LETTER = re.compile(r"(?<=.)_(?P<side>[lr])$", re.IGNORECASE)
@@ -193,17 +192,11 @@ def check_listing(folder: Path, listing: Listing, *, skip_unpaired: bool) -> Non
     """
     if listing.alone and not skip_unpaired:
         raise PairingError(
-            f"{first_names(listing.alone)} {'belongs' if len(listing.alone) == 1 else 'belong'} to no pair; expected "
+            f"{listed(listing.alone)} {'belongs' if len(listing.alone) == 1 else 'belong'} to no pair; expected "
             f"{CONVENTIONS}: fix the names, list the pairs in a CSV, or skip such files with --skip-unpaired"
         )
     if not listing.pairs:
         raise PairingError(f"{folder} has no pairs ({', '.join(_IMAGES)}); expected {CONVENTIONS}, or give a CSV")
-
-
-def first_names(paths: Sequence[Path]) -> str:
-    """The first paths, for a message, and how many more there are."""
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(map(str, paths[:_SHOWN])) + more
 
 
 # --- the rules ----------------------------------------------------------------------------------------------

@@ -10,10 +10,9 @@ from typing import Any
 
 from ldp_runtime.batch.jobs import Job, Settings
 from ldp_runtime.batch.journal import Journal, OutputError
-from ldp_runtime.batch.pairs import first_names
 from ldp_runtime.batch.report import Progress
 from ldp_runtime.batch.work import Done, Outcome
-from ldp_runtime.errors import BackendError, WriteError
+from ldp_runtime.errors import BackendError, WriteError, listed
 from ldp_runtime.files import write_files
 
 LOG_FILE = "ldp-batch.json"
@@ -59,7 +58,7 @@ class Plan:
         foreign = journal.foreign(jobs)
         if foreign:
             raise OutputError(
-                f"expected only outputs of ldp batch, got other files at {first_names(foreign)}; "
+                f"expected only outputs of ldp batch, got other files at {listed(foreign)}; "
                 "choose another output folder, or replace them with --overwrite"
             )
         key = settings.key()

@@ -1,6 +1,7 @@
 """The exports that other benchmarks need, several at a time."""
 
 import threading
+import time
 
 import pytest
 
@@ -37,6 +38,8 @@ def test_an_export_that_fails_ends_the_rest_with_its_last_line(monkeypatch: pyte
     begun = []
 
     def fail(module: str, *job: str) -> tuple[int, str]:
+        if begun:
+            time.sleep(0.2)  # an export takes longer than it takes to cancel the rest
         begun.append((module, *job))
         return 1, "KeyError: 'tiny'"
 

@@ -133,7 +133,7 @@ def test_missing_unknown_and_misshaped_names_are_listed(tmp_path: Path, state: d
     message = str(caught.value)
     assert "2 missing: ca.qkv_dwconv.weight, skip_conv.weight" in message
     assert "11 unknown: extra.00.weight, " in message
-    assert "extra.07.weight and 3 more" in message
+    assert "extra.04.weight and 6 more" in message
     assert "1 of another shape: naf.intro.weight (32, 32, 1, 1) in place of (32, 32, 3, 3)" in message
     assert "1 not of finite numbers: ca.temperature" in message
     assert "\n" not in message
