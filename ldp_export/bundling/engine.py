@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
-from ldp_export.bundling.tensorrt_builder import Progress, TensorRT
+from ldp_export.bundling.tensorrt_builder import Group, Part, Progress, TensorRT
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.engines import (
     ENGINE_PRECISION,
     EngineEntry,
+    EngineFile,
     Profile,
     Shape,
     ShapeRange,
@@ -138,6 +141,7 @@ def build_engines(
     flavour: str = "rtx",
     architectures: Sequence[str] | None = None,
     *,
+    whole: bool = False,
     progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[EngineEntry]:
@@ -151,6 +155,8 @@ def build_engines(
         sizes: Padded sizes that the engines shall take.
         flavour: A name of ``FLAVOURS``.
         architectures: As for ``TensorRT.targets``.
+        whole: Leaves the deblur graph whole. Else TensorRT-RTX gets it in two parts where it can be cut, the first of
+            which the runtime runs beside CLIP.
         progress: Makes a ``Progress`` from a build's name.
         report: Takes what was built and what was there, a line at a time, and TensorRT's warnings.
 
@@ -173,27 +179,59 @@ def build_engines(
     graphs = {kind: bundle.graph_hash(kind, ENGINE_PRECISION) for kind in bundle.manifest.graphs}
     _drop_stale(bundle, graphs)
     entries = []
-    for kind, profile in profiles(bundle.manifest, sizes).items():
-        for group in targets:
-            parts = kind, flavour, tensorrt.version, group, profile
-            key = engine_key(graphs[kind], *parts)
-            entry = _found(bundle, key)
-            if entry is not None:
-                report(f"there already: {entry}")
-            else:
-                with (progress or _no_progress)(f"{kind} for {', '.join(group)}") as listener:
-                    plan = tensorrt.build(bundle.graph(kind, ENGINE_PRECISION), profile, group, progress=listener)
-                for warning in dict.fromkeys(plan.warnings):
-                    report(f"{tensorrt.name} warns: {one_line(Exception(warning))}")
-                file = f"{ENGINE_FOLDER}/{kind}-{ENGINE_PRECISION}-{flavour}-{key[:16]}.engine"
-                entry = EngineEntry(*parts, key, file, hashlib.sha256(plan.content).hexdigest(), len(plan.content))
-                _write(bundle, entry, plan.content)
-                report(f"built {entry} ({entry.size / 2**20:.1f} MiB)")
-            entries.append(entry)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, profile in profiles(bundle.manifest, sizes).items():
+            parts = [Part(kind, bundle.graph(kind, ENGINE_PRECISION), profile)]
+            if kind == "deblur" and flavour == "rtx" and not whole:
+                parts = _cut(parts[0], bundle.manifest.padding.multiple, Path(folder))
+            for group in targets:
+                fields = kind, flavour, tensorrt.version, group, profile
+                key = engine_key(graphs[kind], *fields, len(parts))
+                entry = _found(bundle, key)
+                if entry is not None:
+                    report(f"there already: {entry}")
+                else:
+                    contents = _compile(tensorrt, parts, group, progress or _no_progress, report)
+                    files = {f"{ENGINE_FOLDER}/{n}-{ENGINE_PRECISION}-{flavour}-{key[:16]}.engine": contents[n] for n in contents}
+                    *heads, last = (EngineFile(f, hashlib.sha256(c).hexdigest(), len(c)) for f, c in files.items())
+                    entry = EngineEntry(*fields, key, last.file, last.sha256, last.size, head=heads[0] if heads else None)
+                    _write(bundle, entry, files)
+                    report(f"built {entry} ({sum(file.size for file in entry.files) / 2**20:.1f} MiB)")
+                entries.append(entry)
     from ldp_runtime.bundle.trust import trust
 
-    trust([entry.sha256 for entry in entries], reason="built here")
+    trust([file.sha256 for entry in entries for file in entry.files], reason="built here")
     return entries
+
+
+def _cut(deblur: Part, multiple: int, folder: Path) -> list[Part]:
+    """A deblur graph in two parts, or whole where it cannot be cut."""
+    try:
+        from ldp_export.bundling.cut import cut_parts
+    except ImportError as error:
+        raise EngineError(
+            f"cutting the deblur graph in two needs the package onnx, which cannot be imported ({one_line(error)}); "
+            "pip install 'ldp[rtx]', or build with --whole"
+        ) from error
+    return cut_parts(deblur, multiple, folder) or [deblur]
+
+
+def _compile(
+    tensorrt: TensorRT,
+    parts: Iterable[Part],
+    group: Group,
+    progress: Callable[[str], contextlib.AbstractContextManager[Progress]],
+    report: Callable[[str], None],
+) -> dict[str, bytes]:
+    """The engines of parts by their names, in order."""
+    contents = {}
+    for part in parts:
+        with progress(f"{part.name} for {', '.join(group)}") as listener:
+            plan = tensorrt.build(part.graph, part.profile, group, channels_last=part.channels_last, progress=listener)
+        for warning in dict.fromkeys(plan.warnings):
+            report(f"{tensorrt.name} warns: {one_line(Exception(warning))}")
+        contents[part.name] = plan.content
+    return contents
 
 
 @contextlib.contextmanager
@@ -202,21 +240,21 @@ def _no_progress(title: str) -> Iterator[Progress]:
 
 
 def _found(bundle: Bundle, key: str) -> EngineEntry | None:
-    """The bundle's engine of a key, if its file is what the manifest says."""
+    """The bundle's engine of a key, if its files are what the manifest says."""
     for entry in read_manifest(bundle.path).engines:
         if entry.key == key:
             with contextlib.suppress(BundleError):
-                bundle.read_engine(entry)
+                for file in entry.files:
+                    bundle.read_engine(file)
                 return entry
     return None
 
 
-def _write(bundle: Bundle, entry: EngineEntry, content: bytes) -> None:
-    """Writes an engine and lists it in the manifest, each in one step."""
-    path = bundle.path / entry.file
+def _write(bundle: Bundle, entry: EngineEntry, contents: Mapping[str, bytes]) -> None:
+    """Writes an engine's files and lists it in the manifest, each in one step."""
     with _writing(bundle):
-        path.parent.mkdir(exist_ok=True)
-        write_whole({path: content})
+        (bundle.path / ENGINE_FOLDER).mkdir(exist_ok=True)
+        write_whole({bundle.path / file: content for file, content in contents.items()})
         _set_engines(bundle, lambda engines: [*(e for e in engines if e.key != entry.key), entry])
 
 
@@ -235,7 +273,7 @@ def _drop_stale(bundle: Bundle, graphs: Mapping[str, str]) -> None:
         before = read_manifest(bundle.path).engines
         if not all(map(fresh, before)):
             _set_engines(bundle, lambda engines: list(filter(fresh, engines)))
-        listed = {bundle.path / entry.file for entry in read_manifest(bundle.path).engines}
+        listed = {bundle.path / file.file for entry in read_manifest(bundle.path).engines for file in entry.files}
         for path in (bundle.path / ENGINE_FOLDER).glob("*.engine"):
             if path not in listed:
                 path.unlink()

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,23 @@ _GROUP = 8
 _SHOWN_ERRORS = 5
 
 _POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Part:
+    """A graph to build an engine of.
+
+    Attributes:
+        name: "clip", "deblur", or "head", what of the deblur graph needs no blur map.
+        graph: Its ONNX file.
+        profile: The shapes of each input.
+        channels_last: As for ``TensorRT.build``.
+    """
+
+    name: str
+    graph: Path
+    profile: Profile
+    channels_last: tuple[str, ...] = ()
 
 
 class TensorRT:
@@ -117,6 +134,7 @@ class TensorRT:
         profile: Profile,
         targets: Sequence[str],
         *,
+        channels_last: Collection[str] = (),
         progress: Progress | None = None,
         detailed: bool = False,
     ) -> Plan:
@@ -126,6 +144,8 @@ class TensorRT:
             graph: An ONNX file, strongly typed.
             profile: The shapes of each input.
             targets: Architectures, as from ``targets``.
+            channels_last: Names of inputs and outputs whose channels lie side by side in memory, whatever their shape
+                says.
             progress: Hears how far it is, and may cancel.
             detailed: Keep all messages, with the layers that TensorRT made; the engine holds their names too.
 
@@ -148,12 +168,15 @@ class TensorRT:
         config = builder.create_builder_config()
         if detailed:
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        inputs = [network.get_input(i).name for i in range(network.num_inputs)]
-        if set(inputs) != set(profile):
+        inputs = [network.get_input(i) for i in range(network.num_inputs)]
+        if {tensor.name for tensor in inputs} != set(profile):
             raise BackendError(
-                f"expected {graph.name} with the inputs {', '.join(profile)}, got {', '.join(inputs)}; export the "
-                "bundle again with ldp-export onnx"
+                f"expected {graph.name} with the inputs {', '.join(profile)}, got "
+                f"{', '.join(tensor.name for tensor in inputs)}; export the bundle again with ldp-export onnx"
             )
+        for tensor in (*inputs, *(network.get_output(i) for i in range(network.num_outputs))):
+            if tensor.name in channels_last:
+                tensor.allowed_formats = 1 << int(trt.TensorFormat.HWC)
         ranges = builder.create_optimization_profile()
         for name, shapes in profile.items():
             ranges.set_shape(name, shapes.min, shapes.opt, shapes.max)

@@ -33,6 +33,11 @@ sm_89 and sm_120: an engine for Turing and one for all later ones.
 
 Engines are built from the bundle's FP16 graphs.
 
+For TensorRT-RTX the deblur graph is cut in front of the first block that reads
+the blur map, so that the part before runs beside CLIP, on a second stream. By
+TensorRT-RTX's plans the two parts move as many bytes as the whole. --whole
+leaves it whole, to compare.
+
 The engines go into the bundle's folder engines/ and its manifest. What is there
 already is not built again. A machine trusts the engines that it built; others
 are asked with ldp trust.
@@ -50,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision", default=ENGINE_PRECISION, type=_precision, help="of the engines, %(default)s alone"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="one deblur engine for TensorRT-RTX too, in place of two (see below)"
     )
     parser.add_argument("--arch", metavar="SM,...", help="GPUs to build for, such as sm_89,sm_120 (default: see below)")
     parser.add_argument("--shape", type=parse_size, metavar="HxW", help="one size in px, for the fastest engines")
@@ -80,8 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
     padding = bundle.manifest.padding
     sizes = SizeRange.covering(padding, *asked) if shape is None else SizeRange.fixed(padding, shape)
     say(f"sizes, padded: {sizes}")
-    entries = build_engines(bundle, sizes, arguments.flavour, architectures, progress=_bar, report=say)
-    size = sum(entry.size for entry in entries) / 2**20
+    flavour = arguments.flavour
+    entries = build_engines(
+        bundle, sizes, flavour, architectures, whole=arguments.whole, progress=_bar, report=say
+    )
+    size = sum(file.size for entry in entries for file in entry.files) / 2**20
     print(f"{bundle.path}: {len(entries)} engines, {size:.1f} MiB")
 
 

@@ -19,7 +19,7 @@ from ldp_export.triton.readme import to_readme
 from ldp_export.triton.serving import VERSION, Serving, TritonError
 from ldp_runtime import __version__
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry
+from ldp_runtime.bundle.engines import EngineFile
 from ldp_runtime.bundle.manifest import MANIFEST_FILE
 from ldp_runtime.files import cannot_write, claimed_folder
 from ldp_runtime.triton import BUNDLE_FOLDER, GRAPHS_FILE
@@ -114,16 +114,19 @@ def _write_model(staged: Path, config: Config, bundle: Bundle, serving: Serving,
     _copy_bundle(bundle, earlier if earlier.exists() else None, version / BUNDLE_FOLDER, _copied(bundle, serving))
 
 
-def _copied(bundle: Bundle, serving: Serving) -> list[EngineEntry]:
+def _copied(bundle: Bundle, serving: Serving) -> list[EngineFile]:
     """The engines that go along; for the variant "python" all that are there: one for another GPU need not be."""
     if serving.variant == "tensorrt":
-        return [entry for engines in served_engines(bundle).values() for entry in engines.values()]
+        return [
+            file for engines in served_engines(bundle).values() for entry in engines.values() for file in entry.files
+        ]
     if serving.variant == "python":
-        return [entry for entry in bundle.manifest.engines if (bundle.path / entry.file).is_file()]
+        files = (file for entry in bundle.manifest.engines for file in entry.files)
+        return [file for file in files if (bundle.path / file.file).is_file()]
     return []
 
 
-def _copy_bundle(bundle: Bundle, earlier: Path | None, folder: Path, engines: Sequence[EngineEntry]) -> None:
+def _copy_bundle(bundle: Bundle, earlier: Path | None, folder: Path, engines: Sequence[EngineFile]) -> None:
     """Copies a bundle and verifies the copy.
 
     Args:
@@ -132,7 +135,7 @@ def _copy_bundle(bundle: Bundle, earlier: Path | None, folder: Path, engines: Se
         folder: Where to.
         engines: Those of its engines that go along.
     """
-    for name in dict.fromkeys([MANIFEST_FILE, *bundle.manifest.files, *(entry.file for entry in engines)]):
+    for name in dict.fromkeys([MANIFEST_FILE, *bundle.manifest.files, *(engine.file for engine in engines)]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if earlier is None:
             shutil.copyfile(bundle.path / name, folder / name)
@@ -140,8 +143,8 @@ def _copy_bundle(bundle: Bundle, earlier: Path | None, folder: Path, engines: Se
             os.link(earlier / name, folder / name)
     if earlier is None:
         copy = Bundle.load(folder)
-        for entry in engines:
-            copy.read_engine(entry)
+        for engine in engines:
+            copy.read_engine(engine)
 
 
 def _write_graph(staged: Path, bundle: Path, graph: Graph) -> None:

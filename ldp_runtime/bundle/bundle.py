@@ -21,6 +21,7 @@ from ldp_runtime.bundle.engines import (
     ENGINE_PRECISION,
     FLAVOURS,
     EngineEntry,
+    EngineFile,
     Shape,
     nearest,
 )
@@ -190,29 +191,29 @@ class Bundle:
             f"--flavour {flavour} --arch {arch}"
         )
 
-    def read_engine(self, entry: EngineEntry) -> bytes:
+    def read_engine(self, engine: EngineFile) -> bytes:
         """The verified bytes of an engine.
 
         Args:
-            entry: One of the manifest's ``engines``.
+            engine: One of the files of the manifest's ``engines``.
 
         Raises:
             BundleError: The file is missing or damaged.
         """
-        path = self.path / entry.file
+        path = self.path / engine.file
         fix = f"build it again with ldp-export engine {self.path}"
         try:
             if not path.resolve().is_relative_to(self.path.resolve()):
                 raise BundleError(f"{path}: expected an engine inside the bundle, got a link to elsewhere; {fix}")
             with open_file(path) as file:
-                content = file.read(entry.size + 1)
+                content = file.read(engine.size + 1)
         except OSError as error:
             raise BundleError(f"{path}: the engine cannot be read ({error.strerror}); {fix}") from error
         digest = hashlib.sha256(content).hexdigest()
-        if (len(content), digest) != (entry.size, entry.sha256):
-            got = f"{len(content)} bytes with {digest}" if len(content) <= entry.size else "more bytes"
+        if (len(content), digest) != (engine.size, engine.sha256):
+            got = f"{len(content)} bytes with {digest}" if len(content) <= engine.size else "more bytes"
             raise BundleError(
-                f"{path}: expected an engine of {entry.size} bytes with SHA-256 {entry.sha256}, got {got}; {fix}"
+                f"{path}: expected an engine of {engine.size} bytes with SHA-256 {engine.sha256}, got {got}; {fix}"
             )
         return content
 

@@ -24,7 +24,7 @@ FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 ENGINE_PRECISION = "fp16"
 """Precision of engines, and of the graphs that they are built from."""
 
-_KEY_FORMAT = 3
+_KEY_FORMAT = 4
 """Raised when the same parts give another engine."""
 
 Shape = tuple[int, ...]
@@ -58,8 +58,22 @@ Profile = Mapping[str, ShapeRange]
 """The shapes of each input of a graph."""
 
 
-class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """An engine of a bundle, as its manifest lists it.
+class EngineFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """A serialized engine.
+
+    Attributes:
+        file: Its path inside the bundle with forward slashes.
+        sha256: Hash of the file, 64 hexadecimal digits.
+        size: Bytes of the file.
+    """
+
+    file: EngineName
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=1, le=MAX_BUNDLE_BYTES)]
+
+
+class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An engine of a bundle, as its manifest lists it: one file, or two that run one after the other.
 
     Attributes:
         kind: The graph that it was built from, ``"clip"`` or ``"deblur"``.
@@ -68,10 +82,9 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
         targets: Architectures of the GPUs that run it, such as ``"sm_89"``, rising.
         profile: The shapes of each input.
         key: ``engine_key`` of all of the above and the graph, 64 hexadecimal digits.
-        file: Its path inside the bundle with forward slashes.
-        sha256: Hash of the file, 64 hexadecimal digits.
-        size: Bytes of the file.
+        file: As for ``EngineFile``, like ``sha256`` and ``size``; where there is a head, the rest.
         precision: ``ENGINE_PRECISION``; manifests of schema version 1 name it.
+        head: What needs no blur map, of a deblur graph that was cut before the first use of it.
     """
 
     kind: Annotated[str, one_of(("clip", "deblur"))]
@@ -84,6 +97,13 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
     size: Annotated[int, Meta(ge=1, le=MAX_BUNDLE_BYTES)]
     precision: Annotated[str, one_of((ENGINE_PRECISION,))] = ENGINE_PRECISION
+    head: EngineFile | None = None
+
+    @property
+    def files(self) -> tuple[EngineFile, ...]:
+        """Its files, in the order in which they run."""
+        last = EngineFile(self.file, self.sha256, self.size)
+        return (last,) if self.head is None else (self.head, last)
 
     def made_from(self, graph: str) -> bool:
         """Whether the engine was built from the graph of this hash, with what the entry says.
@@ -91,7 +111,9 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
         Args:
             graph: ``Bundle.graph_hash`` of the graph as it is now.
         """
-        return self.key == engine_key(graph, self.kind, self.flavour, self.version, self.targets, self.profile)
+        return self.key == engine_key(
+            graph, self.kind, self.flavour, self.version, self.targets, self.profile, len(self.files)
+        )
 
     def holds(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether inputs of these shapes, one for each input of the graph, fit the profile."""
@@ -101,11 +123,14 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{name} {shapes}" for name, shapes in self.profile.items())
-        return f"{self.kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
+        kind = self.kind if self.head is None else f"{self.kind} in two parts"
+        return f"{kind} by {FLAVOURS[self.flavour]} {self.version} for {', '.join(self.targets)}: {inputs}"
 
 
-def engine_key(graph: str, kind: str, flavour: str, version: str, targets: Iterable[str], profile: Profile) -> str:
-    """SHA-256 over all that an engine is made from; all but the graph are fields of ``EngineEntry``.
+def engine_key(
+    graph: str, kind: str, flavour: str, version: str, targets: Iterable[str], profile: Profile, parts: int = 1
+) -> str:
+    """SHA-256 over all that an engine is made from; all but the graph and the parts are fields of ``EngineEntry``.
 
     Args:
         graph: ``Bundle.graph_hash`` of the graph.
@@ -114,6 +139,7 @@ def engine_key(graph: str, kind: str, flavour: str, version: str, targets: Itera
         version: Its version.
         targets: The architectures; their order does not matter.
         profile: The shapes of each input; the order of inputs does not matter.
+        parts: Engines that the graph was cut into.
 
     Returns:
         64 hexadecimal digits.
@@ -122,11 +148,11 @@ def engine_key(graph: str, kind: str, flavour: str, version: str, targets: Itera
         "format": _KEY_FORMAT,
         "graph": graph,
         "kind": kind,
-        "precision": ENGINE_PRECISION,
         "flavour": flavour,
         "version": version,
         "targets": sorted(targets, key=architecture_number),
         "profile": {name: [list(r.min), list(r.opt), list(r.max)] for name, r in profile.items()},
+        "parts": parts,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -180,7 +206,7 @@ def feature_shapes(batch: int, side: int, channels: int, canvases: Iterable[str]
 
 
 def nearest(entries: Iterable[EngineEntry], shapes: Mapping[str, Shape]) -> EngineEntry | None:
-    """The best entry for inputs of these shapes: a fixed one first, then the one tuned for the nearest size.
+    """The best entry for inputs of these shapes: a fixed one first, then one with a head, then the nearest size.
 
     Args:
         entries: The candidates.
@@ -190,9 +216,9 @@ def nearest(entries: Iterable[EngineEntry], shapes: Mapping[str, Shape]) -> Engi
         The entry; None where no profile holds the shapes.
     """
 
-    def distance(entry: EngineEntry) -> tuple[bool, float, str]:
+    def distance(entry: EngineEntry) -> tuple[bool, bool, float, str]:
         fixed = all(shapes.fixed for shapes in entry.profile.values())
         ratios = [abs(math.log(math.prod(entry.profile[n].opt) / math.prod(shape))) for n, shape in shapes.items()]
-        return not fixed, max(ratios), entry.key
+        return not fixed, entry.head is None, max(ratios), entry.key
 
     return min((entry for entry in entries if entry.holds(shapes)), key=distance, default=None)

@@ -40,20 +40,23 @@ def run(arguments: argparse.Namespace) -> None:
             f"expected engines in bundle {bundle.manifest.name!r}, got none; build some with ldp-export engine "
             f"{bundle.path}"
         )
-    present = [entry for entry in bundle.manifest.engines if (bundle.path / entry.file).exists()]
+    listed = [(entry, engine) for entry in bundle.manifest.engines for engine in entry.files]
+    present = [(entry, engine) for entry, engine in listed if (bundle.path / engine.file).exists()]
     if not present:
         raise BundleError(
             f"expected the engine files of bundle {bundle.manifest.name!r} in {bundle.path}, got none; get them or "
             f"build some with ldp-export engine {bundle.path}"
         )
     new = {}
-    for entry in present:
-        bundle.read_engine(entry)  # the file is what the manifest says
-        known = is_trusted(entry.sha256)
+    for entry, engine in present:
+        bundle.read_engine(engine)  # the file is what the manifest says
+        known = is_trusted(engine.sha256)
         if not known:
-            new[entry.sha256] = entry.file
+            new[engine.sha256] = engine.file
         if not arguments.json:
-            print(f"{'trusted' if known else 'new':8} {entry}\n         {entry.file}\n         SHA-256 {entry.sha256}")
+            print(
+                f"{'trusted' if known else 'new':8} {entry}\n         {engine.file}\n         SHA-256 {engine.sha256}"
+            )
     if new and not arguments.yes:
         _ask(len(new), arguments.json)
     trust(new, reason=f"ldp trust {bundle.manifest.name}")

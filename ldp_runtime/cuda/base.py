@@ -112,6 +112,10 @@ class Stream(ABC):
         """Makes what is enqueued from now on wait for a mark of another stream."""
 
     @abstractmethod
+    def join(self, other: Stream) -> None:
+        """Makes what is enqueued from now on wait for what another stream holds; its capture takes this one in."""
+
+    @abstractmethod
     def wait_for(self, handle: int) -> None:
         """Makes what is enqueued from now on wait for what another library's stream holds now."""
 

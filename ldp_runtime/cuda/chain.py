@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry
+from ldp_runtime.bundle.engines import EngineEntry, EngineFile
 from ldp_runtime.chain import Chain, Progress
 from ldp_runtime.cuda import arrays
 from ldp_runtime.cuda.base import Device, Engine, OutOfDeviceMemoryError
@@ -40,8 +40,8 @@ class EngineSource(ABC):
         """
 
     @abstractmethod
-    def open(self, entry: EngineEntry) -> Engine:
-        """Makes the engine ready; once for each.
+    def open(self, file: EngineFile) -> Engine:
+        """Makes a file of an engine ready; once for each.
 
         Raises:
             BackendError: It is not trusted, damaged, or does not load here.
@@ -163,10 +163,9 @@ class CudaChain(Chain):
         clock = StageClock()
         try:
             with clock("open"):
-                clip_engine, deblur_engine = (
-                    self._source.open(entry) if entry is not None else None for entry in (clip, deblur)
-                )
-                stages = FrameStages(self._streams, plan, self.bundle.manifest, self._table, clip_engine, deblur_engine)
+                clip_engine = self._source.open(clip.files[0]) if clip is not None else None
+                engines = [self._source.open(file) for file in deblur.files] if deblur is not None else []
+                stages = FrameStages(self._streams, plan, self.bundle.manifest, self._table, clip_engine, engines)
                 runner = FrameRunner(self._streams, stages, self._lock)
             return runner, runner.submit(left, right, self._fields(runner, notes, clock))
         except BaseException:

@@ -281,6 +281,12 @@ class CudaStream(Stream):
         with _translated("the GPU refused to wait"):
             self.stream.wait(event.event)
 
+    def join(self, other: Stream) -> None:
+        """See ``Stream``."""
+        assert isinstance(other, CudaStream)
+        with _translated("the GPU refused to wait"):
+            self.stream.wait(other.stream)
+
     def wait_for(self, handle: int) -> None:
         """See ``Stream``."""
         from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM

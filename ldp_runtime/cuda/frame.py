@@ -189,8 +189,7 @@ class FrameRunner:
         with self._lock:
             if not self._ran:
                 self._ran = True
-                for context in self._stages.contexts:
-                    context.ran()
+                self._stages.engines.ran()
 
     def _check_numbers(self, slot: Slot) -> None:
         logits, restored = (int(count) for count in slot.host("invalid", (2,), np.int32))
@@ -220,7 +219,7 @@ class FrameRunner:
     def _capture(self, frame: Frame, slot: Slot) -> Graph | None:
         stream = self._streams.compute
         reason = "an engine cannot be captured"
-        if all(context.capturable(stream) for context in self._stages.contexts):
+        if self._stages.engines.capturable(self._streams):
             for _ in range(2):  # another thread may have spoilt the first
                 try:
                     with collecting_nothing():

@@ -1,11 +1,13 @@
 """The stages of a frame on the compute stream, and the memory between them.
 
 A frame is ``prepare`` and CLIP (batch by batch), ``blur_logits``, the deblur engine (whole or tile by tile),
-``blur_map`` and ``finish``.
+``blur_map`` and ``finish``. Where the deblur engine has a head, which needs no blur map, and there is one tile, the
+head runs on a stream beside CLIP: CLIP is bound by arithmetic and the head by memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from ldp_runtime.bundle.engines import feature_shapes
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.cuda import launches
-from ldp_runtime.cuda.base import Engine, EngineContext, HostMemory, Memory
-from ldp_runtime.cuda.engine_io import check_io
+from ldp_runtime.cuda.base import Engine, EngineContext, HostMemory, Memory, Stream
+from ldp_runtime.cuda.engine_io import ReadyEngines
 from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.cuda.plan import Plan, nbytes
 from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
@@ -29,7 +31,7 @@ class FrameStages:
     Attributes:
         plan: The sizes.
         table: The bundle's prompts; None where the network reads no blur map.
-        contexts: The engines, ready for the plan's shapes.
+        engines: The engines, ready for the plan's shapes.
         layout: Where all between inputs and outputs lies.
     """
 
@@ -40,7 +42,7 @@ class FrameStages:
         manifest: Manifest,
         table: PromptTable | None,
         clip: Engine | None,
-        deblur: Engine | None,
+        deblur: Sequence[Engine],
     ) -> None:
         """Allocates everything and makes the engines ready.
 
@@ -50,7 +52,7 @@ class FrameStages:
             manifest: The bundle's.
             table: The bundle's prompts; None where the network reads no blur map.
             clip: CLIP's engine; None where the network reads no blur map.
-            deblur: The deblur engine; None where the blur map alone is wanted.
+            deblur: The deblur engine, or its head and the rest; none where the blur map alone is wanted.
 
         Raises:
             BundleError: The engines are not those of the chain.
@@ -59,16 +61,9 @@ class FrameStages:
         """
         self.plan, self.table = plan, table
         self._streams, self._stream, self._clip_spec = streams, streams.compute, manifest.clip
-        opened_clip = (clip, clip.context(plan.clip_shapes)) if clip is not None else None
-        opened_deblur = (deblur, deblur.context(plan.deblur_shapes)) if deblur is not None else None
-        self._canvas_dtype, self._feature_dtype = check_io(plan, table, opened_clip, opened_deblur)
-        self._clip, self._deblur = (
-            opened[1] if opened is not None else None for opened in (opened_clip, opened_deblur)
-        )
-        self.contexts = [context for context in (self._clip, self._deblur) if context is not None]
-        features = table.channels if table is not None else 0, self._feature_dtype
-        scratch = [context.scratch if context is not None else 0 for context in (self._clip, self._deblur)]
-        self.layout = plan.work(self._canvas_dtype, features, *scratch)
+        self.engines = ReadyEngines.open(plan, table, clip, deblur)
+        features = table.channels if table is not None else 0, self.engines.feature_dtype
+        self.layout = plan.work(self.engines.canvas_dtype, features, self.engines.scratch, self.engines.maps)
         self._work = streams.allocate(self.layout.size)
         self._staged: list[HostMemory] = []  # what constants are copied from while frames before are at work
         self._table_memory = self._constant(table.array) if table is not None else None
@@ -80,22 +75,25 @@ class FrameStages:
         plan, stream = self.plan, self._stream
         marks.restart()
         stream.zero(frame.invalid, 2 * 4)
-        if self._clip is not None:
-            self._enqueue_blur_logits(frame, self._clip, marks)
-        if self._deblur is not None:
+        engines = self.engines
+        if engines.clip is not None:
+            self._enqueue_blur_logits(frame, engines.clip, marks)
+        if engines.deblur is not None:
             if plan.tiled:
-                self._enqueue_tiles(frame, self._deblur, marks)
+                self._enqueue_tiles(frame, engines.deblur, marks)
             else:
-                if self._clip is None:
+                if engines.clip is None:
                     self._prepare(frame, PairRegion(self._at("pair"), (0, 0), plan.padded), None)
                     marks.end("prepare")
-                self._deblur.enqueue(stream, self._deblur_addresses(frame.logits), self._at("deblur_scratch"))
+                if engines.head is not None:
+                    stream.join(self._streams.beside)
+                engines.deblur.enqueue(stream, self._deblur_addresses(frame.logits), self._at("deblur_scratch"))
                 marks.end("deblur")
-        if self._clip is not None:
+        if engines.clip is not None:
             h, w = plan.tokens
             grid, strides = ((h, w), None) if plan.form.axis == "horizontal" else ((w, h), (1, w))
             stream.launch(launches.blur_map(frame.logits, grid, plan.patch, frame.map, plan.form.size, strides=strides))
-        if self._deblur is not None and not plan.tiled:
+        if engines.deblur is not None and not plan.tiled:
             self._finish(frame, self._at("restored"), 0, plan.padded[0], plan.padded[0])
         marks.end("finish")
 
@@ -108,13 +106,13 @@ class FrameStages:
         shapes = feature_shapes(1, windows.rows.window, table.channels, plan.clip_shapes)
         inputs = {name: self._at(name) for name in plan.clip_shapes}
         outputs = {name: self._at(name) for name in shapes}
-        reads_whole = self._deblur is not None and not plan.tiled
+        reads_whole = self.engines.deblur is not None and not plan.tiled
         whole = PairRegion(self._at("pair"), (0, 0), plan.padded) if reads_whole else None
         for first in plan.batches():
             canvases = Canvases(
                 inputs.get("stereo", 0),
                 inputs.get("center", 0),
-                self._canvas_dtype,
+                self.engines.canvas_dtype,
                 windows,
                 plan.patch,
                 spec.mean,
@@ -123,16 +121,21 @@ class FrameStages:
                 plan.batch,
             )
             self._prepare(frame, whole, canvases)
-            whole = None  # written with the first batch
             marks.end("prepare")
-            written = {name: at + first * nbytes(shapes[name], self._feature_dtype) for name, at in outputs.items()}
+            if whole is not None and self.engines.head is not None:
+                self._streams.beside.join(self._stream)
+                self._enqueue_head(self.engines.head, self._streams.beside)
+            whole = None  # written with the first batch
+            written = {
+                name: at + first * nbytes(shapes[name], self.engines.feature_dtype) for name, at in outputs.items()
+            }
             clip.enqueue(self._stream, inputs | written, self._at("clip_scratch"))
             marks.end("clip")
         self._stream.launch(
             launches.blur_logits(
                 outputs.get("stereo_features", 0),
                 outputs.get("center_features", 0),
-                self._feature_dtype,
+                self.engines.feature_dtype,
                 table,
                 self._table_memory.address,
                 windows,
@@ -153,17 +156,19 @@ class FrameStages:
         W = plan.padded[1]
         tile_row = self._at("tile_row")
         stream.zero(tile_row, nbytes((3, th, W), np.float32))
-        addresses = self._deblur_addresses(self._at("tile_logits") if self._clip is not None else 0)
+        addresses = self._deblur_addresses(self._at("tile_logits") if self.engines.clip is not None else 0)
         for i, y in enumerate(rows.origins):
             for j, x in enumerate(columns.origins):
                 self._prepare(frame, PairRegion(self._at("pair"), (y, x), (th, tw)), None)
                 marks.end("prepare")
-                if self._clip is not None:
+                if self.engines.clip is not None:
                     p, tokens = plan.patch, plan.tokens[1]
                     source = frame.logits + 4 * (y // p * tokens + x // p)
                     stream.copy_rows(
                         addresses["blur_logits"], 4 * (tw // p), source, 4 * tokens, 4 * (tw // p), th // p
                     )
+                if self.engines.head is not None:
+                    self._enqueue_head(self.engines.head, stream)
                 deblur.enqueue(stream, addresses, self._at("deblur_scratch"))
                 marks.end("deblur")
                 weight_y, weight_x = weights_y + 4 * th * i, weights_x + 4 * tw * j
@@ -214,9 +219,12 @@ class FrameStages:
             )
         )
 
+    def _enqueue_head(self, head: EngineContext, stream: Stream) -> None:
+        head.enqueue(stream, {name: self._at(name) for name in ("pair", *self.engines.maps)}, self._at("head_scratch"))
+
     def _deblur_addresses(self, logits: int) -> dict[str, int]:
-        addresses = {"pair": self._at("pair"), "restored": self._at("restored")}
-        return addresses if self._clip is None else addresses | {"blur_logits": logits}
+        addresses = {name: self._at(name) for name in ("pair", *self.engines.maps, "restored")}
+        return addresses if self.engines.clip is None else addresses | {"blur_logits": logits}
 
     def _prepare(self, frame: Frame, pair: PairRegion | None, canvases: Canvases | None) -> None:
         plan = self.plan

@@ -182,15 +182,19 @@ class Plan:
         return Layout.sequence(sizes)
 
     def work(
-        self, clip_io: DTypeLike, feature: tuple[int, DTypeLike], clip_scratch: int, deblur_scratch: int
+        self,
+        clip_io: DTypeLike,
+        feature: tuple[int, DTypeLike],
+        scratch: Mapping[str, int],
+        maps: Mapping[str, int],
     ) -> Layout:
         """Where all between inputs and outputs lies.
 
         Args:
             clip_io: dtype of CLIP's inputs.
             feature: Length of a feature of CLIP, and its dtype.
-            clip_scratch: Bytes of scratch memory of CLIP.
-            deblur_scratch: Bytes of scratch memory of the deblur graph.
+            scratch: Bytes of scratch memory of ``"clip"``, ``"head"`` and ``"deblur"``, of those that there are.
+            maps: Bytes of each map from the head of the deblur graph to the rest; empty where it is whole.
         """
         channels, features = feature
         H, W = self.tiles.tile
@@ -198,14 +202,17 @@ class Plan:
         if self.windows is not None:
             shapes = feature_shapes(len(self.windows), self.windows.rows.window, channels, self.clip_shapes)
             buffers |= {name: Buffer(nbytes(shape, features), CLIP, LOGITS) for name, shape in shapes.items()}
-            buffers["clip_scratch"] = Buffer(clip_scratch, CLIP, CLIP)
+            buffers["clip_scratch"] = Buffer(scratch["clip"], CLIP, CLIP)
         if self.form.restore:
-            last = DEBLUR if self.tiled else FINISH
+            first, last = (DEBLUR, DEBLUR) if self.tiled else (CLIP, FINISH)
             buffers |= {
-                "pair": Buffer(nbytes((6, H, W), np.float32), DEBLUR if self.tiled else CLIP, DEBLUR),
+                "pair": Buffer(nbytes((6, H, W), np.float32), first, DEBLUR),
                 "restored": Buffer(nbytes((3, H, W), np.float32), DEBLUR, last),
-                "deblur_scratch": Buffer(deblur_scratch, DEBLUR, DEBLUR),
+                "deblur_scratch": Buffer(scratch["deblur"], DEBLUR, DEBLUR),
             }
+            if maps:  # a head runs beside CLIP and the blur logits
+                buffers |= {name: Buffer(size, first, DEBLUR) for name, size in maps.items()}
+                buffers["head_scratch"] = Buffer(scratch["head"], first, DEBLUR if self.tiled else LOGITS)
         if self.form.restore and self.tiled:
             buffers["tile_row"] = Buffer(nbytes((3, H, self.padded[1]), np.float32), DEBLUR, FINISH)
             if self.windows is not None:

@@ -18,17 +18,18 @@ GRAPHS = 4
 
 @dataclass(frozen=True)
 class Streams:
-    """The streams of a chain: the frame's own, and those of copies to and from the device."""
+    """The streams of a chain: the frame's own, one for work beside it, and those of copies to and from the device."""
 
     device: Device
     compute: Stream
+    beside: Stream
     upload: Stream
     download: Stream
 
     @classmethod
     def create(cls, device: Device) -> Streams:
-        """Three new streams."""
-        return cls(device, device.stream(), device.stream(), device.stream())
+        """Four new streams."""
+        return cls(device, device.stream(), device.stream(), device.stream(), device.stream())
 
     def allocate(self, size: int) -> Memory:
         """Memory for work on the compute stream; given back on that of downloads, which is never captured.
@@ -40,7 +41,7 @@ class Streams:
 
     def sync(self) -> None:
         """Waits for all of them."""
-        for stream in (self.upload, self.compute, self.download):
+        for stream in (self.upload, self.compute, self.beside, self.download):
             stream.sync()
 
 

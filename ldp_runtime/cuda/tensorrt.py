@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ENGINE_PRECISION, EngineEntry, Shape
+from ldp_runtime.bundle.engines import ENGINE_PRECISION, EngineEntry, EngineFile, Shape
 from ldp_runtime.bundle.manifest import BlurMapSpec
 from ldp_runtime.bundle.trust import is_trusted
 from ldp_runtime.cache import cache_folder
@@ -154,22 +154,22 @@ class TensorRtSource(EngineSource):
             kind, flavour=self._flavour, version=self.version, arch=self.device.arch, shapes=shapes
         )
 
-    def open(self, entry: EngineEntry) -> Engine:
+    def open(self, file: EngineFile) -> Engine:
         """See ``EngineSource``. An engine that nobody trusted is not read."""
-        if entry.key not in self._engines:
-            if not is_trusted(entry.sha256):
+        if file.sha256 not in self._engines:
+            if not is_trusted(file.sha256):
                 raise BackendError(
-                    f"{self._bundle.path / entry.file}: this engine is native code and was neither built here nor "
+                    f"{self._bundle.path / file.file}: this engine is native code and was neither built here nor "
                     f"trusted; if you trust where it comes from, run ldp trust {self._bundle.path}"
                 )
-            content = self._bundle.read_engine(entry)
+            content = self._bundle.read_engine(file)
             self._logger.clear()
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise self._logger.error(f"{self._bundle.path / entry.file} does not load on {self.device.name}")
-            cache = _runtime_cache_file(entry, self.device)
-            self._engines[entry.key] = TensorRtEngine(self._trt, self._logger, engine, self.device, cache)
-        return self._engines[entry.key]
+                raise self._logger.error(f"{self._bundle.path / file.file} does not load on {self.device.name}")
+            cache = _runtime_cache_file(file, self.device)
+            self._engines[file.sha256] = TensorRtEngine(self._trt, self._logger, engine, self.device, cache)
+        return self._engines[file.sha256]
 
     def fixed_sizes(self) -> list[tuple[int, int]]:
         """See ``EngineSource``."""
@@ -383,9 +383,9 @@ def _import(name: str, flavour: str) -> Any:
         ) from error
 
 
-def _runtime_cache_file(entry: EngineEntry, device: Device) -> Path | None:
+def _runtime_cache_file(file: EngineFile, device: Device) -> Path | None:
     folder = cache_folder("tensorrt-rtx")
     if folder is None:
         return None
-    name = hashlib.sha256(f"{entry.key} {device.name} {device.arch}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{file.sha256} {device.name} {device.arch}".encode()).hexdigest()[:32]
     return folder / f"{name}.cache"

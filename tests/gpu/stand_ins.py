@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry, Shape
+from ldp_runtime.bundle.engines import EngineFile, Shape
 from ldp_runtime.chain import ChainBackend
 from ldp_runtime.cuda.base import Device, Engine, EngineContext, Stream
 from ldp_runtime.cuda.chain import CudaChain
@@ -92,8 +92,8 @@ class _Source(OrtSource):
         super().__init__(bundle, "fp16")
         self._device, self._make = device, make
 
-    def open(self, entry: EngineEntry) -> Engine:
-        engine = super().open(entry)
+    def open(self, file: EngineFile) -> Engine:
+        engine = super().open(file)
         assert isinstance(engine, OrtEngine)
         return _Engine(self._device, engine, self._make)
 

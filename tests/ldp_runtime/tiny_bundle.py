@@ -1,8 +1,8 @@
 """A complete bundle small enough to build in a test: real graphs, hand-set weights, no torch.
 
 The CLIP graph is a strided convolution (the patch embedding) with random weights. The deblur graph adds to
-the center view a small residual: convolutions of the pair at half resolution, shuffled back, times the
-probability of blur, so that both inputs and both views matter.
+the center view a small residual: convolutions of the pair at half resolution times the probability of blur,
+shuffled back, so that both inputs and both views matter.
 """
 
 import functools
@@ -208,12 +208,12 @@ def deblur_graph(
     network = conv(network, 24, 16, 0.1)
     network = g.node("Mul", network, g.node("Sigmoid", network))
     network = conv(network, 16, 12, gain)
-    residual = g.node("DepthToSpace", g.node("Cast", network, to=TensorProto.FLOAT), blocksize=2, mode="CRD")
     inputs: dict[str, list[int | str]] = {"pair": [1, 6, "H", "W"]}
     if blur_map:
         inputs["blur_logits"] = [1, 1, "h", "w"]
-        scales = g.constant(np.array([1, 1, PATCH, PATCH], np.float32))
+        scales = g.constant(np.array([1, 1, PATCH / 2, PATCH / 2], np.float32))
         blurred = g.node("Resize", g.node("Sigmoid", "blur_logits"), "", scales, mode="linear")
-        residual = g.node("Mul", blurred, residual)
+        network = g.node("Mul", g.node("Cast", blurred, to=g.element), network)
+    residual = g.node("DepthToSpace", g.node("Cast", network, to=TensorProto.FLOAT), blocksize=2, mode="CRD")
     g.node("Add", center, residual, output="restored")
     return g.model(inputs, {"restored": [1, 3, "H", "W"]}, TensorProto.FLOAT)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -135,18 +136,21 @@ def test_a_bundle_builds_with_no_gpu_and_no_warning(name: str, pristine: Path, t
     for entry in entries:
         assert entry.targets == ("sm_86", "sm_89", "sm_120")
         assert entry.version == version
-        assert len(bundle.read_engine(entry)) == entry.size
-        weights = bundle.graph(entry.kind, "fp16").stat().st_size
-        assert weights < entry.size
-        assert entry.size < 8 * weights or name == "tiny"  # whose weights are next to nothing
-        assert is_trusted(entry.sha256)
+        assert [len(bundle.read_engine(file)) for file in entry.files] == [file.size for file in entry.files]
+        weights, size = bundle.graph(entry.kind, "fp16").stat().st_size, sum(file.size for file in entry.files)
+        assert weights < size
+        assert size < 8 * weights or name == "tiny"  # whose weights are next to nothing
+        assert all(is_trusted(file.sha256) for file in entry.files)
+    assert [len(entry.files) for entry in entries] == [1, 2]
     asked: dict[str, Any] = {"flavour": "rtx", "version": version, "arch": "sm_89"}
     assert bundle.find_engine("deblur", shapes=deblur_shapes(1120, 1696, 16), **asked) == entries[1]
     shapes = clip_shapes(17, manifest.clip.window, manifest.canvases)
     assert bundle.find_engine("clip", shapes=shapes, **asked) == entries[0]
     with pytest.raises(BackendError, match="build one with"):
         bundle.find_engine("deblur", shapes=deblur_shapes(64, 64, 16), **{**asked, "arch": "sm_75"})
-    assert sorted(p.name for p in (folder / "engines").iterdir()) == sorted(Path(e.file).name for e in entries)
+    assert sorted(p.name for p in (folder / "engines").iterdir()) == sorted(
+        Path(file.file).name for entry in entries for file in entry.files
+    )
 
 
 @needs_rtx
@@ -196,21 +200,42 @@ def test_engines_of_another_graph_are_taken_off(tiny: Path, tmp_path: Path) -> N
     assert new[0] == old[0], "CLIP's graph is the same"
     assert new[1].key != old[1].key
     assert keys(tiny) == {entry.key for entry in new}
-    assert len(list((tiny / "engines").iterdir())) == 2
+    assert len(list((tiny / "engines").iterdir())) == 3  # the deblur graph's in two parts
 
 
 @needs_rtx
+@pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"junk"), lambda path: path.unlink()])
-def test_a_damaged_engine_is_built_again(tiny: Path, damage: Callable[[Path], object]) -> None:
+def test_a_damaged_engine_is_built_again(tiny: Path, damage: Callable[[Path], object], part: int) -> None:
     first = build(tiny)
-    damage(tiny / first[1].file)
+    damage(tiny / first[1].files[part].file)
     with pytest.raises(BundleError):
-        Bundle.load(tiny).read_engine(first[1])
+        Bundle.load(tiny).read_engine(first[1].files[part])
     second = build(tiny)
     assert [entry.key for entry in second] == [entry.key for entry in first]
     bundle = Bundle.load(tiny)
     assert keys(tiny) == {entry.key for entry in second}
-    assert bundle.read_engine(second[1])
+    assert all(bundle.read_engine(file) for file in second[1].files)
+
+
+@needs_rtx
+def test_a_whole_engine_stands_beside_one_in_two_parts_which_is_preferred(tiny: Path) -> None:
+    (_, whole), (_, cut) = build(tiny, whole=True), build(tiny)
+    assert (len(whole.files), len(cut.files)) == (1, 2)
+    assert whole.key != cut.key
+    assert "deblur in two parts by" in str(cut)
+    assert "parts" not in str(whole)
+    bundle = Bundle.load(tiny)
+    assert all(entry in bundle.manifest.engines for entry in (whole, cut))
+    asked: dict[str, Any] = {"flavour": "rtx", "version": cut.version, "arch": "sm_86"}
+    assert bundle.find_engine("deblur", shapes=deblur_shapes(64, 96, 16), **asked) == cut
+    assert "head" not in json.loads((tiny / "bundle.json").read_text())["engines"][1]
+
+
+@needs_rtx
+def test_a_network_that_reads_no_blur_map_stays_whole(tmp_path: Path) -> None:
+    (deblur,) = build(make_tiny_bundle(tmp_path, clip=False))
+    assert len(deblur.files) == 1
 
 
 @needs_rtx
@@ -252,7 +277,7 @@ def test_progress_is_told(tiny: Path) -> None:
         yield recorders.setdefault(title, Recorder())
 
     build(tiny, progress=progress)
-    assert list(recorders) == ["clip for sm_86", "deblur for sm_86"]
+    assert list(recorders) == ["clip for sm_86", "head for sm_86", "deblur for sm_86"]
     for recorder in recorders.values():
         assert len(recorder.phases) > 3
         assert recorder.steps > 10
@@ -509,7 +534,7 @@ def test_a_builder_that_is_garbage_does_not_hold_up_the_next(tmp_path: Path) -> 
 
 @needs_rtx
 def test_the_command_needs_no_torch(tiny: Path, tmp_path: Path) -> None:
-    blocked = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "scipy", "skimage")
+    blocked = ("torch", "torchvision", "open_clip", "onnxscript", "scipy", "skimage")
     code = "import sys; from ldp_export.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ("engine", str(tiny), "--shape", "64x96", "--arch", "sm_86")
     output(code, *arguments, blocked=blocked, LDP_CONFIG=str(tmp_path / "own"))

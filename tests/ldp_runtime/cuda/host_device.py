@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from ldp_export.bundling.cut import cut_deblur
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import EngineEntry, Shape, ShapeRange, clip_shapes, nearest
+from ldp_runtime.bundle.engines import EngineEntry, EngineFile, Shape, ShapeRange, clip_shapes, nearest
 from ldp_runtime.chain import ChainBackend
 from ldp_runtime.cuda.base import (
     ALIGNMENT,
@@ -81,19 +83,42 @@ class HostEvent(Event):
         return self.time - earlier.time
 
 
+class HostCapture:
+    """What is captured: operations by stream, those of each in order, and what they wait for in others."""
+
+    def __init__(self, origin: HostStream) -> None:
+        self.operations: dict[HostStream, list[Operation]] = {origin: []}
+        self.waits: dict[tuple[HostStream, int], tuple[HostStream, int]] = {}
+        self.spoilt = False
+
+    def unjoined(self, origin: HostStream) -> bool:
+        """Whether a stream took part that the origin does not wait for at the end, which CUDA refuses."""
+        joined = {stream: count for (at, _), (stream, count) in self.waits.items() if at is origin}
+        return any(len(ops) > joined.get(stream, 0) for stream, ops in self.operations.items() if stream is not origin)
+
+    def replay(self, choose: random.Random | None) -> None:
+        """Runs all: beside the first stream as late as it may, or in an order that is drawn among those that may be."""
+        done = dict.fromkeys(self.operations, 0)
+
+        def step(stream: HostStream) -> None:
+            other, count = self.waits.get((stream, done[stream]), (stream, 0))
+            while done[other] < count:
+                step(other)
+            self.operations[stream][done[stream]]()
+            done[stream] += 1
+
+        while left := [stream for stream, operations in self.operations.items() if done[stream] < len(operations)]:
+            step(choose.choice(left) if choose is not None else left[0])
+
+
 class HostGraph(Graph):
-    def __init__(self, device: HostDevice, operations: list[Operation]) -> None:
-        self._device, self._operations = device, operations
+    def __init__(self, device: HostDevice, capture: HostCapture) -> None:
+        self._device, self._capture = device, capture
 
     def launch(self, stream: Stream) -> None:
         assert isinstance(stream, HostStream)
         self._device.log.append("graph")
-
-        def run() -> None:
-            for operation in self._operations:
-                operation()
-
-        stream.enqueue(run)
+        stream.enqueue(lambda: self._capture.replay(self._device.random))
 
 
 class HostStream(Stream):
@@ -102,12 +127,11 @@ class HostStream(Stream):
         self._operations: list[Operation] = []
         self._waits: dict[int, tuple[HostStream, int]] = {}  # operation -> what it waits for
         self.done = 0
-        self.captured: list[Operation] | None = None
-        self._spoilt = False
+        self.captured: HostCapture | None = None
 
     def enqueue(self, operation: Operation) -> None:
         if self.captured is not None:
-            self.captured.append(operation)
+            self.captured.operations[self].append(operation)
             return
         self._operations.append(operation)
         self.device.shuffle()
@@ -198,6 +222,17 @@ class HostStream(Stream):
         self._waits[len(self._operations)] = event.place
         self.enqueue(lambda: None)
 
+    def join(self, other: Stream) -> None:
+        assert isinstance(other, HostStream)
+        if other.captured is not None:
+            self.captured = other.captured
+            own = self.captured.operations.setdefault(self, [])
+            self.captured.waits[self, len(own)] = other, len(self.captured.operations[other])
+        else:
+            assert self.captured is None, "a capture cannot wait for work outside it"
+            self._waits[len(self._operations)] = other, len(other._operations)
+        self.enqueue(lambda: None)
+
     def wait_for(self, handle: int) -> None:
         self.device.log.append(f"wait for {handle}")
         other = self.device.streams[handle]
@@ -209,21 +244,24 @@ class HostStream(Stream):
             raise BackendError("this device has no graphs")
         assert self.captured is None
         self.device.log.append("capture")
-        self.captured, self._spoilt = [], False
+        self.captured = HostCapture(self)
         if self.device.spoilt:
             self.device.spoilt -= 1
             self.spoil()
 
     def spoil(self) -> None:
         """Makes a capture that is under way worth nothing."""
-        self._spoilt = self.captured is not None
+        if self.captured is not None:
+            self.captured.spoilt = True
 
     def end_capture(self) -> Graph:
         assert self.captured is not None
-        operations, self.captured = self.captured, None
-        if self._spoilt:
-            raise BackendError("the work cannot become a graph: another call came between")
-        return HostGraph(self.device, operations)
+        capture = self.captured
+        for stream in capture.operations:
+            stream.captured = None
+        if capture.spoilt or capture.unjoined(self):
+            raise BackendError("the work cannot become a graph: another call came between, or a stream was not joined")
+        return HostGraph(self.device, capture)
 
     def sync(self) -> None:
         self.device.check_free("Stream.sync")
@@ -257,7 +295,7 @@ class HostDevice(Device):
         self.used = self.peak = self.spoilt = 0
         self.pool: dict[tuple[int, bool], list[np.ndarray]] | None = {} if pooled else None
         self.streams: dict[int, HostStream] = {1: HostStream(self, 1)}  # 1: the default stream
-        self._random = random.Random(seed) if seed is not None else None
+        self.random = random.Random(seed) if seed is not None else None
         self._graveyard: list[np.ndarray] = []
         self._busy = False
 
@@ -321,13 +359,13 @@ class HostDevice(Device):
 
     def shuffle(self) -> None:
         """Lets the scheduler run some of what could run."""
-        if self._random is None or self._busy:
+        if self.random is None or self._busy:
             return
         self._busy = True
         try:
-            while self._random.random() < 0.6:
+            while self.random.random() < 0.6:
                 if ready := [stream for stream in self.streams.values() if stream.ready()]:
-                    self._random.choice(ready).step()
+                    self.random.choice(ready).step()
                 else:
                     break
         finally:
@@ -424,12 +462,23 @@ class OrtSource(EngineSource):
         bundle: The bundle.
         precision: Of the graphs.
         deblur: ``(H, W)`` ranges, smallest and largest, of each deblur engine; one that takes any size if empty.
+        folder: Where the two parts of the deblur graph go; None leaves it whole.
     """
 
     def __init__(
-        self, bundle: Bundle, precision: str, deblur: list[tuple[tuple[int, int], tuple[int, int]]] | None = None
+        self,
+        bundle: Bundle,
+        precision: str,
+        deblur: list[tuple[tuple[int, int], tuple[int, int]]] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self._bundle, self._precision = bundle, precision
+        self._paths = {kind: bundle.graph(kind, precision) for kind in bundle.manifest.graphs}
+        head = None
+        if folder is not None:
+            parts = cut_deblur(self._paths["deblur"], bundle.manifest.padding.multiple, folder)
+            assert parts is not None
+            self._paths |= {"head": parts.head, "deblur": parts.tail}
+            head = EngineFile("engines/head", "0" * 64, 1)
         self.entries = []
         if (clip := bundle.manifest.clip) is not None:
             s, p = clip.window, clip.patch
@@ -439,7 +488,7 @@ class OrtSource(EngineSource):
             profile: dict[str, tuple[Shape, Shape]] = {"pair": ((1, 6, h, w), (1, 6, H, W))}
             if clip is not None:
                 profile["blur_logits"] = ((1, 1, h // p, w // p), (1, 1, H // p, W // p))
-            self.entries.append(_entry("deblur", profile))
+            self.entries.append(msgspec.structs.replace(_entry("deblur", profile), head=head))
         self.opened: dict[str, OrtEngine] = {}
 
     def find(self, kind: str, shapes: dict[str, Shape]) -> EngineEntry:
@@ -448,10 +497,11 @@ class OrtSource(EngineSource):
             raise BackendError(f"no {kind} engine takes {shapes}; build one")
         return found
 
-    def open(self, entry: EngineEntry) -> Engine:
-        if entry.kind not in self.opened:
-            self.opened[entry.kind] = OrtEngine(self._bundle.graph(entry.kind, self._precision), entry.kind)
-        return self.opened[entry.kind]
+    def open(self, file: EngineFile) -> Engine:
+        name = file.file.removeprefix("engines/")
+        if name not in self.opened:
+            self.opened[name] = OrtEngine(self._paths[name], name)
+        return self.opened[name]
 
     def fixed_sizes(self) -> list[tuple[int, int]]:
         pairs = [entry.profile["pair"] for entry in self.entries if entry.kind == "deblur"]

@@ -1,4 +1,4 @@
-"""The check of engines' tensors, on engines that run nothing."""
+"""Engines made ready and checked, on engines that run nothing."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldp_runtime.cuda.engine_io import Opened, check_io
+from ldp_runtime.cuda.base import Engine
+from ldp_runtime.cuda.engine_io import ReadyEngines
 from ldp_runtime.errors import BundleError
 from ldp_runtime.tensors import TensorSpec
 
@@ -26,45 +27,72 @@ def specs(dtypes: Mapping[str, type]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, ("?",), np.dtype(dtype)) for name, dtype in dtypes.items())
 
 
-def clip(inputs: Mapping[str, type], outputs: Mapping[str, type], **shapes: tuple[int, ...]) -> Opened:
-    engine: Any = SimpleNamespace(inputs=specs(inputs), outputs=specs(outputs))
-    context: Any = SimpleNamespace(outputs={**SHAPES, **shapes})
-    return engine, context
+def an_engine(inputs: Mapping[str, type], outputs: Mapping[str, type], shapes: Mapping[str, tuple[int, ...]]) -> Engine:
+    """An engine whose context says what shapes it was asked for."""
+
+    def context(asked: Mapping[str, tuple[int, ...]]) -> Any:
+        return SimpleNamespace(outputs={name: shapes[name] for name in outputs}, asked=dict(asked), scratch=len(inputs))
+
+    engine: Any = SimpleNamespace(inputs=specs(inputs), outputs=specs(outputs), context=context)
+    return engine  # type: ignore[no-any-return]
 
 
-def deblur(restored: tuple[int, ...], **dtypes: type) -> Opened:
+def clip(inputs: Mapping[str, type], outputs: Mapping[str, type], **shapes: tuple[int, ...]) -> Engine:
+    return an_engine(inputs, outputs, {**SHAPES, "features": (), **shapes})
+
+
+def deblur(restored: tuple[int, ...], **dtypes: type) -> Engine:
     inputs = {"pair": np.float32, "blur_logits": np.float32, **dtypes}
-    engine: Any = SimpleNamespace(inputs=specs(inputs), outputs=specs({"restored": np.float32}))
-    context: Any = SimpleNamespace(outputs={"restored": restored})
-    return engine, context
+    return an_engine(inputs, {"restored": np.float32}, {"restored": restored})
 
 
 HALVES = {"stereo": np.float16, "center": np.float16}
 SINGLES = {"stereo_features": np.float32, "center_features": np.float32}
 GOOD = deblur((1, 3, 32, 48))
+HEAD = an_engine({"pair": np.float32}, {"x": np.float16}, {"x": (1, 16, 8, 12)})
+TAIL = deblur((1, 3, 32, 48), x=np.float16)
 
 
 def test_dtypes_are_those_of_clip() -> None:
-    assert check_io(PLAN, TABLE, clip(HALVES, SINGLES), GOOD) == (np.float16, np.float32)
-    assert check_io(PLAN, TABLE, clip(HALVES, SINGLES), None) == (np.float16, np.float32)
-    assert check_io(PLAN, None, None, GOOD) == (np.float32, np.float32)
+    for engines in ([GOOD], []):
+        ready = ReadyEngines.open(PLAN, TABLE, clip(HALVES, SINGLES), engines)
+        assert (ready.canvas_dtype, ready.feature_dtype) == (np.float16, np.float32)
+        assert (ready.head, ready.maps) == (None, {})
+    ready = ReadyEngines.open(PLAN, None, None, [GOOD])
+    assert (ready.clip, ready.canvas_dtype, ready.feature_dtype) == (None, np.float32, np.float32)
+
+
+def test_what_follows_a_head_takes_its_maps() -> None:
+    ready: Any = ReadyEngines.open(PLAN, TABLE, clip(HALVES, SINGLES), [HEAD, TAIL])
+    assert ready.maps == {"x": 2 * 16 * 8 * 12}
+    assert ready.head.asked == {"pair": (1, 6, 32, 48)}
+    assert ready.deblur.asked == {**PLAN.deblur_shapes, "x": (1, 16, 8, 12)}
+    assert ready.scratch == {"clip": 2, "head": 1, "deblur": 3}
 
 
 @pytest.mark.parametrize(
-    ("opened", "message"),
+    ("encoder", "engines", "message"),
     [
         (
-            (clip({**HALVES, "center": np.float32}, SINGLES), GOOD),
+            clip({**HALVES, "center": np.float32}, SINGLES),
+            [GOOD],
             "CLIP's inputs center, stereo, all of float16 or all",
         ),
-        ((clip(HALVES, {"features": np.float32}), GOOD), "CLIP's outputs center_features, stereo_features"),
-        ((clip(HALVES, dict.fromkeys(SINGLES, np.int32)), GOOD), "CLIP's outputs .* int32"),
-        ((clip(HALVES, SINGLES, center_features=(2, 4, 4, 9)), GOOD), r"center_features \(2, 4, 4, 8\) .* 9\)"),
-        ((None, deblur((1, 3, 32, 48), pair=np.float16)), "blur_logits, pair, restored in float32"),
-        ((None, deblur((1, 3, 32, 48), noise=np.float32)), "expected the deblur engine's .* noise"),
-        ((None, deblur((1, 2, 32, 48))), r"restored \(1, 3, 32, 48\) of its engine, got \(1, 2, 32, 48\)"),
+        (clip(HALVES, {"features": np.float32}), [GOOD], "CLIP's outputs center_features, stereo_features"),
+        (clip(HALVES, dict.fromkeys(SINGLES, np.int32)), [GOOD], "CLIP's outputs .* int32"),
+        (clip(HALVES, SINGLES, center_features=(2, 4, 4, 9)), [GOOD], r"center_features \(2, 4, 4, 8\) .* 9\)"),
+        (
+            None,
+            [deblur((1, 3, 32, 48), pair=np.float16)],
+            "blur_logits in float32, pair in float32, restored in float32",
+        ),
+        (None, [deblur((1, 3, 32, 48), noise=np.float32)], "the deblur engine's .* noise"),
+        (None, [deblur((1, 2, 32, 48))], r"restored \(1, 3, 32, 48\) of its engine, got \(1, 2, 32, 48\)"),
+        (None, [HEAD, GOOD], "the deblur engine's .* x in float16, got"),
+        (None, [HEAD, deblur((1, 3, 32, 48), x=np.float32)], "the deblur engine's .* x in float16, got .* x "),
+        (None, [TAIL, GOOD], "the deblur engine's head's pair in float32, restored in float32, got .* blur_logits"),
     ],
 )
-def test_engines_of_another_chain_are_refused(opened: tuple[Opened | None, Opened], message: str) -> None:
-    with pytest.raises(BundleError, match=f"expected .*{message.removeprefix('expected ')}"):
-        check_io(PLAN, TABLE, *opened)
+def test_engines_of_another_chain_are_refused(encoder: Engine | None, engines: list[Engine], message: str) -> None:
+    with pytest.raises(BundleError, match=f"expected .*{message}"):
+        ReadyEngines.open(PLAN, TABLE, encoder, engines)

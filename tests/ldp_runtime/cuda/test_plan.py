@@ -69,7 +69,9 @@ def test_runs_of_clip_cover_every_window_once_they_can(monkeypatch: pytest.Monke
 def test_tiles_take_less_memory_than_the_whole() -> None:
     whole, tiled = a_plan(400, 640), a_plan(400, 640, tile=(160, 160))
     sizes = [
-        p.work(np.float16, (EMBED_DIM, np.float16), 0, 24 * p.tiles.tile[0] * p.tiles.tile[1]).size
+        p.work(
+            np.float16, (EMBED_DIM, np.float16), {"clip": 0, "deblur": 24 * p.tiles.tile[0] * p.tiles.tile[1]}, {}
+        ).size
         for p in (whole, tiled)
     ]
     assert tiled.tiled
@@ -78,6 +80,23 @@ def test_tiles_take_less_memory_than_the_whole() -> None:
 
 def test_memory_of_tiles_does_not_grow_with_the_height() -> None:
     sizes = {
-        a_plan(h, 640, tile=(160, 160), clip=False).work(np.float32, (0, np.float32), 0, 0).size for h in (400, 4000)
+        a_plan(h, 640, tile=(160, 160), clip=False).work(np.float32, (0, np.float32), {"deblur": 0}, {}).size
+        for h in (400, 4000)
     }
     assert sizes == {4 * (3 * 160 * 640 + 9 * 160 * 160)}  # a row of tiles, and the pair and image of one
+
+
+@pytest.mark.parametrize("tile", [None, (160, 160)])
+def test_what_a_head_writes_meets_what_runs_beside_it(tile: tuple[int, int] | None) -> None:
+    """Whole, it runs beside CLIP and the blur logits; in tiles just before the rest, when CLIP's memory is free."""
+    scratch = {"clip": 5000, "head": 6000, "deblur": 7000}
+    layout = a_plan(400, 640, tile=tile).work(np.float16, (EMBED_DIM, np.float16), scratch, {"x": 8000})
+    ends = {"head_scratch": 6000, "x": 8000, "clip_scratch": 5000, "deblur_scratch": 7000}
+
+    def overlap(a: str, b: str) -> bool:
+        (low, x), (high, _) = sorted((layout.offsets[name], ends[name]) for name in (a, b))
+        return low + x > high
+
+    pairs = [("x", "head_scratch"), ("x", "deblur_scratch")]
+    pairs += [("x", "clip_scratch"), ("head_scratch", "clip_scratch")] if tile is None else []
+    assert not any(overlap(*pair) for pair in pairs)
