@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.engines.graph_report import count_nodes, needless_nodes, read_report
 from benchmarks.harness import options
 from benchmarks.harness.bundles import random_bundle
 from benchmarks.harness.results import Report, publish
 from benchmarks.harness.tables import markdown_table
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS, Profile
+from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS
 from ldp_runtime.bundle.manifest import GRAPHS
 from ldp_runtime.commands.options import parse_size
+
+if TYPE_CHECKING:
+    from ldp_export.bundling.engine import SizeRange
+    from ldp_export.bundling.tensorrt_builder import Part, Plan, TensorRT
 
 EXAMPLES = """\
 examples:
@@ -66,7 +72,7 @@ class Build:
 
     Attributes:
         bundle: Name of its bundle.
-        kind: "clip" or "deblur".
+        kind: "clip", "head" (what of the deblur graph needs no blur map) or "deblur" (the rest).
         targets: Architectures of its GPUs.
         sizes: Padded sizes of its pairs.
         fixed: It accepts a single size.
@@ -156,8 +162,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def measure_graphs(bundle: Bundle) -> list[Graph]:
     """Counts the nodes of a bundle's FP16 graphs."""
-    from benchmarks.engines.graph_report import count_nodes, needless_nodes
-
     measured = []
     for kind in GRAPHS:
         path = bundle.graph(kind, ENGINE_PRECISION)
@@ -177,46 +181,53 @@ def measure_graphs(bundle: Bundle) -> list[Graph]:
     return measured
 
 
-def measure_builds(bundle: Bundle, tensorrt: Any, sizes: Any, targets: tuple[str, ...]) -> Iterator[Build]:
-    """Builds both graphs of a bundle.
+def measure_builds(bundle: Bundle, tensorrt: TensorRT, sizes: SizeRange, targets: tuple[str, ...]) -> Iterator[Build]:
+    """Builds the engines of a bundle.
 
     Args:
         bundle: The bundle; nothing is written into it.
-        tensorrt: An ``engine.TensorRT``.
-        sizes: An ``engine.SizeRange``.
+        tensorrt: The builder.
+        sizes: Padded sizes.
         targets: Architectures of the GPUs.
     """
-    from benchmarks.engines.graph_report import read_report
-    from ldp_export.bundling.engine import profiles
+    from ldp_export.bundling.engine import graph_parts, profiles
 
-    for kind, profile in profiles(bundle.manifest, sizes).items():
-        path = bundle.graph(kind, ENGINE_PRECISION)
-        print(f"{bundle.manifest.name}: {kind} for {', '.join(targets)}, {sizes}", file=sys.stderr)
-        plan, wall, cpu = _timed(tensorrt, path, profile, targets)
-        detailed = tensorrt.build(path, profile, targets, detailed=True)
-        report = read_report(detailed.messages)
-        yield Build(
-            bundle=bundle.manifest.name,
-            kind=kind,
-            targets=targets,
-            sizes=str(sizes),
-            fixed=sizes.min == sizes.max,
-            wall_s=round(wall, 2),
-            cpu_s=round(cpu, 2),
-            bytes=len(plan.content),
-            activation_bytes=report.activation_bytes,
-            parsed_layers=plan.layers,
-            layers=len(report.layers),
-            attentions=report.attentions,
-            moved_bytes=report.bytes,
-            warnings=plan.warnings,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [
+            part
+            for kind, profile in profiles(bundle.manifest, sizes).items()
+            for part in graph_parts(bundle, kind, profile, Path(folder), tensorrt.flavour)
+        ]
+        for part in parts:
+            yield _build(bundle, tensorrt, part, sizes, targets)
 
 
-def _timed(tensorrt: Any, path: Path, profile: Profile, targets: tuple[str, ...]) -> tuple[Any, float, float]:
+def _build(bundle: Bundle, tensorrt: TensorRT, part: Part, sizes: SizeRange, targets: tuple[str, ...]) -> Build:
+    print(f"{bundle.manifest.name}: {part.name} for {', '.join(targets)}, {sizes}", file=sys.stderr)
+
+    def compiled(*, detailed: bool = False) -> Plan:
+        return tensorrt.build(part.graph, part.profile, targets, channels_last=part.channels_last, detailed=detailed)
+
     wall, cpu = time.perf_counter(), time.process_time()
-    plan = tensorrt.build(path, profile, targets)
-    return plan, time.perf_counter() - wall, time.process_time() - cpu
+    plan = compiled()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    report = read_report(compiled(detailed=True).messages)
+    return Build(
+        bundle=bundle.manifest.name,
+        kind=part.name,
+        targets=targets,
+        sizes=str(sizes),
+        fixed=sizes.min == sizes.max,
+        wall_s=round(wall, 2),
+        cpu_s=round(cpu, 2),
+        bytes=len(plan.content),
+        activation_bytes=report.activation_bytes,
+        parsed_layers=plan.layers,
+        layers=len(report.layers),
+        attentions=report.attentions,
+        moved_bytes=report.bytes,
+        warnings=plan.warnings,
+    )
 
 
 def markdown(data: dict[str, Any]) -> str:

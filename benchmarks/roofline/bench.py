@@ -1,12 +1,13 @@
 """The floor of the whole chain on GPUs, by TensorRT-RTX's own plan and the devices' peak rates.
 
 The chain is that of the GPU runtime: ``prepare``, CLIP's engine on batches of windows, ``blur_logits``, the deblur
-engine, ``blur_map`` and ``finish``. The engines are built here, with no GPU; TensorRT-RTX says which layers it runs and
-what each reads and writes, ``benchmarks.roofline.flops`` counts what their nodes compute, and the kernels of
-``ldp_runtime.cuda`` state their own minimum bytes. The floor of a layer is the longest of: matrix FLOPs at the tensor
-cores' peak, other FLOPs at the CUDA cores' peak, bytes at the memory's peak. The floor of the chain is their sum, since
-layers run one after the other. Launches, waves that do not fill the device, and every rate below its peak add to it; a
-cache takes from it, at most as far as the column for an ideal one says.
+engine in two parts, ``blur_map`` and ``finish``. The engines are built here, with no GPU; TensorRT-RTX says which
+layers it runs and what each reads and writes, ``benchmarks.roofline.flops`` counts what their nodes compute, and the
+kernels of ``ldp_runtime.cuda`` state their own minimum bytes. The floor of a layer is the longest of: matrix FLOPs at
+the tensor cores' peak, other FLOPs at the CUDA cores' peak, bytes at the memory's peak. The floor of the chain is their
+sum, as if layers ran one after the other; what CLIP beside the first part of the deblur engine takes off at best is
+told apart. Launches, waves that do not fill the device, and every rate below its peak add to it; a cache takes from it,
+at most as far as the column for an ideal one says.
 
 No figure of a GPU here is measured: each is a ``predicted floor``.
 """
@@ -23,8 +24,7 @@ from typing import Any
 from benchmarks.harness import options
 from benchmarks.harness.bundles import open_bundle
 from benchmarks.harness.results import BenchmarkError, Report, publish
-from benchmarks.roofline.beside import Beside, build_beside
-from benchmarks.roofline.chain import Step, build_chain, floor, walk_graphs
+from benchmarks.roofline.chain import Step, build_chain, floor, floor_beside, walk_graphs
 from benchmarks.roofline.hardware import Device, gpus, measure_cpu, sources
 from benchmarks.roofline.plot import plot
 from benchmarks.roofline.tables import COSTLIEST, PREDICTED, markdown
@@ -130,9 +130,8 @@ def analyse(
     main = cards[names.index(device)]
     chain = build_chain(bundle, size)
     steps = chain.steps
-    deblur = [step for step in steps if step.stage == "deblur"]
+    deblur = [step for step in steps if step.stage in ("head", "deblur")]
     wides = gpus("fp32")
-    beside = build_beside(bundle, chain)
     return {
         "size": list(size),
         "padded": list(chain.padded),
@@ -157,11 +156,9 @@ def analyse(
         "layers": costliest(steps, main),
         "points": points(steps, main),
         "beside": {
-            "crossing_mb": beside.crossing / 1e6,
-            "head_gb": sum(step.nbytes() for step in beside.head) / 1e9,
-            "tail_gb": sum(step.nbytes() for step in beside.tail) / 1e9,
+            "crossing_mb": chain.crossing / 1e6,
             "rows": [
-                _beside_row(device, accumulation, cached, steps, beside)
+                _beside_row(device, accumulation, cached, steps)
                 for card, wide in zip(cards, wides, strict=True)
                 for accumulation, device in (("FP16", card), ("FP32", wide))
                 for cached in (False, True)
@@ -189,20 +186,20 @@ def _gpu_row(card: Device, wide: Device, steps: Sequence[Step], copied: tuple[in
     }
 
 
-def _beside_row(
-    device: Device, accumulation: str, cached: bool, steps: Sequence[Step], beside: Beside
-) -> dict[str, Any]:
-    """The chain on a GPU as it is, and with CLIP beside the deblur network's first levels, in ms."""
-    clip, head = (1e3 * floor(part, device, cached=cached) for part in (beside.clip, beside.head))
+def _beside_row(device: Device, accumulation: str, cached: bool, steps: Sequence[Step]) -> dict[str, Any]:
+    """The chain on a GPU with CLIP beside the deblur graph's head, in ms."""
+    clip, head = (
+        1e3 * floor((step for step in steps if step.stage in stages), device, cached=cached)
+        for stages in (("clip", "blur_logits"), ("head",))
+    )
     return {
         "device": device.name,
         "accumulation": accumulation,
         "cached": cached,
         "clip_ms": clip,
         "head_ms": head,
-        "whole_ms": 1e3 * floor(steps, device, cached=cached),
-        "apart_ms": 1e3 * beside.apart(device, cached=cached),
-        "together_ms": 1e3 * beside.together(device, cached=cached),
+        "in_turn_ms": 1e3 * floor(steps, device, cached=cached),
+        "at_best_ms": 1e3 * floor_beside(steps, device, cached=cached),
     }
 
 

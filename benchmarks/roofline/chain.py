@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from benchmarks.harness.results import BenchmarkError
 from benchmarks.roofline.flops import GraphCost, graph_cost
 from benchmarks.roofline.hardware import Device
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import Shape, ShapeRange, clip_shapes, deblur_shapes
+from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
 from ldp_runtime.cuda.launch import Launch, Pixels
 from ldp_runtime.cuda.launches import blur_logits, blur_map, finish
 from ldp_runtime.cuda.preparation import Canvases, PairRegion, prepare
@@ -24,7 +25,7 @@ from ldp_runtime.stages.blur_map import CANVASES, select_prompts
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 
 if TYPE_CHECKING:
-    from ldp_export.bundling.tensorrt_builder import TensorRT
+    from ldp_export.bundling.tensorrt_builder import Part, TensorRT
 
 ARCH = "sm_89"
 """The GPU that engines are planned for; TensorRT-RTX moves the same bytes for sm_86 to sm_120."""
@@ -37,7 +38,8 @@ class Step:
     """One launch of the chain: a layer of an engine, or a kernel of the runtime.
 
     Attributes:
-        stage: "prepare", "clip", "blur_logits", "deblur" or "finish".
+        stage: "prepare", "clip", "blur_logits", "head" (what of the deblur graph needs no blur map), "deblur" (the
+            rest, or the whole where it is not cut) or "finish".
         kind: TensorRT's kind of layer, for generated kernels with their operations; "cuda" for the runtime's own.
         shape: Shape of its first result.
         matrix_flops: FLOPs for tensor cores.
@@ -84,7 +86,8 @@ class Chain:
         windows: Windows of CLIP.
         batches: Batches that they run in.
         plan: Which TensorRT planned it, and for what.
-        steps: The launches, in order.
+        steps: The launches, stage by stage.
+        crossing: Bytes of the maps from the head to the rest of the deblur graph.
         copied: Bytes from the host and to the host, of a photo of 8 bits.
     """
 
@@ -94,12 +97,34 @@ class Chain:
     batches: int
     plan: str
     steps: tuple[Step, ...]
+    crossing: int
     copied: tuple[int, int]
 
 
 def floor(steps: Iterable[Step], device: Device, *, cached: bool = False) -> float:
     """Least seconds of launches that run one after the other."""
     return sum(step.seconds(device, cached=cached) for step in steps)
+
+
+def floor_beside(steps: Iterable[Step], device: Device, *, cached: bool = False) -> float:
+    """Least seconds of a chain whose head shares the device with CLIP without loss.
+
+    Two kernels that each fill the device do not: this is the bound from below, ``floor`` that from above. Both streams
+    together take the longest of their bytes at the memory's peak, their FLOPs at those of tensor cores and CUDA cores,
+    and either alone.
+    """
+    parts: dict[str, list[Step]] = {"clip": [], "head": [], "rest": []}
+    for step in steps:
+        parts[{"clip": "clip", "blur_logits": "clip", "head": "head"}.get(step.stage, "rest")].append(step)
+    cache = device.cache if cached else 0
+    beside = parts["clip"] + parts["head"]
+    shared = device.seconds(
+        sum(step.repeats * step.matrix_flops for step in beside),
+        sum(step.repeats * step.vector_flops for step in beside),
+        sum(step.repeats * step.nbytes(cache) for step in beside),
+    )
+    clip, head, rest = (floor(part, device, cached=cached) for part in parts.values())
+    return rest + max(shared, clip, head)
 
 
 @dataclass(frozen=True)
@@ -156,38 +181,42 @@ def build_chain(bundle: Bundle, size: tuple[int, int]) -> Chain:
     Raises:
         LDPError: The bundle lacks FP16 graphs, TensorRT-RTX is not installed or refuses a graph.
     """
+    from ldp_export.bundling.engine import graph_parts
     from ldp_export.bundling.tensorrt_builder import TensorRT
 
     walked = walk_graphs(bundle, size, "fp16")
     tensorrt = TensorRT("rtx")
-    clip, deblur = (
-        plan_layers(tensorrt, kind, bundle.graph(kind, "fp16"), walked.shapes[kind], cost)
-        for kind, cost in (("clip", walked.clip), ("deblur", walked.deblur))
-    )
-    clip = [replace(step, repeats=walked.batches) for step in clip]
+    profiles = {
+        kind: {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
+        for kind, shapes in walked.shapes.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (encoder,) = graph_parts(bundle, "clip", profiles["clip"], Path(folder))
+        parts = graph_parts(bundle, "deblur", profiles["deblur"], Path(folder))
+        clip = [replace(step, repeats=walked.batches) for step in plan_layers(tensorrt, encoder)]
+        deblur = [step for part in parts for step in plan_layers(tensorrt, part)]
+    crossing = sum(2 * math.prod(parts[-1].profile[name].opt) for name in parts[-1].channels_last)
     before, logits, after = _own_kernels(bundle, size, walked.padded, walked.grid)
     steps = (before, *clip, logits, *deblur, *after)
     h, w = size
     back = 3 * h * w + 4 * h * w + 4 * math.prod(walked.shapes["deblur"]["blur_logits"])  # image, map, logits
     plan = f"{tensorrt.name} {tensorrt.version} for {ARCH}"
-    return Chain(size, walked.padded, len(walked.grid), walked.batches, plan, steps, (6 * h * w, back))
+    return Chain(size, walked.padded, len(walked.grid), walked.batches, plan, steps, crossing, (6 * h * w, back))
 
 
-def plan_layers(tensorrt: TensorRT, stage: str, path: Path, shapes: Mapping[str, Shape], cost: GraphCost) -> list[Step]:
+def plan_layers(tensorrt: TensorRT, part: Part) -> list[Step]:
     """Builds the engine of a graph for one size, with no GPU, and reads its layers.
 
     Args:
         tensorrt: TensorRT-RTX.
-        stage: A stage of the chain.
-        path: The ONNX file, in FP16.
-        shapes: Shapes of its inputs.
-        cost: What the graph computes.
+        part: The graph, in FP16, with a profile of one size; its name is the stage.
 
     Raises:
         LDPError: TensorRT-RTX refuses the graph.
     """
-    profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
-    return _planned(stage, path, tensorrt.build(path, profile, (ARCH,), detailed=True).messages, cost)
+    plan = tensorrt.build(part.graph, part.profile, (ARCH,), channels_last=part.channels_last, detailed=True)
+    cost = graph_cost(part.graph, {name: shapes.opt for name, shapes in part.profile.items()})
+    return _planned(part.name, part.graph, plan.messages, cost)
 
 
 def _planned(stage: str, path: Path, messages: Iterable[str], cost: GraphCost) -> list[Step]:

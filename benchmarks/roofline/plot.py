@@ -41,8 +41,8 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
         line = "--" if row["label"] != PREDICTED else "-"
         axes.loglog(intensity, roof, line, label=f"{row['device']} ({row['label']})", **style)
     points = [p for p in data["points"] if p["gflop"] > 0 and p["ms"] > 0]
-    for stage, marker in (("clip", "s"), ("deblur", "o")):
-        own = [p for p in points if p["stage"] == stage]
+    for name, stages, marker in (("clip", ("clip",), "s"), ("deblur", ("head", "deblur"), "o")):
+        own = [p for p in points if p["stage"] in stages]
         axes.scatter(
             [p["gflop"] * 1e3 / p["mb"] for p in own],
             [p["gflop"] / p["ms"] for p in own],
@@ -51,7 +51,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
             alpha=0.4,
             edgecolors="black",
             linewidths=0.3,
-            label=f"{stage} layers, {data['device']['name']}: area is the share of the floor",
+            label=f"{name} layers, {data['device']['name']}: area is the share of the floor",
         )
     axes.set(
         xlabel="FLOP per byte",

@@ -6,7 +6,7 @@ the two parts together move as many bytes as the whole, to within 0.2 %.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def cut_deblur(graph: Path, multiple: int, folder: Path) -> Cut | None:
     return parts
 
 
-def _maps(extractor: Extractor, names: Sequence[str], multiple: int) -> dict[str, tuple[int, int]]:
+def _maps(extractor: Extractor, names: list[str], multiple: int) -> dict[str, tuple[int, int]]:
     """Channels and strides of those tensors that are maps ``(1, C, h, w)``, which grow with the pair.
 
     What the attention makes of a map, such as windows, is none: it is made again where it is used.

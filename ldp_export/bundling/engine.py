@@ -181,9 +181,7 @@ def build_engines(
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         for kind, profile in profiles(bundle.manifest, sizes).items():
-            parts = [Part(kind, bundle.graph(kind, ENGINE_PRECISION), profile)]
-            if kind == "deblur" and flavour == "rtx" and not whole:
-                parts = _cut(parts[0], bundle.manifest.padding.multiple, Path(folder))
+            parts = graph_parts(bundle, kind, profile, Path(folder), flavour, whole=whole)
             for group in targets:
                 fields = kind, flavour, tensorrt.version, group, profile
                 key = engine_key(graphs[kind], *fields, len(parts))
@@ -192,9 +190,14 @@ def build_engines(
                     report(f"there already: {entry}")
                 else:
                     contents = _compile(tensorrt, parts, group, progress or _no_progress, report)
-                    files = {f"{ENGINE_FOLDER}/{n}-{ENGINE_PRECISION}-{flavour}-{key[:16]}.engine": contents[n] for n in contents}
+                    files = {
+                        f"{ENGINE_FOLDER}/{n}-{ENGINE_PRECISION}-{flavour}-{key[:16]}.engine": contents[n]
+                        for n in contents
+                    }
                     *heads, last = (EngineFile(f, hashlib.sha256(c).hexdigest(), len(c)) for f, c in files.items())
-                    entry = EngineEntry(*fields, key, last.file, last.sha256, last.size, head=heads[0] if heads else None)
+                    entry = EngineEntry(
+                        *fields, key, last.file, last.sha256, last.size, head=heads[0] if heads else None
+                    )
                     _write(bundle, entry, files)
                     report(f"built {entry} ({sum(file.size for file in entry.files) / 2**20:.1f} MiB)")
                 entries.append(entry)
@@ -204,8 +207,25 @@ def build_engines(
     return entries
 
 
-def _cut(deblur: Part, multiple: int, folder: Path) -> list[Part]:
-    """A deblur graph in two parts, or whole where it cannot be cut."""
+def graph_parts(
+    bundle: Bundle, kind: str, profile: Profile, folder: Path, flavour: str = "rtx", *, whole: bool = False
+) -> list[Part]:
+    """What engines are built of a graph of a bundle, in the order in which they run.
+
+    Args:
+        bundle: The bundle.
+        kind: ``"clip"`` or ``"deblur"``.
+        profile: The shapes of each input.
+        folder: Where parts go; they must live until they are built.
+        flavour: A name of ``FLAVOURS``; for ``"tensorrt"``, whose engines other servers run too, graphs stay whole.
+        whole: Leaves the deblur graph whole for TensorRT-RTX too.
+
+    Raises:
+        EngineError: The package that cuts is not installed.
+    """
+    graph = Part(kind, bundle.graph(kind, ENGINE_PRECISION), profile)
+    if kind != "deblur" or flavour != "rtx" or whole:
+        return [graph]
     try:
         from ldp_export.bundling.cut import cut_parts
     except ImportError as error:
@@ -213,7 +233,7 @@ def _cut(deblur: Part, multiple: int, folder: Path) -> list[Part]:
             f"cutting the deblur graph in two needs the package onnx, which cannot be imported ({one_line(error)}); "
             "pip install 'ldp[rtx]', or build with --whole"
         ) from error
-    return cut_parts(deblur, multiple, folder) or [deblur]
+    return cut_parts(graph, bundle.manifest.padding.multiple, folder) or [graph]
 
 
 def _compile(

@@ -89,9 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     sizes = SizeRange.covering(padding, *asked) if shape is None else SizeRange.fixed(padding, shape)
     say(f"sizes, padded: {sizes}")
     flavour = arguments.flavour
-    entries = build_engines(
-        bundle, sizes, flavour, architectures, whole=arguments.whole, progress=_bar, report=say
-    )
+    entries = build_engines(bundle, sizes, flavour, architectures, whole=arguments.whole, progress=_bar, report=say)
     size = sum(file.size for entry in entries for file in entry.files) / 2**20
     print(f"{bundle.path}: {len(entries)} engines, {size:.1f} MiB")
 

@@ -11,7 +11,9 @@ FLAVOURS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
 """Backend -> flavour of TensorRT."""
 
 
-def copy_with_engines(backend: str, device: Device, folder: Path, shape: str | None = None) -> Path:
+def copy_with_engines(
+    backend: str, device: Device, folder: Path, shape: str | None = None, *, whole: bool = False
+) -> Path:
     """Builds the engines.
 
     Args:
@@ -19,6 +21,7 @@ def copy_with_engines(backend: str, device: Device, folder: Path, shape: str | N
         device: The GPU.
         folder: Where the copy goes.
         shape: The one size that they take, ``HxW``; None for any from 32 x 32 to 1120 x 1696 px.
+        whole: The deblur engine in one part.
 
     Raises:
         BackendError: That TensorRT has no engines for the GPU, or cannot be installed with what is here.
@@ -35,6 +38,7 @@ def copy_with_engines(backend: str, device: Device, folder: Path, shape: str | N
 
         TensorRT("rtx").targets([device.arch])
         arguments += ["--arch", device.arch]
+    arguments += ["--whole"] if whole else []
     arguments += ["--shape", shape] if shape else ["--min", "32x32", "--opt", "512x768", "--max", "1120x1696"]
     if main(arguments) != 0:
         raise AssertionError("the engines cannot be built; the message is above")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -63,6 +64,16 @@ class Setting:
         return (96, 160) if self.dry else (1120, 1680)
 
     @property
+    def parts(self) -> Path | None:
+        """Where the two parts of the deblur graph go; None without the package that cuts it, and it stays whole."""
+        return self.folder if importlib.util.find_spec("onnx") is not None else None
+
+    @property
+    def engines(self) -> str:
+        """What the engines stand for, for the result."""
+        return "clip, deblur" if self.parts is None else "clip, head beside it, deblur"
+
+    @property
     def repeats(self) -> int:
         """How often a pair is timed."""
         return 3 if self.dry else 30
@@ -117,7 +128,7 @@ def _test(files: Sequence[str], watch: _Watch, *options: str) -> None:
 
 def chain(setting: Setting) -> dict[str, Any]:
     """The whole chain over ONNX Runtime on the host, against the CPU: streams, events, pinned copies."""
-    gpu = deblurrer_on(setting.device, setting.bundle, Computed)
+    gpu = deblurrer_on(setting.device, setting.bundle, Computed, setting.parts)
     cpu = Deblurrer(setting.bundle, backend="onnxruntime", precision="fp16")
     worst, pairs = np.inf, 0
     for size in ((1, 1), (33, 65)) if setting.dry else ((1, 1), (33, 65), (333, 517)):
@@ -131,12 +142,12 @@ def chain(setting: Setting) -> dict[str, Any]:
                 assert apart < 1e-3, f"blur maps of {size} px, {np.dtype(dtype)}, {axis}, differ by {apart:.2g}"
                 pairs += 1
     assert worst > LEAST_DB, f"expected more than {LEAST_DB:g} dB, got {worst:.1f}"
-    return {"pairs": pairs, "least_psnr_db": round(float(min(worst, 200.0)), 1)}
+    return {"pairs": pairs, "least_psnr_db": round(float(min(worst, 200.0)), 1), "engines": setting.engines}
 
 
 def graphs(setting: Setting) -> dict[str, Any]:
     """Captured frames against frames that run as they are, alone and two in flight, and what a pair takes."""
-    gpu = deblurrer_on(setting.device, setting.bundle, Copied)
+    gpu = deblurrer_on(setting.device, setting.bundle, Copied, setting.parts)
     pairs = [a_pair(*((96, 160) if setting.dry else (333, 517)), np.uint16, seed) for seed in range(6)]
     replayed = [gpu(*pair) for pair in pairs]
     assert isinstance(gpu._chain, CudaChain)
@@ -153,7 +164,7 @@ def graphs(setting: Setting) -> dict[str, Any]:
             np.testing.assert_array_equal(result.blur_map, eager.blur_map)
             assert all(seconds >= 0 for seconds in result.timings.values()), result.timings
     assert len({result.blur_map.tobytes() for result in replayed}) == len(pairs)
-    return _timed(gpu, setting)
+    return _timed(gpu, setting) | {"engines": setting.engines}
 
 
 def arrays(setting: Setting) -> dict[str, Any]:
@@ -210,15 +221,19 @@ def engines(setting: Setting) -> dict[str, Any]:
 
 
 def latency(setting: Setting) -> dict[str, Any]:
-    """The bundle over TensorRT-RTX's engines at the size that is timed."""
+    """The bundle over TensorRT-RTX's engines at the size that is timed: CLIP beside the head, and all on one stream."""
     if setting.dry:
         raise SkippedError("the host runs no engines")
-    try:
-        BACKENDS["tensorrt-rtx"].available()
-        path = copy_with_engines("tensorrt-rtx", setting.device, setting.folder, f"{setting.size[0]}x{setting.size[1]}")
-    except BackendError as error:
-        raise SkippedError(str(error)) from error
-    return _against_cpu(setting, "tensorrt-rtx", Bundle.load(path))
+    figures = {}
+    for name, whole in (("two streams", False), ("one stream", True)):
+        try:
+            BACKENDS["tensorrt-rtx"].available()
+            size = f"{setting.size[0]}x{setting.size[1]}"
+            path = copy_with_engines("tensorrt-rtx", setting.device, setting.folder / name, size, whole=whole)
+        except BackendError as error:
+            raise SkippedError(str(error)) from error
+        figures[name] = _against_cpu(setting, "tensorrt-rtx", Bundle.load(path))
+    return figures
 
 
 def _against_cpu(setting: Setting, backend: str, bundle: Bundle) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from ldp_export.bundling.cut import cut_deblur
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import EngineEntry, EngineFile, Shape, ShapeRange, clip_shapes, nearest
 from ldp_runtime.chain import ChainBackend
@@ -463,6 +462,9 @@ class OrtSource(EngineSource):
         precision: Of the graphs.
         deblur: ``(H, W)`` ranges, smallest and largest, of each deblur engine; one that takes any size if empty.
         folder: Where the two parts of the deblur graph go; None leaves it whole.
+
+    Attributes:
+        maps: ``Cut.maps`` of the two parts.
     """
 
     def __init__(
@@ -473,11 +475,15 @@ class OrtSource(EngineSource):
         folder: Path | None = None,
     ) -> None:
         self._paths = {kind: bundle.graph(kind, precision) for kind in bundle.manifest.graphs}
+        self.maps: Mapping[str, tuple[int, int]] = {}
         head = None
         if folder is not None:
+            from ldp_export.bundling.cut import cut_deblur  # which needs the package onnx
+
             parts = cut_deblur(self._paths["deblur"], bundle.manifest.padding.multiple, folder)
             assert parts is not None
             self._paths |= {"head": parts.head, "deblur": parts.tail}
+            self.maps = parts.maps
             head = EngineFile("engines/head", "0" * 64, 1)
         self.entries = []
         if (clip := bundle.manifest.clip) is not None:
