@@ -224,8 +224,8 @@ def test_the_predicted_floors_of_the_docs_are_those_of_the_reports(bundle: str) 
         for key, scale in (("mb", 1e3), ("ms", 1))
     ]
     figures += [significant(card[key]) for key in ("floor_ms", "fp32_accumulate_ms", "cached_ms")]
-    rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-    assert [row.split(" | ")[-7:] for row in rows] == [[*figures[:-1], f"{figures[-1]} |"]]
+    row, _ = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))  # the other is of two streams
+    assert row.split(" | ")[-7:] == [*figures[:-1], f"{figures[-1]} |"]
     beside = [row for row in data["beside"]["rows"] if row["device"] == card["device"] and not row["cached"]]
     cells = [significant(row["at_best_ms"]) for row in beside]
     assert f"| `{name}` | {' | '.join(cells)} |" in page
