@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,6 @@ from ldp_runtime.cuda.base import Device, Event, Graph, HostMemory, Memory, OutO
 from ldp_runtime.cuda.launch import Launch
 from ldp_runtime.errors import BackendError, one_line
 
-_CAPTURE_MODE = "thread_local"  # other threads' streams may go on while one is captured
 _DLPACK_CUDA = 2  # kDLCUDA
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _LEAST_CUDA = 13000  # of cuDriverGetVersion: the packages are those of CUDA 13
@@ -209,17 +209,22 @@ class CudaEvent(Event):
 
 
 class CudaGraph(Graph):
-    """A CUDA graph."""
+    """A CUDA graph, ready to be launched."""
 
-    def __init__(self, graph: Any) -> None:
-        """Takes a ``cuda.core.graph.Graph``."""
-        self._graph = graph
+    def __init__(self, executable: Any) -> None:
+        """Takes a ``CUgraphExec``, which goes with it; one that is at work goes when it is done."""
+        self._executable = executable
+        weakref.finalize(self, _driver().cuGraphExecDestroy, executable)
 
     def launch(self, stream: Stream) -> None:
         """See ``Graph``."""
         assert isinstance(stream, CudaStream)
         with _translated("the GPU refused a graph"):
-            self._graph.launch(stream.stream)
+            _check(_driver().cuGraphLaunch(self._executable, stream.handle))
+
+    def upload(self, stream: CudaStream) -> None:
+        """Takes it to the GPU, so that its first launch is as quick as the next."""
+        _check(_driver().cuGraphUpload(self._executable, stream.handle))
 
 
 class CudaStream(Stream):
@@ -229,7 +234,7 @@ class CudaStream(Stream):
         """Takes a ``cuda.core.Stream``."""
         self._device, self.stream = device, stream
         self.handle = int(stream.handle)
-        self._builder: Any = None
+        self._captures = False
 
     def launch(self, launch: Launch) -> None:
         """See ``Stream``."""
@@ -268,7 +273,7 @@ class CudaStream(Stream):
         """See ``Stream``."""
         assert isinstance(event, CudaEvent)
         with _translated("the GPU refused an event"):
-            if self._builder is None:
+            if not self._captures:
                 self.stream.record(event.event)
             else:  # a node of the graph that marks the event at each launch
                 driver = _driver()
@@ -297,20 +302,29 @@ class CudaStream(Stream):
             self.stream.wait(named[handle] if handle in named else CoreStream.from_handle(handle))
 
     def begin_capture(self) -> None:
-        """See ``Stream``."""
+        """See ``Stream``. Other threads' streams may go on meanwhile.
+
+        By calls of the driver: ``GraphBuilder`` of cuda.core up to 1.2 destroys the graph of a capture that failed,
+        which the driver destroyed before, and the process dies (NVIDIA/cuda-python#2834).
+        """
+        driver = _driver()
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         with _translated("the GPU refused a capture"):
-            self._builder = self.stream.create_graph_builder().begin_building(mode=_CAPTURE_MODE)
+            _check(driver.cuStreamBeginCapture(self.handle, mode))
+        self._captures = True
 
     def end_capture(self) -> Graph:
         """See ``Stream``."""
-        builder, self._builder = self._builder, None
+        driver = _driver()
+        self._captures = False
         with _translated("the work cannot become a graph"):
+            graph = _check(driver.cuStreamEndCapture(self.handle))
             try:
-                graph = builder.end_building().complete()
+                executable = CudaGraph(_check(driver.cuGraphInstantiate(graph, 0)))
             finally:
-                builder.close()
-            graph.upload(self.stream)
-            return CudaGraph(graph)
+                driver.cuGraphDestroy(graph)
+            executable.upload(self)
+            return executable
 
     def sync(self) -> None:
         """See ``Stream``."""
@@ -324,11 +338,13 @@ def _driver() -> Any:
     return driver
 
 
-def _check(status: tuple[Any, ...]) -> None:
-    """Raises what a call of the driver reports."""
+def _check(answer: tuple[Any, ...]) -> Any:
+    """What a call of the driver gives, if anything; raises what it reports."""
+    status, *values = answer
     driver = _driver()
-    if status[0] != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(driver.CUresult(status[0]).name)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(driver.CUresult(status).name)
+    return values[0] if values else None
 
 
 @contextmanager

@@ -31,18 +31,16 @@ OWNERS = {
     ("CudaMemory", "buffer"): "cuda.core.Buffer",
     ("CudaHostMemory", "buffer"): "cuda.core.Buffer",
     ("CudaEvent", "self.event"): "cuda.core.Event",
-    ("CudaGraph", "self._graph"): "cuda.core.graph.Graph",
+    ("CudaGraph", "_driver()"): "cuda.bindings.driver",
     ("CudaStream", "stream"): "cuda.core.Stream",
     ("CudaStream", "self.stream"): "cuda.core.Stream",
     ("CudaStream", "CoreStream"): "cuda.core.Stream",
-    ("CudaStream", "self.stream.create_graph_builder()"): "cuda.core.graph.GraphBuilder",
-    ("CudaStream", "builder"): "cuda.core.graph.GraphBuilder",
-    ("CudaStream", "graph"): "cuda.core.graph.Graph",
     ("CudaStream", "event.event"): "cuda.core.Event",
     ("CudaStream", "driver"): "cuda.bindings.driver",
     ("CudaStream", "_driver()"): "cuda.bindings.driver",
     ("CudaStream", "driver.CUmemorytype"): "cuda.bindings.driver.CUmemorytype",
     ("CudaStream", "driver.CUevent_record_flags"): "cuda.bindings.driver.CUevent_record_flags",
+    ("CudaStream", "driver.CUstreamCaptureMode"): "cuda.bindings.driver.CUstreamCaptureMode",
     ("CudaStream", "copy"): "cuda.bindings.driver.CUDA_MEMCPY2D",
 }
 
@@ -77,8 +75,8 @@ def resolve(path: str) -> object:
 def test_every_name_exists() -> None:
     pytest.importorskip("cuda.core")
     names = used()
-    assert ("cuda.core.Stream", "create_graph_builder") in names
-    assert ("cuda.core.graph.GraphBuilder", "end_building") in names
+    assert ("cuda.core.Stream", "wait") in names
+    assert ("cuda.bindings.driver", "cuStreamEndCapture") in names
     assert ("cuda.bindings.driver", "cuMemcpy2DAsync") in names
     assert len(names) > 40
     for owner, name in sorted(names):
@@ -176,3 +174,57 @@ def test_the_status_of_a_driver_call() -> None:
     module._check((driver.CUresult.CUDA_SUCCESS,))
     with pytest.raises(RuntimeError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         module._check((driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY,))
+
+
+@pytest.mark.parametrize("fails", [None, "cuStreamEndCapture", "cuGraphInstantiate"])
+def test_a_capture_leaves_neither_its_graph_nor_the_stream_behind(
+    fails: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that the driver has destroyed, as after a capture that failed, must not be destroyed once more."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    success, unjoined = driver.CUresult.CUDA_SUCCESS, driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNJOINED
+    answers = {"cuStreamEndCapture": "graph", "cuGraphInstantiate": "executable"}
+    calls: list[Any] = []
+
+    class Driver:
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("cu"):
+                return getattr(driver, name)
+
+            def call(*arguments: Any) -> tuple[Any, ...]:
+                calls.append((name, *arguments))
+                answer = (answers[name],) if name in answers else ()
+                return (unjoined, None) if name == fails else (success, *answer)
+
+            return call
+
+    monkeypatch.setattr(module, "_driver", Driver)
+    records: list[Any] = []
+    core: Any = SimpleNamespace(handle=7, record=records.append)
+    stream, event = CudaStream(Any, core), module.CudaEvent(SimpleNamespace(handle=9))  # type: ignore[arg-type]
+    stream.begin_capture()
+    stream.record(event)
+    mode, flag = (
+        driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+        int(driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL),
+    )
+    expected = [("cuStreamBeginCapture", 7, mode), ("cuEventRecordWithFlags", 9, 7, flag), ("cuStreamEndCapture", 7)]
+    assert not records
+    if fails is None:
+        graph = stream.end_capture()
+        graph.launch(stream)
+        del graph
+        expected += [
+            ("cuGraphInstantiate", "graph", 0),
+            ("cuGraphDestroy", "graph"),
+            ("cuGraphUpload", "executable", 7),
+        ]
+        expected += [("cuGraphLaunch", "executable", 7), ("cuGraphExecDestroy", "executable")]
+    else:
+        with pytest.raises(BackendError, match="cannot become a graph: CUDA_ERROR_STREAM_CAPTURE_UNJOINED"):
+            stream.end_capture()
+        if fails == "cuGraphInstantiate":
+            expected += [("cuGraphInstantiate", "graph", 0), ("cuGraphDestroy", "graph")]
+    assert calls == expected
+    stream.record(event)
+    assert records == [event.event]
