@@ -226,8 +226,11 @@ class FrameRunner:
                         stream.begin_capture()
                         try:
                             self._stages.enqueue(frame, slot.marks)
-                        finally:
-                            graph = stream.end_capture()
+                        except BaseException:
+                            with contextlib.suppress(BackendError):  # which says less: a stream was not joined
+                                stream.end_capture()
+                            raise
+                        graph = stream.end_capture()
                 except BackendError as error:
                     reason = one_line(error)
                 else:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from ldp_runtime.cuda.plan import CLIP, DEBLUR, LOGITS
-from ldp_runtime.errors import NumericsError
+from ldp_runtime.errors import BackendError, NumericsError
 from tests.ldp_runtime.cuda.chains import assert_close, on_cpu
-from tests.ldp_runtime.cuda.host_device import HostStream
+from tests.ldp_runtime.cuda.host_device import HostStream, OrtContext
 from tests.ldp_runtime.helpers import a_pair
 
 
@@ -53,6 +53,37 @@ def test_the_blur_map_alone_needs_no_head(use: Any, tmp_path: Path) -> None:
     gpu, device = use(precision="fp16", cut=tmp_path)
     assert gpu.blur_map(*a_pair(50, 70)).blur_map.shape == (50, 70)
     assert not {"head", "deblur"} & {*device.log}
+
+
+@pytest.mark.parametrize("error", [BackendError("the GPU refused a copy"), KeyboardInterrupt()])
+def test_an_error_between_fork_and_join_is_what_is_told(
+    use: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """That the capture cannot be ended well, since the head is not joined, is no news; Ctrl-C must get through."""
+    gpu, device = use(precision="fp16", cut=tmp_path)
+    pair = a_pair(40, 90)
+    first = gpu(*pair)
+    enqueue = OrtContext.enqueue
+    failing = True
+
+    def some(context: Any, stream: HostStream, *arguments: Any) -> None:
+        if failing and stream.captured is not None and context._engine.name == "clip":
+            raise error
+        enqueue(context, stream, *arguments)
+
+    monkeypatch.setattr(OrtContext, "enqueue", some)
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            gpu(*pair)
+        assert device.log.count("capture") == 1
+        failing = False
+        gpu(*pair)  # on a new slot
+        assert gpu(*pair).notes == ()
+        assert device.log[-2:] == ["graph", "copy"]
+    else:
+        note = "pairs of this size run without a CUDA graph, which is slower: the GPU refused a copy"
+        assert gpu(*pair).notes == (note,)
+    assert_close(gpu(*pair), first)
 
 
 @pytest.mark.parametrize("missing", ["beside", "compute"])
