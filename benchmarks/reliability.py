@@ -24,7 +24,8 @@ from ldp_runtime.command import CheckFailedError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tests.faults.harness import Ending, Scenario, Server
+    from tests.faults.harness import Ending, Server
+    from tests.faults.scenarios import Scenario
 
 EXAMPLES = """\
 examples:
@@ -254,15 +255,15 @@ def to_markdown(report: Report) -> str:
 
 
 def _scenarios(work: Path, light: bool) -> list[Scenario]:
-    from tests.faults import harness
+    from tests.faults.scenarios import data_scenarios, export_scenario, runtime_scenarios, training_scenario
     from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
-    scenarios = harness.runtime_scenarios(work, make_tiny_bundle(work)) + harness.data_scenarios(work)
+    scenarios = runtime_scenarios(work, make_tiny_bundle(work)) + data_scenarios(work)
     if not light:
         from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
 
         checkpoint = make_tiny_checkpoint(work / "checkpoint")
-        scenarios += [harness.export_scenario(checkpoint), harness.training_scenario(work, checkpoint)]
+        scenarios += [export_scenario(checkpoint), training_scenario(work, checkpoint)]
     return scenarios
 
 

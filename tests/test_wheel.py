@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ldp_runtime.images.photo import read_photo
-from tests.faults.harness import noise_pair
+from tests.faults.scenarios import noise_pair
 from tests.ldp_export.data.miniatures import make_dpd_blur, make_scenes
 from tests.ldp_runtime.batch.folders import BACKEND, make_pairs
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
@@ -136,7 +136,7 @@ def test_an_evaluation_has_the_papers_rows_and_a_pair_is_simulated(environment: 
 
 @pytest.mark.slow
 def test_the_exporters_other_commands(environment: Path, folder: Path) -> None:
-    from tests.faults.harness import training_scenario
+    from tests.faults.scenarios import training_scenario
     from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
 
     checkpoint = make_tiny_checkpoint(folder / "checkpoint")

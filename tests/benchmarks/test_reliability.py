@@ -8,7 +8,7 @@ from benchmarks import reliability
 from benchmarks.harness.machine import Commit
 from benchmarks.harness.results import BenchmarkError, Report
 from benchmarks.reliability import KINDS, SHARES, all_problems, read_others, to_markdown
-from tests.faults.harness import Scenario
+from tests.faults.scenarios import Scenario
 
 
 def counts(problems: list[str], **more: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import harness
-from tests.faults.harness import Fault, Scenario, Server, full_disk, interrupt, kill_and_recover
+from tests.faults.harness import Fault, Server, error_problems, full_disk, interrupt, kill_and_recover
+from tests.faults.scenarios import Scenario, data_scenarios, export_scenario, runtime_scenarios
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 
@@ -22,7 +22,7 @@ def server() -> Server:
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scenario]:
     work = tmp_path_factory.mktemp("faults")
-    made = [*harness.runtime_scenarios(work, make_tiny_bundle(work)), *harness.data_scenarios(work)]
+    made = [*runtime_scenarios(work, make_tiny_bundle(work)), *data_scenarios(work)]
     return {scenario.name: scenario for scenario in made}
 
 
@@ -81,7 +81,7 @@ def test_an_export_killed_at_every_step_of_its_publication(tmp_path: Path) -> No
     from tests.ldp_export.tiny_checkpoint import make_tiny_checkpoint
 
     server = Server(torch=True)
-    scenario = harness.export_scenario(make_tiny_checkpoint(tmp_path / "checkpoint"))
+    scenario = export_scenario(make_tiny_checkpoint(tmp_path / "checkpoint"))
     (tmp_path / "clean").mkdir()
     scenario.prepare(tmp_path / "clean")
     operations = server.run(scenario, tmp_path / "clean").operations
@@ -116,14 +116,14 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(
     out.mkdir()
     (small_disk / "filler").write_bytes(b"0" * 60_000)
     ending = server.run(scenario, out)
-    assert harness.error_problems(ending) == []
+    assert error_problems(ending) == []
     assert "No space left on device; free some space or choose another folder" in ending.stderr
     assert list(out.iterdir()) == []
     (small_disk / "filler").unlink()
     assert server.run(scenario, out).code == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ending = server.run(scenario, out)
-    assert harness.error_problems(ending) == []
+    assert error_problems(ending) == []
     assert ending.stderr.endswith("Read-only file system; choose another folder\n")
     assert scenario.complete(out) == []
 
