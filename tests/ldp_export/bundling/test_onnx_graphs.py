@@ -31,7 +31,7 @@ from ldp_export.bundling.onnx_graphs import (
     save_graph,
 )
 from ldp_export.bundling.quantize import quantize_bundle
-from ldp_export.bundling.quantize_graphs import FORMATS, QuantizeError, _layer_nodes
+from ldp_export.bundling.quantize_graphs import QuantizeError, _layer_nodes
 from ldp_export.bundling.quantize_pairs import PairSets
 from ldp_export.cli import main
 from ldp_export.clip import PROMPTS, WindowEncoder
@@ -583,7 +583,7 @@ def test_the_graph_for_cpus_reduces_no_map_and_splits_every_gate(
     assert counts["Conv"] == halves["Conv"] + 2 * number(exported_model.network, LayerNorm2d) + 2 * blocks
     assert halves["Split"] + halves["Slice"] < counts["Conv"]
     assert not needless_nodes(paths[0])
-    layers = _layer_nodes(onnx.load(paths[0]).graph, FORMATS["int8"].ops)  # what is quantised
+    layers = _layer_nodes(onnx.load(paths[0]).graph)  # what is quantised
     assert sum(len(nodes) == 2 for nodes in layers) == 3 * blocks + attentions
 
 
