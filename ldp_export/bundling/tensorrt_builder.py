@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -341,7 +341,11 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _interruptible(build: Callable[[], Any], cancel: Callable[[], None]) -> Any:
-    """Runs a build in a thread, so that Ctrl-C is heard while TensorRT works; a second Ctrl-C ends the process."""
+    """Runs a build in a thread, so that Ctrl-C is heard while TensorRT works; a second Ctrl-C ends the process.
+
+    It waits for the future, not for the thread: up to Python 3.12, once Ctrl-C has interrupted ``Thread.join`` the next
+    one returns at once, and the process would end under the build.
+    """
     future: Future[Any] = Future()
 
     def work() -> None:
@@ -353,12 +357,12 @@ def _interruptible(build: Callable[[], Any], cancel: Callable[[], None]) -> Any:
     thread = threading.Thread(target=work, name="engine build", daemon=True)
     try:
         thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        while not wait([future], _POLL_SECONDS).done:
+            pass
     except KeyboardInterrupt:
         cancel()
         with _default_interrupt():
-            thread.join()
+            wait([future])
         raise
     return future.result()
 
