@@ -254,10 +254,12 @@ class Engine(ABC):
     Attributes:
         inputs: What it takes.
         outputs: What it gives.
+        channels_last: Names of those whose channels lie side by side in memory, whatever their shape says.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    channels_last: frozenset[str] = frozenset()
 
     @abstractmethod
     def context(self, shapes: Mapping[str, Shape]) -> EngineContext:

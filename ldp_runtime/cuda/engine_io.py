@@ -76,6 +76,10 @@ class ReadyEngines:
             _check_dtypes("deblur engine's head", head, {"pair": _SINGLE} | maps)
         if last is not None:
             _check_dtypes("deblur engine", last, dict.fromkeys((*plan.deblur_shapes, "restored"), _SINGLE) | maps)
+        _check_layout("CLIP", clip, frozenset())
+        shared = head.channels_last & maps.keys() if head is not None else frozenset()
+        _check_layout("the deblur engine's head", head, shared)
+        _check_layout("the deblur engine", last, shared)
         for context in (clip_context, last_context):
             if context is not None:
                 _check_shapes(context, expected)
@@ -117,6 +121,12 @@ def _check_dtypes(what: str, engine: Engine, expected: Mapping[str, np.dtype[Any
     if {spec.name: spec.dtype for spec in specs} != expected:
         wanted = ", ".join(f"{name} in {dtype}" for name, dtype in sorted(expected.items()))
         raise BundleError(f"expected the {what}'s {wanted}, got {', '.join(map(str, specs))}; {_FIX}")
+
+
+def _check_layout(what: str, engine: Engine | None, channels_last: frozenset[str]) -> None:
+    if engine is not None and engine.channels_last != channels_last:
+        wanted, got = (", ".join(sorted(names)) or "nothing" for names in (channels_last, engine.channels_last))
+        raise BundleError(f"expected {what} with {wanted} channels last, got {got}; {_FIX}")
 
 
 def _check_shapes(context: EngineContext, expected: Mapping[str, Shape]) -> None:

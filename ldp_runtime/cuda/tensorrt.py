@@ -34,6 +34,7 @@ MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """The Python package of each flavour of TensorRT."""
 
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
+_LAYOUTS = ("LINEAR", "HWC")  # without gaps; the others round channels up
 
 
 class TensorRtBackend(ChainBackend):
@@ -192,14 +193,19 @@ class TensorRtEngine(Engine):
         """
         self._trt, self._logger, self._engine, self._cache = trt, logger, engine, cache
         self._device, self._setup = device, device.stream()
-        specs = [self._spec(engine.get_tensor_name(i)) for i in range(engine.num_io_tensors)]
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        specs = [self._spec(name) for name in names]
         self.inputs = tuple(spec for is_input, spec in specs if is_input)
         self.outputs = tuple(spec for is_input, spec in specs if not is_input)
+        self.channels_last = frozenset(name for name in names if engine.get_tensor_format(name).name == "HWC")
 
     def _spec(self, name: str) -> tuple[bool, TensorSpec]:
-        dtype = self._engine.get_tensor_dtype(name)
-        if dtype.name not in _DTYPES:
-            raise BackendError(f"expected {name} of an engine in {' or '.join(_DTYPES)}, got {dtype.name}")
+        dtype, layout = self._engine.get_tensor_dtype(name), self._engine.get_tensor_format(name)
+        for got, known in ((dtype.name, _DTYPES), (layout.name, _LAYOUTS)):
+            if got not in known:
+                raise BackendError(
+                    f"expected {name} of an engine in {' or '.join(known)}, got {got}; build the bundle's engines again"
+                )
         shape = tuple(int(size) if size >= 0 else "?" for size in self._engine.get_tensor_shape(name))
         is_input = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
         return is_input, TensorSpec(name, shape, np.dtype(_DTYPES[dtype.name]))

@@ -33,7 +33,9 @@ def an_engine(inputs: Mapping[str, type], outputs: Mapping[str, type], shapes: M
     def context(asked: Mapping[str, tuple[int, ...]]) -> Any:
         return SimpleNamespace(outputs={name: shapes[name] for name in outputs}, asked=dict(asked), scratch=len(inputs))
 
-    engine: Any = SimpleNamespace(inputs=specs(inputs), outputs=specs(outputs), context=context)
+    engine: Any = SimpleNamespace(
+        inputs=specs(inputs), outputs=specs(outputs), context=context, channels_last=frozenset()
+    )
     return engine  # type: ignore[no-any-return]
 
 
@@ -51,6 +53,10 @@ SINGLES = {"stereo_features": np.float32, "center_features": np.float32}
 GOOD = deblur((1, 3, 32, 48))
 HEAD = an_engine({"pair": np.float32}, {"x": np.float16}, {"x": (1, 16, 8, 12)})
 TAIL = deblur((1, 3, 32, 48), x=np.float16)
+
+
+def channels_last(engine: Engine, *names: str) -> Any:
+    return SimpleNamespace(**{**vars(engine), "channels_last": frozenset(names)})
 
 
 def test_dtypes_are_those_of_clip() -> None:
@@ -96,3 +102,18 @@ def test_what_follows_a_head_takes_its_maps() -> None:
 def test_engines_of_another_chain_are_refused(encoder: Engine | None, engines: list[Engine], message: str) -> None:
     with pytest.raises(BundleError, match=f"expected .*{message}"):
         ReadyEngines.open(PLAN, TABLE, encoder, engines)
+
+
+def test_maps_lie_in_memory_as_the_other_part_reads_them() -> None:
+    encoder = clip(HALVES, SINGLES)
+    ReadyEngines.open(PLAN, TABLE, encoder, [channels_last(HEAD, "x"), channels_last(TAIL, "x")])
+    for engines, message in (
+        ([channels_last(HEAD, "x"), TAIL], "the deblur engine with x channels last, got nothing; export"),
+        ([HEAD, channels_last(TAIL, "x")], "the deblur engine with nothing channels last, got x; export"),
+        ([channels_last(HEAD, "pair"), TAIL], "the deblur engine's head with nothing channels last, got pair; export"),
+        ([channels_last(GOOD, "restored")], "the deblur engine with nothing channels last, got restored; export"),
+    ):
+        with pytest.raises(BundleError, match=f"expected {message}"):
+            ReadyEngines.open(PLAN, TABLE, encoder, engines)
+    with pytest.raises(BundleError, match="expected CLIP with nothing channels last, got stereo; export"):
+        ReadyEngines.open(PLAN, TABLE, channels_last(encoder, "stereo"), [GOOD])

@@ -92,6 +92,7 @@ def test_every_name_exists_in_tensorrt_rtx() -> None:
     for name in ("serialize", "deserialize"):
         assert hasattr(trt.IRuntimeCache, name)
     assert all(hasattr(trt.DataType, name) for name in adapter._DTYPES)
+    assert all(hasattr(trt.TensorFormat, name) for name in adapter._LAYOUTS)
 
 
 @pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
@@ -190,6 +191,7 @@ def fake_engine(log: list[Any]) -> Any:
     engine = SimpleNamespace(num_io_tensors=2, made=fake_context(log), device_memory_size_v2=2048)
     engine.get_tensor_name = ("x", "y").__getitem__
     engine.get_tensor_dtype = lambda name: SimpleNamespace(name="HALF")
+    engine.get_tensor_format = lambda name: SimpleNamespace(name="LINEAR")
     engine.get_tensor_shape = lambda name: (-1, 3)
     engine.get_tensor_mode = {"x": "input", "y": "output"}.__getitem__
 
@@ -227,6 +229,17 @@ def test_the_calls_of_enterprise_tensorrt() -> None:
     context.enqueue(stream, {"x": 11, "y": 20}, 256)
     assert ("address", "x", 11) in log[5:]
     context.ran()  # keeps nothing
+
+
+def test_a_layout_with_more_bytes_than_elements_is_refused() -> None:
+    layouts = {"x": "LINEAR", "y": "HWC"}
+    fake = fake_engine([])
+    fake.get_tensor_format = lambda name: SimpleNamespace(name=layouts[name])
+    trt = fake_module(False, [])
+    assert TensorRtEngine(trt, make_logger(trt), fake, HostDevice(), None).channels_last == {"y"}
+    layouts["y"] = "HWC8"
+    with pytest.raises(BackendError, match="expected y of an engine in LINEAR or HWC, got HWC8; build"):
+        TensorRtEngine(trt, make_logger(trt), fake, HostDevice(), None)
 
 
 def test_the_calls_of_tensorrt_rtx(tmp_path: Path) -> None:
