@@ -97,7 +97,7 @@ def cut_deblur(graph: Path, multiple: int, folder: Path) -> Cut | None:
 def _maps(extractor: Extractor, names: list[str], multiple: int) -> dict[str, tuple[int, int]]:
     """Channels and strides of those tensors that are maps ``(1, C, h, w)``, which grow with the pair.
 
-    What the attention makes of a map, such as windows, is none: it is made again where it is used.
+    What else is made of a map, such as the windows of attention or a mean, is made again where it is used.
     """
     if not names:
         return {}
@@ -108,7 +108,7 @@ def _maps(extractor: Extractor, names: list[str], multiple: int) -> dict[str, tu
         for pair in (np.zeros((1, 6, y * multiple, x * multiple), np.float32) for y, x in ((1, 1), (2, 3)))
     )
     maps = {}
-    for name, (n, channels, *sides) in small.items():
-        if n == 1 and large[name] == (1, channels, *(side * k for side, k in zip(sides, (2, 3), strict=False))):
-            maps[name] = channels, multiple // sides[0]
+    for name, shape in small.items():
+        if len(shape) == 4 and large[name] == (1, shape[1], 2 * shape[2], 3 * shape[2]):
+            maps[name] = shape[1], multiple // shape[2]
     return maps

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.engines.graph_report import read_report
 from ldp_export.bundling.cut import cut_deblur, cut_parts
@@ -68,6 +69,45 @@ def test_shapes_of_a_range_are_tied_to_those_of_the_pair(tmp_path: Path) -> None
     assert ShapeRange((1, 32, 16, 16), (1, 32, 32, 48), (1, 32, 64, 128)) in rest.profile.values()
 
 
+def test_only_maps_cross(tmp_path: Path) -> None:
+    """A vector of means does not, nor a column of them: they are made again of the map that crosses."""
+    rng = np.random.default_rng(0)
+    weights = {"kernel": rng.standard_normal((4, 6, 1, 1)), "last": rng.standard_normal((3, 4, 1, 1))}
+    nodes = [
+        helper.make_node("Cast", ["pair"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["half", "kernel"], ["map"]),
+        helper.make_node("GlobalAveragePool", ["map"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["vector"]),
+        helper.make_node("ReduceMean", ["map", "width"], ["column"], keepdims=0),
+        helper.make_node("Cast", ["blur_logits"], ["half_logits"], to=TensorProto.FLOAT16),
+        helper.make_node("GlobalAveragePool", ["half_logits"], ["blur"]),
+        helper.make_node("Flatten", ["blur"], ["one"]),
+        helper.make_node("Mul", ["vector", "one"], ["scaled"]),
+        helper.make_node("Unsqueeze", ["scaled", "sides"], ["scale"]),
+        helper.make_node("Mul", ["map", "scale"], ["product"]),
+        helper.make_node("Unsqueeze", ["column", "width"], ["columns"]),
+        helper.make_node("Mul", ["columns", "blur"], ["shift"]),
+        helper.make_node("Add", ["product", "shift"], ["sum"]),
+        helper.make_node("Conv", ["sum", "last"], ["made"]),
+        helper.make_node("Cast", ["made"], ["restored"], to=TensorProto.FLOAT),
+    ]
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("pair", [1, 6, "H", "W"]), ("blur_logits", [1, 1, "h", "w"]), ("restored", None))
+    }
+    constants = [numpy_helper.from_array(value.astype(np.float16), name) for name, value in weights.items()]
+    constants += [numpy_helper.from_array(np.array(axes), name) for name, axes in (("width", [3]), ("sides", [2, 3]))]
+    graph = helper.make_graph(nodes, "means", [values["pair"], values["blur_logits"]], [values["restored"]], constants)
+    path = tmp_path / "means.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    parts = cut_deblur(path, 32, tmp_path)
+    assert parts is not None
+    assert parts.maps == {"map": (4, 1)}
+    feeds = {"pair": rng.random((1, 6, 32, 64), np.float32), "blur_logits": rng.random((1, 1, 2, 4), np.float32)}
+    restored = run(parts.tail, feeds | run(parts.head, feeds))["restored"]
+    np.testing.assert_allclose(restored, run(path, feeds)["restored"], rtol=0, atol=2e-2)
+
+
 def test_a_network_without_a_head_is_not_cut(tmp_path: Path) -> None:
     graph = make_tiny_bundle(tmp_path, clip=False) / "deblur.fp16.onnx"
     assert cut_deblur(graph, 32, tmp_path) is None
@@ -91,3 +131,18 @@ def test_both_plans_move_as_many_bytes_as_the_whole(tmp_path: Path) -> None:
 
     whole = Part("deblur", NANO, fixed(deblur_shapes(1120, 1696, 16)))
     assert sum(map(planned, cut_parts(whole, 32, tmp_path))) == pytest.approx(planned(whole), rel=2e-3)
+
+
+@pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
+@pytest.mark.parametrize("target", ["sm_75", "sm_89"])
+def test_maps_lie_channels_last_without_gaps_in_both_parts(tmp_path: Path, target: str) -> None:
+    """12 channels: no multiple of 8, to which other layouts would round them up."""
+    graph = make_tiny_bundle(tmp_path) / "deblur.fp16.onnx"
+    for part in cut_parts(Part("deblur", graph, fixed(deblur_shapes(64, 96, 16))), 32, tmp_path):
+        (name,) = part.channels_last
+        plan = TensorRT("rtx").build(part.graph, part.profile, [target], channels_last=[name], detailed=True)
+        lines = "\n".join(plan.messages).splitlines()
+        (binding,) = (line for line in lines if line.strip().startswith(f"Name: {name}, IOMode"))
+        assert "Format: Non-vectorized channel-last FP16 format" in binding
+        moved = [line for line in lines if f"Name: {name}, Dimensions: [1,12,32,48]" in line]
+        assert moved and all(f"[1,12,32,48], Strides: [{12 * 32 * 48},1,{12 * 48},12]" in line for line in moved)
