@@ -105,7 +105,7 @@ class Stream(ABC):
 
     @abstractmethod
     def record(self, event: Event) -> None:
-        """Enqueues a mark. In a capture it becomes part of the graph: each launch marks anew, with a time."""
+        """Enqueues a mark. In a capture that began here it becomes part of the graph: each launch marks anew."""
 
     @abstractmethod
     def wait(self, event: Event) -> None:

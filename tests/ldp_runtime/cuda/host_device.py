@@ -86,14 +86,16 @@ class HostCapture:
     """What is captured: operations by stream, those of each in order, and what they wait for in others."""
 
     def __init__(self, origin: HostStream) -> None:
+        self.origin = origin
         self.operations: dict[HostStream, list[Operation]] = {origin: []}
         self.waits: dict[tuple[HostStream, int], tuple[HostStream, int]] = {}
         self.spoilt = False
 
-    def unjoined(self, origin: HostStream) -> bool:
+    def unjoined(self) -> bool:
         """Whether a stream took part that the origin does not wait for at the end, which CUDA refuses."""
-        joined = {stream: count for (at, _), (stream, count) in self.waits.items() if at is origin}
-        return any(len(ops) > joined.get(stream, 0) for stream, ops in self.operations.items() if stream is not origin)
+        joined = {stream: count for (at, _), (stream, count) in self.waits.items() if at is self.origin}
+        others = {stream: len(ops) for stream, ops in self.operations.items() if stream is not self.origin}
+        return any(count > joined.get(stream, 0) for stream, count in others.items())
 
     def replay(self, choose: random.Random | None) -> None:
         """Runs all: beside the first stream as late as it may, or in an order that is drawn among those that may be."""
@@ -205,6 +207,7 @@ class HostStream(Stream):
 
     def record(self, event: Event) -> None:
         assert isinstance(event, HostEvent)
+        assert self.captured is None or self.captured.origin is self, "in a capture, only its stream keeps the time"
 
         def run() -> None:
             event.time = time.perf_counter()
@@ -254,11 +257,11 @@ class HostStream(Stream):
             self.captured.spoilt = True
 
     def end_capture(self) -> Graph:
-        assert self.captured is not None
+        assert self.captured is not None and self.captured.origin is self
         capture = self.captured
         for stream in capture.operations:
             stream.captured = None
-        if capture.spoilt or capture.unjoined(self):
+        if capture.spoilt or capture.unjoined():
             raise BackendError("the work cannot become a graph: another call came between, or a stream was not joined")
         return HostGraph(self.device, capture)
 
