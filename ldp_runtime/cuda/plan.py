@@ -19,8 +19,8 @@ from ldp_runtime.cuda.launch import Pixels
 from ldp_runtime.stages.geometry import WindowGrid, clip_batch
 from ldp_runtime.stages.tiles import TileGrid
 
-CLIP, LOGITS, DEBLUR, FINISH = range(4)
-"""The steps of a frame, in order; a buffer lives from one to another."""
+CLIP, LOGITS, HEAD, DEBLUR, FINISH = range(5)
+"""The steps of a frame, in order; a buffer lives from one to another. Of tiles, each runs ``HEAD`` and ``DEBLUR``."""
 
 
 @dataclass(frozen=True)
@@ -204,20 +204,20 @@ class Plan:
             buffers |= {name: Buffer(nbytes(shape, features), CLIP, LOGITS) for name, shape in shapes.items()}
             buffers["clip_scratch"] = Buffer(scratch["clip"], CLIP, CLIP)
         if self.form.restore:
-            first, last = (DEBLUR, DEBLUR) if self.tiled else (CLIP, FINISH)
+            first, last = (HEAD, DEBLUR) if self.tiled else (CLIP, FINISH)
             buffers |= {
                 "pair": Buffer(nbytes((6, H, W), np.float32), first, DEBLUR),
                 "restored": Buffer(nbytes((3, H, W), np.float32), DEBLUR, last),
                 "deblur_scratch": Buffer(scratch["deblur"], DEBLUR, DEBLUR),
             }
-            if maps:  # a head runs beside CLIP and the blur logits
+            if maps:  # of the whole frame, the head runs beside CLIP and the blur logits
                 buffers |= {name: Buffer(size, first, DEBLUR) for name, size in maps.items()}
-                buffers["head_scratch"] = Buffer(scratch["head"], first, DEBLUR if self.tiled else LOGITS)
+                buffers["head_scratch"] = Buffer(scratch["head"], first, HEAD)
         if self.form.restore and self.tiled:
-            buffers["tile_row"] = Buffer(nbytes((3, H, self.padded[1]), np.float32), DEBLUR, FINISH)
+            buffers["tile_row"] = Buffer(nbytes((3, H, self.padded[1]), np.float32), HEAD, FINISH)
             if self.windows is not None:
                 tile_logits = nbytes(self.deblur_shapes["blur_logits"], np.float32)
-                buffers["tile_logits"] = Buffer(tile_logits, DEBLUR, DEBLUR)
+                buffers["tile_logits"] = Buffer(tile_logits, HEAD, DEBLUR)
         return Layout.pack(buffers)
 
 

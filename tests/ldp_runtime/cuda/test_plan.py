@@ -100,3 +100,10 @@ def test_what_a_head_writes_meets_what_runs_beside_it(tile: tuple[int, int] | No
     pairs = [("x", "head_scratch"), ("x", "deblur_scratch")]
     pairs += [("x", "clip_scratch"), ("head_scratch", "clip_scratch")] if tile is None else []
     assert not any(overlap(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("tile", [None, (160, 160)])
+def test_the_head_and_the_rest_share_scratch_memory(tile: tuple[int, int] | None) -> None:
+    scratch = {"clip": 0, "head": 10**9, "deblur": 10**9}
+    size = a_plan(400, 640, tile=tile).work(np.float16, (EMBED_DIM, np.float16), scratch, {"x": 8000}).size
+    assert 10**9 < size < 1.1 * 10**9
