@@ -33,7 +33,7 @@ from ldp_export.checkpoint import Windows
 from ldp_export.clip import LoadedClip, PatchEncoder, WindowEncoder, embed_texts
 from ldp_export.model import DeblurNetwork, ExportError, ExportModel
 from ldp_export.network.bpa import BPABlock
-from ldp_export.network.layers import NAFBlock
+from ldp_export.network.layers import Enlarge, NAFBlock
 from ldp_export.network.published.base import PublishedNetwork
 from ldp_export.network.released import ReleasedNet
 from ldp_runtime import __version__
@@ -126,9 +126,12 @@ def clip_graph(encoder: WindowEncoder | PatchEncoder, *, half: bool) -> ir.Model
         ``features (B, c)``. B is free.
     """
     module = copy.deepcopy(encoder)
-    for block in module.encoder.visual.transformer.resblocks:
+    transformer = module.encoder.visual.transformer
+    batch_second = half and all(isinstance(block.attn, nn.MultiheadAttention) for block in transformer.resblocks)
+    transformer.batch_first = not batch_second
+    for block in transformer.resblocks:
         if isinstance(block.attn, nn.MultiheadAttention):
-            block.attn = SelfAttention(block.attn)
+            block.attn = (InPlaceAttention if batch_second else SelfAttention)(block.attn)
         if half and isinstance(block.mlp.gelu, QuickGELU):
             block.mlp.gelu = QuotientGELU()
     dtype = torch.float16 if half else torch.float32
@@ -173,6 +176,8 @@ def deblur_graph(network: DeblurNetwork, multiple: int, *, half: bool, blur_map:
                 block.merge_norms()
             else:
                 block.split_gates()
+        elif isinstance(block, Enlarge) and half:
+            block.merge_shuffle()
     module.to(torch.float16 if half else torch.float32)
     least = module.config.least if isinstance(module, PublishedNetwork) else multiple
     fewest = -(-least // multiple)
@@ -226,9 +231,40 @@ class SelfAttention(nn.Module):
         """``(B, n, C)`` to ``(B, n, C)``; key and value are the query's tensor, as CLIP's image encoder has it."""
         projected = F.linear(query, self.weight, self.bias).chunk(3, dim=2)  # (B, n, C) each
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in projected)  # (B, heads, n, d)
-        logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        attention = torch.softmax(logits.float(), dim=3).to(v.dtype)
-        return self.out_proj((attention @ v).transpose(1, 2).flatten(2)), None
+        return self.out_proj(_attend(q, k, v).transpose(1, 2).flatten(2)), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries ``(..., n, d)`` to keys with values, with an FP32 softmax."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return torch.softmax(logits.float(), dim=-1).to(v.dtype) @ v
+
+
+class InPlaceAttention(SelfAttention):
+    """``SelfAttention`` with the batch as the second axis, for the FP16 graph only.
+
+    TensorRT-RTX's kernel reads Q, K and V in place if batch and heads are one axis, and if each is a tensor of its own.
+    It joins matrix products of one input, and then copies the parts of their result; convolutions it does not join.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__(attention)
+        width = attention.embed_dim
+        self.parts = nn.ModuleList(nn.utils.skip_init(nn.Conv2d, width, width, 1) for _ in range(3))
+        for part, weight, bias in zip(self.parts, self.weight.chunk(3), self.bias.chunk(3), strict=True):
+            part.weight = nn.Parameter(weight.detach()[:, :, None, None].clone())
+            part.bias = nn.Parameter(bias.detach().clone())
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """``(n, B, C)`` to ``(n, B, C)``; key and value are the query's tensor."""
+        length, _, width = query.shape
+        positions = query.flatten(0, 1)[:, :, None, None]  # (n * B, C, 1, 1)
+        q, k, v = (
+            part(positions).reshape(length, -1, width // self.heads).transpose(0, 1) for part in self.parts
+        )  # (B * heads, n, d)
+        return self.out_proj(_attend(q, k, v).transpose(0, 1).reshape(length, -1, width)), None
 
 
 class QuotientGELU(nn.Module):

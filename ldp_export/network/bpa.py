@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldp_export.network.layers import (
-    WIDE,
     Halves,
     LayerNorm2d,
     NormalisedConv,
@@ -117,10 +116,10 @@ class BlurPriorAttention(nn.Module):
     def forward(self, x: Tensor, blur_logits: Tensor) -> Tensor:
         """Features ``(B, C, H, W)`` and blur logits ``(B, 1, any, any)`` to ``(B, C, H, W)``."""
         height, width = x.shape[2:]
-        qkv = self.qkv(x)
+        qkv: Tensor | tuple[Tensor, ...] = self.qkv(x)
         kernels = None if self.kernels is None else self.kernels(blur_logits.to(x.dtype), (height, width))
         if self.window is None:
-            query, key, value = qkv.chunk(3, dim=1)
+            query, key, value = qkv if isinstance(qkv, tuple) else qkv.chunk(3, dim=1)
             attended = self._attend_globally(query, key, value, kernels)
         else:
             attended = self._attend_in_windows(qkv, kernels, self.window)
@@ -141,17 +140,24 @@ class BlurPriorAttention(nn.Module):
         attended = self._attend(query, key, value, bias)  # (B, H * W, C)
         return attended.transpose(1, 2).reshape(batch, channels, height, width)
 
-    def _attend_in_windows(self, qkv: Tensor, kernels: Tensor | None, side: int) -> Tensor:
-        batch, channels, height, width = qkv.shape
+    def _attend_in_windows(self, qkv: Tensor | tuple[Tensor, ...], kernels: Tensor | None, side: int) -> Tensor:
+        """``qkv`` is ``(B, 3C, H, W)`` or its thirds."""
+        if isinstance(qkv, tuple):
+            query, *others = qkv
+        else:  # CPU runtimes cut K and V at once; TensorRT would copy them out of one map first
+            channels = qkv.shape[1] // 3
+            query, *others = qkv[:, :channels], qkv[:, channels:]
+        batch, _, height, width = query.shape
         reach = self.kernel // 2
-        row, column = (_positions(length, side, reach, qkv.device) for length in (height, width))
+        row, column = (_positions(length, side, reach, query.device) for length in (height, width))
         rows, columns = row.shape[0], column.shape[0]
         inside_y, inside_x = (row >= 0) & (row < height), (column >= 0) & (column < width)
         inside = inside_y[:, None, :, None] & inside_x[None, :, None, :]  # (rows, columns, keys, keys)
-        outside = torch.where(inside, 0.0, OUTSIDE).to(qkv.dtype).reshape(1, rows * columns, 1, -1)
+        outside = torch.where(inside, 0.0, OUTSIDE).to(query.dtype).reshape(1, rows * columns, 1, -1)
 
-        queries = cut_windows(qkv[:, : channels // 3], side, 0)  # (n, side * side, C)
-        keys, values = cut_windows(qkv[:, channels // 3 :], side, reach).chunk(2, dim=2)
+        queries = cut_windows(query, side, 0)  # (n, side * side, C)
+        cut = [cut_windows(part, side, reach) for part in others]
+        keys, values = cut if len(cut) > 1 else cut[0].chunk(2, dim=2)
         if kernels is None:
             bias = outside.repeat(batch, 1, 1, 1)
         else:
@@ -205,10 +211,8 @@ class BPABlock(nn.Module):
 
     def merge_norms(self) -> None:
         """Makes one layer of each normalisation and the convolution after it, for the FP16 graph; after ``fold``."""
-        if self.conv1.in_channels >= WIDE:
-            return
-        self.attention.add_module("qkv", NormalisedConv(self.norm1, self.attention.qkv, gated=False))
-        self.add_module("conv1", NormalisedConv(self.norm2, self.conv1, gated=True))
+        self.attention.add_module("qkv", NormalisedConv(self.norm1, self.attention.qkv, 3))
+        self.add_module("conv1", NormalisedConv(self.norm2, self.conv1, 2))
         self.add_module("norm1", nn.Identity())
         self.add_module("norm2", nn.Identity())
 

@@ -4,7 +4,7 @@ Some layers have three forms that compute the same: PyTorch's own for training, 
 the FP32 graph, where a reduction costs a pass over the map and often a change of its layout: there means are
 convolutions and pooling layers, and what a gate multiplies comes from two convolutions in place of one whose result
 would be cut in two. TensorRT takes the FP16 graph, where time is what the layers read and write: no normalised map is
-written, and a gate's product is made where its second convolution ends.
+written, a gate's product is made where its second convolution ends, and a skip is added where the map is enlarged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDE = 256
-"""From so many channels on TensorRT-RTX takes matrix kernels for 1x1 convolutions, which scale nothing afterwards."""
+"""From so many channels on TensorRT-RTX takes matrix kernels for 1x1 convolutions, which scale nothing afterwards. A
+transposed convolution stays one, and is the same product."""
 
 
 def exports_for_cpu(x: Tensor) -> bool:
@@ -84,7 +85,7 @@ class Halves(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         """Copies the weights of ``conv``, which is dense or depthwise."""
         super().__init__()
-        self.first, self.second = (_half(conv, half) for half in range(2))
+        self.first, self.second = (_part(conv, half, 2) for half in range(2))
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """``(B, C, H, W)``, or for a depthwise convolution its halves, to the halves of what the convolution gives."""
@@ -92,11 +93,11 @@ class Halves(nn.Module):
         return self.first(first), self.second(second)
 
 
-def _half(conv: nn.Conv2d, number: int) -> nn.Conv2d:
-    """The first (0) or second (1) half of the output channels; of a depthwise convolution, from that half alone."""
-    channels = conv.out_channels // 2
+def _part(conv: nn.Conv2d, number: int, count: int) -> nn.Conv2d:
+    """Part ``number`` of ``count`` of the output channels; of a depthwise convolution, from those alone."""
+    channels = conv.out_channels // count
     depthwise = conv.groups > 1
-    half = nn.utils.skip_init(
+    part = nn.utils.skip_init(
         nn.Conv2d,
         channels if depthwise else conv.in_channels,
         channels,
@@ -106,8 +107,16 @@ def _half(conv: nn.Conv2d, number: int) -> nn.Conv2d:
         bias=conv.bias is not None,
     )
     for name, value in conv.named_parameters():
-        setattr(half, name, nn.Parameter(value.detach().chunk(2)[number].clone()))
-    return half
+        setattr(part, name, nn.Parameter(value.detach().chunk(count)[number].clone()))
+    return part
+
+
+def _transposed(kernel: Tensor) -> nn.ConvTranspose2d:
+    """A transposed convolution without overlap or bias, of ``(C out, C in, s, s)``: enlarges by s."""
+    outputs, inputs, side = kernel.shape[:3]
+    conv = nn.utils.skip_init(nn.ConvTranspose2d, inputs, outputs, side, stride=side, bias=False)
+    conv.weight = nn.Parameter(kernel.detach().transpose(0, 1).contiguous())
+    return conv
 
 
 class NormalisedConv(nn.Module):
@@ -118,31 +127,30 @@ class NormalisedConv(nn.Module):
     which TensorRT does in one layer; the normalised map is never written, only ``s``, one number a position.
     """
 
-    def __init__(self, norm: LayerNorm2d, conv: nn.Conv2d, *, gated: bool) -> None:
+    def __init__(self, norm: LayerNorm2d, conv: nn.Conv2d, count: int = 1) -> None:
         """Copies the weights of ``conv``.
 
         Args:
             norm: The normalisation; ``fold_norm`` has moved its weight and bias into ``conv``.
             conv: The convolution.
-            gated: A gate follows: two convolutions, as ``Halves``.
+            count: How many convolutions to make of it, where what follows takes its output channels in parts.
         """
         super().__init__()
         self.norm = norm
         centred = copy.deepcopy(conv)
         centred.weight = nn.Parameter(conv.weight.detach() - conv.weight.detach().mean(1, keepdim=True))
-        halves = (_half(centred, 0), _half(centred, 1)) if gated else (centred,)
-        self.biases = nn.ParameterList()
-        for part in halves:
+        self.biases, self.parts = nn.ParameterList(), nn.ModuleList()
+        for part in (_part(centred, number, count) for number in range(count)):
             assert part.bias is not None  # `fold_norm` gives it one
             self.biases.append(nn.Parameter(part.bias.detach()[:, None, None]))
             part.bias = None
-        self.parts = nn.ModuleList(halves)
+            self.parts.append(_transposed(part.weight) if part.in_channels >= WIDE else part)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """``(B, C, H, W)`` to ``(B, any, H, W)``, or to its halves before a gate."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """``(B, C, H, W)`` to ``(B, any, H, W)``, or to its parts."""
         scale = self.norm.statistics(x)[1].to(x.dtype)
-        first, *second = (part(x) * scale + bias for part, bias in zip(self.parts, self.biases, strict=True))
-        return (first, second[0]) if second else first
+        parts = tuple(part(x) * scale + bias for part, bias in zip(self.parts, self.biases, strict=True))
+        return parts if len(parts) > 1 else parts[0]
 
 
 class SimplifiedChannelAttention(nn.Module):
@@ -163,20 +171,26 @@ class SimplifiedChannelAttention(nn.Module):
         """``(B, C, H, W)``, H and W multiples of ``cell``, to the same shape."""
         if self.cell is None:
             return x * self.conv(x.float().mean((2, 3), keepdim=True).to(x.dtype))
-        pooled = self._pool_cells(x, self.cell)
-        pooled = F.avg_pool2d(pooled, 3, stride=1, padding=1, count_include_pad=False).to(x.dtype)
-        attention = self.conv(pooled)
+        attention = self.conv(self._pool(x, self.cell).to(x.dtype))
         scale = float(self.cell)  # the size would be read from x in the graph
         return x * F.interpolate(attention, scale_factor=scale, mode="bilinear", align_corners=False).to(x.dtype)
 
     @staticmethod
-    def _pool_cells(x: Tensor, cell: int) -> Tensor:
-        """Means over cells: ``(B, C, H, W)`` to ``(B, C, H / cell, W / cell)`` in FP32."""
-        if torch.compiler.is_exporting() and not exports_for_cpu(x):
-            # TensorRT pools while it writes x; pooling layers would take an FP32 copy.
-            cells = x.reshape(x.shape[0], x.shape[1], x.shape[2] // cell, cell, x.shape[3] // cell, cell)
-            return cells.float().mean((3, 5))
-        return F.avg_pool2d(x.float(), cell)
+    def _pool(x: Tensor, cell: int) -> Tensor:
+        """Means over cells and their neighbours: ``(B, C, H, W)`` to ``(B, C, H / cell, W / cell)`` in FP32."""
+        if not torch.compiler.is_exporting() or exports_for_cpu(x):
+            return F.avg_pool2d(F.avg_pool2d(x.float(), cell), 3, stride=1, padding=1, count_include_pad=False)
+        # TensorRT pools while it writes x; pooling layers would take FP32 copies of x and of its means.
+        cells = x.reshape(x.shape[0], x.shape[1], x.shape[2] // cell, cell, x.shape[3] // cell, cell)
+        means = cells.float().mean((3, 5))
+        return _sum_neighbours(means) / _sum_neighbours(torch.ones_like(means[:, :1]))
+
+
+def _sum_neighbours(x: Tensor) -> Tensor:
+    """Sums over 3 x 3 positions, zero beyond the border: ``(B, C, H, W)`` to the same shape."""
+    x = F.pad(x, (1, 1, 1, 1))
+    x = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    return x[..., :-2] + x[..., 1:-1] + x[..., 2:]
 
 
 def fold_norm(norm: LayerNorm2d, conv: nn.Conv2d) -> None:
@@ -249,10 +263,8 @@ class NAFBlock(nn.Module):
 
     def merge_norms(self) -> None:
         """Makes one layer of each normalisation and the convolution after it, for the FP16 graph; after ``fold``."""
-        if self.conv1.in_channels >= WIDE:
-            return
-        self.add_module("conv1", NormalisedConv(self.norm1, self.conv1, gated=False))
-        self.add_module("conv4", NormalisedConv(self.norm2, self.conv4, gated=True))
+        self.add_module("conv1", NormalisedConv(self.norm1, self.conv1))
+        self.add_module("conv4", NormalisedConv(self.norm2, self.conv4, 2))
         self.add_module("norm1", nn.Identity())
         self.add_module("norm2", nn.Identity())
 
@@ -260,3 +272,16 @@ class NAFBlock(nn.Module):
         """Makes two of each convolution before a gate, for the graph of CPU runtimes; after ``fold``."""
         for name, conv in (("conv1", self.conv1), ("conv2", self.conv2), ("conv4", self.conv4)):
             self.add_module(name, Halves(conv))
+
+
+class Enlarge(nn.Sequential):
+    """A 1x1 convolution and a pixel shuffle: ``(B, C, H, W)`` to ``(B, C / 2, 2H, 2W)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.PixelShuffle(2))
+
+    def merge_shuffle(self) -> None:
+        """Makes one transposed convolution of both, for the FP16 graph: TensorRT adds the skip as it writes."""
+        kernel = self.get_parameter("0.weight").detach()  # (4c, C, 1, 1), four rows for the positions of each channel
+        self[0] = _transposed(kernel.unflatten(0, (-1, 2, 2)).movedim(3, 1).flatten(3))
+        del self[1]

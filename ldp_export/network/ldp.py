@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ldp_export.network.bpa import BPABlock
 from ldp_export.network.config import LDPConfig
-from ldp_export.network.layers import NAFBlock
+from ldp_export.network.layers import Enlarge, NAFBlock
 
 
 class LDPNet(nn.Module):
@@ -39,7 +39,7 @@ class LDPNet(nn.Module):
             channels = width if place == "middle" else width // 2
             self.bpa[place] = BPABlock(channels, min(config.head_dim, channels), config.kernel, hidden, config.window)
         for blocks in config.decoder:
-            self.ups.append(nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), nn.PixelShuffle(2)))
+            self.ups.append(Enlarge(width))
             width, stride = width // 2, stride // 2
             self.decoders.append(self._blocks(blocks, width, stride))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldp_export.network.config import ConfigError
-from ldp_export.network.layers import NAFBlock
+from ldp_export.network.layers import Enlarge, NAFBlock
 
 CHANNEL = "channel"
 
@@ -129,7 +129,7 @@ class ReleasedBody(nn.Module):
             width *= 2
         self.middle_blks = _blocks(config.middle, width)
         for blocks in config.decoder:
-            self.ups.append(nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), nn.PixelShuffle(2)))
+            self.ups.append(Enlarge(width))
             width //= 2
             self.decoders.append(_blocks(blocks, width))
 

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from open_clip.transformer import QuickGELU, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.engines.graph_report import count_nodes, needless_nodes, read_report
+from benchmarks.engines.graph_report import EngineReport, Layer, count_nodes, needless_nodes, read_report
 from ldp_export import model as model_module
 from ldp_export.bundling import onnx_graphs as onnx_export
 from ldp_export.bundling import parity
 from ldp_export.bundling.engine import SizeRange, profiles
 from ldp_export.bundling.onnx_graphs import (
+    InPlaceAttention,
     QuotientGELU,
     SelfAttention,
     clip_graph,
@@ -40,12 +41,12 @@ from ldp_export.evaluation.reference import TorchDeblurrer
 from ldp_export.model import ExportError, ExportModel
 from ldp_export.network import CONFIGS, LDPNet
 from ldp_export.network.bpa import BPABlock
-from ldp_export.network.config import PRIORS
+from ldp_export.network.config import PRIORS, LDPConfig
 from ldp_export.network.layers import WIDE, LayerNorm2d, NAFBlock, SimplifiedChannelAttention
 from ldp_export.network.randomise import randomise, randomise_network
 from ldp_runtime import Deblurrer
 from ldp_runtime.bundle.bundle import Bundle
-from ldp_runtime.bundle.engines import ShapeRange
+from ldp_runtime.bundle.engines import ShapeRange, deblur_shapes
 from ldp_runtime.errors import LDPError
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.stages.pixels import PaddedPair
@@ -280,6 +281,9 @@ def test_attention_for_export_is_that_of_torch() -> None:
     with torch.inference_mode():
         expected = attention(x, x, x, need_weights=False)[0]
         assert torch.allclose(SelfAttention(attention)(x, x, x)[0], expected, atol=1e-6)
+        second = x.transpose(0, 1)
+        in_place = InPlaceAttention(attention)(second, second, second)[0]
+        assert torch.allclose(in_place.transpose(0, 1), expected, atol=1e-6)
     with pytest.raises(ExportError):
         SelfAttention(torch.nn.MultiheadAttention(24, 3))
     with pytest.raises(ExportError):
@@ -295,22 +299,92 @@ def test_the_quotient_is_quick_gelu_in_fp16_too() -> None:
     assert (x.half() * exponential / (1 + exponential)).isnan().any()
 
 
+def planned(path: Path, shapes: dict[str, tuple[int, ...]]) -> EngineReport:
+    """What TensorRT-RTX says of a graph's engine for one size; it warns of nothing."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
+    from ldp_export.bundling.tensorrt_builder import TensorRT
+
+    profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
+    plan = TensorRT("rtx").build(path, profile, ["sm_89"], detailed=True)
+    assert not plan.warnings
+    return read_report(plan.messages)
+
+
+def planned_clip(folder: Path) -> EngineReport:
+    """Of a vision transformer of one layer, 128 channels wide, on stereo canvases."""
+    visual = VisionTransformer(64, 16, 128, 1, 2, 4.0, output_dim=64, act_layer=QuickGELU)
+    encoder = WindowEncoder(DenseCLIP(randomise(visual, 1).eval()), 64, ["stereo"])
+    save_graph(clip_graph(encoder, half=True), folder / "clip.onnx")
+    return planned(folder / "clip.onnx", {"stereo": (4, 3, 64, 128)})
+
+
+def makers(report: EngineReport, reader: Layer) -> list[Layer]:
+    """The layers that write what a layer reads."""
+    names = {tensor.name for tensor in reader.reads}
+    return [layer for layer in report.layers if names & {tensor.name for tensor in layer.writes}]
+
+
 @pytest.mark.parametrize("quotient", [True, False])
 def test_tensorrt_computes_quick_gelu_where_the_product_before_it_ends(
     quotient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
-    from ldp_export.bundling.tensorrt_builder import TensorRT
-
     if not quotient:  # the control
         monkeypatch.setattr(onnx_export, "QuotientGELU", QuickGELU)
-    visual = VisionTransformer(64, 16, 128, 1, 2, 4.0, output_dim=64, act_layer=QuickGELU)
-    path, shape = tmp_path / "clip.onnx", (4, 3, 64, 128)
-    save_graph(clip_graph(WindowEncoder(DenseCLIP(randomise(visual, 1).eval()), 64, ["stereo"]), half=True), path)
-    profile = {"stereo": ShapeRange(shape, shape, shape)}
-    report = read_report(TensorRT("rtx").build(path, profile, ["sm_89"], detailed=True).messages)
+    report = planned_clip(tmp_path)
     widest = [layer for layer in report.layers if any(tensor.shape[-1] == 512 for tensor in layer.writes)]
     assert len(widest) == (1 if quotient else 2)
+
+
+class JoinedAttention(InPlaceAttention):
+    """The control: Q, K and V by matrix products."""
+
+    def forward(self, query: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, None]:
+        length, _, width = query.shape
+        q, k, v = (
+            nn.functional.linear(query, part.weight[:, :, 0, 0], part.bias)
+            .reshape(length, -1, width // self.heads)
+            .transpose(0, 1)
+            for part in self.parts
+        )
+        attention = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(1, 2), dim=2)
+        return self.out_proj((attention @ v).transpose(0, 1).reshape(length, -1, width)), None
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_tensorrt_reads_q_k_and_v_where_they_are_made(
+    joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if joined:
+        monkeypatch.setattr(onnx_export, "InPlaceAttention", JoinedAttention)
+    report = planned_clip(tmp_path)
+    (attention,) = (layer for layer in report.layers if "mha" in layer.name)
+    copies = [layer.name for layer in makers(report, attention) if layer.type == "kgen"]
+    assert bool(copies) == joined, copies
+
+
+@pytest.mark.parametrize("width", [pytest.param(32, marks=pytest.mark.slow), WIDE])
+def test_a_block_moves_25_maps(width: int, tmp_path: Path) -> None:
+    moved = []
+    for blocks in (1, 2):
+        network = LDPNet(LDPConfig("test", width, encoder=(blocks,), middle=0, decoder=(0,), bpa=()))
+        path = tmp_path / f"{blocks}.onnx"
+        save_graph(deblur_graph(randomise_network(network, 3), 32, half=True, blur_map=False), path)
+        report = planned(path, {"pair": (1, 6, 96, 160)})
+        assert report.bytes is not None
+        moved.append(report.bytes)
+    assert 25 < (moved[1] - moved[0]) / (width * 96 * 160 * 2) < 25.3
+
+
+def test_tensorrt_adds_a_skip_where_it_enlarges_and_cuts_windows_once(tmp_path: Path) -> None:
+    network = LDPNet(LDPConfig("test", 64, encoder=(0,), middle=0, decoder=(0,), bpa=("decoder",), window=8))
+    path = tmp_path / "deblur.onnx"
+    save_graph(deblur_graph(randomise_network(network, 3), 32, half=True), path)
+    report = planned(path, deblur_shapes(96, 160, 32))
+    assert sum("DecoAdd" in layer.name for layer in report.layers) == 1
+    (attention,) = (layer for layer in report.layers if "mha" in layer.name)
+    (cut,) = makers(report, attention)
+    maps = [layer for layer in makers(report, cut) if layer.writes[0].shape[1] == 64]
+    assert [layer.type for layer in maps] == 3 * ["runtime_fusion"]
 
 
 @pytest.mark.usefixtures("ready_graphs")
@@ -579,8 +653,10 @@ def test_the_graph_for_cpus_reduces_no_map_and_splits_every_gate(
     counts, halves = map(count_nodes, paths)
     assert counts["ReduceMean"] == 0 < halves["ReduceMean"]
     blocks, attentions = (number(exported_model.network, kind) for kind in (NAFBlock, BPABlock))
-    # For TensorRT the depthwise convolution before a block's first gate and what feeds it stay whole.
-    assert counts["Conv"] == halves["Conv"] + 2 * number(exported_model.network, LayerNorm2d) + 2 * blocks
+    # For TensorRT the depthwise convolution before a block's first gate and what feeds it stay whole, but Q, K and V
+    # are three.
+    more = 2 * number(exported_model.network, LayerNorm2d) + 2 * blocks - 2 * attentions
+    assert counts["Conv"] == halves["Conv"] + halves["ConvTranspose"] + more
     assert halves["Split"] + halves["Slice"] < counts["Conv"]
     assert not needless_nodes(paths[0])
     layers = _layer_nodes(onnx.load(paths[0]).graph)  # what is quantised
@@ -592,7 +668,6 @@ def test_tensorrt_fuses_attention_normalisation_and_pooling(fresh: bool, tmp_pat
     """What the builder says of nano's engine: one layer per attention and normalisation, no FP32 copy of a map."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install 'ldp[rtx]')")
     from ldp_export.bundling.tensorrt_builder import TensorRT
-    from ldp_runtime.bundle.engines import ShapeRange, deblur_shapes
 
     network, path = LDPNet(CONFIGS["nano"]), NANO / "deblur.fp16.onnx"
     if fresh:
@@ -609,8 +684,8 @@ def test_tensorrt_fuses_attention_normalisation_and_pooling(fresh: bool, tmp_pat
     if fresh:  # else it is the committed graph, whose form may be older
         # They write one number a position, and no normalised map.
         lean = [layer for layer in normalised if any(tensor.shape[1:2] == (1,) for tensor in layer.writes)]
-        norms = [module for module in network.modules() if isinstance(module, LayerNorm2d)]
-        assert len(lean) == sum(norm.weight is not None and len(norm.weight) < WIDE for norm in norms) > 20
+        assert len(lean) == len(normalised)
+        assert not [layer for layer in report.layers if layer.type == "avgpool"]
     pooled = [layer for layer in report.layers if "CastMean" in layer.name and layer not in normalised]
     assert len(pooled) == number(network, SimplifiedChannelAttention)
     assert report.bytes is not None

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldp_export.network import layers
 from ldp_export.network.layers import (
+    Enlarge,
     Halves,
     LayerNorm2d,
     NAFBlock,
@@ -191,12 +193,14 @@ def test_a_folded_naf_block_computes_the_same(cell: int | None) -> None:
     torch.testing.assert_close(folded(x), block(x), atol=1e-5, rtol=1e-5)
 
 
-def test_channel_attention_pools_alike_for_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    sca, x = randomise(SimplifiedChannelAttention(3, 4)), 30 * noise(2, 3, 12, 20)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_channel_attention_pools_alike_for_export(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs for CPU runtimes are those in float32; whatever else is one for TensorRT."""
+    sca, x = randomise(SimplifiedChannelAttention(3, 4)).to(dtype), 30 * noise(2, 3, 12, 20).to(dtype)
     eager = sca(x)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     torch.testing.assert_close(sca(x), eager, atol=1e-5, rtol=1e-5)
-    means = SimplifiedChannelAttention._pool_cells((x + 60000).half(), 4)
+    means = SimplifiedChannelAttention._pool((x + 60000).half(), 4)
     assert means.dtype == torch.float32
     assert bool(torch.isfinite(means).all()), "a sum of 16 such numbers is beyond FP16"
 
@@ -214,25 +218,30 @@ def test_a_gate_of_halves_is_the_gate_of_the_whole(conv: nn.Conv2d) -> None:
     torch.testing.assert_close(gated, expected, atol=1e-6, rtol=1e-6)
 
 
-def normalised_conv(*, gated: bool) -> tuple[nn.Sequential, NormalisedConv]:
+def normalised_conv(count: int = 1) -> tuple[nn.Sequential, NormalisedConv]:
     """A normalisation with its convolution, and both as one."""
     norm, conv = randomise(LayerNorm2d(6)), randomise(nn.Conv2d(6, 8, 1), seed=1)
     pair = nn.Sequential(copy.deepcopy(norm), copy.deepcopy(conv))
     fold_norm(norm, conv)
-    return pair, NormalisedConv(norm, conv, gated=gated)
+    return pair, NormalisedConv(norm, conv, count)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_a_normalised_convolution_is_the_convolution_of_the_normalised_map(gated: bool) -> None:
-    pair, merged = normalised_conv(gated=gated)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_normalised_convolution_is_the_convolution_of_the_normalised_map(
+    count: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "WIDE", 6 if wide else 7)
+    pair, merged = normalised_conv(count)
+    assert all(isinstance(part, nn.ConvTranspose2d) == wide for part in merged.parts)
     x = 3 * noise(2, 6, 5, 4) + 5
     parts = merged(x)
-    assert isinstance(parts, tuple) == gated
-    torch.testing.assert_close(torch.cat(parts, 1) if gated else parts, pair(x), atol=1e-5, rtol=1e-5)
+    assert isinstance(parts, Tensor) if count == 1 else len(parts) == count
+    torch.testing.assert_close(parts if count == 1 else torch.cat(parts, 1), pair(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_normalised_convolution_in_half_precision_holds_the_residuals_of_a_naf_net() -> None:
-    pair, merged = normalised_conv(gated=False)
+    pair, merged = normalised_conv()
     x = (175 * noise(1, 6, 8, 8) + 100).half()
     restored = merged.half()(x)
     assert restored.dtype == torch.float16
@@ -241,7 +250,9 @@ def test_a_normalised_convolution_in_half_precision_holds_the_residuals_of_a_naf
     assert bool(torch.isinf(naive).any()), "the sum of squares should need its FP32 island"
 
 
-def test_a_naf_block_with_merged_normalisations_computes_the_same() -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_naf_block_with_merged_normalisations_computes_the_same(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "WIDE", 6 if wide else 7)
     block = randomise(NAFBlock(6, 2)).double()
     merged = copy.deepcopy(block)
     merged.fold()
@@ -249,3 +260,13 @@ def test_a_naf_block_with_merged_normalisations_computes_the_same() -> None:
     x = 3 * noise(2, 6, 8, 4).double()
     torch.testing.assert_close(merged(x), block(x), atol=1e-5, rtol=1e-5)
     assert float((block(x) - x).detach().abs().max()) > 0.1, "the block does nothing: any form would agree"
+
+
+def test_one_transposed_convolution_enlarges_as_a_convolution_and_a_shuffle_do() -> None:
+    enlarge = randomise(Enlarge(8)).double()
+    merged = copy.deepcopy(enlarge)
+    merged.merge_shuffle()
+    assert [type(module) for module in merged] == [nn.ConvTranspose2d]
+    x = noise(2, 8, 5, 3).double()
+    assert merged(x).shape == (2, 4, 10, 6)
+    torch.testing.assert_close(merged(x), enlarge(x))
