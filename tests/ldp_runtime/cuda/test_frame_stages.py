@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ldp_runtime.cuda.base import OutOfDeviceMemoryError
 from ldp_runtime.errors import BackendError, NumericsError
 from tests.ldp_runtime.cuda.chains import assert_close, on_cpu
 from tests.ldp_runtime.cuda.host_device import HostStream, OrtContext
@@ -83,6 +84,29 @@ def test_an_error_between_fork_and_join_is_what_is_told(
         note = "pairs of this size run without a CUDA graph, which is slower: the GPU refused a copy"
         assert gpu(*pair).notes == (note,)
     assert_close(gpu(*pair), first)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_memory_that_runs_out_while_the_head_is_at_work(
+    use: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None
+) -> None:
+    """What the head writes to is given back once it is done, and the pair is tried again."""
+    enqueue = OrtContext.enqueue
+    left = [True, True]
+
+    def some(context: Any, stream: HostStream, *arguments: Any) -> None:
+        if left and context._engine.name == "clip":
+            left.pop()
+            raise OutOfDeviceMemoryError("10 bytes of GPU memory cannot be had")
+        enqueue(context, stream, *arguments)
+
+    pair = a_pair(40, 90)
+    expected = use(precision="fp16")[0](*pair)
+    monkeypatch.setattr(OrtContext, "enqueue", some)
+    gpu, device = use(precision="fp16", cut=tmp_path, seed=seed)
+    for _ in range(3):
+        assert_close(gpu(*pair), expected)
+    assert (left, device.log[-2:]) == ([], ["graph", "copy"])
 
 
 @pytest.mark.parametrize("missing", ["beside", "compute"])
