@@ -223,8 +223,8 @@ class FrameRunner:
             for _ in range(2):  # another thread may have spoilt the first
                 try:
                     with collecting_nothing():
-                        stream.begin_capture()
                         try:
+                            stream.begin_capture()
                             self._stages.enqueue(frame, slot.marks)
                         except BaseException:
                             with contextlib.suppress(BackendError):  # which says less: a stream was not joined

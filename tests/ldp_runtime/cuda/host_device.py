@@ -257,8 +257,9 @@ class HostStream(Stream):
             self.captured.spoilt = True
 
     def end_capture(self) -> Graph:
-        assert self.captured is not None and self.captured.origin is self
         capture = self.captured
+        if capture is None or capture.origin is not self:
+            raise BackendError("no capture began on this stream")
         for stream in capture.operations:
             stream.captured = None
         if capture.spoilt or capture.unjoined():
