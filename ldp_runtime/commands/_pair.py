@@ -118,10 +118,10 @@ def check_outputs(inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
     seen: dict[str, str] = {}
     for output in outputs:
+        real = os.path.realpath(output)  # what is written: `missing/../left.png` is there only by this name
         for name in inputs:
-            if os.path.exists(output) and os.path.exists(name) and os.path.samefile(output, name):
+            if os.path.exists(real) and os.path.exists(name) and os.path.samefile(real, name):
                 raise ImageError(f"{output} is an input, which would be lost; choose another name to write to")
-        real = os.path.realpath(output)
         if real in seen:
             raise ImageError(f"{output} and {seen[real]} are one file; choose a name for each output")
         seen[real] = output

@@ -37,7 +37,7 @@ def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         text = f"{text}: auto ({auto}), {', '.join(names)} (default: auto)"
         parser.add_argument(option, default="auto", choices=("auto", *names), metavar="NAME", help=text)
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: the backend's choice)")
 
 
 def add_tile_argument(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,15 @@ from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.icc import match_profiles
 from ldp_runtime.images.one_file import both_views
 from ldp_runtime.images.orientation import upright_disparity
-from ldp_runtime.images.photo import decode_photos, encode_photo, image_format, photo_size, read_bytes, read_photo
+from ldp_runtime.images.photo import (
+    SUFFIXES,
+    check_suffix,
+    decode_photos,
+    encode_photo,
+    photo_size,
+    read_bytes,
+    read_photo,
+)
 from ldp_runtime.images.pixel_capture import develop_pixel_capture, holds_samples, is_pixel_capture
 from ldp_runtime.images.raw import develop_pair, raw_size
 from ldp_runtime.images.raw_container import is_raw
@@ -216,8 +224,7 @@ def check_blur_map_name(path: str | os.PathLike[str]) -> None:
     Raises:
         ImageError: It is neither .npy nor that of a picture.
     """
-    if Path(path).suffix.lower() != _NUMBERS:
-        image_format(path)
+    check_suffix(path, (*SUFFIXES, _NUMBERS))
 
 
 def encode_blur_map(path: str | os.PathLike[str], blur_map: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -207,10 +207,22 @@ def image_format(path: str | os.PathLike[str]) -> Format:
     Raises:
         ImageError: The suffix is none of ``SUFFIXES``.
     """
+    return SUFFIXES[check_suffix(path, SUFFIXES)]
+
+
+def check_suffix(path: str | os.PathLike[str], suffixes: Collection[str]) -> str:
+    """The suffix of an output, in lower case.
+
+    Raises:
+        ImageError: It is none of ``suffixes``.
+    """
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ImageError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, not {suffix or 'no suffix'!r}")
-    return SUFFIXES[suffix]
+    if suffix not in suffixes:
+        if Path(path).is_dir():
+            raise ImageError(f"{path} is a folder; give a file name in it")
+        got = repr(suffix) if suffix else "no suffix"
+        raise ImageError(f"{path}: expected a name that ends in {', '.join(suffixes)}, got {got}; rename it")
+    return suffix
 
 
 def check_format(path: str | os.PathLike[str], photo: Photo) -> Format:
