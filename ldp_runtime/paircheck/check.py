@@ -28,7 +28,7 @@ _MATCHED = 0.7  # see ``Measurement.matched``
 
 _SHARPER = 1.5  # of one half beside the sum, over the share of details not in common; good pairs are within 1
 
-_ANYWAY, _OR_AUTO = ", or give --check warn to go on", ", or give --check auto"
+_OR_AUTO = ", or give --check auto"
 _OTHER = {"horizontal": "vertical", "vertical": "horizontal"}
 _ACROSS_WORDS = {"horizontal": ("lower", "higher"), "vertical": ("further right", "further left")}
 
@@ -53,8 +53,11 @@ class Fault:
     refused: bool = False
 
     def sentence(self, mode: str) -> str:
-        """The note of a result."""
-        return f"{self.what}; {self.done if self.done is not None and mode == 'auto' else self.fix}"
+        """The note of a result, or the error where the pair is refused."""
+        if mode != "auto":
+            return f"{self.what}; {self.fix}"
+        anyway = ", or give --check warn to go on" if self.refused else ""
+        return f"{self.what}; {self.done or self.fix + anyway}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def check_pair(
     if m.identical:
         what = f"{names[0]} and {names[1]} hold the same picture, so there is no disparity to restore from"
         flat = int(left.max()) == int(left.min())  # a blank frame is no mistake in the choice of files
-        found = [Fault("identical", what, f"give the two views of a dual-pixel pair{_ANYWAY}", refused=not flat)]
+        found = [Fault("identical", what, "give the two views of a dual-pixel pair", refused=not flat)]
         return PairCheck(axis, m, tuple(found), Correction(m.coding, axis), mode)
     if m.likeness < MATCH_THRESHOLD and m.matched < _MATCHED:
         what = (
@@ -144,7 +147,7 @@ def check_pair(
             f"expected at least {MATCH_THRESHOLD})"
         )
         refused = np.isfinite(m.matched)  # a picture too small for shifts says too little
-        found = [Fault("unrelated", what, f"check that they belong together{_ANYWAY}", refused=bool(refused))]
+        found = [Fault("unrelated", what, "check that they belong together", refused=bool(refused))]
         return PairCheck(axis, m, tuple(found), Correction(m.coding, axis), mode)
     true_axis, faults = _find_axis(m, left, axis, names)
     shift = 0.0 if any(fault.done is None for fault in faults) else _misalignment(m, true_axis)

@@ -88,6 +88,15 @@ def test_each_fault_is_found(sample: Pair) -> None:
     assert kinds((sample[0], sample[0])) == ["identical"]
 
 
+def test_what_is_refused_and_only_that_says_how_to_go_on(sample: Pair) -> None:
+    flat = np.full((64, 64, 3), 128, np.uint8)  # a warning alone: it goes on by itself
+    for view, mode, refused in ((sample[0], "auto", True), (sample[0], "warn", False), (flat, "auto", False)):
+        check = check_pair(view, view, mode=mode)
+        assert [note.endswith("or give --check warn to go on") for note in check.notes] == [refused]
+        if not refused:
+            check.raise_refused()
+
+
 def test_two_faults_at_once(sample: Pair) -> None:
     check = check_pair(*lowered(turned(of_bits(sample, 12)), 0))
     assert {fault.kind for fault in check.faults} == {"axis", "bits"}
