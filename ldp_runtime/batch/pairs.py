@@ -239,8 +239,8 @@ def _without_mark(stem: str, side: str) -> str:
     marked = _marked(stem)
     if marked is None or marked[0] != side:
         return stem
-    before, after = stem[: marked[1]], stem[marked[2] :]
-    return (before.rstrip(_GAPS) + after).lstrip(_GAPS) or stem
+    before, after = stem[: marked[1]].rstrip(_GAPS), stem[marked[2] :]
+    return (before + after if before else after.lstrip(_GAPS)) or stem
 
 
 def _numbered(files: Iterable[PurePosixPath]) -> Iterator[tuple[PurePosixPath, PurePosixPath, PurePosixPath]]:

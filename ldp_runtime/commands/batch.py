@@ -251,6 +251,11 @@ def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
     if source.is_dir():
         if os.path.realpath(source) == os.path.realpath(arguments.output):
             raise PairingError(f"{arguments.output} is the folder of the views; choose another output folder")
+        if arguments.target is not None and os.path.realpath(source) == os.path.realpath(arguments.target):
+            raise PairingError(
+                f"{arguments.target} is the folder of the views; expected one of targets alone, each with its pair's "
+                "name: move them there, or list pairs and targets in a CSV with the column target"
+            )
         listing = find_pairs(source, arguments.output, targets=arguments.target, side_by_side=arguments.side_by_side)
         check_listing(source, listing, skip_unpaired=arguments.skip_unpaired)
         if listing.alone:

@@ -39,6 +39,7 @@ def touch(folder: Path, *files: str) -> None:
         ("photo left.png", "photo right.png", "photo"),
         ("left-photo.png", "right-photo.png", "photo"),
         ("a left b.png", "a right b.png", "a b"),
+        ("_MG_0001_L.png", "_MG_0001_R.png", "_MG_0001"),
         ("LEFT/photo_left.png", "RIGHT/photo_right.png", "photo"),
         ("inputL/1P0A1670.png", "inputR/1P0A1670.png", "1P0A1670"),
         ("test/inputL/a.png", "test/inputR/a.png", "test/a"),

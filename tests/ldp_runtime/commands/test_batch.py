@@ -400,6 +400,7 @@ def test_wrong_inputs(
     for arguments, words in [
         (command(tmp_path / "missing", tmp_path / "out", bundle), "missing does not exist"),
         (command(source, source, bundle), "is the folder of the views"),
+        (command(source, tmp_path / "out", bundle, "--target", source), "expected one of targets alone"),
         (command(source / "00/pair_L.png", tmp_path / "out", bundle), "expected a folder or a .csv"),
         (command(tmp_path / "empty.csv", tmp_path / "out", bundle), "lists no pairs"),
         (command(source, tmp_path / "out", bundle, "--workers", 2), "expected --ray ADDRESS|local with --workers"),
