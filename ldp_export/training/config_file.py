@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ldp_export.training.config import TrainConfig, TrainingError, check_config
+from ldp_runtime.files import cannot_read
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,8 +63,10 @@ def _read_values(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     """The parsed YAML of a file, over that of the file that it extends; ``before`` are those that extend this one."""
     try:
         values = _parsed(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"expected a configuration in {path}, which cannot be read: {error}") from error
+    except OSError as error:
+        raise TrainingError(cannot_read(path, error)) from error
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path}: expected YAML in UTF-8, got other bytes ({error}); save it so") from error
     if not isinstance(values, dict):
         raise TrainingError(f"{path}: expected keys and values, got {type(values).__name__}; fix it")
     if (extended := values.pop("extends", None)) is None:

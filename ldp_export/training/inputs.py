@@ -55,13 +55,17 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
     Raises:
         LDPError: They do not fit each other or the configuration.
     """
+    # What may be missing comes before CLIP, whose weights may have to be downloaded.
+    datasets = _open_all(config.data, "data")
+    held_out = [] if config.validation is None else _open_all(config.validation.data, "validation.data")
     start = None if config.init is None else Checkpoint.open(config.init)
     clip_folder = start if config.clip is None else Checkpoint.open(config.clip)
     assert clip_folder is not None  # a configuration has one of the two
+    prompts = clip_folder.prompts()
     clip = clip_folder.clip()
     clip.model.requires_grad_(False)
     patch = clip.encoder.patch
-    windows, prompts = clip_folder.windows(patch), clip_folder.prompts()
+    windows = clip_folder.windows(patch)
     network_config = config.network_config()
     if network_config is None:
         assert start is not None  # likewise
@@ -83,7 +87,6 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
         multiple, ensemble = network_config.multiple, network_config.ensemble
         estimator = BlurEstimator(clip, prompts, windows, multiple, ensemble, fabric.device)
         make_source = functools.partial(_crop_source, estimator=estimator, crop=config.crop, fabric=fabric)
-    datasets = _open_all(config.data, "data")
     batches = Batches(
         make_source(datasets),
         seed=config.seed,
@@ -95,10 +98,8 @@ def open_inputs(config: TrainConfig, fabric: Fabric) -> Inputs:
         permute_channels=config.permute_channels,
         disturb=with_errors if config.blur_logits == "disparity" else None,
     )
-    held_out: list[PairDataset] = []
     crops: list[Crop] = []
     if config.validation is not None:
-        held_out = _open_all(config.validation.data, "validation.data")
         crops = held_out_crops(make_source(held_out), config.validation.crops)
     torch.manual_seed(config.seed)
     network = LDPNet(network_config)

@@ -317,6 +317,22 @@ def test_what_does_not_fit_is_refused(
         train(msgspec.structs.replace(config, **changed), tmp_path)
 
 
+def test_what_is_missing_is_said_before_clip_is_downloaded(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(_: Checkpoint) -> None:
+        raise AssertionError("CLIP was opened")
+
+    monkeypatch.setattr(Checkpoint, "clip", download)
+    data = (msgspec.structs.replace(config.data[0], folder="nowhere"),)
+    with pytest.raises(LDPError, match="nowhere"):
+        train(msgspec.structs.replace(config, data=data), tmp_path / "run")
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "clip.json").write_text("{}")
+    with pytest.raises(LDPError, match=r"calibration\.json, got none; make it with ldp-export calibrate"):
+        train(msgspec.structs.replace(config, clip=str(tmp_path / "clip")), tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(strategy: str, config: TrainConfig, finished: Path, tmp_path: Path) -> None:
