@@ -92,7 +92,10 @@ def main() -> None:
     parser.add_argument("--grpc", action="store_true", help="speak gRPC in place of HTTP")
     arguments = parser.parse_args()
 
-    from tritonclient.utils import InferenceServerException
+    try:
+        from tritonclient.utils import InferenceServerException
+    except ImportError as error:
+        sys.exit(f"expected the package tritonclient ({error}); pip install 'tritonclient[grpc,http]'")
 
     url = arguments.url or ("localhost:8001" if arguments.grpc else "localhost:8000")
     try:

@@ -41,14 +41,18 @@ def run(arguments: argparse.Namespace) -> None:
             f"{bundle.path}"
         )
     listed = [(entry, engine) for entry in bundle.manifest.engines for engine in entry.files]
-    present = [(entry, engine) for entry, engine in listed if (bundle.path / engine.file).exists()]
-    if not present:
+    missing = {engine.file for _, engine in listed if not (bundle.path / engine.file).exists()}
+    if missing.issuperset(engine.file for _, engine in listed):
         raise BundleError(
             f"expected the engine files of bundle {bundle.manifest.name!r} in {bundle.path}, got none; get them or "
             f"build some with ldp-export engine {bundle.path}"
         )
     new = {}
-    for entry, engine in present:
+    for entry, engine in listed:
+        if engine.file in missing:  # an engine in two parts needs both
+            if not arguments.json:
+                print(f"missing  {entry}\n         {engine.file}")
+            continue
         bundle.read_engine(engine)  # the file is what the manifest says
         known = is_trusted(engine.sha256)
         if not known:

@@ -83,6 +83,7 @@ def test_command_shows_asks_and_trusts(
     assert main(["trust", str(bundle)]) == 2
     shown = capsys.readouterr()
     assert entries[0].sha256 in shown.out
+    assert f"missing  {entries[1]}\n         {entries[1].file}\n" in shown.out
     assert entries[1].sha256 not in shown.out  # its file is not here
     assert "no engine was trusted" in shown.err
     assert not is_trusted(entries[0].sha256)
