@@ -36,7 +36,8 @@ Engines are built from the bundle's FP16 graphs.
 For TensorRT-RTX the deblur graph is cut in front of the first block that reads
 the blur map, so that the part before runs beside CLIP, on a second stream. By
 TensorRT-RTX's plans the two parts move as many bytes as the whole. --whole
-leaves it whole, to compare.
+leaves it whole, to compare; build it into a copy of the bundle, since where
+both are there the two parts run.
 
 The engines go into the bundle's folder engines/ and its manifest. What is there
 already is not built again. A machine trusts the engines that it built; others
