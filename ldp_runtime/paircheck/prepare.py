@@ -29,6 +29,7 @@ class Prepared:
         axis: Direction of the disparity.
         check: What was found.
         scale: Px of the photo per px of what the chain restores.
+        chosen: Whether the disparity chose the scale, not the user.
         full: The corrected views at full size; None at scale 1.
         dtype: Of the views that were given.
         seconds: What this took.
@@ -39,6 +40,7 @@ class Prepared:
     axis: str
     check: PairCheck
     scale: int
+    chosen: bool
     full: tuple[Image, Image] | None
     dtype: np.dtype[Any]
     seconds: float
@@ -61,6 +63,7 @@ class Prepared:
         notes = self.check.notes if self.check.mode != "off" else ()
         if self.full is not None:
             self._enlarge(result, results[1:])
+        if self.full is not None and self.chosen:
             notes += (
                 f"the disparity reaches {self.check.disparity:.1f} px; the pair was restored at 1/{self.scale} of its "
                 "size, where it fits the model, and sharp parts keep their detail (--scale 1 restores at full size)",
@@ -128,10 +131,11 @@ def prepare(
     if mode == "auto":
         left, right = check.correction.apply(left, right)
         axis = check.correction.axis
-    if scale == AUTO and mode != "off":
+    chosen = scale == AUTO and mode != "off"
+    if chosen:
         n = fitting_scale(check.disparity, blur_range)
     full = None
     if n > 1:
         full = left, right
         left, right = reduce_view(left, n), reduce_view(right, n)
-    return Prepared(left, right, axis, check, n, full, dtype, time.perf_counter() - begin)
+    return Prepared(left, right, axis, check, n, chosen, full, dtype, time.perf_counter() - begin)

@@ -91,7 +91,7 @@ def test_large_blur_is_restored_at_half_the_size(nano: Deblurrer, wide_crop: Cro
     big = [cv2.resize(view[38:278, 60:420], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC) for view in wide_crop[0]]
     target = cv2.resize(wide_crop[1][38:278, 60:420], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
     result = nano(*big)
-    assert result.scale == 0.5
+    assert result.scale == 0.5 and "the pair was restored at 1/2 of its size" in result.notes[0]
     assert result.restored.shape == (*result.blur_map.shape, 3) == target.shape
     before = center_view(*big)
     gain = psnr(result.restored, target, data_range=255) - psnr(before, target, data_range=255)
@@ -111,6 +111,12 @@ def test_sharp_px_of_the_sample_lose_nothing_at_a_smaller_scale(nano: Deblurrer,
 
     assert gain(coc < 0.5) >= 0  # measured: 0.15 and 0.03
     assert gain(coc > 2) >= 1  # measured: 3.7 and 1.5
+
+
+def test_a_scale_that_was_asked_for_is_no_note(nano: Deblurrer, crop: Crop) -> None:
+    left, right = (np.ascontiguousarray(view[:64, :64]) for view in crop[0])
+    result = Deblurrer(nano.bundle, scale="1/2", check="auto")(left, right)
+    assert result.scale == 0.5 and result.notes == ()
 
 
 def test_warnings_change_nothing(crop: Crop) -> None:
