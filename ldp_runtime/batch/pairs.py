@@ -174,7 +174,7 @@ def read_csv(path: Path, *, side_by_side: bool = False) -> tuple[Pair, ...]:
                 optional = " or ".join(CSV_COLUMNS[2:])
                 raise PairingError(
                     f"{path}: expected a first line left,right, and {optional} where wanted, got "
-                    f"{','.join(columns) or 'none'}; rename the columns"
+                    f"{','.join(columns) or 'none'}; name the columns so, with commas between them"
                 )
             reader.fieldnames = columns
             return tuple(_row(path, reader.line_num, row, side_by_side) for row in reader if any(row.values()))

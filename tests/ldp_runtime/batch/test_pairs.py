@@ -190,6 +190,7 @@ def test_csv(tmp_path: Path) -> None:
     [
         ("", "expected a first line left,right"),
         ("left,rigth\n", "got left,rigth"),
+        ("left;right\na_L.png;a_R.png\n", "got left;right; name the columns so, with commas between them"),
         ("left,right,left\n", "expected a first line"),
         ("left,right\na_L.png,\n", "line 2: expected a file in the column right"),
         ("left,right\na_L.png,b_R.png\n", "b_R.png does not exist"),
