@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ldp_export.commands._parts import WINDOW_HELP, Progress
+from ldp_runtime.commands.options import parse_seed, positive_int
 
 HELP = "Fits offset and temperature of each prompt."
 EXAMPLES = """\
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--scenes", type=Path, metavar="DIR", help="scenes of ldp-export data render")
     source.add_argument("--simulate", action="store_true", help="simulate pairs here")
-    parser.add_argument("--window", type=int, metavar="PX", help=WINDOW_HELP)
-    parser.add_argument("--seed", type=int, default=0, help="with --simulate: of the pairs (default: 0)")
+    parser.add_argument("--window", type=positive_int, metavar="PX", help=WINDOW_HELP)
+    parser.add_argument("--seed", type=parse_seed, default=0, help="with --simulate: of the pairs (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

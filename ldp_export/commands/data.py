@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ldp_runtime.command import CheckFailedError
+from ldp_runtime.commands.options import parse_seed
 
 HELP = "Checks the layout of a data set, or renders training scenes."
 EXAMPLES = """\
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render.add_argument(
         "--list", type=Path, metavar="FILE", help="photographs to take, one per line (default: all of the folder)"
     )
-    render.add_argument("--seed", type=int, metavar="N", help="of everything (default: that of ldp-nano)")
+    render.add_argument("--seed", type=parse_seed, metavar="N", help="of everything (default: that of ldp-nano)")
     render.add_argument(
         "--separation",
         type=float,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldp_export.commands._parts import WINDOW_HELP, ArgumentError, check_folder, print_gates, step_bar
 from ldp_runtime.command import CheckFailedError
+from ldp_runtime.commands.options import parse_seed, positive_int
 
 CONFIG_NAMES = ("nano", "small", "large", "fast", "fast-large")
 
@@ -42,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|TAG",
         help="with --clip: its weights, a file or a tag to download (default: random)",
     )
-    parser.add_argument("--window", type=int, metavar="PX", help=WINDOW_HELP)
+    parser.add_argument("--window", type=positive_int, metavar="PX", help=WINDOW_HELP)
     parser.add_argument(
         "--overlap", type=int, metavar="PX", help="what windows share (default: the checkpoint's, or nothing)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="with --config: of the random weights (default: 0)")
+    parser.add_argument("--seed", type=parse_seed, default=0, help="with --config: of the random weights (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

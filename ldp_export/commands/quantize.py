@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, say
 from ldp_runtime.command import CheckFailedError
+from ldp_runtime.commands.options import parse_seed, positive_int, positive_number
 
 if TYPE_CHECKING:
     from ldp_export.bundling.quantize_pairs import PairSets
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="int8", type=_precision, help="what to write, %(default)s alone")
     parser.add_argument(
         "--max-loss",
-        type=float,
+        type=positive_number,
         default=0.05,
         metavar="DB",
         help="largest change of the mean PSNR to the target in dB (default: %(default)s)",
@@ -59,8 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pairs to calibrate, choose and check with each (default: 32)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: ONNX Runtime's choice)")
-    parser.add_argument("--seed", type=int, default=0, help="of the simulated pairs (default: 0)")
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="CPU threads (default: ONNX Runtime's choice)"
+    )
+    parser.add_argument("--seed", type=parse_seed, default=0, help="of the simulated pairs (default: 0)")
 
 
 def _precision(text: str) -> str:

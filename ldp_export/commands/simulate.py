@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, write_pair
 from ldp_runtime import __version__
+from ldp_runtime.commands.options import parse_seed
 
 if TYPE_CHECKING:
     from ldp_export.simulation.optics import FloatArray, HalfAperturePSF
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sensor = parser.add_argument_group("the sensor")
     sensor.add_argument("--bits", type=int, choices=(8, 16), help="of the views (default: those of IMAGE)")
     sensor.add_argument("--noise", metavar="SHOT,READ", help="variance is SHOT * signal + READ^2 (default: none)")
-    sensor.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    sensor.add_argument("--seed", type=parse_seed, default=0, help="of the noise (default: 0)")
     psf = parser.add_argument_group("the point spread function")
     psf.add_argument("--psf-order", type=float, metavar="N", help="Butterworth order, large is hard (default: 8)")
     psf.add_argument("--psf-softness", type=float, metavar="S", help="width of the split, in radii (default: 0.12)")

@@ -114,6 +114,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def parse_seed(text: str) -> int:
+    """A whole number from 0 that every generator of random numbers takes; for argparse."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
 def positive_number(text: str) -> float:
     """A number above 0; for argparse."""
     try:

@@ -68,6 +68,26 @@ def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None
         assert "usage: ldp-export" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (["onnx", "a", "-o", "b"], "--seed", "-1"),
+        (["onnx", "a", "-o", "b"], "--window", "0"),
+        (["calibrate", "a", "--simulate"], "--seed", str(2**63)),
+        (["simulate", "a", "-o", "b", "--disparity", "c"], "--seed", "-1"),
+        (["data", "render", "a", "-o", "b"], "--seed", "-1"),
+        (["quantize", "a"], "--seed", "-1"),
+        (["quantize", "a"], "--threads", "0"),
+        (["quantize", "a"], "--max-loss", "-1"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_any_work(
+    command: list[str], option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, option, value]) == 2
+    assert f"argument {option}: expected a " in capsys.readouterr().err
+
+
 def test_onnx_options_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "bundle")
     assert main(["onnx", "--config", "nano", "-o", out]) == 2
