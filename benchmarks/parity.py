@@ -44,9 +44,6 @@ LIMITS_DB = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.02, "int8": 0.05}
 
 SIMULATED_PAIRS = 6
 SIMULATED_SEED = 7300
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-"""Photographs of scikit-image in the simulated scenes."""
-
 DATA_PAIRS = 16
 _PEAK = 65535.0
 _EIGHT_TO_SIXTEEN = np.uint16(257)
@@ -224,17 +221,14 @@ def sample_pairs() -> list[Pair]:
     return [Pair("sample", "motorcycle", *map(sixteen_bits, views))]
 
 
-def simulated_pairs(count: int = SIMULATED_PAIRS, seed: int = SIMULATED_SEED) -> list[Pair]:
-    """Random layered scenes of 256 x 256 px from scikit-image's photographs; the same for the same seed."""
-    from skimage import data
+def simulated_pairs(count: int = SIMULATED_PAIRS) -> list[Pair]:
+    """Random layered scenes of 256 x 256 px from scikit-image's photographs, always the same."""
     from tqdm import tqdm
 
-    from ldp_export.simulation.scenes import render_scene
+    from ldp_export.simulation.scenes import sample_scenes
 
-    photos = [getattr(data, name)() for name in PHOTOS]
     pairs = []
-    for index in tqdm(range(count), "simulating", disable=None):
-        scene = render_scene(np.random.default_rng((seed, index)), photos)
+    for index, scene in enumerate(tqdm(sample_scenes(count, SIMULATED_SEED), "simulating", count, disable=None)):
         views = (sixteen_bits(scene[name]) for name in ("left", "right", "target"))
         pairs.append(Pair("simulated", f"scene-{index:02d}", *views))
     return pairs

@@ -59,12 +59,11 @@ def figures() -> dict[str, dict[str, float]]:
     }
 
 
-STATUSES = ("quoted", "derived", "unverified")
-"""How far a source was checked; ``hardware.json`` explains each."""
-
-
 def sources() -> list[dict[str, str]]:
-    """Sources of the figures, rows of ``device``, ``figures``, ``document``, ``where``, ``status``, ``check``."""
+    """Sources of the figures, rows of ``device``, ``figures``, ``document``, ``where``, ``status``, ``check``.
+
+    ``status`` says how far a source was checked; ``hardware.json`` explains each.
+    """
     data = json.loads(FILE.read_text(encoding="utf-8"))
     rows = []
     for name, entries in data["devices"].items():

@@ -18,9 +18,6 @@ PAIRS = 32
 LARGEST_SIDE = 512
 """Pairs are cut to this many px: a layer's range does not grow with the image."""
 
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-"""Photographs of scikit-image that the simulated scenes are cut from."""
-
 Pixels = NDArray[Any]
 
 
@@ -58,12 +55,9 @@ def simulated_pairs(count: int, seed: int, role: int) -> list[LabelledPair]:
         seed: Seed of everything.
         role: Pairs of different roles differ.
     """
-    from skimage import data
+    from ldp_export.simulation.scenes import sample_scenes
 
-    from ldp_export.simulation.scenes import render_scene
-
-    photos = [getattr(data, name)() for name in PHOTOS]
-    scenes = [render_scene(np.random.default_rng((seed, role, index)), photos) for index in range(count)]
+    scenes = sample_scenes(count, seed, role)
     return [LabelledPair(scene["left"], scene["right"], scene["target"]) for scene in scenes]
 
 

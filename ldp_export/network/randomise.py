@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 RESIDUAL_STD = 0.1
 """Standard deviation of ``restored - center`` that random weights are scaled to: a strong restoration's."""
 
-RANDOM_RESIDUAL_SCALE = 0.5
+RESIDUAL_SCALE = 0.5
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def randomise(module: ModuleT, seed: int = 0, residual: float = RANDOM_RESIDUAL_SCALE) -> ModuleT:
+def randomise(module: ModuleT, seed: int = 0) -> ModuleT:
     """Draws all parameters of a module anew, in place, and returns it.
 
     Weights have variance 1 / fan-in, so that activations keep about their size from layer to layer; biases are small;
     scales of normalisation layers lie around one, and residual scales (``beta``, ``gamma``), which start at zero,
-    around ``residual``, of either sign.
+    around ``RESIDUAL_SCALE``, of either sign.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def randomise(module: ModuleT, seed: int = 0, residual: float = RANDOM_RESIDUAL_
             values = torch.randn(parameter.shape, generator=generator)
             last = name.split(".")[-1]
             if last in ("beta", "gamma") and parameter.ndim == 4:
-                values = residual * (values.sign() + 0.2 * values)
+                values = RESIDUAL_SCALE * (values.sign() + 0.2 * values)
             elif last.endswith("bias") or parameter.ndim == 0:
                 values = 0.1 * values
             elif last == "weight" and parameter.ndim == 1:

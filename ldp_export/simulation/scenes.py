@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -43,6 +43,7 @@ MAX_RADIUS = 20.0
 LARGEST_PHOTO = 3000
 SKIMAGE = "skimage:"
 """Begins the names of photographs that come with scikit-image."""
+_SAMPLE_PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
 _SUFFIXES = (".jpg", ".png", ".webp")
 
@@ -241,6 +242,17 @@ def render_scene(
         "coc": coc[crop].astype(np.float16),
         "disparity": (coc[crop] * aperture.disparity(1.0)).astype(np.float16),
     }
+
+
+def sample_scenes(count: int, *seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Scenes of ``render_scene`` from four photographs of scikit-image; the same for the same seed.
+
+    Args:
+        count: How many.
+        seed: Seed of everything, one number or more.
+    """
+    photos = [_skimage_photo(SKIMAGE + name) for name in _SAMPLE_PHOTOS]
+    return (render_scene(np.random.default_rng((*seed, index)), photos) for index in range(count))
 
 
 def render_shard(

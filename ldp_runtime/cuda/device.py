@@ -31,11 +31,8 @@ class NoGpuError(BackendError):
 
 
 @functools.cache
-def open_device(index: int = 0) -> CudaDevice:
-    """The GPU of an index, among those that ``CUDA_VISIBLE_DEVICES`` shows.
-
-    Args:
-        index: 0 for the first.
+def open_device() -> CudaDevice:
+    """The first GPU of those that ``CUDA_VISIBLE_DEVICES`` shows.
 
     Raises:
         NoGpuError: No cuda-core, no driver or no GPU.
@@ -53,10 +50,10 @@ def open_device(index: int = 0) -> CudaDevice:
             f"CUDA needs an NVIDIA driver and a GPU, which do not answer ({one_line(error)}); install the driver, or "
             "choose a CPU backend"
         ) from error
-    if index >= len(devices):
-        raise NoGpuError(f"expected {index + 1} NVIDIA GPU(s) or more, got {len(devices)}; check CUDA_VISIBLE_DEVICES")
+    if not devices:
+        raise NoGpuError("expected an NVIDIA GPU, got none; check CUDA_VISIBLE_DEVICES")
     with _translated("the GPU cannot be opened"):
-        return CudaDevice(devices[index])
+        return CudaDevice(devices[0])
 
 
 def _load_driver() -> None:

@@ -102,8 +102,13 @@ def test_what_is_missing_is_said() -> None:
         assert "\n" not in str(error)
     else:
         assert device.arch.startswith("sm_")
-    with pytest.raises(NoGpuError):
-        open_device(99)
+
+
+def test_a_driver_that_shows_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_load_driver", lambda: None)
+    monkeypatch.setattr("cuda.core.Device", SimpleNamespace(get_all_devices=list))
+    with pytest.raises(NoGpuError, match="got none; check CUDA_VISIBLE_DEVICES"):
+        open_device.__wrapped__()
 
 
 def test_without_a_driver_neither_cuda_core_nor_tensorrt_is_loaded() -> None:
