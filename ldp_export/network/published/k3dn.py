@@ -170,7 +170,7 @@ class CorrelationGate(nn.Module):
 class K3DN(PublishedNetwork):
     """The network in its published size, L; takes photos of any size, working at ``size``."""
 
-    config = PublishedConfig("k3dn", multiple=1, memory=2600)
+    config = PublishedConfig("k3dn", multiple=1, memory=3700)
 
     def __init__(self, size: tuple[int, int] = WORKING_SIZE) -> None:
         """``size`` is height and width in px, multiples of 288 x 224 and at least 288 x 448."""
