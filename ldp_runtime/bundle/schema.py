@@ -206,6 +206,8 @@ def _misfits(manifest: Manifest) -> Iterator[tuple[str, str, object]]:
     for i, engine in enumerate(manifest.engines):
         if engine.kind not in kinds:
             yield f"engines[{i}].kind", f"one of {', '.join(kinds)}", engine.kind
+        if engine.head is not None and (engine.kind, engine.flavour) != ("deblur", "rtx"):
+            yield f"engines[{i}].head", "a head of deblur engines of the flavour rtx alone", engine.head.file
         numbers = [architecture_number(target) for target in engine.targets]
         if numbers != sorted(set(numbers)):
             yield f"engines[{i}].targets", "architectures such as sm_89, rising", engine.targets

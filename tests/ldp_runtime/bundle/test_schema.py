@@ -17,6 +17,7 @@ from tests.ldp_runtime.tiny_bundle import tiny_manifest
 
 FIX = "export the bundle again with ldp-export onnx"
 FILE = {"sha256": "0" * 64, "size": 1}
+HEAD = {"file": "engines/1", **FILE}
 PATCHES = {"method": "patch", "network_input": "map", "patch": 40}
 PROMPT = {"text": "A symmetric image.", "format": "dp-aware", "offset": 0.0, "temperature": 1.0}
 ENGINE = {
@@ -171,6 +172,12 @@ def test_every_file_that_is_needed_is_listed(file: str, name: str) -> None:
         (engine("file", "x.engine"), "field 'engines[0].file': expected a file in engines/"),
         (engine("file", "engines/../../x"), "field 'engines[0].file': expected a file in engines/"),
         (engine("size", 0), "field 'engines[0].size': expected an integer >= 1"),
+        (engine("head", {**FILE, "file": "x"}), "field 'engines[0].head.file': expected a file in engines/"),
+        (
+            at("engines", 0, {**ENGINE, "kind": "clip", "head": HEAD}),
+            "field 'engines[0].head': expected a head of deblur",
+        ),
+        (engine("head", {**HEAD, "size": 0}), "field 'engines[0].head.size': expected an integer >= 1"),
         (engine("colour", "red"), "field 'engines[0].colour' is unknown; expected kind, flavour, "),
         (drop("engines", 0, "file"), "field 'engines[0].file' is missing"),
     ],
