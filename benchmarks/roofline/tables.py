@@ -107,7 +107,7 @@ def _beside_text(data: Mapping[str, Any]) -> str:
 
 def gain(row: Mapping[str, Any]) -> float:
     """Which part of the time in turn a row of ``beside`` saves at best."""
-    return 1 - float(row["at_best_ms"]) / float(row["in_turn_ms"])
+    return max(0.0, 1 - float(row["at_best_ms"]) / float(row["in_turn_ms"]))  # rounding may leave less than nothing
 
 
 def unverified(rows: Sequence[Mapping[str, str]]) -> str:
