@@ -265,7 +265,7 @@ def test_options_that_do_not_fit(tiny_checkpoint: Path, tmp_path: Path, capsys: 
         ([*data, *out, "--backend", "onnxruntime"], "expected --backend with a bundle"),
         ([*data, *out, "--scale", "1/2"], "expected --scale with a bundle"),
         (["--store"], "expected --store with a bundle"),
-        ([*data, *out, "--threads", "0"], "at least 1 thread"),
+        ([*data, *out, "--threads", "0"], "a whole number of at least 1"),
     ):
         assert main(["evaluate", str(tiny_checkpoint), *arguments]) == 2, arguments
         assert message in capsys.readouterr().err
