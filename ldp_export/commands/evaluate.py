@@ -93,8 +93,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuses options that do not fit together."""
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ArgumentError(f"expected at least 1 thread, got {arguments.threads}")
     if not arguments.data:
         for option in _given(arguments, _OF_DATA):
             raise ArgumentError(f"expected --data NAME=DIR with {option}, got none; say which data set to score")
