@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.harness import options
 from benchmarks.harness.bundles import open_bundle
 from benchmarks.harness.results import BenchmarkError, Report, publish
-from benchmarks.roofline.chain import Step, build_chain, floor, floor_beside, walk_graphs
+from benchmarks.roofline.chain import Step, build_chain, by_stream, floor, floor_beside, walk_graphs
 from benchmarks.roofline.hardware import Device, gpus, measure_cpu, sources
 from benchmarks.roofline.plot import plot
 from benchmarks.roofline.tables import COSTLIEST, PREDICTED, markdown
@@ -188,16 +188,13 @@ def _gpu_row(card: Device, wide: Device, steps: Sequence[Step], copied: tuple[in
 
 def _beside_row(device: Device, accumulation: str, cached: bool, steps: Sequence[Step]) -> dict[str, Any]:
     """The chain on a GPU with CLIP beside the deblur graph's head, in ms."""
-    clip, head = (
-        1e3 * floor((step for step in steps if step.stage in stages), device, cached=cached)
-        for stages in (("clip", "blur_logits"), ("head",))
-    )
+    clip, head, _ = by_stream(steps)
     return {
         "device": device.name,
         "accumulation": accumulation,
         "cached": cached,
-        "clip_ms": clip,
-        "head_ms": head,
+        "clip_ms": 1e3 * floor(clip, device, cached=cached),
+        "head_ms": 1e3 * floor(head, device, cached=cached),
         "in_turn_ms": 1e3 * floor(steps, device, cached=cached),
         "at_best_ms": 1e3 * floor_beside(steps, device, cached=cached),
     }

@@ -106,6 +106,16 @@ def floor(steps: Iterable[Step], device: Device, *, cached: bool = False) -> flo
     return sum(step.seconds(device, cached=cached) for step in steps)
 
 
+def by_stream(steps: Iterable[Step]) -> tuple[list[Step], list[Step], list[Step]]:
+    """CLIP with the blur logits, the head of the deblur graph beside them, and what runs before and after both."""
+    clip: list[Step] = []
+    head: list[Step] = []
+    rest: list[Step] = []
+    for step in steps:
+        {"clip": clip, "blur_logits": clip, "head": head}.get(step.stage, rest).append(step)
+    return clip, head, rest
+
+
 def floor_beside(steps: Iterable[Step], device: Device, *, cached: bool = False) -> float:
     """Least seconds of a chain whose head shares the device with CLIP without loss.
 
@@ -113,18 +123,16 @@ def floor_beside(steps: Iterable[Step], device: Device, *, cached: bool = False)
     together take the longest of their bytes at the memory's peak, their FLOPs at those of tensor cores and CUDA cores,
     and either alone.
     """
-    parts: dict[str, list[Step]] = {"clip": [], "head": [], "rest": []}
-    for step in steps:
-        parts[{"clip": "clip", "blur_logits": "clip", "head": "head"}.get(step.stage, "rest")].append(step)
-    cache = device.cache if cached else 0
-    beside = parts["clip"] + parts["head"]
+    clip, head, rest = by_stream(steps)
+    cache, beside = device.cache if cached else 0, clip + head
     shared = device.seconds(
         sum(step.repeats * step.matrix_flops for step in beside),
         sum(step.repeats * step.vector_flops for step in beside),
         sum(step.repeats * step.nbytes(cache) for step in beside),
     )
-    clip, head, rest = (floor(part, device, cached=cached) for part in parts.values())
-    return rest + max(shared, clip, head)
+    return floor(rest, device, cached=cached) + max(
+        shared, floor(clip, device, cached=cached), floor(head, device, cached=cached)
+    )
 
 
 @dataclass(frozen=True)
