@@ -268,10 +268,9 @@ function describe(report) {
 async function connect() {
   try {
     const health = await (await ask("/v1/health")).json();
-    $("service").textContent = health.status === "ready" ? "Service ready" : "Service is stopping";
     limits = await (await ask("/v1/limits")).json();
+    $("service").textContent = health.status === "ready" ? "Service ready" : "Service is stopping";
     $("sign-in").hidden = true;
-    showError("");
   } catch (error) {
     if (!(error instanceof ServiceError)) throw error;
     $("service").textContent = $("sign-in").hidden ? "No service" : "Needs a token";
@@ -284,6 +283,7 @@ async function connect() {
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("ldp-token", $("token").value.trim());
+  showError(""); // of the token before; what was said of the pair meanwhile stays
   connect();
 });
 connect();

@@ -236,6 +236,21 @@ def test_errors_are_shown_and_a_restoration_can_be_cancelled(page: Any, service:
     restore(page)
 
 
+def test_an_error_stays_when_the_page_hears_from_the_service_after_it(page: Any) -> None:
+    held: list[Any] = []
+    page.route("**/v1/limits", lambda route: held.append(route))
+    page.reload()
+    while not held:
+        page.wait_for_timeout(10)
+    page.get_by_role("button", name="Restore").click()
+    page.get_by_role("alert").wait_for()
+    with page.expect_response("**/v1/limits"):
+        held[0].continue_()
+    page.unroute("**/v1/limits")
+    page.get_by_text("Service ready").wait_for()
+    assert page.get_by_role("alert").inner_text() == "Choose both views first."
+
+
 def test_without_a_blur_map_its_controls_are_hidden(page: Any, service: InThread) -> None:
     choose(page)
     manifest = service.deblurrer.bundle.manifest
