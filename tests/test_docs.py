@@ -224,6 +224,9 @@ def test_the_predicted_floors_of_the_docs_are_those_of_the_reports(bundle: str) 
         for key, scale in (("mb", 1e3), ("ms", 1))
     ]
     figures += [significant(card[key]) for key in ("floor_ms", "fp32_accumulate_ms", "cached_ms")]
+    assert figures[-3] in re.findall(
+        r"[\d.]+", prose("README.md").partition("The layers that TensorRT-RTX plans")[2].partition(":")[0]
+    )
     row, _ = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))  # the other is of two streams
     assert row.split(" | ")[-7:] == [*figures[:-1], f"{figures[-1]} |"]
     beside = [row for row in data["beside"]["rows"] if row["device"] == card["device"] and not row["cached"]]
