@@ -140,6 +140,25 @@ def abandoned(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Waits until no other ``locked_folder`` of this folder is open, where its file system has locks.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    if not _LOCKS:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def staged_folder(folder: Path, last: str) -> Iterator[Path]:
     """A temporary folder beside ``folder``, whose files go there when the block ends without an error.
 

@@ -31,7 +31,7 @@ from ldp_runtime.bundle.engines import (
 from ldp_runtime.bundle.fields import ENGINE_FOLDER
 from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
 from ldp_runtime.errors import BundleError, LDPError, one_line
-from ldp_runtime.files import write_whole
+from ldp_runtime.files import locked_folder, write_whole
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, Padding, WindowGrid, clip_batch
 
 Size = tuple[int, int]
@@ -308,8 +308,10 @@ def _set_engines(bundle: Bundle, change: Callable[[Iterable[EngineEntry]], list[
 
 @contextlib.contextmanager
 def _writing(bundle: Bundle) -> Iterator[None]:
+    """One build at a time: what another has written is in the manifest, and what it lists lies in the folder."""
     try:
-        yield
+        with locked_folder(bundle.path):
+            yield
     except OSError as error:
         raise BundleError(
             f"{bundle.path}: the engines cannot be written there ({error.strerror or error}); free some space, or copy "

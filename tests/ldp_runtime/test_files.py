@@ -13,6 +13,8 @@ from ldp_runtime.files import (
     claimed_folder,
     finish_staged,
     is_disk_error,
+    lock_file,
+    locked_folder,
     replacing,
     staged_folder,
     write_files,
@@ -175,6 +177,14 @@ def test_a_folder_is_claimed_emptied_and_gone(tmp_path: Path) -> None:
         with claimed_folder(tmp_path / "a") as other:
             assert other == tmp_path / ".a.1.tmp"
     assert names(tmp_path) == set()
+
+
+def test_a_locked_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    with locked_folder(tmp_path):
+        assert lock_file(handle) is False
+    assert lock_file(handle) is True
+    os.close(handle)
 
 
 def test_a_folder_is_abandoned_when_its_owner_is_gone(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from ldp_export.bundling import engine
 from ldp_export.bundling.engine import EngineError, SizeRange, build_engines, profiles
-from ldp_export.bundling.tensorrt_builder import Progress, TensorRT, widen_kernel
+from ldp_export.bundling.tensorrt_builder import Plan, Progress, TensorRT, widen_kernel
 from ldp_export.cli import main
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.engines import ShapeRange, clip_shapes, deblur_shapes
@@ -188,6 +191,24 @@ def test_engines_of_several_profiles_and_targets_stand_side_by_side(tiny: Path) 
     third = build_engines(Bundle.load(tiny), sizes(64, 96), architectures=["sm_120"])
     assert len({entry.key for entry in (*first, *second, *third)}) == 6
     assert keys(tiny) == {entry.key for entry in (*first, *second, *third)}
+
+
+@needs_rtx
+def test_two_builds_at_once_lose_no_engine(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_read = threading.Barrier(2)
+
+    def save_late(*arguments: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other waits its turn
+            both_read.wait(1)
+        return save_manifest(*arguments)
+
+    monkeypatch.setattr(engine, "save_manifest", save_late)
+    monkeypatch.setattr(TensorRT, "build", lambda *_, **__: Plan(b"an engine", (), (), 1))
+    with ThreadPoolExecutor(2) as threads:
+        built = threads.map(lambda width: build(tiny, sizes(64, width), whole=True), (64, 96))
+    made = {entry.key for entries in built for entry in entries}
+    assert len(made) == 4
+    assert keys(tiny) == made
 
 
 @needs_rtx
