@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from ldp_export.bundling.quantize_graphs import _BACKEND, Floats, Layer, QuantizeError, _Graph
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, Pixels, _middle
 from ldp_runtime.backends.base import Session
-from ldp_runtime.bundle.bundle import Bundle, save_manifest, sha256_file, write_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest, sha256_file, write_manifest
 from ldp_runtime.bundle.manifest import GRAPHS, MANIFEST_FILE, TEXT_EMBEDDINGS_FILE, BlurMapSpec, FileEntry, Manifest
 from ldp_runtime.deblurrer import Deblurrer
-from ldp_runtime.files import staged_folder
+from ldp_runtime.files import locked_folder, staged_folder
 from ldp_runtime.host import CLIP_BATCH
 from ldp_runtime.images.quality import psnr
 from ldp_runtime.registry import SESSION_BACKENDS
@@ -332,7 +332,7 @@ def _write(
     manifest, folder = bundle.manifest, output or bundle.path
     in_place = folder.absolute().resolve() == bundle.path.resolve()
     graphs = {kind: dict(files) for kind, files in manifest.graphs.items()}
-    with staged_folder(folder, last=MANIFEST_FILE) as staged:
+    with locked_folder(bundle.path), staged_folder(folder, last=MANIFEST_FILE) as staged:
         files = dict(manifest.files)
         for kind, graph in chain.graphs.items():
             path = graph.quantized(kept[kind], staged / f"{kind}.int8.onnx")
@@ -349,7 +349,7 @@ def _write(
             manifest,
             graphs=graphs,
             quantization={**manifest.quantization, "int8": record},
-            engines=manifest.engines if in_place else (),
+            engines=read_manifest(folder).engines if in_place else (),  # some may be new
             files=dict(sorted({**files, **made}.items())),
         )
         return save_manifest(staged, written)

@@ -18,7 +18,7 @@ from ldp_export.evaluation.score import Restorer
 from ldp_export.simulation.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
 from ldp_runtime.bundle.bundle import read_manifest, write_manifest
 from ldp_runtime.errors import BundleError
-from ldp_runtime.files import cannot_write, write_files
+from ldp_runtime.files import cannot_write, locked_folder, write_files
 from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import encode_photo
 from ldp_runtime.images.quality import center_view
@@ -174,10 +174,11 @@ def store(folder: Path, evaluation: Evaluation) -> None:
     Raises:
         LDPError: The manifest cannot be read or written.
     """
-    manifest = read_manifest(folder)
-    changed = msgspec.structs.replace(manifest, evaluation=evaluation.to_json())
     try:
-        write_manifest(folder, changed, extra_files=manifest.files)
+        with locked_folder(folder):
+            manifest = read_manifest(folder)
+            changed = msgspec.structs.replace(manifest, evaluation=evaluation.to_json())
+            write_manifest(folder, changed, extra_files=manifest.files)
     except OSError as error:
         raise BundleError(cannot_write(folder, error)) from error
 

@@ -1,9 +1,13 @@
-"""Pairs of noise, and equality of results."""
+"""Pairs of noise, equality of results, and whether a folder is locked."""
+
+import os
+from pathlib import Path
 
 import numpy as np
 
 from ldp_runtime.backends.base import Session
 from ldp_runtime.deblurrer import Deblurrer
+from ldp_runtime.files import lock_file
 from ldp_runtime.host import HostChain
 from ldp_runtime.result import Result
 
@@ -25,3 +29,11 @@ def session_of(deblurrer: Deblurrer, kind: str) -> Session:
     deblurrer.start(*a_pair(1, 1)).cancel()
     assert isinstance(deblurrer._chain, HostChain)
     return deblurrer._chain._session(kind)
+
+
+def is_locked(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        return lock_file(handle) is False
+    finally:
+        os.close(handle)

@@ -13,13 +13,13 @@ from ldp_runtime.files import (
     claimed_folder,
     finish_staged,
     is_disk_error,
-    lock_file,
     locked_folder,
     replacing,
     staged_folder,
     write_files,
     write_whole,
 )
+from tests.ldp_runtime.helpers import is_locked
 
 
 def names(folder: Path) -> set[str]:
@@ -180,11 +180,9 @@ def test_a_folder_is_claimed_emptied_and_gone(tmp_path: Path) -> None:
 
 
 def test_a_locked_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
-    handle = os.open(tmp_path, os.O_RDONLY)
     with locked_folder(tmp_path):
-        assert lock_file(handle) is False
-    assert lock_file(handle) is True
-    os.close(handle)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_a_folder_is_abandoned_when_its_owner_is_gone(tmp_path: Path) -> None:

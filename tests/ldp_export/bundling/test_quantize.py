@@ -17,13 +17,13 @@ from ldp_export.bundling.quantize_graphs import QuantizeError, place, role
 from ldp_export.bundling.quantize_pairs import LabelledPair, PairSets, simulated_pairs
 from ldp_export.cli import main
 from ldp_export.simulation import samples
-from ldp_runtime.bundle.bundle import Bundle, read_manifest
+from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
 from ldp_runtime.bundle.manifest import GRAPHS, BlurMapSpec
 from ldp_runtime.cli import main as run_ldp
 from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BundleError
 from ldp_runtime.images.quality import psnr
-from tests.ldp_runtime.tiny_bundle import rewrite
+from tests.ldp_runtime.tiny_bundle import make_engine, rewrite
 from tests.sample import SAMPLE, near_sample
 
 
@@ -154,6 +154,14 @@ def test_the_same_pairs_give_the_same_graphs(quantized: Path, tiny: Path) -> Non
     quantize_bundle(Bundle.load(tiny), pairs(), max_loss=5, threads=1)
     assert read_manifest(tiny).files == read_manifest(quantized).files
     assert set(state(tiny)) == set(state(quantized))
+
+
+def test_an_engine_that_is_built_meanwhile_stays_in_the_manifest(tiny: Path) -> None:
+    bundle = Bundle.load(tiny)
+    engine = make_engine(tiny, b"plan")
+    save_manifest(tiny, msgspec.structs.replace(bundle.manifest, engines=(engine,)))
+    quantize_bundle(bundle, pairs(), max_loss=5, threads=1)
+    assert read_manifest(tiny).engines == (engine,)
 
 
 def test_what_costs_most_for_its_work_stays_in_float(tiny: Path, quantized: Path) -> None:

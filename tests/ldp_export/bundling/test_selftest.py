@@ -19,6 +19,7 @@ from ldp_runtime.bundle.manifest import Origin, SourceFile
 from ldp_runtime.errors import BundleError
 from ldp_runtime.registry import BACKENDS
 from ldp_runtime.selftest import Outcome, run_selftest
+from tests.ldp_runtime.helpers import is_locked
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle, rewrite
 
 ORIGIN = Origin("tiny", (SourceFile("a.pth", "0" * 64),), "MIT", "may be passed on", "A and B, ECCV 2020")
@@ -85,7 +86,12 @@ def test_auto_takes_bf16_for_an_import_that_passed_in_it(
 ) -> None:
     path = make_tiny_bundle(tmp_path, clip=False)
     rewrite(path, clip=None, prompts=(), graphs={"deblur": {"fp32": "deblur.onnx"}}, origin=ORIGIN)
-    monkeypatch.setattr(selftest, "try_bf16", lambda bundle: outcome)
+
+    def tried(bundle: Bundle) -> Outcome | None:
+        assert is_locked(path), "an engine that is built meanwhile waits, and stays in the manifest"
+        return outcome
+
+    monkeypatch.setattr(selftest, "try_bf16", tried)
     for _ in range(2):  # a second measurement takes the place of the first
         manifest = add_sample(path)
         assert manifest.bf16 == bf16

@@ -17,9 +17,10 @@ from ldp_export.simulation import rays as simulate_rays
 from ldp_export.simulation import samples
 from ldp_export.simulation.samples import MOTORCYCLE, VARIANTS, disparity_in_pixels, focus_setting, must_render
 from ldp_export.simulation.simulate import SimulatedPair
-from ldp_runtime.bundle.bundle import Bundle
+from ldp_runtime.bundle.bundle import Bundle, write_manifest
 from ldp_runtime.images.photo import read_photo
 from ldp_runtime.images.quality import center_view, psnr
+from tests.ldp_runtime.helpers import is_locked
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 from tests.processes import output
 from tests.sample import near_sample
@@ -173,9 +174,17 @@ def test_sharp_region_is_out_of_reach_of_blur() -> None:
     assert np.array_equal(region, ndimage.binary_erosion(np.abs(coc) < 0.5, np.ones((7, 7)), border_value=1))
 
 
-def test_store_keeps_the_bundle_valid(tmp_path: Path, pairs: dict[str, SimulatedPair]) -> None:
+def test_store_keeps_the_bundle_valid(
+    tmp_path: Path, pairs: dict[str, SimulatedPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_tiny_bundle(tmp_path)
     before = Bundle.load(path)
+
+    def write_locked(*arguments: Any, **options: Any) -> Any:
+        assert is_locked(path), "an engine that is built meanwhile waits, and stays in the manifest"
+        return write_manifest(*arguments, **options)
+
+    monkeypatch.setattr(module, "write_manifest", write_locked)
     store(path, evaluate(FakeDeblurrer(pairs, "good")))  # type: ignore[arg-type]
     after = Bundle.load(path)
     assert after.manifest.evaluation["passed"] is True
