@@ -88,7 +88,7 @@ def cut_deblur(graph: Path, multiple: int, folder: Path) -> Cut | None:
     if all(node.op_type != "Conv" for node in head.graph.node):
         return None
     tail = extractor.extract_model([*maps, "pair", "blur_logits"], ["restored"])
-    parts = Cut(folder / "head.onnx", folder / "tail.onnx", maps)
+    parts = Cut(folder / f"head of {graph.name}", folder / f"rest of {graph.name}", maps)  # as messages name them
     onnx.save(head, parts.head)
     onnx.save(tail, parts.tail)
     return parts

@@ -181,11 +181,15 @@ def build_engines(
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         for kind, profile in profiles(bundle.manifest, sizes).items():
-            parts = graph_parts(bundle, kind, profile, Path(folder), flavour, whole=whole)
+            parts: list[Part] = []
             for group in targets:
                 fields = kind, flavour, tensorrt.version, group, profile
-                key = engine_key(graphs[kind], *fields, len(parts))
-                entry = _found(bundle, key)
+                key = engine_key(graphs[kind], *fields, parts=2)
+                entry = None if whole else _found(bundle, key)  # else the graph is cut to know whether it can be
+                if entry is None:
+                    parts = parts or graph_parts(bundle, kind, profile, Path(folder), flavour, whole=whole)
+                    key = engine_key(graphs[kind], *fields, len(parts))
+                    entry = _found(bundle, key)
                 if entry is not None:
                     report(f"there already: {entry}")
                 else:
@@ -199,7 +203,7 @@ def build_engines(
                         *fields, key, last.file, last.sha256, last.size, head=heads[0] if heads else None
                     )
                     _write(bundle, entry, files)
-                    report(f"built {entry} ({sum(file.size for file in entry.files) / 2**20:.1f} MiB)")
+                    report(f"built {entry} ({entry.total_size / 2**20:.1f} MiB)")
                 entries.append(entry)
     from ldp_runtime.bundle.trust import trust
 

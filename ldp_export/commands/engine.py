@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"sizes, padded: {sizes}")
     flavour = arguments.flavour
     entries = build_engines(bundle, sizes, flavour, architectures, whole=arguments.whole, progress=_bar, report=say)
-    size = sum(file.size for entry in entries for file in entry.files) / 2**20
+    size = sum(entry.total_size for entry in entries) / 2**20
     print(f"{bundle.path}: {len(entries)} engines, {size:.1f} MiB")
 
 

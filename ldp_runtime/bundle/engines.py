@@ -105,6 +105,11 @@ class EngineEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         last = EngineFile(self.file, self.sha256, self.size)
         return (last,) if self.head is None else (self.head, last)
 
+    @property
+    def total_size(self) -> int:
+        """Bytes of its files together."""
+        return sum(file.size for file in self.files)
+
     def made_from(self, graph: str) -> bool:
         """Whether the engine was built from the graph of this hash, with what the entry says.
 

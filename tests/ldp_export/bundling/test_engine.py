@@ -140,9 +140,10 @@ def test_a_bundle_builds_with_no_gpu_and_no_warning(name: str, pristine: Path, t
         assert entry.targets == ("sm_86", "sm_89", "sm_120")
         assert entry.version == version
         assert [len(bundle.read_engine(file)) for file in entry.files] == [file.size for file in entry.files]
-        weights, size = bundle.graph(entry.kind, "fp16").stat().st_size, sum(file.size for file in entry.files)
-        assert weights < size
-        assert size < 8 * weights or name == "tiny"  # whose weights are next to nothing
+        assert entry.total_size == sum((folder / file.file).stat().st_size for file in entry.files)
+        weights = bundle.graph(entry.kind, "fp16").stat().st_size
+        assert weights < entry.total_size
+        assert entry.total_size < 8 * weights or name == "tiny"  # whose weights are next to nothing
         assert all(is_trusted(file.sha256) for file in entry.files)
     assert [len(entry.files) for entry in entries] == [1, 2]
     asked: dict[str, Any] = {"flavour": "rtx", "version": version, "arch": "sm_89"}
@@ -178,10 +179,11 @@ def test_nothing_is_built_twice(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("built again")
 
     monkeypatch.setattr(TensorRT, "build", refuse)
+    monkeypatch.setitem(sys.modules, "ldp_export.bundling.cut", None)  # nor cut again
     assert build(tiny) == first
     assert state(tiny) == before
     with pytest.raises(AssertionError, match="built again"):
-        build(tiny, sizes(64, 128))
+        build(tiny, sizes(64, 128), whole=True)
 
 
 @needs_rtx
@@ -484,6 +486,16 @@ def test_errors_of_the_parser_name_the_nodes(tmp_path: Path, node: onnx.NodeProt
         TensorRT("rtx").build(path, X, ONE_ARCH)
     assert shown in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@needs_rtx
+@pytest.mark.parametrize("part", ["head", "rest"])
+def test_an_error_names_the_part_of_the_bundle_s_graph(tiny: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = importlib.import_module("tensorrt_rtx").OnnxParser
+    parse = parser.parse_from_file
+    monkeypatch.setattr(parser, "parse_from_file", lambda own, path: f"{part} of" not in path and parse(own, path))
+    with pytest.raises(BackendError, match=rf"does not take {part} of deblur\.fp16\.onnx: "):
+        build(tiny)
 
 
 @needs_rtx
