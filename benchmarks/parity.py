@@ -244,18 +244,15 @@ def data_pairs(item: str, most: int) -> list[Pair]:
     Raises:
         LDPError: The data set or the folder does not exist, or the set has no targets.
     """
-    from ldp_export.data import find_kind, open_dataset
+    from ldp_export.data import find_kind, open_dataset, spread
 
     name, _, folder = item.partition("=")
     if not folder:
         raise BenchmarkError(f"expected --data NAME=DIR, got {item!r}; name the data set and its folder")
     split = "test" if "test" in find_kind(name).splits else "val"
-    dataset = open_dataset(name, Path(folder), split)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
-    samples = [dataset[int(index)] for index in chosen]
     pairs = [
         Pair(f"{name} {split}", s.name, sixteen_bits(s.left), sixteen_bits(s.right), sixteen_bits(s.target))
-        for s in samples
+        for s in spread(open_dataset(name, Path(folder), split), most)
         if s.target is not None
     ]
     if not pairs:

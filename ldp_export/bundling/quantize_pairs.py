@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.bundling.quantize_graphs import QuantizeError
@@ -106,11 +105,9 @@ def data_sets(name: str, folder: Path, count: int = PAIRS) -> PairSets:
 
 
 def _spread(name: str, folder: Path, split: str, most: int) -> list[LabelledPair]:
-    from ldp_export.data import open_dataset
+    from ldp_export.data import open_dataset, spread
 
-    dataset = open_dataset(name, folder, split)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
-    samples = (dataset[int(index)] for index in chosen)
+    samples = spread(open_dataset(name, folder, split), most)
     return [_middle(LabelledPair(s.left, s.right, s.target), LARGEST_SIDE) for s in samples if s.target is not None]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ldp_export.data import ddd_syn, dpd_blur, dpd_disp, pairs, pixel_dp, rdpd, simulated
-from ldp_export.data.base import SPLITS, DataError, PairDataset, PairSample, iterate
+from ldp_export.data.base import SPLITS, DataError, PairDataset, PairSample, iterate, spread
 from ldp_export.data.layout import DatasetKind, open_kind
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "find_kind",
     "iterate",
     "open_dataset",
+    "spread",
 ]
 
 DATASETS: Mapping[str, DatasetKind] = MappingProxyType(

@@ -103,3 +103,9 @@ class PairDataset(Protocol):
 def iterate(dataset: PairDataset) -> Iterator[PairSample]:
     """Decodes the pairs of a data set one after the other."""
     return (dataset[index] for index in range(len(dataset)))
+
+
+def spread(dataset: PairDataset, most: int) -> Iterator[PairSample]:
+    """Decodes at most ``most`` pairs, spread evenly over the data set, one after the other."""
+    chosen = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)
+    return (dataset[int(index)] for index in chosen)
