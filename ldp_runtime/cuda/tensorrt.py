@@ -26,7 +26,7 @@ from ldp_runtime.cuda.base import Device, Engine, EngineContext, Memory, OutOfDe
 from ldp_runtime.cuda.chain import CudaChain, EngineSource
 from ldp_runtime.cuda.collecting import collecting_nothing
 from ldp_runtime.cuda.device import NoGpuError, open_device
-from ldp_runtime.errors import BackendError, one_line
+from ldp_runtime.errors import BackendError, BundleError, one_line
 from ldp_runtime.files import write_whole
 from ldp_runtime.tensors import TensorSpec
 
@@ -163,7 +163,10 @@ class TensorRtSource(EngineSource):
                     f"{self._bundle.path / file.file}: this engine is native code and was neither built here nor "
                     f"trusted; if you trust where it comes from, run ldp trust {self._bundle.path}"
                 )
-            content = self._bundle.read_engine(file)
+            try:
+                content = self._bundle.read_engine(file)
+            except BundleError as error:  # the graphs were verified: another backend may run them
+                raise BackendError(str(error)) from error
             self._logger.clear()
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:

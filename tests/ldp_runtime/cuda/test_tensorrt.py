@@ -5,6 +5,7 @@ import gc
 import inspect
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,9 +28,11 @@ from ldp_runtime.cuda.tensorrt import (
     TensorRtSource,
     make_logger,
 )
+from ldp_runtime.deblurrer import Deblurrer
 from ldp_runtime.errors import BackendError
 from ldp_runtime.registry import BACKENDS, select
 from tests.ldp_runtime.cuda.host_device import HostDevice
+from tests.ldp_runtime.helpers import a_pair
 from tests.ldp_runtime.tiny_bundle import add_engine, make_tiny_bundle
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text(encoding="utf-8"))
@@ -380,9 +383,29 @@ def test_an_engine_that_does_not_load(bundle: Bundle) -> None:
     trust([entry.sha256], "a test")
     with pytest.raises(BackendError, match="does not load on the test's host: built for another GPU"):
         source.open(entry)
-    (bundle.path / entry.file).write_bytes(b"dynamic enginf")
-    with pytest.raises(Exception, match="expected an engine of 14 bytes with SHA-256"):
-        source.open(entry)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"plam"), lambda path: path.unlink()])
+def test_auto_passes_over_an_engine_that_is_damaged_or_missing(
+    damage: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
+    path = make_tiny_bundle(tmp_path, clip=False)
+    made: dict[str, Any] = {"kind": "deblur", "flavour": "rtx", "version": "1.2.3", "targets": ("sm_0",)}
+    entry = add_engine(path, **made, profile={"pair": ShapeRange(*[(1, 6, 64, 64)] * 3)})
+    trust([entry.sha256], "a test")
+    damage(path / entry.file)
+    monkeypatch.setattr(adapter, "_import", lambda name, flavour: fake_module(True, []))
+    monkeypatch.setattr(adapter, "open_device", HostDevice)
+    monkeypatch.setattr("ldp_runtime.registry.BACKENDS", {**BACKENDS, "cuda": Flavour("cuda", True)})
+    deblurrer = Deblurrer.from_bundle(path)
+    assert deblurrer.backend == "cuda"
+    assert deblurrer(*a_pair(64, 64)).backend in ("openvino", "onnxruntime")
+    why = deblurrer.passed_over["cuda"]
+    assert why.startswith(f"{path / entry.file}: ")
+    assert why.endswith(f"; build it again with ldp-export engine {path}")
+    with pytest.raises(BackendError, match="build it again"):
+        Deblurrer.from_bundle(path, backend="cuda")(*a_pair(64, 64))
 
 
 def test_no_engine_says_how_to_build_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,9 +433,9 @@ def test_a_bundle_of_the_released_kind_is_refused(bundle: Bundle) -> None:
 
 
 class Flavour(TensorRtBackend):
-    """A flavour that is there or not, with engines or not."""
+    """A flavour that is there or not, with engines or not, or with those of the bundle."""
 
-    def __init__(self, name: str, there: bool, chain: Any) -> None:
+    def __init__(self, name: str, there: bool, chain: Any = "the bundle's") -> None:
         super().__init__(name, "rtx")
         self._there, self._chain = there, chain
 
@@ -423,7 +446,7 @@ class Flavour(TensorRtBackend):
     def open_chain(self, bundle: Any, precision: str, tile: int | str) -> Any:
         if self._chain is None:
             raise BackendError(f"no engine of {self.name}")
-        return self._chain
+        return super().open_chain(bundle, precision, tile) if self._chain == "the bundle's" else self._chain
 
 
 def test_cuda_means_the_flavour_that_has_engines(bundle: Bundle) -> None:
