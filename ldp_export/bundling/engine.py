@@ -30,6 +30,7 @@ from ldp_runtime.bundle.engines import (
 )
 from ldp_runtime.bundle.fields import ENGINE_FOLDER
 from ldp_runtime.bundle.manifest import BlurMapSpec, Manifest
+from ldp_runtime.bundle.trust import is_trusted, trust
 from ldp_runtime.errors import BundleError, LDPError, one_line
 from ldp_runtime.files import locked_folder, write_whole
 from ldp_runtime.stages.geometry import ENGINE_CLIP_BATCH, Padding, WindowGrid, clip_batch
@@ -145,7 +146,7 @@ def build_engines(
     progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[EngineEntry]:
-    """Builds the engines of the bundle's graphs into it, those that it has not got, and trusts them on this machine.
+    """Builds the engines of the bundle's graphs into it, those that it has not got, and trusts what it built here.
 
     Each is written and listed in the manifest as soon as it is built. Engines of graphs that the bundle no longer has
     are taken off.
@@ -158,7 +159,7 @@ def build_engines(
         whole: Leaves the deblur graph whole. Else TensorRT-RTX gets it in two parts where it can be cut, the first of
             which the runtime runs beside CLIP.
         progress: Makes a ``Progress`` from a build's name.
-        report: Takes what was built and what was there, a line at a time, and TensorRT's warnings.
+        report: Takes what was built and what was there, trusted or not, a line at a time, and TensorRT's warnings.
 
     Returns:
         The entries of the engines asked for, built or found.
@@ -191,7 +192,9 @@ def build_engines(
                     key = engine_key(graphs[kind], *fields, len(parts))
                     entry = _found(bundle, key)
                 if entry is not None:
-                    report(f"there already: {entry}")
+                    trusted = all(is_trusted(file.sha256) for file in entry.files)
+                    hint = "" if trusted else f"; not built here, to run it: ldp trust {bundle.path}"
+                    report(f"there already: {entry}{hint}")
                 else:
                     contents = _compile(tensorrt, parts, group, progress or _no_progress, report)
                     files = {
@@ -202,12 +205,10 @@ def build_engines(
                     entry = EngineEntry(
                         *fields, key, last.file, last.sha256, last.size, head=heads[0] if heads else None
                     )
+                    trust((file.sha256 for file in entry.files), reason="built here")
                     _write(bundle, entry, files)
                     report(f"built {entry} ({entry.total_size / 2**20:.1f} MiB)")
                 entries.append(entry)
-    from ldp_runtime.bundle.trust import trust
-
-    trust([file.sha256 for entry in entries for file in entry.files], reason="built here")
     return entries
 
 
@@ -313,6 +314,9 @@ def _set_engines(bundle: Bundle, change: Callable[[Iterable[EngineEntry]], list[
 @contextlib.contextmanager
 def _writing(bundle: Bundle) -> Iterator[None]:
     """One build at a time: what another has written is in the manifest, and what it lists lies in the folder."""
+    folder = bundle.path / ENGINE_FOLDER
+    if folder.is_symlink():
+        raise BundleError(f"{folder}: expected a folder of the bundle, got a link to elsewhere; remove it")
     try:
         with locked_folder(bundle.path):
             yield

@@ -187,6 +187,29 @@ def test_nothing_is_built_twice(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_rtx
+def test_an_engine_that_was_built_elsewhere_is_not_trusted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(tiny)
+    monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "another machine"))
+    lines: list[str] = []
+    assert build(tiny, report=lines.append) == first
+    assert not any(is_trusted(file.sha256) for entry in first for file in entry.files)
+    assert [line.endswith(f"; not built here, to run it: ldp trust {tiny}") for line in lines] == [True, True]
+
+
+@needs_rtx
+def test_engines_do_not_go_through_a_link_out_of_the_bundle(tiny: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "other.engine").write_bytes(b"of another bundle")
+    (tiny / "engines").symlink_to(outside)
+    with pytest.raises(BundleError, match="got a link to elsewhere; remove it"):
+        build(tiny)
+    assert state(outside) == {"other.engine": b"of another bundle"}
+
+
+@needs_rtx
 def test_engines_of_several_profiles_and_targets_stand_side_by_side(tiny: Path) -> None:
     first = build(tiny)
     second = build(tiny, SizeRange.covering(PADDING, None, (64, 96), (128, 128)))
