@@ -6,11 +6,14 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
 from ldp_runtime.commands.options import add_json_argument
 from ldp_runtime.errors import LDPError
+
+if TYPE_CHECKING:
+    from ldp_runtime.bundle.engines import EngineEntry
 
 HELP = "Lists versions, CPU, backends and bundles."
 _FEATURES = ["avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16"]
@@ -88,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "bf16": manifest.bf16,
                 "origin": manifest.to_json().get("origin"),
                 "graphs": sorted({p for graphs in manifest.graphs.values() for p in graphs}),
+                "engines": [_engine(entry, folder) for entry in manifest.engines],
             }
 
     fields = {
@@ -113,10 +117,37 @@ def run(arguments: argparse.Namespace) -> None:
         note = f": {found['error']}" if "error" in found else "" if found["blur_map"] else "; no blur map"
         slow = "" if found.get("bf16", True) else "; auto takes fp32 on CPUs"
         print(f"  {name:21}{found['path']}{note}{slow}")
+        for line in _engine_lines(found.get("engines", [])):
+            print(f"  {'':21}{line}")
         if origin := found.get("origin"):
             files = ", ".join(f"{file['name']} (SHA-256 {file['sha256']})" for file in origin["files"])
             print(f"  {'':21}{origin['kind']} from {files}; {origin['licence']}; {origin['sharing']}")
             print(f"  {'':21}cite: {origin['cite']}")
+
+
+def _engine(entry: EngineEntry, folder: Path) -> dict[str, Any]:
+    """What an engine is for, and whether it may run here; its files are not read."""
+    from ldp_runtime.bundle.trust import is_trusted
+
+    try:
+        state = "trusted" if all(is_trusted(file.sha256) for file in entry.files) else "untrusted"
+    except LDPError:  # others can write to the record
+        state = "untrusted"
+    if not all((folder / file.file).is_file() for file in entry.files):
+        state = "missing"
+    fields = ("kind", "flavour", "version", "precision", "targets")
+    return {**{name: getattr(entry, name) for name in fields}, "state": state}
+
+
+def _engine_lines(engines: list[dict[str, Any]]) -> list[str]:
+    """A line for all that differ in the graph alone."""
+    from ldp_runtime.bundle.engines import FLAVOURS
+
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for engine in engines:
+        name = f"{FLAVOURS[engine['flavour']]} {engine['version']} for {', '.join(engine['targets'])}"
+        kinds.setdefault((f"{name} in {engine['precision']}", engine["state"]), []).append(engine["kind"])
+    return [f"{', '.join(sorted({*those}))} by {name}, {state}" for (name, state), those in kinds.items()]
 
 
 def _cpu() -> dict[str, Any]:

@@ -8,9 +8,11 @@ import pytest
 
 from ldp_runtime import __version__
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, save_manifest
+from ldp_runtime.bundle.engines import EngineFile
 from ldp_runtime.bundle.manifest import Origin, SourceFile
+from ldp_runtime.bundle.trust import trust
 from tests.ldp_runtime.conftest import Run
-from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
+from tests.ldp_runtime.tiny_bundle import make_engine, make_tiny_bundle
 
 
 def test_info(
@@ -53,3 +55,41 @@ def test_an_imported_bundle_says_its_origin(run: Run, tmp_path: Path, monkeypatc
     assert f"dpdnet from a.hdf5 (SHA-256 {'0' * 64}); MIT; may be passed on\n" in out
     assert "cite: A and B, ECCV 2020\n" in out
     assert f"{path}; no blur map; auto takes fp32 on CPUs\n" in out
+
+
+def test_engines_are_listed_trusted_or_not(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDP_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("LDP_BUNDLES", str(tmp_path))
+    path = make_tiny_bundle(tmp_path)
+    old, head, new = (make_engine(path, name.encode(), name) for name in ("old", "head", "new"))
+    gone = make_engine(path, b"gone", "gone", flavour="tensorrt", version="10.9", targets=("sm_90",))
+    clip = make_engine(path, b"clip", "clip", kind="clip", key="1" * 64)
+    cut = msgspec.structs.replace(new, key="2" * 64, head=EngineFile(head.file, head.sha256, head.size))
+    save_manifest(path, msgspec.structs.replace(read_manifest(path), engines=(clip, old, cut, gone)))
+    (path / gone.file).unlink()
+    trust([file.sha256 for entry in (clip, old) for file in entry.files] + [new.sha256], "a test")
+
+    listed = json.loads(run("info", "--json")[1])["bundles"]["tiny"]["engines"]
+    rtx = {"flavour": "rtx", "version": "1.7", "precision": "fp16", "targets": ["sm_89"]}
+    assert listed == [
+        {"kind": "clip", **rtx, "state": "trusted"},
+        {"kind": "deblur", **rtx, "state": "trusted"},
+        {"kind": "deblur", **rtx, "state": "untrusted"},  # half of it is trusted
+        {
+            **listed[0],
+            "kind": "deblur",
+            "flavour": "tensorrt",
+            "version": "10.9",
+            "targets": ["sm_90"],
+            "state": "missing",
+        },
+    ]
+    out = run("info")[1]
+    for line in (
+        "clip, deblur by TensorRT-RTX 1.7 for sm_89 in fp16, trusted",
+        "deblur by TensorRT-RTX 1.7 for sm_89 in fp16, untrusted",
+        "deblur by TensorRT 10.9 for sm_90 in fp16, missing",
+    ):
+        assert out.count(f"  {'':21}{line}\n") == 1
+    (tmp_path / "config" / "trusted-engines").chmod(0o777)
+    assert "fp16, trusted" not in run("info")[1], "others could have written the record"
