@@ -42,6 +42,11 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things, such as "1 pair" or "2 pairs"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def listed(things: Collection[object]) -> str:
     """The first few of some things, and how many more there are."""
     more = f" and {len(things) - _LISTED} more" if len(things) > _LISTED else ""

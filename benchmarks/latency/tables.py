@@ -10,6 +10,7 @@ from benchmarks.harness.tables import load_text, markdown_table, mebibytes, sign
 from benchmarks.latency.contenders import TORCH
 from benchmarks.latency.verdict import verdicts
 from benchmarks.latency.worker import FIRST_COUNTS
+from ldp_runtime.errors import counted
 
 STAGES = ("upload", "prepare", "clip", "blur_logits", "deblur", "finish", "download")
 """The stages in order; a backend may have some of them only."""
@@ -31,7 +32,9 @@ def to_markdown(report: Report) -> str:
         parts += [f"* {c['name']} failed: {c['error']}" for c in series["configurations"] if c["error"] is not None]
     parts += [f"* {name} was skipped: {reason}" for name, reason in data["left_out"].items()]
     threads = (
-        "each backend's own choice of threads" if settings["threads"] is None else f"{settings['threads']} threads"
+        "each backend's own choice of threads"
+        if settings["threads"] is None
+        else counted(settings["threads"], "thread")
     )
     parts.append(
         f"A time is from both views in memory to the restored image in memory. {settings['rounds']} rounds in "

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ldp_export.bundling.quantize_graphs import QuantizeError
+from ldp_runtime.errors import counted
 
 PAIRS = 32
 """Pairs of each set where no number is given; of eight, one that is nearly sharp decides the mean PSNR."""
@@ -72,7 +73,7 @@ def simulated_sets(count: int = PAIRS, seed: int = 0) -> PairSets:
     sample = focus_setting(MOTORCYCLE.focus[0])
     calibration, selection, check = (simulated_pairs(count, seed, role) for role in range(3))
     return PairSets(
-        f"simulated, {count} pairs of 256 x 256 px a set, seed {seed}",
+        f"simulated, {counted(count, 'pair')} of 256 x 256 px a set, seed {seed}",
         calibration,
         selection,
         {"simulated": check, "motorcycle": [LabelledPair(sample.left, sample.right, sample.target)]},
@@ -101,7 +102,9 @@ def data_sets(name: str, folder: Path, count: int = PAIRS) -> PairSets:
             f"expected at least two pairs with a target to calibrate with and one to check on in {folder}, got "
             f"{len(train)} and {len(check)}; give another data set or leave --data out"
         )
-    return PairSets(f"{name}, up to {count} pairs per set", train[::2], train[1::2], {f"{name} {held_out}": check})
+    return PairSets(
+        f"{name}, up to {counted(count, 'pair')} per set", train[::2], train[1::2], {f"{name} {held_out}": check}
+    )
 
 
 def _spread(name: str, folder: Path, split: str, most: int) -> list[LabelledPair]:

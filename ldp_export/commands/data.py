@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldp_runtime.command import CheckFailedError
 from ldp_runtime.commands.options import parse_seed
+from ldp_runtime.errors import counted
 
 HELP = "Checks the layout of a data set, or renders training scenes."
 EXAMPLES = """\
@@ -75,7 +76,7 @@ def _check(arguments: argparse.Namespace) -> None:
     print(f"{kind.title}: {kind.origin}")
     incomplete = [split for split, scan in scans.items() if scan.problems or not scan.pairs]
     for split, scan in scans.items():
-        print(f"  {split:6}{scan.pairs:6} pairs{'' if split in incomplete else '  ok'}")
+        print(f"  {split:6}{counted(scan.pairs, 'pair'):>12}{'' if split in incomplete else '  ok'}")
         for line in (*scan.problems, *scan.remarks):
             print(f"         {line}")
     if incomplete:
@@ -93,4 +94,4 @@ def _render(arguments: argparse.Namespace) -> None:
     job = RenderJob(arguments.photos, names, arguments.output, seed, arguments.separation)
     with tqdm(total=arguments.scenes, unit=" scenes", disable=None) as bar:
         render(job, arguments.scenes, jobs=arguments.jobs, progress=bar.update)
-    print(f"{arguments.output}: {arguments.scenes} scenes")
+    print(f"{arguments.output}: {counted(arguments.scenes, 'scene')}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ldp_export.commands._parts import ArgumentError, say
 from ldp_runtime.bundle.engines import ENGINE_PRECISION, FLAVOURS
 from ldp_runtime.commands.options import parse_size
+from ldp_runtime.errors import counted
 
 if TYPE_CHECKING:
     from ldp_export.bundling.tensorrt_builder import Progress
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     flavour = arguments.flavour
     entries = build_engines(bundle, sizes, flavour, architectures, whole=arguments.whole, progress=_bar, report=say)
     size = sum(entry.total_size for entry in entries) / 2**20
-    print(f"{bundle.path}: {len(entries)} engines, {size:.1f} MiB")
+    print(f"{bundle.path}: {counted(len(entries), 'engine')}, {size:.1f} MiB")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ldp_export.commands._parts import ArgumentError, Progress, check_folder, say
 from ldp_runtime.command import CheckFailedError
 from ldp_runtime.commands.options import parse_seed, positive_int, positive_number
+from ldp_runtime.errors import counted
 
 if TYPE_CHECKING:
     from ldp_export.bundling.quantize_pairs import PairSets
@@ -135,7 +136,7 @@ def table(record: Mapping[str, Any]) -> str:
         lines.append("the weights are random: changes of PSNR mean nothing")
     for name, figures in record["check"].items():
         lines.append(
-            f"{name}, {figures['pairs']} pairs: {figures['fp32_psnr_db']:.3f} dB to the target in FP32, change in 8 "
-            f"bits {figures['delta_db']:+.4f} dB (at most {figures['limit_db']:g})"
+            f"{name}, {counted(figures['pairs'], 'pair')}: {figures['fp32_psnr_db']:.3f} dB to the target in FP32, "
+            f"change in 8 bits {figures['delta_db']:+.4f} dB (at most {figures['limit_db']:g})"
         )
     return "\n".join(lines)

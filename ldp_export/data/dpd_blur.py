@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, list_images, missing_folders
+from ldp_runtime.errors import counted
 
 NAME = "dpd-blur"
 
@@ -58,7 +59,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
     )
     stems = sorted(lefts.keys() & rights.keys())
     if not problems and len(targets) != len(stems):
-        problems = (f"{target_folder}: {len(targets)} images for {len(stems)} pairs; {_FIX}",)
+        problems = (f"{target_folder}: {counted(len(targets), 'image')} for {counted(len(stems), 'pair')}; {_FIX}",)
     files = []
     for stem, target in zip(stems, targets, strict=False):
         gap = _gap(stem, target.stem)

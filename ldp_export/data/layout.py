@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldp_export.data.base import DataError, PairDataset, PairSample
-from ldp_runtime.errors import listed
+from ldp_runtime.errors import counted, listed
 from ldp_runtime.images.photo import read_photo
 
 
@@ -172,7 +172,9 @@ def check_kind(kind: DatasetKind, folder: Path, split: str) -> Scan:
     published = kind.splits[split]
     if scan.problems or published is None or scan.pairs == published:
         return scan
-    return replace(scan, remarks=(*scan.remarks, f"{scan.pairs} pairs, not the {published} of the published split"))
+    return replace(
+        scan, remarks=(*scan.remarks, f"{counted(scan.pairs, 'pair')}, not the {published} of the published split")
+    )
 
 
 def open_kind(kind: DatasetKind, folder: Path, split: str) -> PairDataset:

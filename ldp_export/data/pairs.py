@@ -10,7 +10,7 @@ from ldp_export.data.base import PairSample
 from ldp_export.data.layout import DatasetKind, Scan
 from ldp_runtime.batch.pairs import CONVENTIONS, Pair, PairingError, check_listing, find_pairs, read_csv
 from ldp_runtime.batch.targets import Targets, companion_targets
-from ldp_runtime.errors import listed
+from ldp_runtime.errors import counted, listed
 from ldp_runtime.images.pair_files import read_target, read_views
 
 NAME = "pairs"
@@ -97,7 +97,7 @@ def _scan(source: Path, split: str) -> Scan:
     except PairingError as error:
         return Scan(0, (str(error),))
     if len(targets) < len(pairs):
-        remarks += (f"{len(pairs) - len(targets)} of {len(pairs)} pairs have no target",)
+        remarks += (f"{len(pairs) - len(targets)} of {counted(len(pairs), 'pair')} without a target",)
     return Scan(len(pairs), remarks=remarks)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldp_export.data.layout import DatasetKind, FilePairs, Listing, PairFiles, compare, list_images, missing_folders
+from ldp_runtime.errors import counted
 
 NAME = "rdpd"
 SEQUENCES = {"train": 25, "val": 5, "test": 5}
@@ -46,7 +47,7 @@ def list_pairs(folder: Path, split: str) -> Listing:
     sequences = {sequence for sequence, _ in left}
     remarks: tuple[str, ...] = ()
     if len(sequences) != SEQUENCES[split]:
-        remarks = (f"{len(sequences)} sequences, not the {SEQUENCES[split]} that the authors' code writes",)
+        remarks = (f"{counted(len(sequences), 'sequence')}, not the {SEQUENCES[split]} that the authors' code writes",)
     common = sorted(left.keys() & right.keys() & target.keys())
     files = (
         PairFiles(f"{sequence}-{Path(name).stem}", *(part[sequence, name] for part in frames))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldp_export.evaluation.paper import OURS, SUBSET_COLUMNS, load
+from ldp_runtime.errors import counted
 
 RESTORATION = ("psnr", "ssim", "mae", "mse_rel")
 PHOTOGRAPH = ("matched_psnr", "aligned_psnr", "registered_psnr", "sharpness")
@@ -148,13 +149,14 @@ class Report:
         lines = [
             f"# {self.model} on {self.dataset}, {self.split}",
             "",
-            f"{len(self.scores)} pairs; {self.backend}, {self.precision}. The center view is the mean of both views.",
+            f"{counted(len(self.scores), 'pair')}; {self.backend}, {self.precision}. "
+            "The center view is the mean of both views.",
         ]
         for name, figures in self.summary().items():
             columns = [column for column in HEADINGS if column in figures]
             lines += [
                 "",
-                f"## {name or 'All'}: {len(self.groups()[name])} pairs",
+                f"## {name or 'All'}: {counted(len(self.groups()[name]), 'pair')}",
                 "",
                 "| | " + " | ".join(HEADINGS[column] for column in columns) + " |",
                 "| --- |" + " ---: |" * len(columns),

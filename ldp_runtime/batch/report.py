@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import structs
 
 from ldp_runtime.batch.work import Done, Failure, Outcome
+from ldp_runtime.errors import counted
 from ldp_runtime.images.quality import Quality
 
 LINE_SECONDS = 30.0
@@ -81,8 +82,9 @@ class Tally:
     def summary(self) -> str:
         """The last line of a run."""
         return (
-            f"{self.pairs} pairs: {self.restored} restored, {self.skipped} skipped, {len(self.failures)} failed; "
-            f"{self.pixels / 1e6:.1f} megapixels in {self.seconds:.1f} s, {self.megapixels_per_second:.2f} Mpx/s"
+            f"{counted(self.pairs, 'pair')}: {self.restored} restored, {self.skipped} skipped, {len(self.failures)} "
+            f"failed; {self.pixels / 1e6:.1f} megapixels in {self.seconds:.1f} s, "
+            f"{self.megapixels_per_second:.2f} Mpx/s"
         )
 
     def fields(self) -> dict[str, Any]:
@@ -167,6 +169,6 @@ class Progress:
         now = tally.ended - tally.skipped
         left = round((tally.pairs - tally.ended) * tally.seconds / max(now, 1))
         return (
-            f"{tally.ended}/{tally.pairs} pairs, {len(tally.failures)} failed, "
+            f"{tally.ended}/{counted(tally.pairs, 'pair')}, {len(tally.failures)} failed, "
             f"{tally.megapixels_per_second:.2f} Mpx/s, about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         )

@@ -22,7 +22,7 @@ from ldp_runtime.commands.options import (
     positive_int,
     require_blur_map,
 )
-from ldp_runtime.errors import ImageError, LDPError
+from ldp_runtime.errors import ImageError, LDPError, counted
 
 if TYPE_CHECKING:
     from ldp_runtime.batch.jobs import Job, Settings
@@ -207,7 +207,8 @@ def _run(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> None:
         raise end
     if tally.failures:
         raise CheckFailedError(
-            f"{len(tally.failures)} of {len(plan.jobs)} pairs, listed in {log}; fix them and run the command again"
+            f"{len(tally.failures)} of {counted(len(plan.jobs), 'pair')}, listed in {log}; fix them and run the "
+            "command again"
         )
 
 
@@ -228,8 +229,8 @@ def _outcomes(plan: Plan, bundle: Bundle, arguments: argparse.Namespace) -> Gene
 
 def _progress_text(tally: Tally) -> str:
     return (
-        f"{tally.skipped + tally.restored} of {tally.pairs} pairs are done and no file is half-written; run the same "
-        "command again to continue"
+        f"{tally.skipped + tally.restored} of {counted(tally.pairs, 'pair')} done and no file half-written; run the "
+        "same command again to continue"
     )
 
 
@@ -240,7 +241,8 @@ def _targets(pairs: tuple[Pair, ...], folder: Path | None) -> dict[PurePosixPath
         return {pair.name: pair.target for pair in pairs if pair.target is not None}
     targets = match_targets(pairs, folder)
     if len(targets) < len(pairs):
-        print(f"ldp: warning: {len(pairs) - len(targets)} pairs have no target in {folder}", file=sys.stderr)
+        without = counted(len(pairs) - len(targets), "pair")
+        print(f"ldp: warning: {without} without a target in {folder}", file=sys.stderr)
     return targets
 
 
@@ -259,7 +261,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[Pair, ...]:
         listing = find_pairs(source, arguments.output, targets=arguments.target, side_by_side=arguments.side_by_side)
         check_listing(source, listing, skip_unpaired=arguments.skip_unpaired)
         if listing.alone:
-            print(f"ldp: warning: {len(listing.alone)} images belong to no pair and are left out", file=sys.stderr)
+            print(f"ldp: warning: left out {counted(len(listing.alone), 'image')} of no pair", file=sys.stderr)
         return listing.pairs
     if not source.exists():
         raise PairingError(f"{source} does not exist; give a folder with pairs or a CSV that lists them")
@@ -303,4 +305,4 @@ def _print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
     for job in plan.jobs:
         views = " + ".join(str(path) for path in (job.left, job.right) if path is not None)
         print(f"{'restore' if job in todo else 'done':8} {views} -> {' + '.join(map(str, job.outputs))}")
-    print(f"{len(plan.jobs)} pairs: {len(plan.todo)} to restore, {len(plan.jobs) - len(plan.todo)} done")
+    print(f"{counted(len(plan.jobs), 'pair')}: {len(plan.todo)} to restore, {len(plan.jobs) - len(plan.todo)} done")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldp_runtime import __version__
 from ldp_runtime.commands.options import add_json_argument
-from ldp_runtime.errors import LDPError
+from ldp_runtime.errors import LDPError, counted
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.engines import EngineEntry
@@ -50,7 +50,7 @@ def environment_lines(fields: dict[str, Any]) -> list[str]:
     return [
         "versions   " + ", ".join(f"{name} {version}" for name, version in fields["versions"].items()),
         f"system     {fields['system']}",
-        f"cpu        {cpu['name']}, {cpu['threads']} threads; {', '.join(cpu['features']) or 'unknown'}",
+        f"cpu        {cpu['name']}, {counted(cpu['threads'], 'thread')}; {', '.join(cpu['features']) or 'unknown'}",
     ]
 
 

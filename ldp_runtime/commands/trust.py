@@ -7,7 +7,7 @@ import json
 import sys
 
 from ldp_runtime.commands.options import add_json_argument
-from ldp_runtime.errors import BackendError, BundleError
+from ldp_runtime.errors import BackendError, BundleError, counted
 
 HELP = "Trusts the engines of a bundle, so that they may run here."
 EXAMPLES = """\
@@ -68,7 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
         fields = {"bundle": str(bundle.path), "trusted": new, "record": str(trust_folder())}
         print(json.dumps(fields, indent=2))
     else:
-        print(f"trusted {len(new)} engine(s), recorded in {trust_folder()}" if new else "all of them were trusted")
+        print(
+            f"trusted {counted(len(new), 'engine')}, recorded in {trust_folder()}"
+            if new
+            else "all of them were trusted"
+        )
 
 
 def _ask(count: int, json_wanted: bool) -> None:
@@ -79,6 +83,6 @@ def _ask(count: int, json_wanted: bool) -> None:
     """
     if json_wanted or not sys.stdin.isatty():
         raise BackendError("expected an answer, got no terminal to ask on; check the hashes and give --yes")
-    answer = input(f"Run these {count} new engine(s) as native code on this machine? [y/N] ")
+    answer = input(f"Run {counted(count, 'new engine')} as native code on this machine? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise BackendError("no engine was trusted; run the command again when you have checked where they come from")

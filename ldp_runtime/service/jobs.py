@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from ldp_runtime.errors import counted
 from ldp_runtime.service.problems import ProblemError
 
 W = TypeVar("W")
@@ -128,7 +129,7 @@ class JobQueue(Generic[W, T]):
         if len(self._waiting) >= self._limit + max(0, self._workers - self.running):
             raise ProblemError(
                 429,
-                f"{len(self._waiting)} pairs wait already, and no more may; try again later",
+                f"the queue is full with {counted(len(self._waiting), 'pair')}; try again later",
                 retry_after=self._seconds * (len(self._waiting) + 1) / self._workers,
             )
 

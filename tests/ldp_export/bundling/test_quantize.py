@@ -242,7 +242,7 @@ def test_the_command_simulates_pairs_and_prints_the_table(
     assert main(["quantize", str(tiny), "--pairs", "1", "--max-loss", "3", "--threads", "1"]) == 0
     output = capsys.readouterr()
     assert "deblur constant_5 3x3" in output.out and "multiply-accumulates in 8 bits: " in output.out
-    assert "motorcycle, 1 pairs: " in output.out
+    assert "motorcycle, 1 pair: " in output.out
     assert output.out.splitlines()[-1].startswith(f"{tiny}: INT8 graphs, ")
     assert "calibrating" in output.err
     assert set(Bundle.load(tiny).manifest.quantization["int8"]["check"]) == {"simulated", "motorcycle"}

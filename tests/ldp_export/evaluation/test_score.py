@@ -164,7 +164,7 @@ def test_the_command_scores_pairs_of_ones_own(
     assert {path.name for path in out.iterdir()} == names
     captured = capsys.readouterr()
     assert "ldp-export: warning: pairs: left out" in captured.err and "left-over.png" in captured.err
-    assert "warning: pairs: 1 of 2 pairs have no target" in captured.err
+    assert "warning: pairs: 1 of 2 pairs without a target" in captured.err
     rows = list(csv.DictReader((out / "pairs-test.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["name"] for row in rows] == ["in", "out"]
     gain = float(rows[0]["psnr"]) - float(rows[0]["center_psnr"])

@@ -90,7 +90,7 @@ def test_command_shows_asks_and_trusts(
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
     assert main(["trust", str(bundle)]) == 0
-    assert "1 new engine(s)" in asked[0]
+    assert "Run 1 new engine as" in asked[0]
     assert is_trusted(entries[0].sha256)
     assert not is_trusted(entries[1].sha256)
     capsys.readouterr()

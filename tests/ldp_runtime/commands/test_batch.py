@@ -129,7 +129,7 @@ def test_targets_give_a_table(run: Run, source: Path, out: Path, tmp_path: Path,
         shutil.copy(source / f"{i:02}/pair_L.png", targets / f"{i:02}/pair.png")
     code, printed, err = run("--target", targets)
     assert code == 0
-    assert "1 pairs have no target" in err
+    assert "1 pair without a target" in err
     lines = printed.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == [*(f"{i:02}/pair.png" for i in range(PAIRS - 1)), "mean"]
     assert re.fullmatch(r"mean +(\d+\.\d\d dB +0\.\d{4} *){2}", lines[4])
@@ -358,7 +358,7 @@ def test_a_full_disk_ends_the_run(run: Run, out: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "replace", replace)
     code, _, err = run("--io-threads", "1")
     assert code == 2
-    assert "No space left on device; free some space or choose another folder; 1 of 4 pairs are done" in err
+    assert "No space left on device; free some space or choose another folder; 1 of 4 pairs done" in err
     assert "run the same command again to continue" in err
     assert set(outputs(out)) == {"00/pair.png"}
     assert log(out)["failures"] == []
@@ -485,7 +485,7 @@ def test_an_interrupt_keeps_finished_pairs(run: Run, out: Path, starts: list[int
     before_each(interrupt)
     code, _, err = run()
     assert code == 130
-    assert "ldp: interrupted: 2 of 4 pairs are done and no file is half-written; run the same command again" in err
+    assert "ldp: interrupted: 2 of 4 pairs done and no file half-written; run the same command again" in err
     assert set(outputs(out)) == {"00/pair.png", "01/pair.png"}
     assert log(out)["ended"] == "interrupted"
     starts.clear()

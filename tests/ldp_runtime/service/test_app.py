@@ -164,7 +164,7 @@ def test_a_full_queue_answers_with_429_before_it_reads_the_upload(deblurrer: Fak
         paths += [client.post("/v1/restorations", files=pair()).headers["location"] for _ in range(2)]
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         answer = client.post("/v1/deblur", content=body(), headers=headers)
-        check_problem(answer, 429, "2 pairs wait")
+        check_problem(answer, 429, "the queue is full with 2 pairs")
         assert int(answer.headers["retry-after"]) >= 1
         text = client.get("/metrics").text
         assert sample(text, "ldp_queue_waiting") == 2
