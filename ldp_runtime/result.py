@@ -111,6 +111,11 @@ class PendingResult:
         assert self._result is not None
         return self._result
 
+    @property
+    def done(self) -> bool:
+        """Whether the pair is over: its result is there, or it failed or was cancelled."""
+        return self._result is not None or self._error is not None
+
     def cancel(self) -> None:
         """Gives up the pair if its result was not asked for; what it holds is free when this returns."""
         if self._finish is None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.bundle.engines import EngineEntry, EngineFile
@@ -87,6 +88,8 @@ class CudaChain(Chain):
         if bundle.text_embeddings is not None:
             self._table = PromptTable.create(bundle.text_embeddings, manifest.prompts, manifest.ensemble)
         self._runners: OrderedDict[PairForm, tuple[FrameRunner, tuple[str, ...]]] = OrderedDict()
+        self._in_flight: WeakSet[PendingResult] = WeakSet()
+        self._waiting: WeakSet[PendingResult] = WeakSet()
         self._tilings_found: dict[PairForm, tuple[TileGrid, tuple[str, ...]]] = {}
 
     def view_impl(self, name: str, array: Any) -> Any:
@@ -101,12 +104,27 @@ class CudaChain(Chain):
         """Opens nothing: which engine runs a pair depends on its size."""
 
     def submit_impl(self, left: Any, right: Any, axis: str, restore: bool, progress: Progress | None) -> PendingResult:
-        """See ``Chain``.
+        """See ``Chain``. Where pairs in flight have the memory, this one starts when its result is asked for.
 
         Raises:
             OutOfDeviceMemoryError: There is not enough memory, not even with small tiles.
         """
         form = PairForm((left.shape[0], left.shape[1]), left.dtype.newbyteorder("="), axis, restore)
+        with self._lock:
+            if all(pending.done for pending in self._waiting):  # none overtakes another
+                try:
+                    pending = self._submit(form, left, right)
+                except OutOfDeviceMemoryError:
+                    if not self._busy():
+                        raise
+                else:
+                    self._in_flight.add(pending)
+                    return pending
+            waiting = PendingResult(lambda: self._submit(form, left, right).result())
+            self._waiting.add(waiting)
+            return waiting
+
+    def _submit(self, form: PairForm, left: Any, right: Any) -> PendingResult:
         with self._lock:
             self.device.activate()
             if form in self._runners:
@@ -173,6 +191,10 @@ class CudaChain(Chain):
                 self._streams.sync()  # the memory goes: nothing may be at work on it
             raise
 
+    def _busy(self) -> bool:
+        """Whether pairs are in flight: they keep their memory until their results were asked for."""
+        return not all(pending.done for pending in self._in_flight)
+
     def _fields(self, runner: FrameRunner, notes: tuple[str, ...], clock: StageClock) -> dict[str, Any]:
         return {
             "backend": self.name,
@@ -190,14 +212,17 @@ class CudaChain(Chain):
             self._runners.popitem(last=False)
 
     def _tilings(self, form: PairForm) -> Iterator[tuple[TileGrid, tuple[str, ...]]]:
-        """The tilings to try, one piece first, each with its notes for the user."""
-        if form in self._tilings_found:
-            yield self._tilings_found[form]
-            return
+        """The tilings to try, one piece or what was taken before first, each with its notes for the user."""
+        found = self._tilings_found.get(form)
+        if found is not None:
+            yield found
+            if self._busy():
+                return
         manifest = self.bundle.manifest
         H, W = manifest.padding.padded_size(*form.along_x)
         if not form.restore:
-            yield TileGrid.cover(H, W, (H, W), multiple=manifest.tile_multiple), ()
+            if found is None:
+                yield TileGrid.cover(H, W, (H, W), multiple=manifest.tile_multiple), ()
             return
         # An engine for one size alone: the grid of attention windows has to give way.
         step = tile_multiple({}, manifest.padding.multiple, manifest.blur_cell)
@@ -207,5 +232,8 @@ class CudaChain(Chain):
         for tiles in tilings(
             H, W, self._tile, manifest.network, manifest.tile_multiple, whole_first=True, engine_sizes=sizes
         ):
-            yield tiles, describe_tiles(tiles, (w, h), manifest.network, reason)
+            if found is None:
+                yield tiles, describe_tiles(tiles, (w, h), manifest.network, reason)
+            elif tiles == found[0]:
+                found = None  # those after it are next
             reason = f"{self.device.name} did not take larger pieces (its memory, or the sizes of its engines)"

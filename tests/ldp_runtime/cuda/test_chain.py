@@ -203,6 +203,36 @@ def test_another_chain_goes_when_memory_is_short(use: Any) -> None:
     assert device.peak <= one * 3 // 2
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_pairs_wait_where_those_in_flight_have_the_memory(use: Any, seed: int | None) -> None:
+    pairs = [a_pair(64, 64, seed=i) for i in range(5)]
+    whole, device = use()
+    expected = [whole(*pair) for pair in pairs]
+    gpu, small = use(limit=device.peak, seed=seed)  # for one pair in flight
+    for result, other in zip(gpu.map(pairs), expected, strict=True):
+        assert result.notes == ()
+        assert_same(result, other)
+    first, second = (gpu.start(*pair) for pair in pairs[:2])
+    second.cancel()
+    assert_same(first.result(), expected[0])
+    assert_same(gpu(*pairs[2]), expected[2])
+    assert small.peak <= device.peak
+
+
+def test_memory_that_is_gone_later_gives_smaller_tiles(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldp_runtime.stages.tiles.TILE_BYTES", 1)
+    pair = a_pair(200, 330)
+    gpu, device = use()
+    expected = gpu(*pair)
+    device.limit = device.peak - 1  # another program has the rest
+    for side in (40, 41):
+        gpu(*a_pair(side, side))  # another size has the place of the first
+    result = gpu(*pair)
+    assert "restored in 3 blended tiles" in result.notes[0]
+    assert_close(result, expected)
+    assert gpu(*pair).notes == result.notes
+
+
 def test_chains_of_other_sizes_are_let_go(use: Any) -> None:
     gpu, device = use()
     used = []
