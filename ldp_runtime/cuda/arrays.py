@@ -95,6 +95,8 @@ def _of_interface(array: object, stream: Stream) -> DeviceView:
         raise ImageError(
             f"expected a __cuda_array_interface__ with typestr, shape and data, got {type(array).__name__} ({error})"
         ) from error
+    if not dtype.isnative:
+        raise ImageError(f"expected a device array in the machine's byte order, got {dtype.str}; convert it first")
     if byte_strides is None:
         strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
     elif any(n % dtype.itemsize for n in byte_strides):

@@ -329,9 +329,9 @@ class RuntimeCache:
         """Loads the file, if it is there and of use, and hands the cache to an ``IRuntimeConfig``."""
         self._path, self._cache = path, config.create_runtime_cache()
         self._loaded = b""
-        if path is not None and path.is_file():
-            content = path.read_bytes()
-            if self._cache.deserialize(content):  # it refuses what another GPU, driver or release wrote
+        with contextlib.suppress(OSError):
+            content = path.read_bytes() if path is not None else b""
+            if content and self._cache.deserialize(content):  # it refuses what another GPU, driver or release wrote
                 self._loaded = content
         config.set_runtime_cache(self._cache)
 

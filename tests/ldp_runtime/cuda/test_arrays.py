@@ -117,5 +117,8 @@ def test_device_arrays_that_do_not_fit(use: Any, bundle: Path) -> None:
     planar._interface = {"strides": planar.array.strides}
     with pytest.raises(ImageError, match="channels side by side"):
         gpu(planar, planar)
+    swapped = Foreign(device, left.astype(">u2"))
+    with pytest.raises(ImageError, match="in the machine's byte order, got >u2; convert it first"):
+        gpu(swapped, swapped)
     with pytest.raises(ImageError, match="choose the backend cuda for it"):
         on_cpu(bundle)(Foreign(device, left), Foreign(device, right))

@@ -1,6 +1,7 @@
 """The TensorRT adapter without a GPU: the names that it uses exist, and it does the right calls in order."""
 
 import ast
+import errno
 import gc
 import inspect
 import json
@@ -298,7 +299,9 @@ def test_a_size_of_zero_is_not_believed(most: int, wanted: int) -> None:
     assert [call for call in log if call[0] == "scratch"] == ([("scratch", 256, most)] if most else [])
 
 
-def test_the_runtime_cache_is_read_written_and_never_in_the_way(tmp_path: Path) -> None:
+def test_the_runtime_cache_is_read_written_and_never_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "kernels.cache"
     path.write_bytes(b"of the last run")
     config = FakeConfig()
@@ -314,6 +317,14 @@ def test_the_runtime_cache_is_read_written_and_never_in_the_way(tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["kernels.cache"]
     RuntimeCache(FakeConfig(), tmp_path / "gone" / "kernels.cache").save()  # no folder: no error
     RuntimeCache(FakeConfig(), None).save()
+
+    def fail(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    config = FakeConfig()
+    RuntimeCache(config, path)
+    assert config.cache.content == b"fresh"
 
 
 def test_failures_say_what_tensorrt_says() -> None:
