@@ -16,9 +16,9 @@ const viewer = makeViewer({
   stage: $("stage"), pan: $("pan"), pictures: $("pictures"), slider: $("slider"), opacity: $("opacity"),
   zooms: { fit: $("fit"), 1: $("full"), 2: $("double") },
 });
-const urls = new Map(); // picture -> object URL
+let urls = []; // of the pictures that are shown
 let limits = null;
-let work = null; // the restoration in flight: {request, path, cancelled}
+let work = null; // cancels the restoration in flight
 
 class ServiceError extends Error {}
 
@@ -47,21 +47,24 @@ async function ask(path, options = {}) {
   return answer;
 }
 
-function send(form, onProgress) {
+function send(form, signal) {
   const request = new XMLHttpRequest(); // fetch does not report upload progress
-  const answer = new Promise((resolve, reject) => {
+  return new Promise((resolve, reject) => {
     request.open("POST", "/v1/restorations");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    request.upload.onprogress = (event) => onProgress(event.loaded / event.total);
+    const stop = () => request.abort();
+    signal.addEventListener("abort", stop);
+    request.upload.onprogress = (event) => { if (!signal.aborted) $("progress").value = event.loaded / event.total; };
+    // What is wholly sent is in the queue or soon will be: its answer says what to delete.
+    request.upload.onload = () => signal.removeEventListener("abort", stop);
     request.onload = () => {
       if (request.status === 202) resolve(JSON.parse(request.responseText));
       else reject(problem(request.status, request.responseText));
     };
     request.onerror = () => reject(new ServiceError("the upload failed; is the service still running?"));
-    request.onabort = () => reject(new ServiceError("cancelled"));
+    request.onabort = () => reject(signal.reason);
     request.send(form);
   });
-  return { request, answer };
 }
 
 // --- the pair ---
@@ -147,9 +150,9 @@ function check(left, right) {
   return "";
 }
 
-async function follow(path) {
+async function follow(path, signal) {
   for (let pause = FIRST_POLL; ; pause = Math.min(2 * pause, LAST_POLL)) {
-    const status = await (await ask(path)).json();
+    const status = await (await ask(path, { signal })).json();
     if (status.state === "done") return status;
     if (status.state === "failed") throw new ServiceError(status.problem.detail);
     if (status.state === "waiting") say(`Waiting: number ${status.position} in the queue`);
@@ -158,15 +161,8 @@ async function follow(path) {
       say(`Restoring: ${Math.round(100 * status.progress)} %`);
     } else say("Restoring…");
     await new Promise((resolve) => setTimeout(resolve, pause));
-    if (work.cancelled) throw new ServiceError("cancelled");
+    signal.throwIfAborted();
   }
-}
-
-async function picture(name, path) {
-  const blob = await (await ask(path)).blob();
-  if (urls.has(name)) URL.revokeObjectURL(urls.get(name));
-  urls.set(name, URL.createObjectURL(blob));
-  return urls.get(name);
 }
 
 $("form").addEventListener("submit", async (event) => {
@@ -187,24 +183,28 @@ $("form").addEventListener("submit", async (event) => {
   $("progress").hidden = false;
   $("progress").value = 0;
   say("Sending…");
-  work = { cancelled: false };
+  work = new AbortController();
+  const { signal } = work;
   try {
-    const sent = send(form, (part) => { $("progress").value = part; });
-    work.request = sent.request;
-    const { id } = await sent.answer;
-    work.path = `/v1/restorations/${id}`;
+    const path = `/v1/restorations/${(await send(form, signal)).id}`;
+    const forget = () => fetch(path, { method: "DELETE", headers: headers(), keepalive: true }).catch(() => {});
+    if (signal.aborted) forget();
+    signal.throwIfAborted();
+    signal.addEventListener("abort", forget);
     $("progress").removeAttribute("value"); // until the first windows are done
     $("progress").setAttribute("aria-label", "Restoration");
-    await show(await follow(work.path), (left ?? right).name, form.get("format"));
-    ask(work.path, { method: "DELETE" }).catch(() => {}); // this tab has every picture now
+    await show(await follow(path, signal), (left ?? right).name, form.get("format"), signal);
+    forget(); // this tab has every picture now
     say("Done.");
   } catch (error) {
-    say(error.message === "cancelled" ? "Cancelled." : "");
-    if (error.message !== "cancelled") showError(sentence(error instanceof ServiceError ? error.message : String(error)));
-  } finally {
-    work = null;
-    setBusy(false);
+    if (!signal.aborted) {
+      say("");
+      showError(sentence(error instanceof ServiceError ? error.message : String(error)));
+    }
   }
+  if (signal.aborted) return; // the page may be busy with another pair by now
+  work = null;
+  setBusy(false);
 });
 
 function sentence(text) {
@@ -213,26 +213,31 @@ function sentence(text) {
 
 function cancel() {
   if (!work) return;
-  work.cancelled = true;
-  work.request?.abort();
-  if (work.path) fetch(work.path, { method: "DELETE", headers: headers(), keepalive: true }).catch(() => {});
+  work.abort();
+  work = null;
+  setBusy(false);
+  say("Cancelled.");
 }
-$("cancel").addEventListener("click", () => { cancel(); $("restore").disabled = false; $("restore").focus(); });
+$("cancel").addEventListener("click", () => { cancel(); $("restore").focus(); });
 addEventListener("pagehide", cancel);
 
 // --- the result ---
 
-async function show(status, name, format) {
+async function show(status, name, format, signal) {
   const { report, links } = status;
   say("Loading the pictures…");
-  const files = Object.fromEntries(await Promise.all(
-    Object.entries(links).map(async ([file, path]) => [file, await picture(file, path)]),
-  ));
+  const blobs = await Promise.all(
+    Object.entries(links).map(async ([file, path]) => [file, await (await ask(path, { signal })).blob()]),
+  );
+  $("cancel").hidden = true; // from here on the result takes the place of the one before
+  const files = Object.fromEntries(blobs.map(([file, blob]) => [file, URL.createObjectURL(blob)]));
   for (const each of document.querySelectorAll(".map-only")) each.hidden = !report.blur_map;
   await Promise.all(["after", "before", ...(report.blur_map ? ["blur-map"] : [])].map((file) => {
     $(file).src = files[file];
     return $(file).decode();
   }));
+  urls.forEach((url) => URL.revokeObjectURL(url));
+  urls = Object.values(files);
   const stem = name.replace(/\.[^.]*$/, "");
   const suffix = { png: ".png", tiff: ".tif", jpeg: ".jpg" }[format];
   $("save-image").href = files.image;

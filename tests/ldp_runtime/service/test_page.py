@@ -2,7 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def choose(page: Any, suffix: str = ".png", **fields: Any) -> None:
 def restore(page: Any) -> None:
     page.get_by_role("button", name="Restore").click()
     page.get_by_text("Done.").wait_for()
+
+
+def hold(page: Any, path: Any) -> list[Any]:
+    """The requests for a path, which wait for ``continue_``."""
+    held: list[Any] = []
+    page.route(path, lambda route: held.append(route))
+    return held
+
+
+def wait_for(page: Any, held: list[Any]) -> None:
+    while not held:
+        page.wait_for_timeout(10)
+
+
+def cancel_and_delete(page: Any, then: Callable[[], None] = lambda: None) -> None:
+    """Cancels a restoration, does what comes ``then``, and waits until the service has deleted it."""
+    with page.expect_response(lambda answer: answer.request.method == "DELETE") as deleted:
+        page.get_by_role("button", name="Cancel").click()
+        then()
+    assert deleted.value.status == 204
+    assert page.locator("#status").inner_text() == "Cancelled."
 
 
 def pixels(page: Any) -> np.ndarray:
@@ -237,11 +259,9 @@ def test_errors_are_shown_and_a_restoration_can_be_cancelled(page: Any, service:
 
 
 def test_an_error_stays_when_the_page_hears_from_the_service_after_it(page: Any) -> None:
-    held: list[Any] = []
-    page.route("**/v1/limits", lambda route: held.append(route))
+    held = hold(page, "**/v1/limits")
     page.reload()
-    while not held:
-        page.wait_for_timeout(10)
+    wait_for(page, held)
     page.get_by_role("button", name="Restore").click()
     page.get_by_role("alert").wait_for()
     with page.expect_response("**/v1/limits"):
@@ -249,6 +269,48 @@ def test_an_error_stays_when_the_page_hears_from_the_service_after_it(page: Any)
     page.unroute("**/v1/limits")
     page.get_by_text("Service ready").wait_for()
     assert page.get_by_role("alert").inner_text() == "Choose both views first."
+
+
+def test_another_pair_may_follow_at_once_when_one_is_cancelled(page: Any) -> None:
+    choose(page)
+    held = hold(page, re.compile("/v1/restorations/[^/]+$"))
+    page.get_by_role("button", name="Restore").click()
+    wait_for(page, held)
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator("#status").inner_text() == "Cancelled."
+    page.unroute_all()
+    restore(page)
+    assert page.get_by_role("alert").is_hidden()
+
+
+def test_a_result_stays_when_the_next_is_cancelled_while_its_pictures_come(page: Any) -> None:
+    choose(page)
+    restore(page)
+    page.get_by_role("button", name="Exchange left and right").click()
+    held = hold(page, "**/before")
+    with page.expect_response("**/image"):  # one picture comes, another does not
+        page.get_by_role("button", name="Restore").click()
+        wait_for(page, held)
+    cancel_and_delete(page)
+    page.unroute_all()
+    _, content = download(page, "Download image")
+    np.testing.assert_array_equal(decode_photo("image", content).pixels, 255 - view(1))
+
+
+def test_a_pair_that_is_cancelled_before_the_service_has_named_it_is_deleted(
+    page: Any, service: InThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, go = service.service.submit, threading.Event()
+
+    def submit_late(*arguments: Any, **options: Any) -> Any:
+        assert go.wait(60)
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(service.service, "submit", submit_late)
+    choose(page)
+    page.get_by_role("button", name="Restore").click()
+    page.locator("#progress[value='1']").wait_for()  # all is sent
+    cancel_and_delete(page, go.set)
 
 
 def test_without_a_blur_map_its_controls_are_hidden(page: Any, service: InThread) -> None:
