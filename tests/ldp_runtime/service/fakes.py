@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -156,19 +158,18 @@ class InThread:
         self._thread = threading.Thread(target=server_module.serve, args=(self.service, self.sock), kwargs=options)
 
     def __enter__(self) -> InThread:
-        servers: list[uvicorn.Server] = []
+        started: Future[tuple[uvicorn.Server, asyncio.AbstractEventLoop]] = Future()
         original = server_module._Server
 
         class Kept(original):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                servers.append(self)
+            async def startup(self, *arguments: Any, **options: Any) -> None:
+                await super().startup(*arguments, **options)
+                started.set_result((self, asyncio.get_running_loop()))
 
         server_module._Server = Kept
         self._thread.start()
-        until(lambda: servers and servers[0].started)
+        self.server, self._loop = started.result(60)
         server_module._Server = original
-        self.server = servers[0]
         return self
 
     def stop(self) -> None:
@@ -181,5 +182,13 @@ class InThread:
         if self._thread.is_alive():
             self.stop()
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=60)
+    def send(self, data: bytes) -> socket.socket:
+        """A new connection with its first bytes, which the service finds at once, however short its limits are."""
+        sent = threading.Event()
+        self._loop.call_soon_threadsafe(sent.wait, 60)
+        try:
+            connection = socket.create_connection(self.address, timeout=60)
+            connection.sendall(data)
+        finally:
+            sent.set()
+        return connection

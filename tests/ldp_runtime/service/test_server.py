@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,6 @@ from ldp_runtime.images.decode import Photo
 from ldp_runtime.images.photo import decode_photo, encode_photo
 from ldp_runtime.service.server import ServeError, listen
 from tests.ldp_runtime.service.fakes import InThread, encoded, until, view
-
-LIMITS = {"idle_seconds": 0.2, "stalled_seconds": 0.2, "upload_grace": 0.2, "upload_rate": 10**6}
 
 
 def form(left: bytes, right: bytes) -> tuple[bytes, bytes]:
@@ -47,33 +46,45 @@ def read_all(connection: socket.socket) -> bytes:
     return received
 
 
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of an answer, after which the connection may stay open."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer.status, answer.read()
+
+
 def test_a_taken_port_is_named() -> None:
     with listen("127.0.0.1", 0) as sock, pytest.raises(ServeError, match="choose another --host or --port"):
         listen("127.0.0.1", sock.getsockname()[1])
 
 
 @pytest.fixture
+def running() -> Iterator[InThread]:
+    with InThread() as service:
+        yield service
+
+
+@pytest.fixture
 def quick() -> Iterator[InThread]:
-    with InThread(**LIMITS) as service:
+    """A service whose clients have little time to send."""
+    with InThread(idle_seconds=0.2, upload_grace=0.2, upload_rate=10**6) as service:
         yield service
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "])
 def test_a_connection_without_a_whole_head_is_closed(quick: InThread, sent: bytes) -> None:
-    with quick.connect() as connection:
-        connection.sendall(sent)
+    with quick.send(sent) as connection:
         assert read_all(connection) == b""
 
 
 def test_a_head_that_drips_is_closed(quick: InThread) -> None:
-    with quick.connect() as connection:
-        connection.sendall(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    with quick.send(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") as connection:
+        assert read_answer(connection)[0] == 200
         closed = threading.Event()
         reader = threading.Thread(target=lambda: (read_all(connection), closed.set()))
         reader.start()
-        connection.sendall(b"GET / HTTP/1.1\r\n")
         try:
+            connection.sendall(b"GET / HTTP/1.1\r\n")
             while not closed.wait(0.05):
                 connection.sendall(b"A: b\r\n")  # each in time, the head never
         except OSError:
@@ -84,8 +95,7 @@ def test_a_head_that_drips_is_closed(quick: InThread) -> None:
 
 def test_an_upload_that_drips_is_refused(quick: InThread) -> None:
     head, body = form(encoded(), encoded())
-    with quick.connect() as connection:
-        connection.sendall(head + body[:200])
+    with quick.send(head + body[:200]) as connection:
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"application/problem+json" in answer and b"bytes per second" in answer
@@ -94,67 +104,62 @@ def test_an_upload_that_drips_is_refused(quick: InThread) -> None:
 
 def test_uploads_have_a_limit_of_their_own() -> None:
     head, body = form(encoded(), encoded())
-    limits = LIMITS | {"uploads": 1, "upload_grace": 60}
-    with InThread(**limits) as running, running.connect() as slow, running.connect() as other:
-        slow.sendall(head + body[:200])
+    with InThread(uploads=1, upload_grace=60) as running, running.send(head + body[:200]) as slow:
         until(lambda: running.service.uploads.reading == 1)
-        other.sendall(head + body)
-        assert b"1 uploads are being read" in read_all(other)
+        with running.send(head + body) as other:
+            status, problem = read_answer(other)
+            assert status == 429 and b"1 uploads are being read" in problem
         slow.sendall(body[200:])
-        assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+        assert read_answer(slow)[0] == 200
 
 
-def test_a_client_that_takes_no_answer_is_cut_off(quick: InThread) -> None:
+def test_a_client_that_takes_no_answer_is_cut_off() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     data = encode_photo("noise.png", Photo(noise))
-    quick.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
-    with socket.socket() as connection:
+    with InThread(stalled_seconds=0.2) as running, socket.socket() as connection:
+        running.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(quick.address)
+        connection.connect(running.address)
         head, body = form(data, data)
         connection.sendall(head + body)
-        assert quick.deblurrer.begun.wait(60)
-        until(lambda: not quick.server.server_state.connections)
+        assert running.deblurrer.begun.wait(60)
+        until(lambda: not running.server.server_state.connections)
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(answer) < len(data)
 
 
-def test_a_client_that_leaves_is_dropped_from_the_queue(quick: InThread) -> None:
-    quick.deblurrer.go.clear()
+def test_a_client_that_leaves_is_dropped_from_the_queue(running: InThread) -> None:
+    running.deblurrer.go.clear()
     head, body = form(encoded(), encoded())
-    with quick.connect() as first:
-        first.sendall(head + body)
-        assert quick.deblurrer.begun.wait(60)
-        second = quick.connect()
-        second.sendall(head + body)
-        until(lambda: quick.service.queue.waiting == 1)
+    with running.send(head + body) as first:
+        assert running.deblurrer.begun.wait(60)
+        second = running.send(head + body)
+        until(lambda: running.service.queue.waiting == 1)
         second.close()
-        until(lambda: quick.service.queue.waiting == 0)
-        quick.deblurrer.go.set()
-        assert first.recv(65536).startswith(b"HTTP/1.1 200")
-    assert len(quick.deblurrer.axes) == 1
+        until(lambda: running.service.queue.waiting == 0)
+        running.deblurrer.go.set()
+        assert read_answer(first)[0] == 200
+    assert len(running.deblurrer.axes) == 1
 
 
-def test_what_runs_is_finished_when_the_service_stops(quick: InThread) -> None:
-    quick.deblurrer.go.clear()
+def test_what_runs_is_finished_when_the_service_stops(running: InThread) -> None:
+    running.deblurrer.go.clear()
     head, body = form(encoded(shift=1), encoded(shift=-1))
-    with quick.connect() as first, quick.connect() as second:
-        first.sendall(head + body)
-        assert quick.deblurrer.begun.wait(60)
-        second.sendall(head + body)
-        until(lambda: quick.service.queue.waiting == 1)
-        stopping = threading.Thread(target=quick.stop)
-        stopping.start()
-        assert read_all(second).startswith(b"HTTP/1.1 503 ")
+    with running.send(head + body) as first:
+        assert running.deblurrer.begun.wait(60)
+        with running.send(head + body) as second:
+            until(lambda: running.service.queue.waiting == 1)
+            stopping = threading.Thread(target=running.stop)
+            stopping.start()
+            assert read_answer(second)[0] == 503
         with pytest.raises(OSError):
-            quick.connect().close()
-        quick.deblurrer.go.set()
-        answer = read_all(first)
+            running.send(b"").close()
+        running.deblurrer.go.set()
+        status, image = read_answer(first)
         stopping.join(60)
-    assert answer.startswith(b"HTTP/1.1 200")
-    restored = decode_photo("answer", answer.partition(b"\r\n\r\n")[2]).pixels
-    np.testing.assert_array_equal(restored, 255 - view(1))
+    assert status == 200
+    np.testing.assert_array_equal(decode_photo("answer", image).pixels, 255 - view(1))
 
 
 STUCK = """
