@@ -347,7 +347,8 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing_of_it(
     def press(phase: str) -> None:
         if len(recorder.phases) == 1:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # the main thread hears it
+            while signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+                time.sleep(0.005)  # until the main thread has heard it and cancelled the build
 
     recorder = Recorder(press)
 

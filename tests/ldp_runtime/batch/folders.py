@@ -46,6 +46,27 @@ def start(arguments: list[str], *, path: Path | None = None) -> subprocess.Popen
     )
 
 
+HELD = """
+import time
+from pathlib import Path
+from ldp_runtime.batch import work
+
+def read(job, settings, real=work.read):
+    while job.name.startswith({name!r}) and not Path({go!r}).exists():
+        time.sleep(0.01)
+    return real(job, settings)
+
+work.read = read
+"""
+
+
+def hold(folder: Path, name: str) -> Path:
+    """Processes that ``start`` has with this path do not read the pair ``name`` until the file returned here exists."""
+    go = folder / "go"
+    (folder / "sitecustomize.py").write_text(HELD.format(name=f"{name}/", go=str(go)))
+    return go
+
+
 def wait_for(process: subprocess.Popen[str], output: Path, count: int) -> None:
     """Waits until a run has finished so many pairs, or ended."""
     journal = output / JOURNAL_FILE

@@ -13,7 +13,7 @@ from ldp_runtime.batch.journal import JOURNAL_FILE, tries_file
 from ldp_runtime.batch.pairs import find_pairs
 from ldp_runtime.bundle.bundle import Bundle
 from ldp_runtime.cli import main
-from tests.ldp_runtime.batch.folders import command, make_pairs, outputs, start, wait_for
+from tests.ldp_runtime.batch.folders import command, hold, make_pairs, outputs, start, wait_for
 from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 
 MACHINE = {"CPU": 16.0}
@@ -94,11 +94,11 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
     out = tmp_path / "ray"
     arguments = command(source, out, bundle)
-    process = start([*arguments, "--ray", "local", "--workers", "2", "--json"])
+    go = hold(tmp_path, f"{PAIRS - 1}")
+    process = start([*arguments, "--ray", "local", "--workers", "2", "--json"], path=tmp_path)
     wait_for(process, out, 1)
-    workers = actors(process.pid)
-    assert workers, "the run ended before a worker could be killed"
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(actors(process.pid)[0], signal.SIGKILL)
+    go.touch()
     printed, err = process.communicate(timeout=540)
     assert process.returncode == 0, err
     assert json.loads(printed)["restored"] == PAIRS
