@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from ldp_runtime.cli import main
 from ldp_runtime.deblurrer import Deblurrer
@@ -16,6 +17,8 @@ from tests.ldp_runtime.tiny_bundle import make_tiny_bundle
 H, W = 37, 51
 BACKEND = ["--backend", "onnxruntime", "--precision", "fp32", "--threads", "1"]
 Run = Callable[..., tuple[int, str, str]]
+
+settings.load_profile("ci")  # the same cases each time, however slow the machine is
 
 
 def scene(dtype: Any = np.uint8, shift: int = 0, height: int = H, width: int = W, seed: int = 0) -> np.ndarray:

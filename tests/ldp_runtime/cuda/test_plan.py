@@ -18,7 +18,7 @@ BUFFERS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), BUFFERS, max_size=10))
 def test_buffers_that_meet_do_not_overlap(buffers: dict[str, Buffer]) -> None:
     layout = Layout.pack(buffers)

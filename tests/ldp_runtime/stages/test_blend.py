@@ -28,7 +28,7 @@ def test_tiles_of_a_local_function_blend_to_the_whole() -> None:
     assert len(grid) == len(tiles) > 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.sampled_from([0, 4, 8]))
 def test_tiles_blended_as_they_come_are_the_blend(h: int, w: int, th: int, tw: int, halo: int) -> None:
     sides = [fit_tile(8 * n, 8 * most, multiple=8, halo=halo) for n, most in ((h, th), (w, tw))]

@@ -25,7 +25,7 @@ def strips(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_regions_are_cut_from_the_padded_pair(data: st.DataObject) -> None:
     h, w = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
@@ -65,7 +65,7 @@ def test_every_level_is_scaled_by_a_division(dtype: type) -> None:
     np.testing.assert_array_equal(region[0, 0], np.arange(top + 1, dtype=np.float32) / np.float32(top))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_canvases_are_the_normalised_views(data: st.DataObject) -> None:
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

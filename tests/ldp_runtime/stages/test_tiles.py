@@ -72,7 +72,7 @@ def test_a_network_that_sees_the_whole_image_gets_it_while_memory_is_free(monkey
     assert free_memory() > 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([32, 64]), st.integers(0, 48))
 def test_tiles_cover_the_axis_with_halos(units: int, most: int, multiple: int, halo: int) -> None:
     size = 32 * units
@@ -114,7 +114,7 @@ def test_a_tile_that_does_not_end_with_the_axis() -> None:
     assert fit_tile(1000, 512, multiple=64) == 1000 - 8 * 64
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 90), st.integers(1, 40), st.sampled_from([32, 64]), st.integers(0, 48))
 def test_even_tiles_are_as_few_and_as_short_as_can_be(units: int, most: int, multiple: int, halo: int) -> None:
     size = 32 * units
