@@ -90,7 +90,8 @@ def run_all(environment: Path, folder: Path, package: str, *commands: str) -> st
 
 def test_the_wheel_has_every_file_of_its_packages(environment: Path) -> None:
     (site,) = environment.glob("lib/python*/site-packages")
-    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.*") if file.suffix != ".pyc"]
+    found = (file for package in PACKAGES for file in (ROOT / package).rglob("*.*"))
+    files = [file for file in found if file.parent.name != "__pycache__"]
     assert {".py", ".csv", ".cu", ".html"} <= {file.suffix for file in files}
     assert [file for file in files if not (site / file.relative_to(ROOT)).is_file()] == []
     assert (site / "ldp_runtime" / "models" / "ldp-nano" / "bundle.json").is_file()

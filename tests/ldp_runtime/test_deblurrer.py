@@ -298,7 +298,7 @@ def test_auto_goes_on_when_openvino_refuses_a_graph(
 
 def test_graphs_are_opened_ahead_side_by_side_and_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=60)
     original = SessionBackend.open
 
     def note(self: SessionBackend, path: Path, *rest: Any, **named: Any) -> Session:

@@ -6,7 +6,7 @@ from ldp_runtime.threads import each, usable_cores
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
-    barrier = threading.Barrier(3, timeout=20)
+    barrier = threading.Barrier(3, timeout=60)
 
     def work(item: int) -> int:
         if item < 3:  # passes only if three calls run at a time

@@ -114,7 +114,7 @@ class Server:
 def serve(python: Path, repository: Path, *arguments: str, ready: bool = True) -> Iterator[Server]:
     """Starts the server with the repository's own script, waits until it is ready, and stops it in the end."""
     log = repository.with_suffix(".log")
-    server = Server(free_port(), free_port(), log)
+    server = Server(*free_ports(), log)
     command = [python, repository / "serve.py", "--allow-metrics=false", "--http-address=127.0.0.1"]
     command += ["--grpc-address=127.0.0.1", f"--http-port={server.http}", f"--grpc-port={server.grpc}", *arguments]
     with log.open("wb") as file:
@@ -140,10 +140,9 @@ def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         time.sleep(0.2)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_ports() -> tuple[int, int]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 def check(answer: dict[str, object], clients: int, requests: int) -> None:

@@ -55,7 +55,7 @@ def test_the_graphs_are_opened_while_the_pair_is_read(
         opened.set()
 
     def wait(*arguments: Any) -> Any:
-        assert opened.wait(20)
+        assert opened.wait(60)
         return read(*arguments)
 
     monkeypatch.setattr(Deblurrer, "open", note)

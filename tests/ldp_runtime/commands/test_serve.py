@@ -42,8 +42,8 @@ def test_ctrl_c_ends_with_130_and_beyond_loopback_a_token_is_made(bundle: Path) 
         token = next(line.split()[1] for line in service.printed if line.startswith("token"))
         assert service.printed[-1] == f"serving  {service.url}/#token={token}"
         url = f"http://127.0.0.1:{service.address[1]}/v1/limits"
-        assert httpx2.get(url).status_code == 401
-        answer = httpx2.get(url, headers={"Authorization": f"Bearer {token}"})
+        assert httpx2.get(url, timeout=60).status_code == 401
+        answer = httpx2.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=60)
         assert answer.json()["max_pixels"] == 100_000_000
         assert service.stop(signal.SIGINT) == (130, "ldp: interrupted\n")
 

@@ -11,13 +11,13 @@ def test_the_collector_comes_back_after_the_last_of_those_that_sent_it_away() ->
     def other() -> None:
         with collecting_nothing():
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     thread = threading.Thread(target=other)
     with collecting_nothing():
         assert not gc.isenabled()
         thread.start()
-        assert inside.wait(10)
+        assert inside.wait(60)
     assert not gc.isenabled()
     leave.set()
     thread.join()
