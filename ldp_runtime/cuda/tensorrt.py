@@ -104,23 +104,26 @@ class CudaBackend(ChainBackend):
     def open_chain(self, bundle: Bundle, precision: str, tile: int | str) -> CudaChain:
         """See ``ChainBackend``."""
         problems = []
-        for backend in self._installed():
+        for backend in self._backends:
             try:
+                backend.available()
                 return backend.open_chain(bundle, precision, tile)
             except BackendError as error:
-                problems.append(str(error))
+                if not isinstance(error, NoGpuError):  # which says that it is not installed
+                    problems.append(str(error))
         raise BackendError("; ".join(problems))
 
     def _installed(self) -> list[TensorRtBackend]:
-        installed, missing = [], []
+        installed, problems = [], []
         for backend in self._backends:
             try:
                 backend.available()
                 installed.append(backend)
-            except NoGpuError as error:
-                missing.append(str(error))
+            except BackendError as error:
+                problems.append(error)
         if not installed:
-            raise NoGpuError("; ".join(dict.fromkeys(missing)))
+            broken = [error for error in problems if not isinstance(error, NoGpuError)]
+            raise (BackendError if broken else NoGpuError)("; ".join(dict.fromkeys(map(str, broken or problems))))
         return installed
 
 
@@ -337,14 +340,10 @@ class RuntimeCache:
 
     def save(self) -> None:
         """Writes the file if there is anything new; the cache is a convenience, so a full disk is no error."""
-        if self._path is None:
-            return
-        content = bytes(self._cache.serialize())
-        if content == self._loaded:
-            return
-        with contextlib.suppress(OSError):
-            write_whole({self._path: content})
-            self._loaded = content
+        if self._path is not None and (content := bytes(self._cache.serialize())) != self._loaded:
+            with contextlib.suppress(OSError):
+                write_whole({self._path: content})
+                self._loaded = content
 
 
 def make_logger(trt: Any) -> Any:

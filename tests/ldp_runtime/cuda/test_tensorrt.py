@@ -471,6 +471,22 @@ def test_cuda_means_the_flavour_that_has_engines(bundle: Bundle) -> None:
         CudaBackend((Flavour("a", False, None), Flavour("b", False, None))).available()
 
 
+def test_a_flavour_that_does_not_load_leaves_the_other_alone(bundle: Bundle) -> None:
+    class Broken(Flavour):
+        def available(self) -> None:
+            raise BackendError(f"{self.name} does not load")
+
+    broken = Broken("a", True)
+    both = CudaBackend((broken, Flavour("b", True, "chain b")))
+    both.available()
+    assert both.open_chain(bundle, "fp16", "auto") == "chain b"
+    with pytest.raises(BackendError, match=r"^a does not load; no engine of b$"):
+        CudaBackend((broken, Flavour("b", True, None))).open_chain(bundle, "fp16", "auto")
+    with pytest.raises(BackendError, match=r"^a does not load$") as caught:
+        CudaBackend((broken, Flavour("b", False, None))).available()
+    assert not isinstance(caught.value, NoGpuError)
+
+
 def test_what_is_missing_here_is_named() -> None:
     if _has_gpu():
         pytest.skip("there is a GPU")
