@@ -141,21 +141,17 @@ def abandoned(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Waits until no other ``locked_folder`` of this folder is open, where its file system has locks.
+    """Waits until no other ``locked_folder`` of this folder is open, where the system has locks of folders.
 
-    Raises:
-        OSError: It cannot be opened.
+    Args:
+        folder: Not one of ``claimed_folder``, which is locked already.
     """
-    if not _LOCKS:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
+    with ExitStack() as stack:
+        with contextlib.suppress(OSError):  # Windows opens no folders
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

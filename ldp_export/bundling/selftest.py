@@ -10,7 +10,7 @@ from ldp_export.bundling.parity import gate
 from ldp_runtime.bundle.bundle import Bundle, read_manifest, write_manifest
 from ldp_runtime.bundle.manifest import SELFTEST_FILE, Manifest
 from ldp_runtime.errors import BundleError
-from ldp_runtime.files import cannot_write, locked_folder, write_whole
+from ldp_runtime.files import cannot_write, write_whole
 from ldp_runtime.selftest import BF16_LIMIT_DB, make_sample, try_bf16
 
 BF16_GATE = "self-test bf16 PSNR in dB"
@@ -32,14 +32,13 @@ def add_sample(folder: Path) -> Manifest:
         LDPError: The bundle is damaged or does not run, or its folder cannot be written.
     """
     sample = make_sample(Bundle.load(folder))
+    manifest = read_manifest(folder)
     try:
-        with locked_folder(folder):
-            manifest = read_manifest(folder)
-            write_whole({folder / SELFTEST_FILE: sample.to_bytes()})
-            manifest = write_manifest(folder, manifest, extra_files={*manifest.files, SELFTEST_FILE})
-            if manifest.origin is None:
-                return manifest
-            return write_manifest(folder, _with_bf16(manifest, Bundle.load(folder)), extra_files=manifest.files)
+        write_whole({folder / SELFTEST_FILE: sample.to_bytes()})
+        manifest = write_manifest(folder, manifest, extra_files={*manifest.files, SELFTEST_FILE})
+        if manifest.origin is None:
+            return manifest
+        return write_manifest(folder, _with_bf16(manifest, Bundle.load(folder)), extra_files=manifest.files)
     except OSError as error:
         raise BundleError(cannot_write(folder, error)) from error
 

@@ -25,7 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
     from ldp_export.bundling.selftest import add_sample
     from ldp_runtime.bundle.find import find_bundle
     from ldp_runtime.bundle.manifest import SELFTEST_FILE
+    from ldp_runtime.files import locked_folder
 
     folder = find_bundle(arguments.bundle)
-    entry = add_sample(folder).files[SELFTEST_FILE]
+    with locked_folder(folder):
+        entry = add_sample(folder).files[SELFTEST_FILE]
     print(f"{folder / SELFTEST_FILE}: {entry.size / 2**10:.0f} KiB, SHA-256 {entry.sha256}")
