@@ -123,11 +123,10 @@ def _open_torch(spec: MethodSpec) -> tuple[Network, str, bool]:
 
     where, description = torch_device(spec.timing.threads)
     module = PUBLISHED[spec.name].build().eval().to(where, DTYPES[spec.timing.precision])
-    size = getattr(module, "size", None)  # of K3DN, which resizes the pair
 
     def network(pair: Views) -> Views:
         if where == "cpu":
-            check_memory(module.config.memory, size or pair.shape[2:])
+            check_memory(module.config.memory, module.config.works_at or pair.shape[2:])
         with torch.inference_mode():
             restored: Views = module(torch.from_numpy(pair).to(where)).cpu().numpy()
         return restored

@@ -62,6 +62,7 @@ class _Network(Struct):
     window: Side | None = None
     halo: Side | None = None
     memory: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
+    works_at: tuple[Side, Side] | None = None
 
 
 def parse_manifest(content: bytes, path: PathLike[str]) -> Manifest:

@@ -93,7 +93,7 @@ def tilings(
 
     ``"auto"`` takes one piece up to ``WHOLE_BYTES`` of memory, which is 6.7 megapixels for nano and 1.97 for small,
     and above that tiles of at most ``TILE_BYTES``; a network whose tiles differ from the whole goes in one piece as
-    long as memory is free for it.
+    long as memory is free for it, and always where it resizes a tile to the size of the whole.
 
     Args:
         H: Height of the padded pair in px.
@@ -104,6 +104,8 @@ def tilings(
         whole_first: ``"auto"`` begins with one piece whatever its size: memory that is not there is found out.
         engine_sizes: Height and width of further tiles, and the multiple that they begin at: engines for one size.
     """
+    if tile == AUTO and network.get("works_at"):
+        tile = OFF
     whole = TileGrid.cover(H, W, (H, W), multiple=multiple)
     cost, halo = bytes_per_pixel(network), tile_halo(network)
     least, needed = least_side(multiple, halo), H * W * cost

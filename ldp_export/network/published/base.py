@@ -27,6 +27,7 @@ class PublishedConfig:
         least: H and W are at least this many px.
         halo: Px that neighbouring tiles share on each side of a seam, at least, so that tiles equal the full frame;
             None where the network pools or attends over all it sees, so that no tile does.
+        works_at: Height and width in px that the network resizes every pair to; None where it resizes none.
         ensemble: Means nothing: these networks read no blur map.
     """
 
@@ -35,6 +36,7 @@ class PublishedConfig:
     memory: int
     least: int = 1
     halo: int | None = None
+    works_at: tuple[int, int] | None = None
     ensemble: str | int = "ens2"
 
     @property
@@ -44,7 +46,8 @@ class PublishedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values: what ``ldp_runtime.stages.tiles`` reads of it."""
-        return {"name": self.name, "memory": self.memory, "halo": self.halo}
+        works_at = {} if self.works_at is None else {"works_at": list(self.works_at)}
+        return {"name": self.name, "memory": self.memory, "halo": self.halo, **works_at}
 
 
 class PublishedNetwork(nn.Module, ABC):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -168,14 +169,14 @@ class CorrelationGate(nn.Module):
 
 
 class K3DN(PublishedNetwork):
-    """The network in its published size, L; takes photos of any size, working at ``size``."""
+    """The network in its published size, L; takes photos of any size and works at one."""
 
     config = PublishedConfig("k3dn", multiple=1, memory=3700)
 
     def __init__(self, size: tuple[int, int] = WORKING_SIZE) -> None:
         """``size`` is height and width in px, multiples of 288 x 224 and at least 288 x 448."""
         super().__init__()
-        self.size = size
+        self.config = replace(self.config, works_at=size)
         widths = [WIDTH, 2 * WIDTH, 4 * WIDTH]
         self.Encoder = nn.ModuleList(group(width) for width in widths)
         ups = ((4 * WIDTH, 2 * WIDTH), (4 * WIDTH, WIDTH), (2 * WIDTH, WIDTH))
@@ -205,19 +206,20 @@ class K3DN(PublishedNetwork):
 
         Resizing is FP32 whatever the type; views are clamped after it, as integer photos are.
         """
+        assert self.config.works_at is not None
         height, width = pair.shape[2:]
-        resized = resize(pair, self.size).clamp(0, 1)
+        resized = resize(pair, self.config.works_at).clamp(0, 1)
         return resize(super().forward(resized - 0.5), (height, width)) + 0.5
 
     def restore(self, pair: Tensor) -> Tensor:
-        """Pair ``(B, 6, *size)`` in [-0.5, 0.5] to the restored image ``(B, 3, *size)``, clamped to [-1, 1]."""
+        """Pair ``(B, 6, h, w)`` in [-0.5, 0.5] to the restored image ``(B, 3, h, w)`` in [-1, 1], at ``works_at``."""
         style = self.disp(pair[:, :3], pair[:, 3:])
         x, skips = pair, [pair]
         for extract, blocks in zip(self.feat_extract[:3], self.Encoder, strict=True):
             x = blocks(extract(x))
             skips.append(x)
         skips.pop()
-        windows = [side // 8 // window for side, window in zip(self.size, WINDOW, strict=True)]
+        windows = [side // 8 // window for side, window in zip(pair.shape[2:], WINDOW, strict=True)]
         x = cut(x, *windows)  # (B * windows, 192, 18, 14)
         for block in self.deblur:
             x = block(x, style)

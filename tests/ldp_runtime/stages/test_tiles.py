@@ -72,6 +72,16 @@ def test_a_network_that_sees_the_whole_image_gets_it_while_memory_is_free(monkey
     assert free_memory() > 0
 
 
+def test_a_network_that_resizes_the_pair_gets_it_whole_unless_tiles_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ldp_runtime.stages.tiles.free_memory", lambda: 1152 * 1792 * 5000)
+    network = {"memory": 5000, "halo": None, "works_at": [1152, 1792]}
+    assert [grid.tile for grid in tilings(4480, 6720, AUTO, network, 16)] == [(4480, 6720)]
+    assert len(next(tilings(4480, 6720, AUTO, network | {"works_at": None}, 16))) > 1
+    assert len(next(tilings(4480, 6720, 1024, network, 16))) > 1
+
+
 @settings(max_examples=300)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([32, 64]), st.integers(0, 48))
 def test_tiles_cover_the_axis_with_halos(units: int, most: int, multiple: int, halo: int) -> None:

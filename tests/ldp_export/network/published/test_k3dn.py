@@ -231,7 +231,7 @@ def test_graphs_at_the_published_working_size(tmp_path: Path, monkeypatch: pytes
     for name, value in (("WIDTH", 6), ("BLOCKS", 1), ("WINDOW_BLOCKS", 1)):
         monkeypatch.setattr(k3dn, name, value)
     network = K3DN()
-    assert network.size == (1152, 1792)
+    assert network.config.to_dict()["works_at"] == [1152, 1792]
     network.load_published_state(random_state(network.published_state()))
     check_graphs(network.eval(), tmp_path, [(256, 384)], {"fp32": 1e-5})
 
