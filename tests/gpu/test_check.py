@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,6 @@ def test_a_step_that_fails_stops_no_other(
     assert [step["verdict"] for step in steps.values()] == ["failed", "skipped", "passed"]
     assert steps["a"]["reason"] == "AssertionError: expected 1, got 2"
     output = capsys.readouterr()
-    assert "| b | skipped | 0.0 | torch is not installed |" in output.out
-    assert "| c | passed | 0.0 | of the rest, stages_ms: clip 1.5 |" in output.out
+    assert re.search(r"\| b \| skipped \| \d+\.\d \| torch is not installed \|", output.out)
+    assert re.search(r"\| c \| passed \| \d+\.\d \| of the rest, stages_ms: clip 1.5 \|", output.out)
     assert "Traceback" in output.err

@@ -44,7 +44,8 @@ def test_check_and_split_show_one(command: str, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_bar_on_a_terminal_alone_and_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, Terminal()) == ""  # the work was quick
+    monkeypatch.setattr(progress, "DELAY", 600.0)
+    assert shown(monkeypatch, Terminal()) == ""
     monkeypatch.setattr(progress, "DELAY", 0.0)
     assert "restoring" in shown(monkeypatch, Terminal())
     assert shown(monkeypatch, Terminal(), quiet=True) == shown(monkeypatch, io.StringIO()) == ""
