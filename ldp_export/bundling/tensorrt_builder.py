@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import os
@@ -153,7 +154,8 @@ class TensorRT:
             BackendError: The graph, the profile or the GPU does not suit.
             KeyboardInterrupt: Cancelled with Ctrl-C.
         """
-        trt, log = self._trt, _log(self._trt, detailed)
+        trt, log = self._trt, _log(self._trt)
+        log.begin(detailed)
         what = f"{self.name} {self.version}"
         try:
             with collecting_nothing():
@@ -288,12 +290,20 @@ def _widen_depthwise(trt: Any, network: Any) -> list[NDArray[Any]]:
     return kept
 
 
-def _log(trt: Any, detailed: bool) -> Any:
-    """A logger that keeps warnings and errors, and if asked all else; nothing is printed."""
+@functools.cache
+def _log(trt: Any) -> Any:
+    """The logger of all builds, as TensorRT keeps to the first one while a builder lives, such as in an error's frames.
+
+    It keeps warnings and errors of the last build, and if asked all else; nothing is printed.
+    """
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.begin(detailed=False)
+
+        def begin(self, detailed: bool) -> None:
+            self.detailed = detailed
             self.warnings: list[str] = []
             self.errors: list[str] = []
             self.all: list[str] = []
@@ -303,7 +313,7 @@ def _log(trt: Any, detailed: bool) -> Any:
                 self.warnings.append(message)
             elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
-            if detailed:
+            if self.detailed:
                 self.all.append(message)
 
         def last(self) -> str:

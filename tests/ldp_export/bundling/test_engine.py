@@ -539,6 +539,16 @@ def test_a_profile_that_does_not_suit_is_an_error(tmp_path: Path) -> None:
 
 
 @needs_rtx
+def test_a_build_after_one_that_failed_has_messages_of_its_own(tmp_path: Path) -> None:
+    path = save(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    with pytest.raises(BackendError) as kept:  # with the frames where its builder is
+        TensorRT("rtx").build(path, {"pair": X["x"]}, ONE_ARCH)
+    plan = TensorRT("rtx").build(path, X, ONE_ARCH, detailed=True)
+    assert plan.warnings == () and plan.messages
+    assert kept.tb is not None
+
+
+@needs_rtx
 def test_warnings_of_overflow_are_collected(tmp_path: Path) -> None:
     """The negative control of the builds above that have none: a layer normalisation in FP16."""
     names = (("ReduceMean", "x axis", "m"), ("Sub", "x m", "c"), ("Mul", "c c", "s"), ("ReduceMean", "s axis", "v"))
@@ -558,8 +568,8 @@ from ldp_runtime.bundle.engines import ShapeRange
 
 make_log, kept = engine._log, []
 
-def log_that_allocates(trt, detailed):
-    log = make_log(trt, detailed)
+def log_that_allocates(trt):
+    log = make_log(trt)
 
     class Log(type(log)):
         def log(self, severity, message):
@@ -572,7 +582,7 @@ def log_that_allocates(trt, detailed):
 tensorrt = engine.TensorRT("rtx")
 gc.set_threshold(1000)
 gc.collect()
-builders = [tensorrt._trt.Builder(make_log(tensorrt._trt, False))]
+builders = [tensorrt._trt.Builder(make_log(tensorrt._trt))]
 builders.append(builders)
 del builders  # a cycle, which waits for the collector
 engine._log = log_that_allocates

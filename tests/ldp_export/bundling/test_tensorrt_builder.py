@@ -11,6 +11,7 @@ import pytest
 from ldp_export.bundling.tensorrt_builder import _interruptible
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to a thread need POSIX")
 def test_ctrl_c_cancels_a_build_and_waits_for_its_end() -> None:
     """The process must not end under TensorRT's threads: that is an abort, or a crash, in place of exit code 130."""
