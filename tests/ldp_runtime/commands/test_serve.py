@@ -98,7 +98,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in ("app", "server"):  # imported again, which fails at fastapi
-        monkeypatch.delitem(sys.modules, f"ldp_runtime.service.{module}")
+        monkeypatch.delitem(sys.modules, f"ldp_runtime.service.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve"]) == 2
     assert "needs the package fastapi, which is not installed; run pip install 'ldp[serve]'" in capsys.readouterr().err
