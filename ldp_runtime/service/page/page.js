@@ -182,6 +182,7 @@ $("form").addEventListener("submit", async (event) => {
   setBusy(true);
   $("progress").hidden = false;
   $("progress").value = 0;
+  $("progress").setAttribute("aria-label", "Upload");
   say("Sending…");
   work = new AbortController();
   const { signal } = work;

@@ -279,8 +279,14 @@ def test_another_pair_may_follow_at_once_when_one_is_cancelled(page: Any) -> Non
     page.get_by_role("button", name="Cancel").click()
     assert page.locator("#status").inner_text() == "Cancelled."
     page.unroute_all()
-    restore(page)
+    held = hold(page, "**/v1/restorations")
+    page.get_by_role("button", name="Restore").click()
+    wait_for(page, held)
+    assert page.get_by_role("progressbar", name="Upload").is_visible()
+    held[0].continue_()
+    page.get_by_text("Done.").wait_for()
     assert page.get_by_role("alert").is_hidden()
+    page.unroute_all()
 
 
 def test_a_result_stays_when_the_next_is_cancelled_while_its_pictures_come(page: Any) -> None:
