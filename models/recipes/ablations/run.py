@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", default=[*MAIN, *DESIGNS], choices=[*TABLE6, *DESIGNS], metavar="ROW")
     parser.add_argument("--steps", type=int, default=500, help="steps of each run of Table 6")
     parser.add_argument(
-        "--design-steps", type=int, nargs=2, default=[450, 2400], help="steps of each run of the configs"
+        "--design-steps", type=int, nargs=2, default=[2100, 11200], help="steps of each run of the configs"
     )
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="arithmetic of the training")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
