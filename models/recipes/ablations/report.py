@@ -48,7 +48,7 @@ def markdown(report: Report) -> str:
         "",
         "What was run of the paper's Tables 5 and 6, and of configs against each other, on simulated pairs and a CPU. "
         "The paper's rows are its small network (width 32) after 6 million steps on DPD-blur: compare signs and order, "
-        f"not figures. All runs: crops of {options['crop']} px, {options['batch']} a step, {options['trained_on']:,} "
+        f"not figures. Runs take crops of {options['crop']} px, {options['batch']} a step, {options['trained_on']:,} "
         f"scenes, {options['precision']}, {options['threads']} thread; NAFNet's loss (minus PSNR). Scores are means "
         f"over the {options['held_out']} scenes that no run trained on; *blurred* are those with a DP disparity of "
         "more than 1 px somewhere. Written by `models/recipes/ablations/run.py`.",
@@ -193,9 +193,9 @@ def _designs(runs: Sequence[Run], options: Mapping[str, Any]) -> list[str]:
     header = ["", "parameters", "seeds", "steps", "time a run", "gain, dB", "gain, blurred scenes", "difference, dB"]
     return [
         "",
-        "## Configs at equal training time",
+        "## Configs at about equal training time",
         "",
-        f"A quarter of each config's channels, trained from scratch. {_READING} Gains are over the center view, with "
+        f"A quarter of each config's channels, trained from scratch in FP32. {_READING} Gains are over the center view, with "
         "CLIP's blur map.",
         "",
         markdown_table(header, lines),
