@@ -195,8 +195,8 @@ def _designs(runs: Sequence[Run], options: Mapping[str, Any]) -> list[str]:
         "",
         "## Configs at about equal training time",
         "",
-        f"A quarter of each config's channels, trained from scratch in FP32. {_READING} Gains are over the center view, with "
-        "CLIP's blur map.",
+        f"A quarter of each config's channels, trained from scratch in FP32. {_READING} Gains are over the center "
+        "view, with CLIP's blur map.",
         "",
         markdown_table(header, lines),
     ]
