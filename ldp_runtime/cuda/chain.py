@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -212,17 +213,22 @@ class CudaChain(Chain):
             self._runners.popitem(last=False)
 
     def _tilings(self, form: PairForm) -> Iterator[tuple[TileGrid, tuple[str, ...]]]:
-        """The tilings to try, one piece or what was taken before first, each with its notes for the user."""
+        """The tilings to try, each with its notes for the user; of a size that ran, what was taken then comes first."""
         found = self._tilings_found.get(form)
-        if found is not None:
-            yield found
-            if self._busy():
-                return
+        if found is None:
+            yield from self._all_tilings(form)
+            return
+        yield found
+        if not self._busy():
+            following = itertools.dropwhile(lambda tiling: tiling[0] != found[0], self._all_tilings(form))
+            yield from itertools.islice(following, 1, None)
+
+    def _all_tilings(self, form: PairForm) -> Iterator[tuple[TileGrid, tuple[str, ...]]]:
+        """One piece first, then smaller and smaller tiles."""
         manifest = self.bundle.manifest
         H, W = manifest.padding.padded_size(*form.along_x)
         if not form.restore:
-            if found is None:
-                yield TileGrid.cover(H, W, (H, W), multiple=manifest.tile_multiple), ()
+            yield TileGrid.cover(H, W, (H, W), multiple=manifest.tile_multiple), ()
             return
         # An engine for one size alone: the grid of attention windows has to give way.
         step = tile_multiple({}, manifest.padding.multiple, manifest.blur_cell)
@@ -232,8 +238,5 @@ class CudaChain(Chain):
         for tiles in tilings(
             H, W, self._tile, manifest.network, manifest.tile_multiple, whole_first=True, engine_sizes=sizes
         ):
-            if found is None:
-                yield tiles, describe_tiles(tiles, (w, h), manifest.network, reason)
-            elif tiles == found[0]:
-                found = None  # those after it are next
+            yield tiles, describe_tiles(tiles, (w, h), manifest.network, reason)
             reason = f"{self.device.name} did not take larger pieces (its memory, or the sizes of its engines)"
